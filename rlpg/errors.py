@@ -1,0 +1,55 @@
+"""Everything that can go wrong on purpose.
+
+    RlpgError
+    ├── UsageError              what the user typed or passed cannot be used (exit code 2)
+    │   ├── RecipeError         an unknown or ill-typed field of a recipe
+    │   ├── EnvironmentSetupError   an environment that is unknown, lacks an extra, or cannot be built
+    │   └── SpaceError          an observation or action space that is unsupported or does not fit
+    ├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
+    ├── FileError               a file that is missing, damaged or not ours (exit code 2)
+    └── TrainingError           a run that had to stop (exit code 1)
+        ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
+        └── NumericalFault      a loss, gradient or parameter stopped being finite
+"""
+
+from __future__ import annotations
+
+
+class RlpgError(Exception):
+    """The root: `except RlpgError` catches everything rlpg raises on purpose."""
+
+
+class UsageError(RlpgError):
+    """What was asked for cannot be done; the message says what can."""
+
+
+class RecipeError(UsageError):
+    """A recipe field that does not exist or a value of the wrong type or range."""
+
+
+class EnvironmentSetupError(UsageError):
+    """An environment that does not exist, lacks a package, or cannot be built."""
+
+
+class SpaceError(UsageError):
+    """A space that is not supported or does not fit the policy."""
+
+
+class EstimatorError(RlpgError):
+    """A gradient estimator applied where its assumptions do not hold."""
+
+
+class FileError(RlpgError):
+    """A file that is missing, damaged, or not what it claims to be."""
+
+
+class TrainingError(RlpgError):
+    """A run that had to stop; what was saved before stays valid."""
+
+
+class EnvironmentFault(TrainingError):
+    """The environment raised, died, hung, or returned something no gradient may see."""
+
+
+class NumericalFault(TrainingError):
+    """A loss, gradient or parameter that is not finite; raised before the optimiser step."""
