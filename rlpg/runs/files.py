@@ -1,0 +1,193 @@
+"""The one layer that touches the disk: all that a run does to files is a call of `os` in here.
+
+So a test that replaces this module's `os` can fail or kill the process at any operation. What is
+written is wholly there or not at all: a temporary name, fsync, one rename, fsync of the folder.
+Temporary names begin with `.tmp-`; who holds the run's lock may remove them (`remove_temporaries`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rlpg.errors import FileError, UsageError
+
+TEMPORARY = ".tmp-"
+_NO_SURPRISES = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # links, pipes, children
+
+
+def read(path: Path, *, limit: int) -> bytearray:
+    """The bytes of a regular file of at most `limit` bytes; never follows a link in the last place.
+
+    Raises:
+        FileError: missing, not a regular file, or too large; nothing was read then.
+    """
+    try:
+        descriptor = os.open(path, _NO_SURPRISES)
+    except OSError as error:
+        reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise FileError(f"{path}: expected a readable file, got {reason}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"{path}: expected a regular file, got something else")
+        if status.st_size > limit:
+            raise FileError(f"{path}: expected at most {limit} bytes, got {status.st_size}")
+        data = bytearray(status.st_size)
+        view, size = memoryview(data), 0
+        while size < len(data) and (count := os.readv(descriptor, [view[size:]])):
+            size += count
+        if size < len(data):
+            raise FileError(f"{path}: expected {len(data)} bytes, got {size}; it changed meanwhile")
+        return data
+    except OSError as error:
+        raise FileError(f"{path}: expected a readable file, got {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, atomically: a reader sees the old file or the new one, never a mix."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    try:
+        _write_new(temporary, data)
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def publish(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Make a new folder with the given files appear at once, complete; the folder must not exist.
+
+    Raises:
+        FileError: something is there already.
+        OSError: the disk refused; nothing has appeared.
+    """
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
+    try:
+        remove_tree(temporary)
+        os.mkdir(temporary)
+        for name, data in contents.items():
+            _write_new(temporary / name, data)
+        sync_folder(temporary)
+        if exists(folder):  # rename would replace an empty folder silently
+            raise FileError(f"{folder}: expected nothing there, got a file or folder; move it away")
+        os.rename(temporary, folder)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(temporary)
+        raise
+    sync_folder(folder.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of the file, wholly or (as far as the disk allows) not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            _write_all(descriptor, data)
+        except BaseException:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder and its parents; one that exists is fine."""
+    os.makedirs(folder, exist_ok=True)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in the folder, sorted by name; empty where there is no folder."""
+    try:
+        return sorted(folder / name for name in os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def exists(path: Path) -> bool:
+    """Whether anything is there, a dangling link included."""
+    return os.path.lexists(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a real folder is there; a link to one is not."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all it holds; links are not followed; nothing is fine too."""
+    if is_folder(path):
+        for entry in entries(path):
+            remove_tree(entry)
+        os.rmdir(path)
+    elif exists(path):
+        os.unlink(path)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed left in the folder. Call it under the folder's lock."""
+    for entry in entries(folder):
+        if entry.name.startswith(TEMPORARY):
+            remove_tree(entry)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in the folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file for the length of a `with`; the kernel frees it however the process dies.
+
+    Raises:
+        UsageError: another process holds it; the message has its process id.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise UsageError(
+                f"{path.parent}: expected a run that no one writes to, got one in use by process "
+                f"{holder}; wait for it or stop it"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)  # the file stays: removing it would race with the next holder
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,203 @@
+import ast
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlpg.errors import FileError, RecipeError
+from rlpg.runs import recipe as recipes
+from rlpg.runs.recipe import (
+    EnvironmentSettings,
+    LearnerSettings,
+    Recipe,
+    diff,
+    dumps,
+    flatten,
+    load_recipe,
+    loads,
+    override,
+    save,
+)
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+scalars = st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
+positives = st.floats(0, exclude_min=True, allow_infinity=False)
+counts = st.integers(1, 2**63)
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**70),
+        "total_steps": counts,
+        "environment.id": texts,
+        "environment.kwargs": st.dictionaries(texts, scalars | st.lists(scalars)),
+        "environment.max_episode_steps": st.none() | counts,
+        "policy.hidden": st.lists(counts).map(tuple),
+        "policy.log_std_floor": st.floats(allow_nan=False, allow_infinity=False),
+        "learner.lr": positives,
+        "learner.gae_lambda": st.none() | st.floats(0, 1),
+        "learner.max_grad_norm": st.none() | positives,
+        "learner.truncated_return": st.none() | st.sampled_from(["bootstrap", "drop"]),
+    },
+)
+
+
+@given(changes)
+def test_toml_round_trip_is_exact(typed):
+    settings = {k: v for k, v in typed.items() if not isinstance(v, str)}
+    recipe = override(Recipe(environment=EnvironmentSettings(id="x")), settings)
+    again = loads(dumps(recipe))
+    assert again == recipe
+    assert repr(again) == repr(recipe)  # == calls 1, 1.0 and True equal, and -0.0 and 0.0
+    assert override(Recipe(), flatten(recipe)) == recipe
+    assert all(getattr(recipe, k) == v for k, v in settings.items() if "." not in k)
+
+
+@given(texts)
+def test_any_string_survives_toml(text):
+    recipe = Recipe(environment=EnvironmentSettings(id=text, kwargs={text: text}))
+    assert loads(dumps(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("total_steps", "1_000_000", 1_000_000),
+        ("total_steps", "1e6", 1_000_000),
+        ("learner.lr", "1e-3", 0.001),
+        ("learner.gamma", "1", 1.0),
+        ("learner.max_grad_norm", "none", None),
+        ("learner.max_grad_norm", "2", 2.0),
+        ("learner.gae_lambda", "None", None),
+        ("learner.gamma_weight", "True", True),
+        ("policy.hidden", "64,64", (64, 64)),
+        ("policy.hidden", "32,", (32,)),
+        ("policy.hidden", "[8, 4]", (8, 4)),
+        ("policy.hidden", "", ()),
+        ("environment.id", "none", "none"),
+        ("environment.id", "12", "12"),
+        ("environment.kwargs", "{a = 1, b = [0.7, inf]}", {"a": 1, "b": [0.7, math.inf]}),
+        ("learner.truncated_return", "drop", "drop"),
+    ],
+)
+def test_command_line_text(key, text, value):
+    recipe = override(Recipe(), {key: text})
+    assert flatten(recipe)[key] == value
+    assert type(flatten(recipe)[key]) is type(value)
+
+
+def test_one_entry_of_a_table_is_set_by_its_own_key():
+    recipe = override(Recipe(), {"environment.kwargs.desc": '["SF", "FG"]'})
+    recipe = override(recipe, {"environment.kwargs.is_slippery": "false"})
+    assert recipe.environment.kwargs == {"desc": ["SF", "FG"], "is_slippery": False}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rollout.num_envs", 0, "rollout.num_envs: expected an integer >= 1, got 0"),
+        ("rollout.num_envs", True, "rollout.num_envs: expected an integer >= 1, got True"),
+        ("rollout.num_envs", 4.0, "rollout.num_envs: expected an integer >= 1, got 4.0"),
+        ("rollout.num_envs", "4.5", "rollout.num_envs: expected an integer >= 1, got '4.5'"),
+        ("total_steps", "1e999999999", "expected an integer >= 1, got '1e999999999'"),
+        ("learner.gamma", 1.01, "learner.gamma: expected a number in [0, 1], got 1.01"),
+        ("learner.gamma", math.nan, "learner.gamma: expected a number in [0, 1], got nan"),
+        ("learner.lr", "0", "learner.lr: expected a number > 0, got 0.0"),
+        ("learner.lr", math.inf, "learner.lr: expected a number > 0, got inf"),
+        ("learner.lr", 10**400, "learner.lr: expected a number > 0, got 1000"),
+        ("learner.gamma_weight", 1, "learner.gamma_weight: expected true or false, got 1"),
+        ("learner.max_grad_norm", -1, "expected a number > 0 or none, got -1"),
+        ("learner.baseline", "critic", "expected one of none, moving_average, time_step,"),
+        ("policy.hidden", [64, 0], "policy.hidden: expected a list, each entry an integer >= 1"),
+        ("policy.hidden", 64, "policy.hidden: expected a list, each entry an integer >= 1, got 64"),
+        ("environment.kwargs", {"a": {}}, "environment.kwargs: expected a table, each value"),
+        ("environment.kwargs.a", None, "environment.kwargs.a: expected a list"),
+        ("rollout", 3, "rollout: expected a table, got 3"),
+        ("rollout.num_env", 1, "rollout.num_env: no such setting; did you mean rollout.num_envs"),
+        ("learner.num_envs", 1, "did you mean rollout.num_envs"),
+        ("gamma", 1, "gamma: no such setting; did you mean learner.gamma?"),
+        ("seed.x", 1, "seed.x: no such setting; did you mean seed"),
+        ("learner.gamma.x", 1, "learner.gamma.x: no such setting"),
+        ("zzz.qqq", 1, "zzz.qqq: no such setting; the sections are environment, policy, rollout"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(key, value, message):
+    with pytest.raises(RecipeError) as caught:
+        override(Recipe(), {key: value})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = ", "run.toml: Invalid value (at end of document)"),
+        ("rollout = 3", "run.toml: rollout: expected a table, got 3"),
+        ("[seed]\nx = 1", "run.toml: seed: expected an integer >= 0, got {'x': 1}"),
+        ("[rollout]\nnum_envs = '4'", "run.toml: rollout.num_envs: expected an integer >= 1"),
+        ("[rollout]\nnum_envs = 4.0", "run.toml: rollout.num_envs: expected an integer >= 1"),
+        ("[rolout]\nnum_envs = 4", "run.toml: rolout: no such setting; did you mean rollout"),
+        ("[learner]\nnum_envs = 4", "run.toml: learner.num_envs: no such setting; did you mean"),
+        ("x = " + "[" * 100_000, "run.toml: "),
+    ],
+)
+def test_a_file_is_judged_as_strictly(text, message):
+    with pytest.raises(RecipeError) as caught:
+        loads(text, source="run.toml")
+    assert str(caught.value).startswith(message)
+
+
+def test_direct_construction_is_checked_and_normalised():
+    assert LearnerSettings(gamma=1).gamma == 1.0
+    assert isinstance(LearnerSettings(gamma=1).gamma, float)
+    with pytest.raises(RecipeError, match=r"learner\.gamma: expected a number in \[0, 1\], got 2"):
+        LearnerSettings(gamma=2)
+
+
+def test_gae_lambda_needs_the_value_baseline():
+    with pytest.raises(RecipeError, match=r"set learner\.gae_lambda=none"):
+        override(Recipe(), {"learner.baseline": "linear"})
+    assert override(
+        Recipe(), {"learner.baseline": "linear", "learner.gae_lambda": None}
+    ).learner == LearnerSettings(baseline="linear", gae_lambda=None)
+
+
+def test_a_caller_keeps_no_hold_on_the_kwargs():
+    kwargs = {"a": [1]}
+    recipe = Recipe(environment=EnvironmentSettings(kwargs=kwargs))
+    kwargs["a"].append(2)
+    kwargs["b"] = 1
+    assert recipe.environment.kwargs == {"a": [1]}
+
+
+def test_save_load_diff(tmp_path):
+    recipe = override(Recipe(), {"learner.lr": 1e-4, "seed": 3})
+    save(recipe, tmp_path / "recipe.toml")
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
+    assert diff(Recipe(), recipe) == {"seed": (0, 3), "learner.lr": (Recipe().learner.lr, 1e-4)}
+    with pytest.raises(FileError, match=r"nowhere\.toml: expected a readable file, got No such"):
+        load_recipe(tmp_path / "nowhere.toml")
+    (tmp_path / "latin.toml").write_bytes(b'agent = "\xe9"')
+    with pytest.raises(RecipeError, match=r"latin\.toml: expected UTF-8 text"):
+        load_recipe(tmp_path / "latin.toml")
+
+
+def test_every_setting_has_a_help_text():
+    tree = ast.parse(Path(recipes.__file__).read_text())
+    helped = set()
+    for settings in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        section = settings.name.removesuffix("Settings").lower()
+        for entry, text in itertools.pairwise(settings.body):
+            if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr):
+                helped.add(f"{section}.{entry.target.id}".removeprefix("recipe."))
+    assert set(flatten(Recipe())) <= helped
+
+
+def test_importing_recipes_imports_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'tensorboard', 'safetensors', 'gymnasium'}"
+    code = f"import sys, rlpg.runs.recipe; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
