@@ -1,0 +1,21 @@
+"""From environments to rollouts: `make_envs`, `Collector`, `Rollout`."""
+
+from rlpg.rollouts.collector import Collector
+from rlpg.rollouts.environments import BACKENDS, MadeEnvs, find_spec, make_envs
+from rlpg.rollouts.rollout import Episodes, Rollout
+from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed
+from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
+
+__all__ = [
+    "BACKENDS",
+    "Collector",
+    "EpisodeSeeds",
+    "Episodes",
+    "MadeEnvs",
+    "Rollout",
+    "autoreset_mode",
+    "derived_seed",
+    "find_spec",
+    "make_envs",
+    "probe_action_mask",
+]

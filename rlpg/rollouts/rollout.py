@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ class Rollout:
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with its tensors on `device`; the episode statistics stay in numpy."""
         moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value
+            name: value.to(device)
             for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
-        return Rollout(**moved)
+        return replace(self, **moved)

@@ -1,0 +1,253 @@
+"""The slots of a rollout while it is collected, and what is made of them afterwards.
+
+`Slots` is written once per step; `assemble` turns it into a `Rollout` on whole `[T, N]` arrays:
+which slots are real, where each step stands in its episode, and the episodes that ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlpg.errors import EnvironmentFault
+from rlpg.policies.observations import Observations
+from rlpg.rollouts.rollout import Episodes, Rollout
+
+
+@dataclass(frozen=True)
+class RunningEpisodes:
+    """What the unfinished episodes have amounted to so far."""
+
+    returns: np.ndarray  # [N] float64
+    lengths: np.ndarray  # [N] int64
+
+    @staticmethod
+    def none(num_envs: int) -> RunningEpisodes:
+        """No episode has begun."""
+        return RunningEpisodes(np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64))
+
+
+class Slots:
+    """Preallocated `[T, N]` tensors, and numpy arrays that share their memory."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        observations: Observations,
+        action_shape: tuple[int, ...],
+        action_dtype: torch.dtype,
+    ) -> None:
+        self.capacity = num_steps
+        self.num_envs = num_envs
+        self.obs = torch.empty(
+            (num_steps + 1, num_envs, *observations.shape), dtype=observations.torch_dtype
+        )  # [T + 1, N, *O]
+        self.action = torch.empty((num_steps, num_envs, *action_shape), dtype=action_dtype)
+        self.reward = np.empty((num_steps, num_envs))  # float64: returns are summed from it
+        self.terminated = np.empty((num_steps, num_envs), dtype=bool)
+        self.truncated = np.empty((num_steps, num_envs), dtype=bool)
+        self.final: list[tuple[int, np.ndarray, np.ndarray]] = []  # (t, [K] envs, [K, *O] obs)
+        self._share()
+
+    def grow(self) -> None:
+        """Doubles the capacity."""
+        self.obs = torch.cat([self.obs, torch.empty_like(self.obs[1:])])
+        self.action = torch.cat([self.action, torch.empty_like(self.action)])
+        self.reward = np.concatenate([self.reward, np.empty_like(self.reward)])
+        self.terminated = np.concatenate([self.terminated, np.empty_like(self.terminated)])
+        self.truncated = np.concatenate([self.truncated, np.empty_like(self.truncated)])
+        self.capacity *= 2
+        self._share()
+
+    def put_outcome(self, t: int, reward: Any, terminated: Any, truncated: Any) -> np.ndarray:
+        """Writes what the environments paid and whether they ended; returns the ends, `[N]` bool.
+
+        Raises:
+            EnvironmentFault: not one number or flag per environment.
+        """
+        shape = (self.num_envs,)
+        reward_shape, reward_kind = _form(reward)
+        if reward_shape != shape or reward_kind not in "fiub":
+            raise _unfit("reward", self.num_envs, "numbers", reward)
+        if _form(terminated) != (shape, "b"):
+            raise _unfit("terminated", self.num_envs, "booleans", terminated)
+        if _form(truncated) != (shape, "b"):
+            raise _unfit("truncated", self.num_envs, "booleans", truncated)
+        self.reward[t] = reward
+        self.terminated[t] = terminated
+        self.truncated[t] = truncated
+        ended: np.ndarray = terminated | truncated
+        return ended
+
+    def put_final(self, t: int, envs: np.ndarray, obs: np.ndarray) -> None:
+        """Keeps last observations `[K, *O]` that `obs[t + 1]` does not hold."""
+        self.final.append((t, envs, obs))
+
+    def _share(self) -> None:
+        self.obs_array = self.obs.numpy()
+        self.action_array = self.action.numpy()
+
+
+def assemble(
+    slots: Slots,
+    num_steps: int,
+    ended_before: np.ndarray,
+    running: RunningEpisodes,
+    *,
+    reset_takes_a_step: bool,
+    quota: int | None,
+    first_step: int,
+) -> tuple[Rollout, RunningEpisodes]:
+    """The rollout of the first T slots, and the episodes that are still running after it.
+
+    Args:
+        slots: T of them filled.
+        num_steps: T.
+        ended_before: `[N]` bool, an episode ended in the step before the first slot.
+        running: the episodes that reach into the first slot.
+        reset_takes_a_step: the slot after an end is no transition (NEXT_STEP).
+        quota: episodes per environment after which its slots are not valid.
+        first_step: number of the first slot, for messages.
+
+    Raises:
+        EnvironmentFault: a number that is not finite, or an end in a slot that only resets.
+    """
+    reward = slots.reward[:num_steps]  # [T, N]
+    done = slots.terminated[:num_steps] | slots.truncated[:num_steps]
+    after_end = np.concatenate([ended_before[None], done[:-1]])  # [T, N]
+    valid = ~after_end if reset_takes_a_step else np.ones_like(done)
+    if (done & ~valid).any():
+        t, n = np.argwhere(done & ~valid)[0]
+        raise EnvironmentFault(
+            f"step {first_step + t}, environment {n}: expected a NEXT_STEP environment to reset "
+            "in the step after an end, got another end; its metadata may name the wrong mode"
+        )
+    time, lengths = _time(done, after_end, running.lengths, reset_takes_a_step)
+    if quota is not None:
+        valid &= np.cumsum(done, axis=0) - done < quota
+    done &= valid
+    terminated = slots.terminated[:num_steps] & valid
+    truncated = slots.truncated[:num_steps] & valid & ~terminated  # both at once: termination
+    reward = np.where(valid, reward, 0.0)
+    step, env, final_obs = _final(slots, valid)
+    paid = reward.astype(np.float32)
+    obs = slots.obs[: num_steps + 1]
+    _check_finite(obs.numpy(), paid, final_obs, step, env, first_step)
+    episodes, returns = _episodes(reward, done, time, running.returns)
+    rollout = Rollout(
+        obs=obs,
+        action=slots.action[:num_steps],
+        log_prob=None,
+        reward=torch.from_numpy(paid),
+        terminated=torch.from_numpy(terminated),
+        truncated=torch.from_numpy(truncated),
+        valid=torch.from_numpy(valid),
+        time=torch.from_numpy(time * valid),
+        final_obs=final_obs,
+        final_step=torch.from_numpy(step),
+        final_env=torch.from_numpy(env),
+        episodes=episodes,
+    )
+    return rollout, RunningEpisodes(returns, lengths)
+
+
+def _time(
+    done: np.ndarray, after_end: np.ndarray, elapsed: np.ndarray, reset_takes_a_step: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[T, N]` index of each step within its episode, and the `[N]` lengths so far at the end."""
+    index = np.arange(len(done))[:, None]
+    begins = after_end.copy()
+    if reset_takes_a_step:
+        begins[1:] = after_end[:-1]
+        begins[0] = False
+    first = np.maximum.accumulate(np.where(begins, index, -1))  # [T, N], -1: before the rollout
+    time = np.where(first >= 0, index - first, index + elapsed)
+    if reset_takes_a_step:
+        time[after_end] = -1  # the reset step itself; the next one is 0
+    return time, np.where(done[-1], 0, time[-1] + 1)
+
+
+def _episodes(
+    reward: np.ndarray, done: np.ndarray, time: np.ndarray, before: np.ndarray
+) -> tuple[Episodes, np.ndarray]:
+    """The episodes that ended, in the order of their ends, and the `[N]` returns of the others.
+
+    Each episode is summed by itself: differences of one long running sum would lose the digits
+    of a small episode behind a large one.
+    """
+    num_steps, num_envs = reward.shape
+    by_env = reward.T.copy()  # [N, T]
+    by_env[:, 0] += before
+    first = np.ones((num_envs, num_steps), dtype=bool)
+    first[:, 1:] = done.T[:, :-1]
+    starts = np.flatnonzero(first)  # a new piece after every end, and at every environment's start
+    sums = np.add.reduceat(by_env.reshape(num_envs * num_steps), starts)
+    piece = np.cumsum(first).reshape(num_envs, num_steps).T - 1  # [T, N] index into sums
+    step, env = np.nonzero(done)
+    ended = Episodes(
+        returns=sums[piece[step, env]], lengths=time[step, env] + 1, env=env, step=step
+    )
+    return ended, np.where(done[-1], 0.0, sums[piece[-1]])
+
+
+def _final(slots: Slots, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """`[K]` steps, `[K]` environments and `[K, *O]` last observations of valid episodes."""
+    if not slots.final:
+        none = np.zeros(0, dtype=np.int64)
+        return none, none, slots.obs.new_empty((0, *slots.obs.shape[2:]))
+    step = np.concatenate([np.full(len(envs), t) for t, envs, _ in slots.final])
+    env = np.concatenate([envs for _, envs, _ in slots.final])
+    obs = np.concatenate([last for _, _, last in slots.final])
+    keep = valid[step, env]
+    return step[keep], env[keep], torch.from_numpy(obs[keep])
+
+
+def _check_finite(
+    obs: np.ndarray,
+    reward: np.ndarray,
+    final_obs: Tensor,
+    final_step: np.ndarray,
+    final_env: np.ndarray,
+    first_step: int,
+) -> None:
+    """Raises on the first number that is not finite in float32, naming step and environment."""
+    wrong: list[tuple[int, int, str]] = []
+    if not np.isfinite(reward).all():
+        t, n = np.argwhere(~np.isfinite(reward))[0]
+        wrong.append((int(t), int(n), f"reward: expected a finite float32, got {reward[t, n]}"))
+    if obs.dtype.kind == "f":
+        if not np.isfinite(obs).all():
+            t, n, *where = np.argwhere(~np.isfinite(obs))[0].tolist()
+            wrong.append((t - 1, n, _not_finite(obs[(t, n, *where)], where)))
+        last = final_obs.numpy()
+        if not np.isfinite(last).all():
+            k, *where = np.argwhere(~np.isfinite(last))[0].tolist()
+            place = int(final_step[k]), int(final_env[k])
+            wrong.append((*place, _not_finite(last[(k, *where)], where)))
+    if wrong:
+        t, n, what = min(wrong)
+        raise EnvironmentFault(f"step {first_step + t}, environment {n}: {what}")
+
+
+def _not_finite(value: float, where: list[int]) -> str:
+    return f"observation: expected finite float32 numbers, got {value} at {where}"
+
+
+def _form(value: Any) -> tuple[tuple[int, ...], str]:
+    if not isinstance(value, np.ndarray):
+        return (), type(value).__name__
+    return value.shape, value.dtype.kind
+
+
+def _unfit(name: str, num_envs: int, what: str, value: Any) -> EnvironmentFault:
+    got = (
+        f"{value.dtype} {list(value.shape)}"
+        if isinstance(value, np.ndarray)
+        else type(value).__name__
+    )
+    return EnvironmentFault(f"{name}: expected {num_envs} {what} in an array [N], got {got}")

@@ -1,0 +1,298 @@
+"""`Collector`: steps a vector environment with a policy and hands out rollouts.
+
+The three autoreset modes of Gymnasium come out as the same rollout. What differs is where the
+reset happens, and therefore which of the T x N slots are real and where the last observation of
+an episode is found:
+
+    mode       the reset happens in             slot after an end     last observation
+    NEXT_STEP  the step after the end           no transition         obs[t + 1]
+    SAME_STEP  the step of the end              the next episode      info["final_obs"]
+    DISABLED   reset(reset_mask) by us          the next episode      what the step returned
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from rlpg.errors import EnvironmentFault, RlpgError, UsageError
+from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble
+from rlpg.rollouts.rollout import Rollout
+from rlpg.rollouts.seeds import derived_seed, is_seeded, mark_seeded
+from rlpg.rollouts.vector import (
+    autoreset_mode,
+    batched_mask,
+    final_observations,
+    remembers_ends,
+)
+
+if TYPE_CHECKING:
+    from rlpg.policies import Policy
+
+_FIRST_CHUNK = 128  # steps; episodes() does not know how long they will be, so its buffers double
+
+
+class Collector:
+    """Collects rollouts, each continuing where the last one stopped.
+
+    Args:
+        envs: any `gymnasium.vector.VectorEnv`. If nothing has seeded it yet (`make_envs` does),
+            the first reset does, from `seed`.
+        policy: draws the actions; on its device before the collector is made.
+        seed: of the actions.
+        log_prob: whether rollouts carry `log_prob`; a learner that computes it anyway saves the
+            pass by turning it off.
+
+    One step is one `policy.draw`, one `envs.step` and a few copies into preallocated arrays;
+    everything else is computed once per rollout on whole `[T, N]` arrays.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        policy: Policy,
+        seed: int | np.random.SeedSequence = 0,
+        *,
+        log_prob: bool = True,
+    ) -> None:
+        self.envs = envs
+        self.policy = policy
+        self.num_envs = envs.num_envs
+        self.env_steps = 0  # real transitions so far
+        self.vector_steps = 0  # calls of envs.step so far
+        self._mode = autoreset_mode(envs)
+        self._observations = policy.observations
+        self._log_prob = log_prob
+        self._seed = (
+            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        )
+        self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
+        self._generator = torch.Generator(self._device)
+        self._generator.manual_seed(int(self._seed.generate_state(1, np.uint64)[0]))
+        self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
+        self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
+        self._running = RunningEpisodes.none(self.num_envs)
+        self._carry: Any = None
+
+    def steps(self, num_steps: int) -> Rollout:
+        """The next `num_steps` steps of every environment; episodes run on into the next call."""
+        if num_steps < 1:
+            raise UsageError(f"steps: expected at least 1, got {num_steps}")
+        if self._obs is None:
+            self._start()
+        slots = self._slots(num_steps)
+        ended_before = self._ended
+        with torch.inference_mode():
+            for t in range(num_steps):
+                self._step(slots, t)
+        return self._rollout(slots, num_steps, ended_before, quota=None)
+
+    def episodes(self, per_env: int = 1, *, max_steps: int = 100_000) -> Rollout:
+        """Exactly `per_env` whole episodes of every environment, from a fresh reset.
+
+        "The first k to finish" would over-represent short episodes. Environments that are done
+        early step on, but those slots are not `valid`. Episodes that were running are dropped.
+
+        Args:
+            per_env: episodes per environment.
+            max_steps: mean length of an environment's episodes beyond which they count as never
+                ending.
+
+        Raises:
+            EnvironmentFault: an environment owes an episode after `per_env * max_steps` steps.
+        """
+        if per_env < 1:
+            raise UsageError(f"episodes: expected at least 1 per environment, got {per_env}")
+        self._start()
+        slots = self._slots(_FIRST_CHUNK)
+        ended_before = self._ended
+        owed = np.full(self.num_envs, per_env)
+        limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
+        t = 0
+        with torch.inference_mode():
+            while True:
+                ended = self._step(slots, t)
+                t += 1
+                if ended.any():
+                    owed -= ended
+                    if owed.max() <= 0:
+                        break
+                if t >= limit:
+                    raise EnvironmentFault(
+                        f"environment {int(owed.argmax())}: expected {per_env} episodes to end "
+                        f"within {limit} steps, got {per_env - int(owed.max())}; "
+                        "give it a time limit (max_episode_steps) or raise max_steps"
+                    )
+                if t == slots.capacity:
+                    slots.grow()
+        rollout = self._rollout(slots, t, ended_before, quota=per_env)
+        self.restart()  # the episodes past the quota are no one's
+        return rollout
+
+    def restart(self) -> None:
+        """Makes the next rollout begin with a reset; running episodes are dropped."""
+        self._obs = None
+        self._carry = None
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.envs.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, random stream and unfinished episodes, as numbers and numpy arrays.
+
+        What the environments themselves are in the middle of is theirs to save.
+        """
+        return {
+            "env_steps": self.env_steps,
+            "vector_steps": self.vector_steps,
+            "generator": self._generator.get_state().numpy().copy(),
+            "obs": None if self._obs is None else self._obs.copy(),
+            "ended": self._ended.copy(),
+            "returns": self._running.returns.copy(),
+            "lengths": self._running.lengths.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state_dict`, for environments brought back to the same point.
+
+        Environments that are not need a `restart` after this.
+        """
+        self.env_steps = int(state["env_steps"])
+        self.vector_steps = int(state["vector_steps"])
+        self._generator.set_state(torch.from_numpy(np.array(state["generator"], dtype=np.uint8)))
+        self._obs = None if state["obs"] is None else np.array(state["obs"])
+        self._ended = np.array(state["ended"], dtype=bool)
+        self._running = RunningEpisodes(
+            returns=np.array(state["returns"], dtype=np.float64),
+            lengths=np.array(state["lengths"], dtype=np.int64),
+        )
+        self._carry = None
+
+    # ------------------------------------------------------------------------------- internals
+
+    def _start(self) -> None:
+        """Resets every environment; the statistics of running episodes start at zero."""
+        seed = None
+        if not is_seeded(self.envs):
+            seed = derived_seed(self._seed, 0, 0)
+            mark_seeded(self.envs)
+        try:
+            obs, info = self.envs.reset(seed=seed)
+            self._obs = self._pack(obs, info, maskless=None)
+        except Exception as error:
+            raise _fault(f"reset before step {self.vector_steps}", error) from error
+        if not remembers_ends(self.envs):
+            self._ended = np.zeros(self.num_envs, dtype=bool)
+        self._running = RunningEpisodes.none(self.num_envs)
+        self._carry = None
+
+    def _slots(self, num_steps: int) -> Slots:
+        head = self.policy.head
+        slots = Slots(
+            num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
+        )
+        slots.obs_array[0] = self._obs
+        return slots
+
+    def _step(self, slots: Slots, t: int) -> np.ndarray:
+        """Fills slot t of the rollout; returns `[N]` bool, whose episode ended in it."""
+        obs = slots.obs[t].to(self._device)  # [N, *O]
+        action, carry = self.policy.draw(obs, self._carry, self._generator)
+        drawn = action.cpu().numpy()  # [N, *A]
+        slots.action_array[t] = drawn
+        env_action = self.policy.head.to_env(drawn)
+        try:
+            raw, reward, terminated, truncated, info = self.envs.step(env_action)
+            ended = slots.put_outcome(t, reward, terminated, truncated)  # [N]
+            packed = self._pack(
+                raw, info, maskless=None if self._mode is AutoresetMode.SAME_STEP else ended
+            )  # [N, *O]
+            if ended.any():
+                self._turn_over(slots, t, ended, packed, info)
+        except Exception as error:
+            raise _fault(f"step {self.vector_steps}", error) from error
+        slots.obs_array[t + 1] = packed
+        if carry is not None:
+            begins = self._ended if self._mode is AutoresetMode.NEXT_STEP else ended
+            carry = restarted(carry, torch.from_numpy(begins).to(self._device))
+        self._carry = carry
+        self._ended = ended
+        self.vector_steps += 1
+        return ended
+
+    def _turn_over(
+        self,
+        slots: Slots,
+        t: int,
+        ended: np.ndarray,
+        packed: np.ndarray,
+        info: Mapping[str, Any],
+    ) -> None:
+        """Puts aside the true last observations and makes `packed` hold what is acted on next."""
+        rows = np.flatnonzero(ended)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # The last observation stays; an end may allow no action, yet the draw whose action
+            # the reset ignores must not fail.
+            if self._observations.mask_slice is not None:
+                packed[rows, self._observations.mask_slice] = 1
+        elif self._mode is AutoresetMode.SAME_STEP:
+            slots.put_final(t, rows, final_observations(info, rows, self._observations))
+        else:
+            slots.put_final(t, rows, packed[rows])
+            obs, info = self.envs.reset(options={"reset_mask": ended.copy()})
+            packed[rows] = self._pack(obs, info, maskless=~ended)[rows]
+
+    def _pack(self, obs: Any, info: Mapping[str, Any], maskless: np.ndarray | None) -> np.ndarray:
+        """`[N, *O]`; the environments in `maskless` need not have given an action mask."""
+        mask = None
+        if self._observations.info_mask:
+            mask = batched_mask(info, self.num_envs, maskless)
+        packed: np.ndarray = self._observations.pack(obs, self.num_envs, mask=mask)
+        return packed
+
+    def _rollout(
+        self, slots: Slots, num_steps: int, ended_before: np.ndarray, quota: int | None
+    ) -> Rollout:
+        """The rollout of the filled slots, with everything that is computed once for all steps."""
+        first = self.vector_steps - num_steps
+        rollout, self._running = assemble(
+            slots,
+            num_steps,
+            ended_before,
+            self._running,
+            reset_takes_a_step=self._mode is AutoresetMode.NEXT_STEP,
+            quota=quota,
+            first_step=first,
+        )
+        self._obs = slots.obs_array[num_steps].copy()
+        self.env_steps += rollout.num_steps
+        if not self._log_prob:
+            return rollout
+        with torch.no_grad():
+            distribution, _ = self.policy(rollout.obs[:-1].to(self._device))
+            log_prob = distribution.log_prob(rollout.action.to(self._device)).cpu()
+        return replace(rollout, log_prob=log_prob)
+
+
+def restarted(carry: Any, begins: Tensor) -> Any:
+    """The carry with zeros where an episode begins.
+
+    Args:
+        carry: a tensor `[N, ...]`, or a tuple of them.
+        begins: `[N]` bool.
+    """
+    if isinstance(carry, tuple):
+        return tuple(restarted(part, begins) for part in carry)
+    return torch.where(begins.reshape(-1, *(1,) * (carry.ndim - 1)), 0.0, carry)
+
+
+def _fault(where: str, error: Exception) -> EnvironmentFault:
+    words = str(error) if isinstance(error, RlpgError) else f"{type(error).__name__}: {error}"
+    return EnvironmentFault(f"{where}: {words}")

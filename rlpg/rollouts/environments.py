@@ -1,0 +1,333 @@
+"""From what a user names to a seeded vector environment: ids, backends, time caps."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rlpg.errors import EnvironmentSetupError, RlpgError
+from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, is_seeded, mark_seeded
+from rlpg.rollouts.vector import autoreset_mode
+
+AnyEnv = gymnasium.Env[Any, Any]
+AnyVectorEnv = VectorEnv[Any, Any, Any]
+
+BACKENDS = ("auto", "native", "sync", "async", "envpool")
+
+_INSTALL = {  # word in the import error -> what to type
+    "box2d": 'pip install "rlpg[box2d]"',
+    "mujoco is not": 'pip install "rlpg[mujoco]"',
+    "'mujoco'": 'pip install "rlpg[mujoco]"',
+    "ale_py": 'pip install "rlpg[atari]"',
+    "jax": 'pip install "gymnasium[jax]"',
+    "envpool": 'pip install "rlpg[envpool]"',
+    "pygame": 'pip install "rlpg[video]"',
+}
+
+
+class MadeEnvs(NamedTuple):
+    """A vector environment and one line for the user: its backend and what was done to it."""
+
+    envs: AnyVectorEnv
+    description: str
+
+
+def make_envs(
+    env: str | AnyEnv | AnyVectorEnv,
+    num_envs: int = 1,
+    *,
+    seed: int | np.random.SeedSequence,
+    kwargs: Mapping[str, Any] | None = None,
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    episode_cap: int | None = 1000,
+) -> MadeEnvs:
+    """`num_envs` copies of an environment in one seeded vector environment.
+
+    Args:
+        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), one
+            environment, or a vector environment, which is used as it is.
+        num_envs: how many. One environment object without a registered id stays alone.
+        seed: of the run; every episode's seed is derived from it.
+        kwargs: for the environment's constructor.
+        backend: `native` (the environment's own vector version), `sync` (one after the other),
+            `async` (a process each), `envpool`, or `auto`: native where there is one, else sync.
+        max_episode_steps: time limit that replaces the registered one.
+        episode_cap: time limit for environments that have none, in steps; None for no cap.
+
+    EnvPool reports an episode that terminates on the very step of its time limit as truncated
+    only; every other backend keeps both flags.
+
+    Raises:
+        EnvironmentSetupError: in one line, what was expected, what was got and what to do.
+    """
+    if num_envs < 1:
+        raise EnvironmentSetupError(f"num_envs: expected at least 1, got {num_envs}")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise EnvironmentSetupError(
+            f"max_episode_steps: expected at least 1, got {max_episode_steps}"
+        )
+    if backend not in BACKENDS:
+        raise EnvironmentSetupError(
+            f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}"
+        )
+    run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+    options = dict(kwargs or {})
+    with _own_words(env):
+        if isinstance(env, VectorEnv):
+            return _given_vector(env, run, options, backend, max_episode_steps)
+        if isinstance(env, gymnasium.Env):
+            return _given_env(env, num_envs, run, options, backend, max_episode_steps, episode_cap)
+        if backend == "envpool":
+            return _envpool(env, num_envs, run, options, max_episode_steps, episode_cap)
+        return _from_id(env, num_envs, run, options, backend, max_episode_steps, episode_cap)
+
+
+# ---------------------------------------------------------------------------- the four sources
+
+
+def _given_vector(
+    envs: AnyVectorEnv,
+    run: np.random.SeedSequence,
+    options: dict[str, Any],
+    backend: str,
+    max_episode_steps: int | None,
+) -> MadeEnvs:
+    if options or backend != "auto" or max_episode_steps is not None:
+        raise EnvironmentSetupError(
+            f"env: expected an id to apply kwargs, backend or max_episode_steps to, got {envs}; "
+            "set them where the vector environment is made"
+        )
+    autoreset_mode(envs)
+    if not is_seeded(envs):
+        envs.reset(seed=derived_seed(run, 0, 0))
+        mark_seeded(envs)
+    return MadeEnvs(envs, f"{envs.num_envs} environments as given, {type(envs.unwrapped).__name__}")
+
+
+def _given_env(
+    env: AnyEnv,
+    num_envs: int,
+    run: np.random.SeedSequence,
+    options: dict[str, Any],
+    backend: str,
+    max_episode_steps: int | None,
+    episode_cap: int | None,
+) -> MadeEnvs:
+    if options or backend not in ("auto", "sync"):
+        raise EnvironmentSetupError(
+            f"env: expected an id to apply kwargs or backend={backend!r} to, got {env}; "
+            "an environment object runs in this process as it was made"
+        )
+    spec, existing = env.spec, _existing_limit(env)
+    if existing is not None and max_episode_steps is not None and max_episode_steps > existing:
+        raise EnvironmentSetupError(
+            f"max_episode_steps: expected at most the {existing} that {env} already has, "
+            f"got {max_episode_steps}; make it with a longer TimeLimit"
+        )
+    limit, note = _limit(existing, max_episode_steps, episode_cap)
+    copies = num_envs if spec is not None else 1
+    alone = f"not {num_envs}: it has no registered id to copy it from" if copies < num_envs else ""
+
+    def make_one(index: int) -> AnyEnv:
+        one = env if index == 0 or spec is None else gymnasium.make(spec)
+        if limit is not None and limit != existing:
+            one = gymnasium.wrappers.TimeLimit(one, limit)
+        return EpisodeSeeds(one, run, index)
+
+    envs = SyncVectorEnv(
+        [partial(make_one, n) for n in range(copies)],
+        copy=False,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    mark_seeded(envs)
+    return MadeEnvs(envs, _describe(str(spec.id if spec else env), copies, "sync", alone, note))
+
+
+def _from_id(
+    env_id: str,
+    num_envs: int,
+    run: np.random.SeedSequence,
+    options: dict[str, Any],
+    backend: str,
+    max_episode_steps: int | None,
+    episode_cap: int | None,
+) -> MadeEnvs:
+    spec, version_note = find_spec(env_id)
+    registered = spec.max_episode_steps
+    if "max_num_frames_per_episode" in spec.kwargs:  # Atari counts frames itself
+        episode_cap = None
+    limit, note = _limit(registered, max_episode_steps, episode_cap)
+    if backend == "auto":
+        backend = "native" if _has_native(spec) else "sync"
+    envs: AnyVectorEnv
+    if backend == "native":
+        if spec.vector_entry_point is None:
+            raise EnvironmentSetupError(
+                f"backend: expected an environment with a vector version for 'native', "
+                f"got {spec.id}; use 'sync' or 'async'"
+            )
+        if limit is not None:
+            options["max_episode_steps"] = limit
+        envs = gymnasium.make_vec(
+            spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
+        )
+        autoreset_mode(envs)
+        envs.reset(seed=derived_seed(run, 0, 0))
+    else:
+        makers: list[Callable[[], AnyEnv]] = [
+            partial(_make_one, spec, options, limit, run, n) for n in range(num_envs)
+        ]
+        made = AsyncVectorEnv if backend == "async" else SyncVectorEnv
+        envs = made(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    mark_seeded(envs)
+    return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
+
+
+def _make_one(
+    spec: EnvSpec,
+    options: dict[str, Any],
+    limit: int | None,
+    run: np.random.SeedSequence,
+    index: int,
+) -> AnyEnv:
+    # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
+    # place.
+    made = gymnasium.make(
+        spec, max_episode_steps=-1 if limit is None else limit, disable_env_checker=True, **options
+    )
+    return EpisodeSeeds(made, run, index)
+
+
+def _envpool(
+    env_id: str,
+    num_envs: int,
+    run: np.random.SeedSequence,
+    options: dict[str, Any],
+    max_episode_steps: int | None,
+    episode_cap: int | None,
+) -> MadeEnvs:
+    import envpool
+
+    known = envpool.list_all_envs()
+    if env_id not in known:
+        raise EnvironmentSetupError(_unknown(env_id, known, "an id that EnvPool has"))
+    default = int(envpool.make_spec(env_id).config.max_episode_steps)
+    registered = default if default < 2**31 - 1 else None
+    limit, note = _limit(registered, max_episode_steps, episode_cap)
+    if limit is not None:
+        options["max_episode_steps"] = limit
+    seeds = [derived_seed(run, n, 0) for n in range(num_envs)]
+    envs: Any = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **options)
+    _ = envs.single_observation_space, envs.single_action_space  # built once, and may warn
+    return MadeEnvs(envs, _describe(env_id, num_envs, "envpool", note))
+
+
+# ------------------------------------------------------------------------------------- details
+
+
+def find_spec(env_id: str) -> tuple[EnvSpec, str]:
+    """The registered spec of an id, and a note where the id does not name its latest version.
+
+    Raises:
+        EnvironmentSetupError: unknown id (with the closest ones), or its module cannot be
+            imported.
+    """
+    module, _, name = env_id.rpartition(":")
+    if not module and name.startswith("ALE/"):
+        module = "ale_py"  # registers its environments when it is imported
+    if module:
+        importlib.import_module(module)
+    try:
+        namespace, base, version = parse_env_id(name)
+    except gymnasium.error.Error:
+        raise EnvironmentSetupError(_unknown(name, list(registry), "an id like Name-v0")) from None
+    versions = sorted(
+        (spec for spec in registry.values() if (spec.namespace, spec.name) == (namespace, base)),
+        key=lambda spec: spec.version or 0,
+    )
+    spec = registry.get(name)
+    if spec is None and version is None and versions:
+        return versions[-1], f"the latest version of {name}"
+    if spec is None:
+        raise EnvironmentSetupError(_unknown(name, list(registry), "a registered id"))
+    latest = versions[-1]
+    return spec, "" if latest is spec else f"there is a newer version, {latest.id}"
+
+
+def _unknown(name: str, known: list[str], expected: str) -> str:
+    lower = {env_id.lower(): env_id for env_id in known}
+    close = [lower[near] for near in difflib.get_close_matches(name.lower(), lower, n=3)]
+    advice = f"did you mean {' or '.join(close)}?" if close else "write `module:Id-v0` to import it"
+    return f"env: expected {expected}, got {name!r}; {advice}"
+
+
+def _has_native(spec: EnvSpec) -> bool:
+    return (
+        spec.vector_entry_point is not None
+        and not spec.additional_wrappers
+        and "jax" not in str(spec.vector_entry_point).lower()
+    )
+
+
+def _limit(
+    registered: int | None, asked: int | None, episode_cap: int | None
+) -> tuple[int | None, str]:
+    """The time limit to set, and what to say about it."""
+    if asked is not None:
+        return asked, f"at most {asked} steps per episode"
+    if registered is not None or episode_cap is None:
+        return registered, ""
+    return episode_cap, f"capped at {episode_cap} steps per episode: it has no time limit"
+
+
+def _existing_limit(env: AnyEnv) -> int | None:
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return int(env._max_episode_steps)
+        env = env.env
+    return None
+
+
+def _describe(name: str, num_envs: int, backend: str, *notes: str) -> str:
+    how = {
+        "native": "its own vector version",
+        "sync": "one after the other",
+        "async": "a process each",
+        "envpool": "EnvPool",
+    }[backend]
+    plural = "environment" if num_envs == 1 else "environments"
+    return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend} ({how})", *notes)))
+
+
+@contextmanager
+def _own_words(env: object) -> Iterator[None]:
+    """Says in one line what Gymnasium says in many, and keeps its remarks off the terminal."""
+    name = env if isinstance(env, str) else type(env).__name__
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
+            yield
+    except RlpgError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        advice = "check the environment's arguments"
+        if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
+            advice = next(
+                (f"run `{line}`" for word, line in _INSTALL.items() if word in text.lower()),
+                "install what it needs, or use a newer version of the environment",
+            )
+        raise EnvironmentSetupError(
+            f"env: expected {name} to start, got {type(error).__name__}: {text}; {advice}"
+        ) from error

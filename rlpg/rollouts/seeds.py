@@ -1,0 +1,85 @@
+"""A seed for every episode of every environment.
+
+Derived from (run, environment, episode) and from nothing else: two runs share no stream, and
+environment 0 sees the same episodes whether it has 7 neighbours or 700.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rlpg.errors import EnvironmentFault
+
+
+class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives every episode its own seed, and every error the index of its environment.
+
+    A reset without a seed takes the next seed of the stream (run, env_index, episode). Seeds have
+    31 bits, because environments hand them to `numpy.random.seed` and to C; the generators that
+    Gymnasium derives from them do not overlap. The last observation of an episode is copied: the
+    reset that follows within the same vector step may overwrite the environment's buffer.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], seed: np.random.SeedSequence, env_index: int
+    ) -> None:
+        super().__init__(env)
+        self.env_index = env_index
+        self.episode = -1
+        self.episode_seed: int | None = None
+        self._seed = seed
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The first observation of the next episode."""
+        self.episode += 1
+        self.episode_seed = (
+            derived_seed(self._seed, self.env_index, self.episode) if seed is None else seed
+        )
+        try:
+            return self.env.reset(seed=self.episode_seed, options=options)
+        except Exception as error:
+            raise self._fault("reset", error) from error
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The environment's own step."""
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            raise self._fault("step", error) from error
+        if terminated or truncated:
+            obs = copy.deepcopy(obs)
+        return obs, reward, terminated, truncated, info
+
+    def _fault(self, call: str, error: Exception) -> EnvironmentFault:
+        return EnvironmentFault(
+            f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed}): "
+            f"{call}() raised {type(error).__name__}: {error}"
+        )
+
+
+def derived_seed(run: np.random.SeedSequence, env_index: int, episode: int) -> int:
+    """A 31-bit seed from (run, env_index, episode); the run's own state does not move."""
+    key = (*run.spawn_key, env_index, episode)
+    child = np.random.SeedSequence(run.entropy, spawn_key=key)
+    return int(child.generate_state(1)[0] >> 1)
+
+
+def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether EnvPool made it (its seeds are fixed at construction)."""
+    return any(base.__module__.startswith("envpool.") for base in type(envs).__mro__)
+
+
+def is_seeded(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether the environments already have their random streams."""
+    return is_envpool(envs) or bool(envs.metadata.get("rlpg_seeded", False))
+
+
+def mark_seeded(envs: VectorEnv[Any, Any, Any]) -> None:
+    envs.metadata = {**envs.metadata, "rlpg_seeded": True}

@@ -1,0 +1,114 @@
+"""What Gymnasium's vector environments leave to convention: autoreset modes, masks, last words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+
+from rlpg.errors import EnvironmentFault, EnvironmentSetupError
+from rlpg.policies.observations import Observations
+
+
+def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """How the environments start over after an episode, from their metadata.
+
+    Raises:
+        EnvironmentSetupError: the metadata does not say.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    if mode not in set(AutoresetMode) and mode not in {known.value for known in AutoresetMode}:
+        raise EnvironmentSetupError(
+            f"autoreset_mode: expected a gymnasium.vector.AutoresetMode in the metadata of {envs}, "
+            f'got {mode!r}; set envs.metadata["autoreset_mode"] to the mode its step() follows'
+        )
+    return AutoresetMode(mode)
+
+
+def probe_action_mask(envs: VectorEnv[Any, Any, Any]) -> int:
+    """Length of the `info["action_mask"]` that a reset gives per environment, 0 without one."""
+    _, info = envs.reset()
+    return batched_mask(info, envs.num_envs).shape[1] if "action_mask" in info else 0
+
+
+def batched_mask(
+    info: Mapping[str, Any], num_envs: int, maskless: np.ndarray | None = None
+) -> np.ndarray:
+    """`[N, M]` bool from `info["action_mask"]`, the parts of a composite action side by side.
+
+    Args:
+        info: as a vector environment returns it: an array `[N, ...]`, an array of N objects, or a
+            tuple of arrays `[N, ...]`, one per part.
+        num_envs: N.
+        maskless: `[N]` bool, environments that need not have given one; all must where None.
+
+    Raises:
+        EnvironmentFault: an environment gave no mask.
+    """
+    masks = info.get("action_mask")
+    given = np.asarray(info.get("_action_mask", np.full(num_envs, masks is not None)))  # [N]
+    missing = ~given if maskless is None else ~(given | maskless)
+    if masks is None or missing.any():
+        raise EnvironmentFault(
+            f'info["action_mask"]: expected one from every environment, got none from '
+            f"{np.flatnonzero(missing).tolist()}; put it in the info of every reset and step"
+        )
+    if isinstance(masks, tuple):
+        masks = np.concatenate([np.reshape(part, (num_envs, -1)) for part in masks], axis=1)
+    elif masks.dtype == object:
+        rows = {n: _flat(masks[n]) for n in np.flatnonzero(given)}
+        masks = np.ones((num_envs, len(next(iter(rows.values())))), dtype=bool)
+        for n, row in rows.items():
+            masks[n] = row
+    allowed: np.ndarray = np.reshape(masks, (num_envs, -1)) != 0
+    return allowed
+
+
+def final_observations(
+    info: Mapping[str, Any], rows: np.ndarray, observations: Observations
+) -> np.ndarray:
+    """`[K, *O]`: the last observations of the K environments that a SAME_STEP step has reset.
+
+    Args:
+        info: of the step; `info["final_obs"]` holds N single observations, or a batch of N.
+        rows: `[K]` the environments.
+        observations: packs them.
+
+    Raises:
+        EnvironmentFault: one of them is missing.
+    """
+    last = info.get("final_obs")
+    one_by_one = isinstance(last, np.ndarray) and last.dtype == object
+    if last is None or (one_by_one and any(last[n] is None for n in rows)):
+        raise EnvironmentFault(
+            f'info["final_obs"]: expected the last observations of environments {rows.tolist()}, '
+            "got none; a SAME_STEP environment must give them in the step that resets"
+        )
+    masked = observations.info_mask > 0  # nothing is chosen any more: any mask will do
+    if one_by_one:
+        mask = np.ones(observations.info_mask) if masked else None
+        return np.stack([observations.pack(last[n], mask=mask) for n in rows])
+    num_envs = len(info["_final_obs"])
+    masks = np.ones((num_envs, observations.info_mask)) if masked else None
+    batch: np.ndarray = observations.pack(last, num_envs, mask=masks)
+    return batch[rows]
+
+
+def remembers_ends(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether a reset due at the next step happens even if `reset()` comes first.
+
+    The workers of AsyncVectorEnv clear their mark of a due reset only with shared memory.
+    """
+    base = envs.unwrapped
+    return (
+        isinstance(base, AsyncVectorEnv)
+        and not base.shared_memory
+        and base.autoreset_mode is AutoresetMode.NEXT_STEP
+    )
+
+
+def _flat(mask: Any) -> np.ndarray:
+    parts = mask if isinstance(mask, tuple | list) else (mask,)
+    return np.concatenate([np.ravel(part) for part in parts]).astype(bool)
