@@ -1,0 +1,210 @@
+"""Baselines of a batch: unbiased by enumeration of every outcome, and better than none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlpg.errors import EstimatorError
+from rlpg.gradients.baselines import MovingAverage, PerTimeStep, leave_one_out
+from rlpg.gradients.estimators import score_function
+from rlpg.gradients.returns import reward_to_go
+
+THETA = 0.4
+Baseline = Callable[[Tensor, Tensor, Tensor], Tensor]  # returns, time, valid -> [T, N]
+
+
+def play(actions: tuple[int, ...], *, stop_after: int | None) -> tuple[list[float], list[bool]]:
+    """Rewards and ends of one environment: action 1 pays 1 and ends the episode, 0 pays a little
+    more each step; with `stop_after` the environment stops at that number of episodes."""
+    rewards, ends, time, episodes = [], [], 0, 0
+    for action in actions:
+        if stop_after is not None and episodes == stop_after:
+            break
+        over = action == 1 or time == 2
+        rewards.append(1.0 if action else 0.3 + 0.2 * time)
+        ends.append(over)
+        time = 0 if over else time + 1
+        episodes += over
+    return rewards, ends
+
+
+def outcomes(
+    num_steps: int, num_envs: int, stop_after: int | None = None
+) -> list[dict[str, Tensor]]:
+    """Every possible batch with its probability and the score of every action."""
+    result = []
+    for flat in itertools.product((0, 1), repeat=num_steps * num_envs):
+        shape = (num_steps, num_envs)
+        reward, valid = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=bool)
+        ended, time = torch.zeros(shape, dtype=bool), torch.zeros(shape, dtype=torch.int64)
+        counts = True
+        for n in range(num_envs):
+            actions = flat[n * num_steps : (n + 1) * num_steps]
+            rewards, ends = play(actions, stop_after=stop_after)
+            counts &= not any(actions[len(rewards) :])  # unplayed actions: count the batch once
+            clock = 0
+            for t, (paid, over) in enumerate(zip(rewards, ends, strict=True)):
+                reward[t, n], ended[t, n], valid[t, n], time[t, n] = paid, over, True, clock
+                clock = 0 if over else clock + 1
+        if not counts:
+            continue
+        action = torch.tensor(flat).reshape(num_envs, num_steps).T.double()  # [T, N]
+        p = torch.sigmoid(THETA * (1.0 + time.double()))
+        prob = torch.where(valid, torch.where(action == 1, p, 1 - p), 1.0).prod()
+        score = torch.where(valid, (action - p) * (1.0 + time.double()), 0.0)  # d log p / d THETA
+        to_go = reward_to_go(
+            reward, terminated=ended, truncated=torch.zeros_like(ended), valid=valid, gamma=0.9
+        )
+        result.append(
+            {"prob": prob, "score": score, "returns": to_go, "time": time, "valid": valid}
+        )
+    total = sum(float(batch["prob"]) for batch in result)
+    assert total == pytest.approx(1.0)
+    return result
+
+
+def moments(batches: list[dict[str, Tensor]], baseline: Baseline | None) -> tuple[float, float]:
+    """Exact mean and variance of the estimator with and without subtracting the baseline."""
+    first = second = 0.0
+    for batch in batches:
+        left = batch["returns"]
+        if baseline is not None:
+            left = left - baseline(batch["returns"], batch["time"], batch["valid"])
+        estimate = float((batch["score"] * left).sum())
+        first += float(batch["prob"]) * estimate
+        second += float(batch["prob"]) * estimate**2
+    return first, second - first**2
+
+
+def others(leave_out: str) -> Baseline:
+    return lambda returns, time, valid: leave_one_out(
+        returns, time=time, valid=valid, leave_out=leave_out
+    )
+
+
+def in_batch_mean(returns: Tensor, time: Tensor, valid: Tensor) -> Tensor:
+    return (returns * valid).sum() / valid.sum() * valid
+
+
+def test_leaving_out_the_environment_is_unbiased_in_rollouts_that_cut_episodes() -> None:
+    batches = outcomes(num_steps=4, num_envs=2)
+    exact, variance = moments(batches, None)
+    mean, reduced = moments(batches, others("environment"))
+    assert mean == pytest.approx(exact, abs=1e-12)
+    assert reduced < variance
+
+
+def test_leaving_out_only_the_episode_is_biased_in_rollouts_that_cut_episodes() -> None:
+    # An action that ends the episode makes room for the next one of the same environment, so what
+    # that one earned before the cut depends on the action: the reason for the default.
+    batches = outcomes(num_steps=4, num_envs=2)
+    assert abs(moments(batches, others("episode"))[0] - moments(batches, None)[0]) > 1e-3
+
+
+def test_leaving_out_the_episode_is_unbiased_in_whole_episodes() -> None:
+    batches = outcomes(num_steps=6, num_envs=1, stop_after=2)
+    exact, variance = moments(batches, None)
+    mean, reduced = moments(batches, others("episode"))
+    assert mean == pytest.approx(exact, abs=1e-12)
+    assert reduced < variance
+    batches = outcomes(num_steps=3, num_envs=3, stop_after=1)
+    for leave_out in ("environment", "episode"):
+        mean, _ = moments(batches, others(leave_out))
+        assert mean == pytest.approx(moments(batches, None)[0], abs=1e-12)
+
+
+def test_a_mean_that_contains_the_sample_is_biased() -> None:
+    batches = outcomes(num_steps=3, num_envs=2, stop_after=1)
+    assert abs(moments(batches, in_batch_mean)[0] - moments(batches, None)[0]) > 1e-2
+
+
+def test_variance_falls_from_none_to_a_constant_to_one_per_time_step() -> None:
+    batches = outcomes(num_steps=3, num_envs=1, stop_after=1)
+    sums, counts = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        where = batch["time"][batch["valid"]]
+        sums.index_add_(0, where, batch["prob"] * batch["returns"][batch["valid"]])
+        counts.index_add_(0, where, batch["prob"].expand(len(where)))
+    per_step, overall = sums / counts, sums.sum() / counts.sum()
+    exact, none = moments(batches, None)
+    mean_a, constant = moments(batches, lambda r, t, v: overall * v)
+    mean_b, by_time = moments(batches, lambda r, t, v: per_step[t] * v)
+    assert mean_a == pytest.approx(exact, abs=1e-12)
+    assert mean_b == pytest.approx(exact, abs=1e-12)
+    assert by_time < constant < none
+
+
+def test_leave_one_out_by_hand() -> None:
+    # Three environments; times 0, 1, 2; the second's first episode ends after one step, the third
+    # stops after one. Columns: returns with their time in brackets.
+    #   9 (0)   2 (0)   6 (0)
+    #   5 (1)   4 (0)   -
+    #   1 (2)   3 (1)   -
+    returns = torch.tensor([[9.0, 2.0, 6.0], [5.0, 4.0, float("nan")], [1.0, 3.0, float("nan")]])
+    time = torch.tensor([[0, 0, 0], [1, 0, 7], [2, 1, 7]])
+    valid = torch.tensor([[True, True, True], [True, True, False], [True, True, False]])
+    got = leave_one_out(returns, time=time, valid=valid)
+    # [0, 0]: (2 + 4 + 6) / 3; [1, 0]: 3; [2, 0]: nobody else at time 2, all others' mean 15 / 4
+    assert got.tolist() == [[4.0, 7.5, 5.0], [3.0, 7.5, 0.0], [3.75, 5.0, 0.0]]
+    got = leave_one_out(returns, time=time, valid=valid, leave_out="episode")
+    assert got[:, 1].tolist() == [pytest.approx(19 / 3), pytest.approx(17 / 3), 5.0]
+
+
+def test_moving_average_weighs_past_updates_and_starts_at_zero() -> None:
+    average = MovingAverage(decay=0.5)
+    assert average.value == 0.0
+    average.update(torch.tensor([[1.0, 3.0], [float("nan"), 5.0]]), torch.tensor([[1, 1], [0, 1]]))
+    assert average.value == pytest.approx(3.0)  # corrected for the start at 0
+    average.update(torch.full((2, 2), 6.0))
+    assert average.value == pytest.approx(5.0)  # (0.25 * 3 + 0.5 * 6) / 0.75
+    average.update(torch.zeros(2, 2), torch.zeros(2, 2))  # nothing seen, nothing learned
+    assert average.value == pytest.approx(5.0)
+    twin = MovingAverage(decay=0.5)
+    twin.load_state_dict(average.state_dict())
+    assert twin.value == average.value
+
+
+def test_per_time_step_averages_each_time_on_its_own() -> None:
+    baseline = PerTimeStep(decay=0.5)
+    time = torch.tensor([[0, 0], [1, 0]])
+    assert baseline(time).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    valid = torch.tensor([[True, True], [True, True]])
+    baseline.update(torch.tensor([[3.0, 6.0], [4.0, 0.0]]), time=time, valid=valid)
+    assert baseline(torch.tensor([[0, 1, 9]])).tolist() == [[3.0, 4.0, 4.0]]
+    valid = torch.tensor([[True, False], [False, False]])
+    baseline.update(torch.tensor([[6.0, 9.0], [9.0, 9.0]]), time=time, valid=valid)
+    # time 0: (0.25 * 3 + 0.5 * 6) / 0.75 = 5; time 1 was not seen and keeps its mean
+    assert baseline(time)[:, 0].tolist() == [5.0, 4.0]
+    twin = PerTimeStep(decay=0.5)
+    twin.load_state_dict(baseline.state_dict())
+    assert twin(time).tolist() == baseline(time).tolist()
+
+
+def test_score_function_has_value_zero_and_the_estimator_as_gradient() -> None:
+    log_prob = torch.tensor([[-1.0, -2.0], [-3.0, float("-inf")]], requires_grad=True)
+    advantage = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
+    weight = torch.tensor([[0.5, 0.25], [0.25, 0.0]])
+    term = score_function(log_prob, advantage, weight=weight)
+    assert term.item() == 0.0
+    term.backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == [[0.5, 0.5], [0.75, 0.0]]
+
+
+def test_bad_input_is_named() -> None:
+    log_prob = torch.zeros(3, 2)
+    with pytest.raises(EstimatorError, match="sum log_prob over the action's dimensions"):
+        score_function(log_prob, torch.zeros(3), weight=torch.zeros(3))
+    with pytest.raises(EstimatorError, match="carries a gradient, got one without"):
+        score_function(log_prob, log_prob, weight=log_prob)
+    with pytest.raises(EstimatorError, match=r"decay: expected a number in \[0, 1\), got 1.0"):
+        MovingAverage(decay=1.0)
+    with pytest.raises(EstimatorError, match="'environment' is always unbiased"):
+        leave_one_out(log_prob, time=log_prob.long(), valid=log_prob > 0, leave_out="lane")
+    with pytest.raises(EstimatorError, match="expected returns, time and valid"):
+        leave_one_out(log_prob, time=log_prob[0].long(), valid=log_prob > 0)
