@@ -17,6 +17,7 @@ FORCE = 10.0
 TIME_STEP = 0.02
 MAX_ANGLE = 12 * 2 * math.pi / 360
 MAX_POSITION = 2.4
+LIMITS = np.array([[MAX_POSITION], [MAX_ANGLE]])  # [2, 1]
 
 
 class CartPoleVectorEnv(ArrayVectorEnv):
@@ -63,22 +64,22 @@ class CartPoleVectorEnv(ArrayVectorEnv):
         return generator.uniform(-0.05, 0.05, size=4)
 
     def _advance(self, action: Array) -> tuple[Array, Array]:
-        x, x_speed, angle, angle_speed = self.state
-        force = np.where(action == 1, FORCE, -FORCE)
+        _, x_speed, angle, angle_speed = self.state
+        force = action * (2 * FORCE) - FORCE
         cos, sin = np.cos(angle), np.sin(angle)
         # Florian (2007), "Correct equations for the dynamics of the cart-pole system".
         push = (force + POLE_MOMENT * np.square(angle_speed) * sin) / TOTAL_MASS
         angle_acceleration = (GRAVITY * sin - cos * push) / (
             HALF_LENGTH * (4.0 / 3.0 - POLE_MASS * np.square(cos) / TOTAL_MASS)
         )
-        x_acceleration = push - POLE_MOMENT * angle_acceleration * cos / TOTAL_MASS
-        state = np.empty_like(self.state)
-        state[0] = x + TIME_STEP * x_speed
-        state[1] = x_speed + TIME_STEP * x_acceleration
-        state[2] = angle + TIME_STEP * angle_speed
-        state[3] = angle_speed + TIME_STEP * angle_acceleration
-        self.state = state
-        terminated = (np.abs(state[0]) > MAX_POSITION) | (np.abs(state[2]) > MAX_ANGLE)
+        change = np.empty_like(self.state)  # per second
+        change[0] = x_speed
+        change[1] = push - POLE_MOMENT * angle_acceleration * cos / TOTAL_MASS
+        change[2] = angle_speed
+        change[3] = angle_acceleration
+        self.state = self.state + TIME_STEP * change
+        fallen = np.abs(self.state[::2]) > LIMITS
+        terminated = fallen[0] | fallen[1]
         if self.sutton_barto_reward:
             return -terminated.astype(np.float64), terminated
         return np.ones(self.num_envs), terminated

@@ -150,7 +150,7 @@ class ArrayVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _restart(self, envs: Array) -> Array:
         """`[K, *O]`: the first observations of new episodes in the environments `envs` `[K]`."""
-        start = np.stack([self._start(self.generators[env]) for env in envs], axis=1)  # [S, K]
+        start = np.array([self._start(self.generators[env]) for env in envs]).T  # [S, K]
         if len(envs) == self.num_envs:
             self.state = start.astype(self.state_dtype)
         else:
