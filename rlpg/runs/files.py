@@ -53,8 +53,9 @@ def read(path: Path, *, limit: int) -> bytearray:
 
 def write(path: Path, data: bytes) -> None:
     """Put `data` at `path`, atomically: a reader sees the old file or the new one, never a mix."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    temporary = _temporary(path, "new")
     try:
+        remove_tree(temporary)
         _write_new(temporary, data)
         os.rename(temporary, path)
     except BaseException:
@@ -68,10 +69,9 @@ def publish(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Make a new folder with the given files appear at once, complete; the folder must not exist.
 
     Raises:
-        FileError: something is there already.
-        OSError: the disk refused; nothing has appeared.
+        OSError: the disk refused, or something is there already; nothing has appeared.
     """
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
+    temporary = _temporary(folder, "new")
     try:
         remove_tree(temporary)
         os.mkdir(temporary)
@@ -79,7 +79,7 @@ def publish(folder: Path, contents: Mapping[str, bytes]) -> None:
             _write_new(temporary / name, data)
         sync_folder(temporary)
         if exists(folder):  # rename would replace an empty folder silently
-            raise FileError(f"{folder}: expected nothing there, got a file or folder; move it away")
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
         os.rename(temporary, folder)
     except BaseException:
         with suppress(OSError):
@@ -96,7 +96,8 @@ def append(path: Path, data: bytes) -> None:
         try:
             _write_all(descriptor, data)
         except BaseException:
-            os.ftruncate(descriptor, size)
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
             raise
     finally:
         os.close(descriptor)
@@ -138,6 +139,15 @@ def remove_tree(path: Path) -> None:
         os.unlink(path)
 
 
+def discard(path: Path) -> None:
+    """Take a file or folder away at once, then remove it; killed between, a temporary remains."""
+    if exists(path):
+        temporary = _temporary(path, "old")
+        remove_tree(temporary)
+        os.rename(path, temporary)
+        remove_tree(temporary)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what writers that were killed left in the folder. Call it under the folder's lock."""
     for entry in entries(folder):
@@ -176,6 +186,10 @@ def lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # the file stays: removing it would race with the next holder
+
+
+def _temporary(path: Path, age: str) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{age}-{os.getpid()}")
 
 
 def _write_new(path: Path, data: bytes) -> None:
