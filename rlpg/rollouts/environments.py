@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
+from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id, registry
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentSetupError, RlpgError
@@ -20,9 +22,10 @@ from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, is_seeded, mark_seed
 from rlpg.rollouts.vector import autoreset_mode
 
 AnyEnv = gymnasium.Env[Any, Any]
-AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 BACKENDS = ("auto", "native", "sync", "async", "envpool")
+
+_OURS = "rlpg/"  # rlpg/<id> is registered with a vector version that equals <id> to the bit
 
 _INSTALL = {  # word in the import error -> what to type
     "box2d": 'pip install "rlpg[box2d]"',
@@ -38,12 +41,12 @@ _INSTALL = {  # word in the import error -> what to type
 class MadeEnvs(NamedTuple):
     """A vector environment and one line for the user: its backend and what was done to it."""
 
-    envs: AnyVectorEnv
+    envs: VectorEnv[Any, Any, Any]
     description: str
 
 
 def make_envs(
-    env: str | AnyEnv | AnyVectorEnv,
+    env: str | AnyEnv | VectorEnv[Any, Any, Any],
     num_envs: int = 1,
     *,
     seed: int | np.random.SeedSequence,
@@ -97,7 +100,7 @@ def make_envs(
 
 
 def _given_vector(
-    envs: AnyVectorEnv,
+    envs: VectorEnv[Any, Any, Any],
     run: np.random.SeedSequence,
     options: dict[str, Any],
     backend: str,
@@ -168,22 +171,17 @@ def _from_id(
     if "max_num_frames_per_episode" in spec.kwargs:  # Atari counts frames itself
         episode_cap = None
     limit, note = _limit(registered, max_episode_steps, episode_cap)
-    if backend == "auto":
-        backend = "native" if _has_native(spec) else "sync"
-    envs: AnyVectorEnv
-    if backend == "native":
-        if spec.vector_entry_point is None:
-            raise EnvironmentSetupError(
-                f"backend: expected an environment with a vector version for 'native', "
-                f"got {spec.id}; use 'sync' or 'async'"
-            )
-        if limit is not None:
-            options["max_episode_steps"] = limit
-        envs = gymnasium.make_vec(
-            spec, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
+    native = _native(spec)
+    if backend == "native" and native is None:
+        raise EnvironmentSetupError(
+            f"backend: expected an environment with a vector version for 'native', "
+            f"got {spec.id}; use 'sync' or 'async'"
         )
-        autoreset_mode(envs)
-        envs.reset(seed=derived_seed(run, 0, 0))
+    if backend == "auto":
+        backend = "sync" if native is None or not _accepts(native, options, limit) else "native"
+    envs: VectorEnv[Any, Any, Any]
+    if backend == "native" and native is not None:
+        envs = _make_native(native, num_envs, run, options, limit)
     else:
         makers: list[Callable[[], AnyEnv]] = [
             partial(_make_one, spec, options, limit, run, n) for n in range(num_envs)
@@ -192,6 +190,46 @@ def _from_id(
         envs = made(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     mark_seeded(envs)
     return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
+
+
+def _native(spec: EnvSpec) -> EnvSpec | None:
+    """The spec whose vector version stands for `spec`: ours where there is one, else its own."""
+    if spec.additional_wrappers:
+        return None
+    for native in (registry.get(f"{_OURS}{spec.id}"), spec):
+        if native is None or native.vector_entry_point is None:
+            continue
+        if "jax" not in str(native.vector_entry_point).lower():
+            return replace(native, kwargs={**spec.kwargs})
+    return None
+
+
+def _accepts(native: EnvSpec, options: dict[str, Any], limit: int | None) -> bool:
+    """Whether the vector version knows all arguments."""
+    entry: Any = native.vector_entry_point
+    known = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry)
+    wanted = {*native.kwargs, *options} | ({"max_episode_steps"} if limit is not None else set())
+    return wanted <= known.parameters.keys()
+
+
+def _make_native(
+    native: EnvSpec,
+    num_envs: int,
+    run: np.random.SeedSequence,
+    options: dict[str, Any],
+    limit: int | None,
+) -> VectorEnv[Any, Any, Any]:
+    if limit is not None:
+        options = {**options, "max_episode_steps": limit}
+    envs = gymnasium.make_vec(
+        native, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
+    )
+    autoreset_mode(envs)
+    seed: Any = derived_seed(run, 0, 0)  # for the one stream that all environments share
+    if native.id.startswith(_OURS):  # these have one each
+        seed = [derived_seed(run, n, 0) for n in range(num_envs)]
+    envs.reset(seed=seed)
+    return envs
 
 
 def _make_one(
@@ -270,14 +308,6 @@ def _unknown(name: str, known: list[str], expected: str) -> str:
     close = [lower[near] for near in difflib.get_close_matches(name.lower(), lower, n=3)]
     advice = f"did you mean {' or '.join(close)}?" if close else "write `module:Id-v0` to import it"
     return f"env: expected {expected}, got {name!r}; {advice}"
-
-
-def _has_native(spec: EnvSpec) -> bool:
-    return (
-        spec.vector_entry_point is not None
-        and not spec.additional_wrappers
-        and "jax" not in str(spec.vector_entry_point).lower()
-    )
 
 
 def _limit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class Rollout:
 
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with its tensors on `device`; the episode statistics stay in numpy."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)

@@ -86,14 +86,15 @@ def final_observations(
             f'info["final_obs"]: expected the last observations of environments {rows.tolist()}, '
             "got none; a SAME_STEP environment must give them in the step that resets"
         )
-    masked = observations.info_mask > 0  # nothing is chosen any more: any mask will do
-    if one_by_one:
-        mask = np.ones(observations.info_mask) if masked else None
+    num_masks = observations.info_mask  # nothing is chosen any more: any mask will do
+    if one_by_one and not isinstance(last[rows[0]], np.ndarray):
+        mask = np.ones(num_masks) if num_masks else None
         return np.stack([observations.pack(last[n], mask=mask) for n in rows])
-    num_envs = len(info["_final_obs"])
-    masks = np.ones((num_envs, observations.info_mask)) if masked else None
-    batch: np.ndarray = observations.pack(last, num_envs, mask=masks)
-    return batch[rows]
+    batch = np.stack(list(last[rows])) if one_by_one else last
+    num_envs = len(rows) if one_by_one else len(info["_final_obs"])
+    masks = np.ones((num_envs, num_masks)) if num_masks else None
+    packed: np.ndarray = observations.pack(batch, num_envs, mask=masks)
+    return packed if one_by_one else packed[rows]
 
 
 def remembers_ends(envs: VectorEnv[Any, Any, Any]) -> bool:
