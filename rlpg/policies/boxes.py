@@ -1,0 +1,214 @@
+"""Heads for Box actions: Normal with clipping, Normal through tanh, Beta.
+
+Every dimension with two finite bounds is mapped affinely, so that a head works in units in which
+[-1, 1] is [low, high] (for "beta": (0, 1)); the others pass as they are. For an integer Box the
+interval reaches half a unit beyond the bounds before it is rounded: each integer has an equal cell.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Beta, Distribution, Normal
+
+from rlpg.errors import SpaceError
+from rlpg.policies.distributions import SquashedNormal
+from rlpg.policies.heads import Array, Head, independent
+
+_LARGEST_WIDTH = 1e15  # bounds further apart mean "unbounded"; float32 could not map them
+_BETA_LEAST = 1.001  # concentrations stay above 1, so that the mode is in the interior
+_UNIT_EPS = 2.0**-24
+
+
+class _Bounds:
+    """The affine map between [-1, 1] and the bounds of a Box, and the clipping."""
+
+    def __init__(self, space: spaces.Box[Any]) -> None:
+        self.shape, self.dtype = tuple(space.shape), space.dtype
+        self.is_integer = space.dtype.kind != "f"
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        cell = 0.5 if self.is_integer else 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.is_bounded = space.bounded_below & space.bounded_above
+            self.is_bounded &= np.isfinite(low) & np.isfinite(high) & (high - low < _LARGEST_WIDTH)
+            self.centre = np.where(self.is_bounded, (low + high) / 2, 0.0)  # [*A]
+            self.half_width = np.where(self.is_bounded, (high - low) / 2 + cell, 1.0)  # [*A]
+        if self.is_integer:  # bounds as floats that the integer type can hold
+            low, high = _inward(space.low, low, np.inf), _inward(space.high, high, -np.inf)
+            self.low, self.high = low, high
+        else:
+            self.low, self.high = space.low, space.high
+            if self.dtype.itemsize <= 4:  # float64 arithmetic would only be cast back
+                self.centre = self.centre.astype(np.float32)
+                self.half_width = self.half_width.astype(np.float32)
+
+    def require(self, option: str, name: str) -> None:
+        """Raise SpaceError unless every dimension is a bounded interval."""
+        if not (self.is_bounded.all() and (self.half_width > 0).all()):
+            raise SpaceError(
+                f'{name}: expected finite bounds low < high for gaussian="{option}", got '
+                f'{self.low.min()} to {self.high.max()}; use gaussian="clipped"'
+            )
+
+    def to_env(self, unit: Array) -> Array:
+        """`[B, *A]` in the space's dtype and bounds, of numbers in units of [-1, 1]."""
+        action = unit * self.half_width + self.centre
+        # Casting a float can leave the bounds by its rounding, so it comes before the clipping.
+        action = np.rint(action) if self.is_integer else action.astype(self.dtype, copy=False)
+        inside: Array = np.minimum(np.maximum(action, self.low), self.high)
+        return inside.astype(self.dtype, copy=False)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        """`[B, *A]` float64 in units of [-1, 1]."""
+        action = np.asarray(env_action, np.float64)
+        width = np.where(self.half_width > 0, self.half_width, 1.0)
+        return torch.from_numpy((action - self.centre) / width)
+
+
+def _inward(exact: Array, rounded: Array, towards: float) -> Array:
+    """Bounds as float64 that do not leave the integer bounds by rounding (2^63 - 1 would)."""
+    off = rounded.astype(object) > exact if towards < 0 else rounded.astype(object) < exact
+    return np.where(off.astype(bool), np.nextafter(rounded, towards), rounded)
+
+
+class GaussianHead(Head):
+    """A Normal per dimension, clipped for the environment or squashed by tanh.
+
+    The mean is an output of the network; the log standard deviation is a parameter of the head,
+    or outputs of the network, in the head's units, kept above its floor smoothly:
+
+        log_std = floor + softplus(raw - floor)
+
+    so that it cannot collapse, and its gradient is never 0: it can always come back.
+
+    "clipped": the action is the draw, its log-prob that of the draw; bounds concern only `to_env`.
+    "squashed": the action is the draw u before tanh, its log-prob the exact log density of the
+    environment's action, in the environment's units.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Box[Any],
+        *,
+        name: str,
+        is_squashed: bool,
+        is_dependent: bool,
+        log_std_init: float,
+        log_std_floor: float,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.action_shape, self.action_dtype = tuple(space.shape), torch.float32
+        self._size = math.prod(self.action_shape)
+        self.num_outputs = 2 * self._size if is_dependent else self._size
+        self._bounds = _Bounds(space)
+        self._is_squashed, self._floor = is_squashed, log_std_floor
+        if is_squashed:
+            self._bounds.require("squashed", name)
+            half_width = torch.as_tensor(self._bounds.half_width, dtype=torch.float32)
+            self.register_buffer("_half_width", half_width, persistent=False)
+        above = log_std_init - log_std_floor
+        self._raw_init = log_std_floor + above + math.log(-math.expm1(-above))  # softplus^-1
+        raw = torch.full(self.action_shape, self._raw_init)
+        self.raw_log_std = None if is_dependent else nn.Parameter(raw)
+
+    _half_width: Tensor  # [*A], of the squashed action's interval
+
+    def _moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, `[..., *A]` and broadcastable to it."""
+        if self.raw_log_std is None:
+            mean, deviation = _halves(outputs, self.action_shape)
+            raw = deviation + self._raw_init
+        else:
+            mean, raw = _shaped(outputs, self.action_shape), self.raw_log_std
+        return mean, (F.softplus(raw - self._floor) + self._floor).exp()
+
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        mean, std = self._moments(outputs)
+        std = std.expand_as(mean)
+        if self._is_squashed:
+            law: Distribution = SquashedNormal(mean, std, self._half_width.expand_as(mean))
+        else:
+            law = Normal(mean, std, validate_args=False)
+        return independent(law, len(self.action_shape))
+
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        mean, std = self._moments(outputs)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return torch.addcmul(mean, std, noise).detach()
+
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self._moments(outputs)[0].detach()
+
+    def to_env(self, action: Array) -> Array:
+        return self._bounds.to_env(np.tanh(action) if self._is_squashed else action)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        """For "squashed", an action on a bound counts as 2^-24 of the half-width inside it."""
+        unit = self._bounds.from_env(env_action)
+        if self._is_squashed:
+            unit = unit.clamp(-1.0 + _UNIT_EPS, 1.0 - _UNIT_EPS).atanh()
+        return unit.float()
+
+
+class BetaHead(Head):
+    """A Beta per dimension (Chou, Maturana and Scherer 2017): no mass is lost at the bounds.
+
+    `alpha, beta = 1.001 + softplus(outputs)`, both above 1: one mode, in the interior. The action
+    is x in (0, 1) and log-probs are densities in x; in the environment's units, subtract
+    `log(high - low)` per dimension.
+    """
+
+    def __init__(self, space: spaces.Box[Any], *, name: str) -> None:
+        super().__init__()
+        self.space = space
+        self.action_shape, self.action_dtype = tuple(space.shape), torch.float32
+        self.num_outputs = 2 * math.prod(self.action_shape)
+        self._bounds = _Bounds(space)
+        self._bounds.require("beta", name)
+
+    def _concentrations(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and beta, `[..., *A]` each."""
+        return _halves(F.softplus(outputs) + _BETA_LEAST, self.action_shape)
+
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        alpha, beta = self._concentrations(outputs)
+        return independent(Beta(alpha, beta, validate_args=False), len(self.action_shape))
+
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        # torch's Beta takes no generator; Gamma(a) / (Gamma(a) + Gamma(b)) is its definition.
+        gammas = torch._standard_gamma(F.softplus(outputs) + _BETA_LEAST, generator=generator)
+        first, second = _halves(gammas.detach(), self.action_shape)
+        return (first / (first + second)).clamp(_UNIT_EPS, 1.0 - _UNIT_EPS)
+
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        alpha, beta = self._concentrations(outputs.detach())
+        return (alpha - 1.0) / (alpha + beta - 2.0)
+
+    def to_env(self, action: Array) -> Array:
+        return self._bounds.to_env(2.0 * action - 1.0)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        unit = (self._bounds.from_env(env_action) + 1.0) / 2.0
+        return unit.float().clamp(_UNIT_EPS, 1.0 - _UNIT_EPS)
+
+
+def _shaped(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`[..., *A]` from `[..., size]`."""
+    return flat if len(shape) == 1 else flat.reshape(*flat.shape[:-1], *shape)
+
+
+def _halves(flat: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Two tensors `[..., *A]` from `[..., 2 * size]`."""
+    first, second = flat.chunk(2, -1)
+    return _shaped(first, shape), _shaped(second, shape)

@@ -1,0 +1,249 @@
+"""Heads: what a network says, as a distribution over the actions of a space. Here:
+those of the spaces that count.
+
+`boxes.py` has the heads of Box, `actions.py` that of Dict and Tuple and the choice among all; no
+other module inspects an action space. Inside rlpg an action is one tensor in its head's
+own units; `to_env` and `from_env` translate.
+
+| space         | action `[..., *A]`         | distribution                                     |
+|---------------|----------------------------|--------------------------------------------------|
+| Discrete      | int64 `[...]` from 0       | Categorical, or Bernoulli for two on request     |
+| MultiDiscrete | int64 `[..., *shape]` from 0 | independent Categoricals                       |
+| MultiBinary   | float32 `[..., *shape]`    | independent Bernoullis                           |
+| Box           | float32 `[..., *shape]`    | independent Normal, SquashedNormal or Beta       |
+| Dict, Tuple   | float32 `[..., D]`         | Product of the leaves, in gymnasium's order      |
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+
+from rlpg.policies.distributions import (
+    MASKED,
+    PADDED,
+    IntegerBernoulli,
+    masked_logits,
+)
+from rlpg.policies.spaces import Space
+
+Array = np.ndarray[Any, Any]
+
+
+class Head(nn.Module, ABC):
+    """The last step of a policy.
+
+    Attributes:
+        space: the action space.
+        num_outputs: how many numbers the network must give.
+        num_mask: M, how many entries an action mask has; 0 where nothing can be masked.
+        action_shape, action_dtype: of an action inside rlpg, without batch.
+    """
+
+    space: Space
+    num_outputs: int
+    num_mask: int = 0
+    action_shape: tuple[int, ...]
+    action_dtype: torch.dtype
+
+    @abstractmethod
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        """The distribution, with batch shape `[...]`.
+
+        Args:
+            outputs: `[..., num_outputs]`.
+            mask: `[..., num_mask]` bool, true where an action is allowed; probability of the
+                others is exactly 0. Where nothing is allowed, the choice is uniform.
+        """
+
+    @abstractmethod
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        """Actions `[..., *A]` with the law of `forward`, without its objects; no gradient."""
+
+    @abstractmethod
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The deterministic actions `[..., *A]`: the most likely category, the centre of a Normal
+        (squashed: of u, so that it is the median of the action), the mode of a Beta."""
+
+    @abstractmethod
+    def to_env(self, action: Array) -> Any:
+        """What a vector environment takes for actions `[B, *A]`: always inside the space."""
+
+    @abstractmethod
+    def from_env(self, env_action: Any) -> Tensor:
+        """Actions `[B, *A]` that `to_env` would turn into `env_action`; its inverse."""
+
+
+class CategoricalHead(Head):
+    """Discrete: one logit per action."""
+
+    def __init__(self, space: spaces.Discrete[Any]) -> None:
+        super().__init__()
+        self.space = space
+        self.num_outputs = self.num_mask = int(space.n)
+        self.action_shape, self.action_dtype = (), torch.int64
+        self._start, self._dtype = int(space.start), np.dtype(space.dtype)
+
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        return Categorical(logits=masked_logits(outputs, mask), validate_args=False)
+
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        return _race(masked_logits(outputs, mask), generator)
+
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return masked_logits(outputs, mask).argmax(-1)
+
+    def to_env(self, action: Array) -> Array:
+        shifted = action + self._start if self._start else action
+        return shifted.astype(self._dtype, copy=False)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(env_action, np.int64) - self._start)
+
+
+class BernoulliHead(Head):
+    """Discrete(2) with one logit, that of the second action."""
+
+    def __init__(self, space: spaces.Discrete[Any]) -> None:
+        super().__init__()
+        self.space = space
+        self.num_outputs, self.num_mask = 1, 2
+        self.action_shape, self.action_dtype = (), torch.int64
+        self._codes = CategoricalHead(space)
+
+    def _logit(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        logit = outputs[..., 0]
+        if mask is None:
+            return logit
+        only = mask[..., 1].to(logit.dtype) - mask[..., 0].to(logit.dtype)  # 1, 0 or -1
+        return torch.where(mask.any(-1), logit, 0.0) - MASKED * only
+
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        return IntegerBernoulli(logits=self._logit(outputs, mask), validate_args=False)
+
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        return _coins(self._logit(outputs, mask), generator).long()
+
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return (self._logit(outputs, mask) > 0).long()
+
+    def to_env(self, action: Array) -> Array:
+        return self._codes.to_env(action)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        return self._codes.from_env(env_action)
+
+
+class MultiCategoricalHead(Head):
+    """MultiDiscrete of any rank: the logits of all its choices, one after the other.
+
+    Choices of different sizes are padded to the largest, so that all are one Categorical.
+    """
+
+    _index: Tensor  # [K * width] where each padded logit comes from
+    _is_real: Tensor  # [K * width] bool
+
+    def __init__(self, space: spaces.MultiDiscrete[Any]) -> None:
+        super().__init__()
+        self.space = space
+        self.action_shape, self.action_dtype = tuple(space.shape), torch.int64
+        self._dtype, self._start = space.dtype, space.start.astype(np.int64)
+        nvec = space.nvec.astype(np.int64).ravel()
+        self.num_outputs = self.num_mask = int(nvec.sum())
+        self._width = int(nvec.max())
+        self._is_padded = bool((nvec < self._width).any())
+        if self._is_padded:
+            column = np.arange(self._width)
+            is_real = column < nvec[:, None]  # [K, width]
+            index = np.where(is_real, (np.cumsum(nvec) - nvec)[:, None] + column, 0)
+            self.register_buffer("_index", torch.from_numpy(index.ravel()), persistent=False)
+            self.register_buffer("_is_real", torch.from_numpy(is_real.ravel()), persistent=False)
+
+    def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        logits = masked_logits(outputs, mask)  # [..., S]
+        if self._is_padded:
+            logits = torch.where(self._is_real, logits[..., self._index], PADDED)
+        return logits.reshape(*logits.shape[:-1], *self.action_shape, self._width)
+
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        choices = Categorical(logits=self._logits(outputs, mask), validate_args=False)
+        return independent(choices, len(self.action_shape))
+
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        return _race(self._logits(outputs, mask), generator)
+
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self._logits(outputs, mask).argmax(-1)
+
+    def to_env(self, action: Array) -> Array:
+        return (action + self._start).astype(self._dtype, copy=False)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(env_action, np.int64) - self._start)
+
+
+class MultiBinaryHead(Head):
+    """MultiBinary: one logit per bit. A masked bit stays 0."""
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        super().__init__()
+        self.space = space
+        self.action_shape, self.action_dtype = tuple(space.shape), torch.float32
+        self.num_outputs = self.num_mask = math.prod(self.action_shape)
+
+    def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        logits = masked_logits(outputs, mask)
+        return logits.reshape(*logits.shape[:-1], *self.action_shape)
+
+    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
+        bits = Bernoulli(logits=self._logits(outputs, mask), validate_args=False)
+        return independent(bits, len(self.action_shape))
+
+    def draw(
+        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
+    ) -> Tensor:
+        return _coins(self._logits(outputs, mask), generator).float()
+
+    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return (self._logits(outputs, mask) > 0).float()
+
+    def to_env(self, action: Array) -> Array:
+        return action.astype(np.int8)
+
+    def from_env(self, env_action: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(env_action, np.float32))
+
+
+def independent(distribution: Distribution, rank: int) -> Distribution:
+    """The distribution with its last `rank` dimensions as one action."""
+    return Independent(distribution, rank, validate_args=False) if rank else distribution
+
+
+def _race(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Indices `[...]` with law softmax(logits `[..., K]`): the first arrival of K exponential
+    clocks with these rates (one pass, where `multinomial` takes several)."""
+    rates = torch.softmax(logits, -1)
+    arrivals = torch.empty_like(rates).exponential_(generator=generator)
+    # Some builds can draw an arrival of 0, and 0 / 0 would win the race for a masked action.
+    return rates.div(arrivals.clamp_(min=1e-30)).argmax(-1)
+
+
+def _coins(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Bool `[...]`, true with probability sigmoid(logits)."""
+    probs = torch.sigmoid(logits)
+    return torch.rand(probs.shape, generator=generator, device=probs.device) < probs

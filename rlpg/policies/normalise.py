@@ -1,0 +1,113 @@
+"""Observation normalisation: running mean and variance as part of the policy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rlpg.errors import NumericalFault, UsageError
+
+
+class Normaliser(nn.Module):
+    """`clip((x - mean) / sqrt(var + eps), -clip, clip)` with running moments of x.
+
+    Only features marked `normalised` are touched; images and categories pass unchanged. The
+    identity before the first update. Moments are float64 and merged pairwise (Chan, Golub and
+    LeVeque 1979), so neither a huge offset nor a long run costs accuracy. `count`, `mean` and `m2`
+    are saved with the policy; updates happen only when a learner or rank calls for them.
+    """
+
+    count: Tensor  # [] float64, total weight
+    mean: Tensor  # [K] float64, K = number of normalised features
+    m2: Tensor  # [K] float64, sum of squared deviations from the mean
+    _centre: Tensor  # [F] float32, like the next two: the affine map that `refresh` derives
+    _scale: Tensor
+    _shift: Tensor
+
+    def __init__(self, normalised: Tensor, *, clip: float = 10.0, eps: float = 1e-8) -> None:
+        """
+        Args:
+            normalised: `[F]` bool, which features to normalise.
+            clip: largest absolute value that comes out, at least 1.
+        """
+        super().__init__()
+        if not clip >= 1.0:
+            raise UsageError(f"observation_clip: expected at least 1, got {clip}")
+        self.clip, self.eps = clip, eps
+        num_features, num_normalised = len(normalised), int(normalised.sum())
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(num_normalised, dtype=torch.float64))
+        self.register_buffer("m2", torch.zeros(num_normalised, dtype=torch.float64))
+        every = num_normalised == num_features
+        self._index = None if every else normalised.nonzero()[:, 0]
+        # The affine map as float32: x - centre is exact for large offsets, shift mends the rest.
+        self.register_buffer("_centre", torch.zeros(num_features), persistent=False)
+        self.register_buffer("_scale", torch.ones(num_features), persistent=False)
+        self.register_buffer("_shift", torch.zeros(num_features), persistent=False)
+        self._is_identity = True
+        nn.Module.register_load_state_dict_post_hook(self, _refresh_after_loading)
+
+    @property
+    def var(self) -> Tensor:
+        """`[K]` float64, the population variance so far."""
+        return self.m2 / self.count.clamp(min=1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalised features `[..., F]` of features `[..., F]`."""
+        if self._is_identity:
+            return features
+        centred = features - self._centre
+        return torch.addcmul(self._shift, centred, self._scale).clamp(-self.clip, self.clip)
+
+    def moments(self, features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
+        """`(count [], mean [K], m2 [K])` float64 of a batch: what ranks exchange and `merge` takes.
+
+        Args:
+            features: `[..., F]`, before normalisation.
+            valid: `[...]` bool; rows that are not valid do not count, whatever they hold.
+        """
+        rows = features if self._index is None else features[..., self._index.to(features.device)]
+        rows = rows if valid is None else rows[valid]
+        rows = rows.reshape(-1, len(self.mean)).to(torch.float64)  # [B, K]
+        count = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
+        mean = rows.sum(0) / max(len(rows), 1)
+        return count, mean, (rows - mean).square().sum(0)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, valid: Tensor | None = None) -> None:
+        """Count the valid rows of `features` `[..., F]`; arguments as for `moments`."""
+        self.merge(*self.moments(features, valid))
+
+    @torch.no_grad()
+    def merge(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """Count a batch (or another rank's batch) by its moments.
+
+        Raises:
+            NumericalFault: the moments are not finite; nothing is changed.
+        """
+        if not (mean.isfinite().all() and m2.isfinite().all()):
+            raise NumericalFault("observations: expected finite numbers to normalise, got NaN, inf")
+        total = self.count + count
+        if total == 0:
+            return
+        delta = mean - self.mean
+        self.mean += delta * (count / total)
+        self.m2 += m2 + delta.square() * (self.count * count / total)
+        self.count.copy_(total)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Derive the float32 map from the moments; needed only after writing to the buffers."""
+        self._is_identity = bool(self.count == 0)
+        if self._is_identity:
+            return
+        where = slice(None) if self._index is None else self._index.to(self.mean.device)
+        centre = self.mean.float()
+        scale = (self.var + self.eps).rsqrt()
+        self._centre[where] = centre
+        self._scale[where] = scale.float()
+        self._shift[where] = ((centre.double() - self.mean) * scale).float()
+
+
+def _refresh_after_loading(module: Normaliser, incompatible_keys: object) -> None:
+    module.refresh()

@@ -1,0 +1,301 @@
+"""Observations: what an environment shows, packed into one array, and unpacked into features.
+
+The only place that inspects an observation space. An observation travels through the collector,
+the rollout and the files as ONE array (`pack`), whatever its space; what a network eats is made
+from it (`features`) where it is needed: one-hot categories, images scaled to [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlpg.errors import SpaceError
+from rlpg.policies.spaces import (
+    Path,
+    Space,
+    children,
+    leaves,
+    path_name,
+    space_from_data,
+    space_to_data,
+)
+
+MASK_KEY = "action_mask"
+_MIN_IMAGE_SIDE = 6  # smaller uint8 arrays are boards or registers, not pictures
+_MAX_FEATURES = 2**22
+
+
+@dataclass(frozen=True)
+class Image:
+    """Where an image is among the features, and how its numbers are arranged."""
+
+    features: slice
+    shape: tuple[int, int, int]  # as it arrives: [H, W, C] or [C, H, W]
+    channels_last: bool
+
+    @property
+    def channels_first_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)`."""
+        height, width, channels = self.shape
+        return (channels, height, width) if self.channels_last else self.shape
+
+    def channels_first(self, features: Tensor) -> Tensor:
+        """`[B, C, H, W]` from features `[B, F]`."""
+        image = features[:, self.features].reshape(-1, *self.shape)  # [B, H, W, C] or [B, C, H, W]
+        return image.movedim(-1, -3) if self.channels_last else image
+
+
+class Observations:
+    """How to pack, unpack and describe the observations of one space.
+
+    Packed form: a Box keeps its shape (uint8 stays uint8, everything else becomes float32),
+    Discrete and MultiDiscrete become int64 counted from 0, MultiBinary becomes float32. Dict and
+    Tuple, and everything that carries a mask from `info`, become one float32 vector `[D]`: the
+    leaves in gymnasium's order, each flattened, categories as one number, then that mask.
+
+    uint8 arrays of rank 2 or 3 with sides of at least 6 are images; the channel axis is the first
+    if that is shorter than the last, else the last.
+    """
+
+    def __init__(self, space: Space, *, info_mask: int = 0) -> None:
+        """
+        Args:
+            space: Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these.
+            info_mask: length of the `info["action_mask"]` to append to every packed observation;
+                0 for none. A top-level Dict entry "action_mask" is found without being named.
+
+        Raises:
+            SpaceError: the space has an unsupported part, no features, or too many.
+        """
+        self.space = space
+        self.info_mask = info_mask
+        self._leaves = [_Leaf(part, path) for path, part in leaves(space, "observation")]
+        self.num_features = sum(leaf.num_features for leaf in self._leaves)
+        if not 0 < self.num_features <= _MAX_FEATURES:
+            raise SpaceError(
+                f"observation: expected 1 to {_MAX_FEATURES} features, got {self.num_features}; "
+                "give the environment a wrapper that changes its observation"
+            )
+        self._is_vector = children(space) is not None or info_mask > 0
+        size = sum(leaf.size for leaf in self._leaves) + info_mask
+        first = self._leaves[0]
+        self.shape = (size,) if self._is_vector else first.shape  # packed, without batch
+        self.numpy_dtype = np.dtype(np.float32) if self._is_vector else first.dtype
+        self.torch_dtype = torch.from_numpy(np.empty(0, self.numpy_dtype)).dtype
+        self.normalised = torch.cat(  # [F] bool: Box features that are not images
+            [torch.full((leaf.num_features,), leaf.is_normalised) for leaf in self._leaves]
+        )
+        self.images: list[Image] = []
+        self.mask_slice = slice(size - info_mask, size) if info_mask else None  # of the vector
+        packed_start = feature_start = 0
+        for leaf in self._leaves:
+            if leaf.image_shape is not None:
+                place = slice(feature_start, feature_start + leaf.num_features)
+                self.images.append(Image(place, leaf.image_shape, leaf.channels_last))
+            if leaf.is_mask:
+                if info_mask:
+                    raise SpaceError(
+                        "action mask: expected one, got one in the observation and one in info; "
+                        "remove one of them"
+                    )
+                self.mask_slice = slice(packed_start, packed_start + leaf.size)
+            packed_start += leaf.size
+            feature_start += leaf.num_features
+
+    @property
+    def num_mask(self) -> int:
+        """M, the number of entries of the action mask; 0 without one."""
+        return 0 if self.mask_slice is None else self.mask_slice.stop - self.mask_slice.start
+
+    # ---- numpy: what arrives
+
+    def batch_size(self, obs: object) -> int | None:
+        """B if `obs` is a batch (as gymnasium.vector returns it), None if it is one observation.
+
+        Raises:
+            SpaceError: its shape is that of neither.
+        """
+        leaf = self._leaves[0]
+        shape: tuple[int, ...] = leaf.array(obs).shape
+        if shape == leaf.shape:
+            return None
+        if shape[1:] != leaf.shape:
+            raise leaf.unfit(f"shape {list(leaf.shape)}, or [B] in front of it", list(shape))
+        return shape[0]
+
+    def pack(
+        self, obs: object, batch_size: int | None = None, mask: object = None
+    ) -> np.ndarray[Any, Any]:
+        """Packed observations `[B, *O]`, or `[*O]` for one observation; always a fresh copy.
+
+        Args:
+            obs: a batch as gymnasium.vector returns it (an array, or a dict or tuple of arrays
+                with the batch in front), or with `batch_size=None` one observation.
+            batch_size: B.
+            mask: `info["action_mask"]`, `[B, M]` or `[M]`; given if and only if `info_mask` is.
+
+        Raises:
+            SpaceError: a part is missing or has the wrong shape, kind of number, or a category
+                that the space does not have. Finiteness is not checked here.
+        """
+        batch = () if batch_size is None else (batch_size,)
+        if (mask is None) == (self.info_mask > 0):
+            raise SpaceError(
+                f"action mask: expected {self.info_mask or 'no'} entries beside the observation, "
+                f'got {"none" if mask is None else "some"}; pass info["action_mask"] if it exists'
+            )
+        if not self._is_vector:
+            return self._leaves[0].packed(obs, batch)
+        vector = np.empty((*batch, *self.shape), np.float32)  # [*B, D]
+        start = 0
+        for leaf in self._leaves:
+            part = leaf.packed(obs, batch)
+            vector[..., start : start + leaf.size] = part.reshape(*batch, leaf.size)
+            start += leaf.size
+        if self.info_mask:
+            array = np.asarray(mask)
+            if array.shape != (*batch, self.info_mask) or array.dtype.kind not in "biuf":
+                raise SpaceError(
+                    f"action mask: expected numbers of shape {[*batch, self.info_mask]}, "
+                    f"got {array.dtype.name} of shape {list(array.shape)}"
+                )
+            vector[..., start:] = array != 0
+        return vector
+
+    # ---- torch: what a network eats
+
+    def features(self, packed: Tensor) -> Tensor:
+        """Features `[..., F]` float32 of packed observations `[..., *O]`, without the mask."""
+        if not self._is_vector:
+            rank = len(self.shape)
+            if rank != 1:
+                packed = packed.flatten(-rank) if rank else packed.unsqueeze(-1)  # [..., size]
+            return self._leaves[0].features(packed)
+        parts = []
+        start = 0
+        for leaf in self._leaves:
+            if leaf.num_features:
+                parts.append(leaf.features(packed[..., start : start + leaf.size]))
+            start += leaf.size
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def mask(self, packed: Tensor) -> Tensor | None:
+        """`[..., M]` bool, the allowed actions of packed observations; None without a mask."""
+        return None if self.mask_slice is None else packed[..., self.mask_slice] != 0
+
+    # ---- data
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-able description, from which `from_description` makes the same object."""
+        return {"space": space_to_data(self.space), "info_mask": self.info_mask}
+
+    @staticmethod
+    def from_description(description: object) -> Observations:
+        """Observations as `describe` wrote them; SpaceError for anything else."""
+        if not isinstance(description, dict) or set(description) != {"space", "info_mask"}:
+            raise SpaceError("observations: expected a space and an info_mask; the file is damaged")
+        info_mask = description["info_mask"]
+        if type(info_mask) is not int or not 0 <= info_mask <= _MAX_FEATURES:
+            raise SpaceError(f"info_mask: expected a length, got {info_mask!r:.40}")
+        return Observations(space_from_data(description["space"]), info_mask=info_mask)
+
+
+class _Leaf:
+    """One Box, Discrete, MultiDiscrete or MultiBinary somewhere in the space."""
+
+    def __init__(self, space: Space, path: Path) -> None:
+        self.path = path
+        self.shape: tuple[int, ...] = space.shape or ()
+        self.size = math.prod(self.shape)  # numbers in the packed form
+        self.is_mask = path == (MASK_KEY,) and not isinstance(space, spaces.Discrete)
+        self.is_normalised = False
+        self.image_shape: tuple[int, int, int] | None = None
+        self.channels_last = False
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
+        self._kinds = "biu"  # what numpy kinds may arrive
+        self._scale = 1.0
+        self._range: tuple[Any, Any] | None = None  # of what may arrive, where it is checked
+        self._one_hot: Tensor | None = None  # [size] int64, first feature of each category
+        self.num_features = self.size
+        if isinstance(space, spaces.Box):
+            self._init_box(space)
+        elif isinstance(space, spaces.MultiBinary):
+            self._range = (0, 1)
+        elif isinstance(space, spaces.Discrete):
+            self._init_categories(np.array(int(space.n)), np.array(int(space.start)))
+        elif isinstance(space, spaces.MultiDiscrete):
+            self._init_categories(space.nvec.astype(np.int64), space.start.astype(np.int64))
+        if self.is_mask:
+            self.num_features, self.is_normalised, self.image_shape = 0, False, None
+
+    def _init_box(self, space: spaces.Box[Any]) -> None:
+        self.is_normalised = True
+        if space.dtype.kind == "f":
+            self._kinds = "fiu"
+        elif space.dtype == np.uint8:
+            self._kinds = "u"
+            self.dtype = np.dtype(np.uint8)
+            self._scale = 1.0 / max(float(space.high.max(initial=1)), 1.0)
+            self.channels_last = len(self.shape) == 3 and self.shape[0] >= self.shape[2]
+            shape = (1, *self.shape) if len(self.shape) == 2 else self.shape
+            sides = shape[:2] if self.channels_last else shape[1:]
+            if len(shape) == 3 and min(sides) >= _MIN_IMAGE_SIDE:
+                self.image_shape = (shape[0], shape[1], shape[2])
+                self.is_normalised = False
+
+    def _init_categories(self, nvec: np.ndarray, start: np.ndarray) -> None:
+        self.dtype = np.dtype(np.int64)
+        self._range = (start, start + nvec - 1)
+        ends = np.cumsum(nvec.ravel())
+        self._one_hot = torch.from_numpy(ends - nvec.ravel())
+        self.num_features = int(ends[-1]) if self.size else 0
+
+    def array(self, obs: object) -> np.ndarray:
+        """This leaf's part of `obs`, as numpy has it."""
+        try:
+            for key in self.path:
+                obs = obs[key]  # type: ignore[index]  # what cannot be indexed is caught
+            return np.asarray(obs)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self.unfit(f"an array of shape {list(self.shape)}", error) from error
+
+    def packed(self, obs: object, batch: tuple[int, ...]) -> np.ndarray:
+        """A checked copy `[*B, *shape]` of this leaf's part of `obs`, in the packed dtype."""
+        array = self.array(obs)
+        if array.shape != (*batch, *self.shape):
+            raise self.unfit(f"shape {[*batch, *self.shape]}", list(array.shape))
+        if array.dtype == self.dtype and self._range is None:
+            return array.copy()
+        if array.dtype.kind not in self._kinds or (self._kinds == "u" and array.dtype != np.uint8):
+            names = {"fiu": "real numbers", "biu": "integers", "u": "uint8"}
+            raise self.unfit(names[self._kinds], array.dtype.name)
+        if self._range is not None:
+            low, high = self._range
+            outside = (array < low) | (array > high)
+            if outside.any():
+                raise self.unfit(f"values from {low} to {high}", array[outside].flat[0])
+            if self._one_hot is not None:
+                zero_based: np.ndarray = np.subtract(array, low, dtype=np.int64)
+                return zero_based
+        with np.errstate(over="ignore"):  # 1e39 becomes inf, which the collector reports
+            return array.astype(self.dtype)
+
+    def features(self, flat: Tensor) -> Tensor:
+        """`[..., num_features]` of the packed, flattened leaf `[..., size]`."""
+        if self._one_hot is not None:
+            hot = flat.long() + self._one_hot.to(flat.device)  # [..., size]
+            shape = (*flat.shape[:-1], self.num_features)
+            return torch.zeros(shape, device=flat.device).scatter_(-1, hot, 1.0)
+        values = flat.float()
+        return values if self._scale == 1.0 else values * self._scale
+
+    def unfit(self, expected: str, got: object) -> SpaceError:
+        name = path_name("observation", self.path)
+        return SpaceError(f"{name}: expected {expected}, got {got}; check the environment's space")
