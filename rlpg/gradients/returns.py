@@ -52,7 +52,7 @@ def reward_to_go(
         open_end = truncated & ~terminated
         open_end[-1] = ~terminated[-1]
         income = income + torch.where(valid & open_end, gamma * bootstrap.detach(), 0.0)
-    return _backward(income, gamma * (valid & ~ended))
+    return _backward(income, gamma, valid & ~ended)
 
 
 def gae(
@@ -83,7 +83,7 @@ def gae(
     _check("gae", reward, terminated, truncated, valid, value, successor_value)
     future = torch.where(terminated, 0.0, gamma * successor_value.detach())
     delta = torch.where(valid, reward + future - value.detach(), 0.0)
-    return _backward(delta, gamma * gae_lambda * (valid & ~(terminated | truncated)))
+    return _backward(delta, gamma * gae_lambda, valid & ~(terminated | truncated))
 
 
 def n_step(
@@ -133,9 +133,8 @@ def discounted_so_far(
     income = torch.where(valid, reward, 0.0)
     if before is not None:
         income[0] += torch.where(valid[0], gamma * before, 0.0)
-    goes_on = gamma * (valid & ~done)
-    from_before = torch.cat([torch.zeros_like(goes_on[:1]), goes_on[:-1]])
-    so_far = _backward(income.flip(0), from_before.flip(0)).flip(0)
+    goes_on = (valid & ~done).roll(1, 0)  # what entered row 0 is read by nobody
+    so_far = _backward(income.flip(0), gamma, goes_on.flip(0)).flip(0)
     return so_far, torch.where(valid[-1] & ~done[-1], so_far[-1], 0.0)
 
 
@@ -146,16 +145,17 @@ def complete(*, terminated: Tensor, truncated: Tensor, valid: Tensor) -> Tensor:
     """
     _check("complete", terminated, terminated, truncated, valid)
     ends = (terminated & valid).float()
-    return _backward(ends, (valid & ~(terminated | truncated)).float()) > 0
+    return _backward(ends, 1.0, valid & ~(terminated | truncated)) > 0
 
 
-def _backward(income: Tensor, decay: Tensor) -> Tensor:
-    """`[T, N]` x with `x_t = income_t + decay_t x_{t+1}`; the last row of `decay` is not used."""
+def _backward(income: Tensor, factor: float, goes_on: Tensor) -> Tensor:
+    """`[T, N]` x with `x_t = income_t + factor goes_on_t x_{t+1}`, and 0 after the last row."""
+    decay = goes_on.to(income.dtype) * factor
     if income.device.type != "cpu":
         return _doubling(income, decay)
     # One NumPy pass costs 0.08 ms on [128, 64], 1.3 ms on [2048, 64]; torch's rows 2.5 times that.
     out = income.detach().clone()
-    rows, factors = list(out.numpy()), list(decay.to(out.dtype).numpy())
+    rows, factors = list(out.numpy()), list(decay.numpy())
     ahead = np.empty_like(rows[0])
     for t in range(len(rows) - 2, -1, -1):
         np.multiply(rows[t + 1], factors[t], out=ahead)
@@ -168,7 +168,7 @@ def _doubling(income: Tensor, decay: Tensor) -> Tensor:
 
     After k passes x holds the terms of the next 2^k steps and b the product of their decays.
     """
-    x, b = income.detach().clone(), decay.to(income.dtype).clone()
+    x, b = income.detach().clone(), decay.clone()
     b[-1] = 0.0
     reach = 1
     while reach < len(x):

@@ -191,8 +191,9 @@ def test_complete_marks_the_steps_of_episodes_that_terminate_inside() -> None:
 def test_doubling_equals_the_loop(num_steps: int) -> None:
     generator = torch.Generator().manual_seed(num_steps)
     income = torch.randn(num_steps, 3, generator=generator, dtype=torch.float64)
-    decay = 0.9 * (torch.rand(num_steps, 3, generator=generator) < 0.8).double()
-    torch.testing.assert_close(R._doubling(income, decay), R._backward(income, decay))
+    goes_on = torch.rand(num_steps, 3, generator=generator) < 0.8
+    got = R._doubling(income, 0.9 * goes_on.double())
+    torch.testing.assert_close(got, R._backward(income, 0.9, goes_on))
 
 
 def test_inputs_are_left_alone_and_results_carry_no_gradient() -> None:
