@@ -88,17 +88,19 @@ def publish(folder: Path, contents: Mapping[str, bytes]) -> None:
     sync_folder(folder.parent)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Add `data` to the end of the file, wholly or (as far as the disk allows) not at all."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def append(path: Path, data: bytes, *, position: int) -> int:
+    """Put `data` at `position`, the known end of the file, and cut what lies beyond.
+
+    Returns:
+        the new end. An append that failed half-way is undone by the next one at the same position.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        size = os.fstat(descriptor).st_size
-        try:
-            _write_all(descriptor, data)
-        except BaseException:
-            with suppress(OSError):
-                os.ftruncate(descriptor, size)
-            raise
+        position = min(position, os.fstat(descriptor).st_size)
+        os.ftruncate(descriptor, position)
+        os.lseek(descriptor, position, os.SEEK_SET)
+        _write_all(descriptor, data)
+        return position + len(data)
     finally:
         os.close(descriptor)
 
