@@ -118,81 +118,86 @@ def assemble(
         EnvironmentFault: a number that is not finite, or an end in a slot that only resets.
     """
     reward = slots.reward[:num_steps]  # [T, N]
-    done = slots.terminated[:num_steps] | slots.truncated[:num_steps]
-    after_end = np.concatenate([ended_before[None], done[:-1]])  # [T, N]
-    valid = ~after_end if reset_takes_a_step else np.ones_like(done)
-    if (done & ~valid).any():
-        t, n = np.argwhere(done & ~valid)[0]
-        raise EnvironmentFault(
-            f"step {first_step + t}, environment {n}: expected a NEXT_STEP environment to reset "
-            "in the step after an end, got another end; its metadata may name the wrong mode"
-        )
-    time, lengths = _time(done, after_end, running.lengths, reset_takes_a_step)
+    terminated = slots.terminated[:num_steps]
+    truncated = slots.truncated[:num_steps]
+    done = terminated | truncated
+    resets = np.zeros_like(done)  # [T, N] slots that are no transition but a reset
+    if reset_takes_a_step:
+        resets[0] = ended_before
+        resets[1:] = done[:-1]
+        if (done & resets).any():
+            t, n = np.argwhere(done & resets)[0]
+            raise EnvironmentFault(
+                f"step {first_step + t}, environment {n}: expected a NEXT_STEP environment to "
+                "reset in the step after an end, got another end; is its metadata right?"
+            )
+    valid = ~resets
     if quota is not None:
         valid &= np.cumsum(done, axis=0) - done < quota
-    done &= valid
-    terminated = slots.terminated[:num_steps] & valid
-    truncated = slots.truncated[:num_steps] & valid & ~terminated  # both at once: termination
-    reward = np.where(valid, reward, 0.0)
+        done &= valid
+        terminated = terminated & valid
+        truncated = truncated & valid
+    np.copyto(reward, 0.0, where=~valid)
     step, env, final_obs = _final(slots, valid)
     paid = reward.astype(np.float32)
     obs = slots.obs[: num_steps + 1]
     _check_finite(obs.numpy(), paid, final_obs, step, env, first_step)
-    episodes, returns = _episodes(reward, done, time, running.returns)
+    episodes, still_running, time = _cut(reward, done, resets, running)
+    np.copyto(time, 0, where=~valid)
     rollout = Rollout(
         obs=obs,
         action=slots.action[:num_steps],
         log_prob=None,
         reward=torch.from_numpy(paid),
         terminated=torch.from_numpy(terminated),
-        truncated=torch.from_numpy(truncated),
+        truncated=torch.from_numpy(truncated & ~terminated),  # both at once: termination
         valid=torch.from_numpy(valid),
-        time=torch.from_numpy(time * valid),
+        time=torch.from_numpy(time),
         final_obs=final_obs,
         final_step=torch.from_numpy(step),
         final_env=torch.from_numpy(env),
         episodes=episodes,
     )
-    return rollout, RunningEpisodes(returns, lengths)
+    return rollout, still_running
 
 
-def _time(
-    done: np.ndarray, after_end: np.ndarray, elapsed: np.ndarray, reset_takes_a_step: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """`[T, N]` index of each step within its episode, and the `[N]` lengths so far at the end."""
-    index = np.arange(len(done))[:, None]
-    begins = after_end.copy()
-    if reset_takes_a_step:
-        begins[1:] = after_end[:-1]
-        begins[0] = False
-    first = np.maximum.accumulate(np.where(begins, index, -1))  # [T, N], -1: before the rollout
-    time = np.where(first >= 0, index - first, index + elapsed)
-    if reset_takes_a_step:
-        time[after_end] = -1  # the reset step itself; the next one is 0
-    return time, np.where(done[-1], 0, time[-1] + 1)
+def _cut(
+    reward: np.ndarray, done: np.ndarray, resets: np.ndarray, running: RunningEpisodes
+) -> tuple[Episodes, RunningEpisodes, np.ndarray]:
+    """Cuts every environment's row of steps after each end: P pieces, each of one episode.
 
+    Each piece is summed by itself: differences of one long running sum would lose the digits of a
+    small episode behind a large one.
 
-def _episodes(
-    reward: np.ndarray, done: np.ndarray, time: np.ndarray, before: np.ndarray
-) -> tuple[Episodes, np.ndarray]:
-    """The episodes that ended, in the order of their ends, and the `[N]` returns of the others.
-
-    Each episode is summed by itself: differences of one long running sum would lose the digits
-    of a small episode behind a large one.
+    Returns:
+        The episodes that ended, in the order of their ends; those that still run; and `[T, N]`
+        the index of every step within its episode.
     """
-    num_steps, num_envs = reward.shape
-    by_env = reward.T.copy()  # [N, T]
-    by_env[:, 0] += before
-    first = np.ones((num_envs, num_steps), dtype=bool)
-    first[:, 1:] = done.T[:, :-1]
-    starts = np.flatnonzero(first)  # a new piece after every end, and at every environment's start
-    sums = np.add.reduceat(by_env.reshape(num_envs * num_steps), starts)
-    piece = np.cumsum(first).reshape(num_envs, num_steps).T - 1  # [T, N] index into sums
-    step, env = np.nonzero(done)
-    ended = Episodes(
-        returns=sums[piece[step, env]], lengths=time[step, env] + 1, env=env, step=step
+    num_steps, num_envs = done.shape
+    size = num_envs * num_steps
+    first = np.ones((num_envs, num_steps), dtype=bool)  # [N, T] a piece begins
+    first[:, 1:] = done[:-1].T
+    start = np.flatnonzero(first)  # [P] in the rows laid end to end
+    end = np.append(start[1:], size) - 1
+    env, step = end // num_steps, end % num_steps
+    # Steps of the piece's episode before `start`: those of earlier rollouts, or minus one for the
+    # slot in which it was reset.
+    before = -resets[start % num_steps, env].astype(np.int64)
+    head = np.flatnonzero(start % num_steps == 0)  # the N pieces that come first in their rows
+    before[head] += running.lengths
+    length = end - start + 1
+    time = np.arange(size) - np.repeat(start - before, length)
+    sums = np.add.reduceat(reward.T.reshape(size), start)
+    sums[head] += running.returns
+    length += before
+    over = done[step, env]
+    order = np.argsort((step * num_envs + env)[over])
+    ended = Episodes(*(value[over][order] for value in (sums, length, env, step)))
+    last = step == num_steps - 1
+    still = RunningEpisodes(
+        returns=np.where(over, 0.0, sums)[last], lengths=np.where(over, 0, length)[last]
     )
-    return ended, np.where(done[-1], 0.0, sums[piece[-1]])
+    return ended, still, time.reshape(num_envs, num_steps).T.copy()
 
 
 def _final(slots: Slots, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:

@@ -214,7 +214,7 @@ class Collector:
             packed = self._pack(
                 raw, info, maskless=None if self._mode is AutoresetMode.SAME_STEP else ended
             )  # [N, *O]
-            if ended.any():
+            if self._mode is not AutoresetMode.NEXT_STEP and ended.any():
                 self._turn_over(slots, t, ended, packed, info)
         except Exception as error:
             raise _fault(f"step {self.vector_steps}", error) from error
@@ -235,14 +235,9 @@ class Collector:
         packed: np.ndarray,
         info: Mapping[str, Any],
     ) -> None:
-        """Puts aside the true last observations and makes `packed` hold what is acted on next."""
+        """Puts the true last observations aside; `packed` is then what the policy acts on next."""
         rows = np.flatnonzero(ended)
-        if self._mode is AutoresetMode.NEXT_STEP:
-            # The last observation stays; an end may allow no action, yet the draw whose action
-            # the reset ignores must not fail.
-            if self._observations.mask_slice is not None:
-                packed[rows, self._observations.mask_slice] = 1
-        elif self._mode is AutoresetMode.SAME_STEP:
+        if self._mode is AutoresetMode.SAME_STEP:
             slots.put_final(t, rows, final_observations(info, rows, self._observations))
         else:
             slots.put_final(t, rows, packed[rows])
