@@ -1,0 +1,50 @@
+"""Our environments' ids, as strings: nothing is imported before it is made."""
+
+from __future__ import annotations
+
+import gymnasium
+
+# Gymnasium's id -> our vector version of it: the same bits, stepped as arrays, with `SAME_STEP`
+# autoreset and a `state_dict`. Its constructor takes num_envs, max_episode_steps, and the
+# environment's own arguments, but no render_mode.
+NATIVE_VERSIONS = {
+    "Acrobot-v1": "rlpg.envs.acrobot:AcrobotVectorEnv",
+    "CartPole-v1": "rlpg.envs.cartpole:CartPoleVectorEnv",
+    "MountainCar-v0": "rlpg.envs.mountain_car:MountainCarVectorEnv",
+    "MountainCarContinuous-v0": "rlpg.envs.mountain_car:MountainCarContinuousVectorEnv",
+    "Pendulum-v1": "rlpg.envs.pendulum:PendulumVectorEnv",
+}
+
+# id -> module:class of the single environment (its vector version is classVectorEnv), and its
+# number of steps. All terminate by themselves.
+_OWN = {
+    "rlpg/Bandit-v0": ("rlpg.envs.bandit:Bandit", 1),
+    "rlpg/Catch-v0": ("rlpg.envs.catch:Catch", 75),
+    "rlpg/Chain-v0": ("rlpg.envs.chain:Chain", 4),
+    "rlpg/LQR-v0": ("rlpg.envs.lqr:LQR", 5),
+    "rlpg/Replenishment-v0": ("rlpg.envs.replenishment:Replenishment", 30),
+    "rlpg/UnitCommitment-v0": ("rlpg.envs.unit_commitment:UnitCommitment", 24),
+}
+
+
+def register_environments() -> None:
+    """Make `gymnasium.make("rlpg:rlpg/Chain-v0")` and its like work; twice does no harm."""
+    for env_id, (entry_point, num_steps) in _OWN.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id,
+                entry_point,
+                vector_entry_point=f"{entry_point}VectorEnv",
+                # One more than it ever takes: it says that episodes are finite, and never cuts one.
+                max_episode_steps=num_steps + 1,
+            )
+    for theirs, vector_entry_point in NATIVE_VERSIONS.items():
+        if f"rlpg/{theirs}" not in gymnasium.registry:
+            spec = gymnasium.spec(theirs)
+            gymnasium.register(
+                f"rlpg/{theirs}",
+                spec.entry_point,
+                vector_entry_point=vector_entry_point,
+                reward_threshold=spec.reward_threshold,
+                max_episode_steps=spec.max_episode_steps,
+            )
