@@ -53,7 +53,7 @@ class _Bounds:
         if not (self.is_bounded.all() and (self.half_width > 0).all()):
             raise SpaceError(
                 f'{name}: expected finite bounds low < high for gaussian="{option}", got '
-                f'{self.low.min()} to {self.high.max()}; use gaussian="clipped"'
+                f'{self.low.min():g} to {self.high.max():g}; use gaussian="clipped"'
             )
 
     def to_env(self, unit: Array) -> Array:
@@ -205,7 +205,7 @@ class BetaHead(Head):
 
 def _shaped(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`[..., *A]` from `[..., size]`."""
-    return flat if len(shape) == 1 else flat.reshape(*flat.shape[:-1], *shape)
+    return flat if len(shape) == 1 else flat.reshape((*flat.shape[:-1], *shape))
 
 
 def _halves(flat: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

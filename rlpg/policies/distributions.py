@@ -20,7 +20,6 @@ from torch.distributions.kl import register_kl
 # Not -inf: exp(MASKED - anything a network says) is exactly 0 all the same, and 0 * MASKED and
 # MASKED - MASKED are 0, so that entropies, divergences and all their gradients stay finite.
 MASKED = -1e30
-PADDED = -1e37  # in vain even where everything real is masked
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()  # now the weights of an expectation under N(0, 1)
@@ -29,10 +28,12 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()  # now the weights of an expectation under 
 def masked_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits `[..., K]` whose softmax is exactly 0 where the mask `[..., K]` is false.
 
-    Where a row allows nothing, all its logits are equal: every action is as likely as any other.
-    That is what a terminal observation shows, whose action is drawn but never used.
+    Where a row allows nothing, its mask is ignored: such is the mask of a terminal observation,
+    whose action is drawn in some vector environments but never used.
     """
-    return logits if mask is None else torch.where(mask, logits, MASKED)
+    if mask is None:
+        return logits
+    return torch.where(mask | ~mask.any(-1, keepdim=True), logits, MASKED)
 
 
 class IntegerBernoulli(Bernoulli):
@@ -62,7 +63,7 @@ class SquashedNormal(Distribution):
 
     (Haarnoja et al. 2018, appendix C, for the law; without their +1e-6.) `entropy` is that of a,
     by Gauss-Hermite quadrature with 32 nodes: deterministic, differentiable, and good to 1e-5 for
-    scale <= 1, 2e-2 for scale = e^2.
+    scale <= 1, to 0.1 for scale = e^2.
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
@@ -133,11 +134,11 @@ class Part:
     def join(self, value: Tensor) -> Tensor:
         """`[..., size]` float32 of the part's own action `[..., *shape]`."""
         batch = value.shape[: value.ndim - len(self.shape)]
-        return value.reshape(*batch, self.size).float()
+        return value.reshape((*batch, self.size)).float()
 
     def split(self, vector: Tensor) -> Tensor:
         """The part's own action `[..., *shape]` of its stretch of the vector `[..., size]`."""
-        return vector.reshape(*vector.shape[:-1], *self.shape).to(self.dtype)
+        return vector.reshape((*vector.shape[:-1], *self.shape)).to(self.dtype)
 
 
 class Product(Distribution):

@@ -28,7 +28,6 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 from rlpg.policies.distributions import (
     MASKED,
-    PADDED,
     IntegerBernoulli,
     masked_logits,
 )
@@ -60,7 +59,7 @@ class Head(nn.Module, ABC):
         Args:
             outputs: `[..., num_outputs]`.
             mask: `[..., num_mask]` bool, true where an action is allowed; probability of the
-                others is exactly 0. Where nothing is allowed, the choice is uniform.
+                others is exactly 0. A choice of which nothing is allowed ignores its mask.
         """
 
     @abstractmethod
@@ -127,7 +126,7 @@ class BernoulliHead(Head):
         if mask is None:
             return logit
         only = mask[..., 1].to(logit.dtype) - mask[..., 0].to(logit.dtype)  # 1, 0 or -1
-        return torch.where(mask.any(-1), logit, 0.0) - MASKED * only
+        return logit - MASKED * only
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         return IntegerBernoulli(logits=self._logit(outputs, mask), validate_args=False)
@@ -154,7 +153,7 @@ class MultiCategoricalHead(Head):
     """
 
     _index: Tensor  # [K * width] where each padded logit comes from
-    _is_real: Tensor  # [K * width] bool
+    _is_real: Tensor  # [*shape, width] bool
 
     def __init__(self, space: spaces.MultiDiscrete[Any]) -> None:
         super().__init__()
@@ -170,13 +169,24 @@ class MultiCategoricalHead(Head):
             is_real = column < nvec[:, None]  # [K, width]
             index = np.where(is_real, (np.cumsum(nvec) - nvec)[:, None] + column, 0)
             self.register_buffer("_index", torch.from_numpy(index.ravel()), persistent=False)
-            self.register_buffer("_is_real", torch.from_numpy(is_real.ravel()), persistent=False)
+            self.register_buffer(
+                "_is_real",
+                torch.from_numpy(is_real.reshape((*space.shape, self._width))),
+                persistent=False,
+            )
 
     def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
-        logits = masked_logits(outputs, mask)  # [..., S]
         if self._is_padded:
-            logits = torch.where(self._is_real, logits[..., self._index], PADDED)
-        return logits.reshape(*logits.shape[:-1], *self.action_shape, self._width)
+            outputs = outputs[..., self._index]  # [..., K * width]
+            mask = None if mask is None else mask[..., self._index]
+        shape = (*self.action_shape, self._width)
+        logits = outputs.reshape((*outputs.shape[:-1], *shape))
+        if self._is_padded:
+            logits = torch.where(self._is_real, logits, MASKED)
+        if mask is not None:
+            mask = mask.reshape((*mask.shape[:-1], *shape))
+            logits = masked_logits(logits, mask & self._is_real if self._is_padded else mask)
+        return logits
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         choices = Categorical(logits=self._logits(outputs, mask), validate_args=False)
@@ -207,8 +217,8 @@ class MultiBinaryHead(Head):
         self.num_outputs = self.num_mask = math.prod(self.action_shape)
 
     def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
-        logits = masked_logits(outputs, mask)
-        return logits.reshape(*logits.shape[:-1], *self.action_shape)
+        logits = outputs if mask is None else torch.where(mask, outputs, MASKED)
+        return logits.reshape((*logits.shape[:-1], *self.action_shape))
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         bits = Bernoulli(logits=self._logits(outputs, mask), validate_args=False)

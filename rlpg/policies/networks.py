@@ -149,7 +149,7 @@ class Network(nn.Module):
             for cnn, image in zip(self.cnns, self.images, strict=True)
         ]
         joined = torch.cat([rows[:, self._plain], *parts], -1)  # [B, num_inputs]
-        return self.mlp.forward(joined).reshape(*batch, self.num_outputs)
+        return self.mlp.forward(joined).reshape((*batch, self.num_outputs))
 
 
 def _initialised(layer: Layer, gain: float, generator: torch.Generator | None) -> Layer:

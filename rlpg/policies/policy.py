@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,7 +126,7 @@ class Policy(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: spaces, network and head, everything but `state_dict()`."""
-        return self._description
+        return copy.deepcopy(self._description)
 
     # ---- torch
 
