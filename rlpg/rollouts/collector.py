@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class Collector:
         seed: of the actions.
         log_prob: whether rollouts carry `log_prob`; a learner that computes it anyway saves the
             pass by turning it off.
+        deterministic: take the policy's most likely action instead of a draw.
 
     One step is one `policy.draw`, one `envs.step` and a few copies into preallocated arrays;
     everything else is computed once per rollout on whole `[T, N]` arrays.
@@ -60,15 +62,18 @@ class Collector:
         seed: int | np.random.SeedSequence = 0,
         *,
         log_prob: bool = True,
+        deterministic: bool = False,
     ) -> None:
         self.envs = envs
         self.policy = policy
         self.num_envs = envs.num_envs
         self.env_steps = 0  # real transitions so far
         self.vector_steps = 0  # calls of envs.step so far
+        self.env_seconds = 0.0  # spent in envs.step so far
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
         self._log_prob = log_prob
+        self._deterministic = deterministic
         self._seed = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
@@ -204,12 +209,17 @@ class Collector:
     def _step(self, slots: Slots, t: int) -> np.ndarray:
         """Fills slot t of the rollout; returns `[N]` bool, whose episode ended in it."""
         obs = slots.obs[t].to(self._device)  # [N, *O]
-        action, carry = self.policy.draw(obs, self._carry, self._generator)
+        if self._deterministic:
+            action, carry = self.policy.mode(obs, self._carry)
+        else:
+            action, carry = self.policy.draw(obs, self._carry, self._generator)
         drawn = action.cpu().numpy()  # [N, *A]
         slots.action_array[t] = drawn
         env_action = self.policy.head.to_env(drawn)
         try:
+            began = perf_counter()
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
+            self.env_seconds += perf_counter() - began
             ended = slots.put_outcome(t, reward, terminated, truncated)  # [N]
             packed = self._pack(
                 raw, info, maskless=None if self._mode is AutoresetMode.SAME_STEP else ended
