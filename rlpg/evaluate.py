@@ -1,0 +1,190 @@
+"""How good a policy is: whole episodes, a fixed number from every copy of the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rlpg.errors import EnvironmentFault, SpaceError, UsageError
+from rlpg.policies import Policy
+from rlpg.rollouts import Collector, make_envs
+
+STEPS_PER_CHUNK = 64
+RESAMPLES = 10_000  # of the bootstrap
+MOST_STEPS = 1_000_000  # of an episode; longer ones count as never ending
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of one policy on one environment, in the order they are compared: by copy, by time.
+
+    `returns` are undiscounted and in the environment's own rewards.
+    """
+
+    returns: np.ndarray  # [E] float64
+    lengths: np.ndarray  # [E] int64
+    deterministic: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over episodes (n - 1); 0 for a single episode."""
+        return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
+
+    @property
+    def median_length(self) -> float:
+        """Median number of steps of an episode."""
+        return float(np.median(self.lengths))
+
+    @cached_property
+    def ci(self) -> tuple[float, float]:
+        """95 % percentile bootstrap interval of the mean return (Efron & Tibshirani 1993, ch. 13).
+
+        Its resampling is seeded, so the interval is a function of the returns.
+        """
+        size = len(self.returns)
+        picks = np.random.default_rng(0).integers(size, size=(RESAMPLES, size))
+        low, high = np.percentile(self.returns[picks].mean(axis=1), [2.5, 97.5])
+        return float(low), float(high)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, ready for JSON."""
+        return {
+            "episodes": len(self.returns),
+            "deterministic": self.deterministic,
+            "mean": self.mean,
+            "std": self.std,
+            "ci": list(self.ci),
+            "median": float(np.median(self.returns)),
+            "min": float(self.returns.min()),
+            "max": float(self.returns.max()),
+            "median_length": self.median_length,
+        }
+
+    def table(self) -> list[dict[str, float | int]]:
+        """One row per episode, ready for JSON."""
+        return [
+            {"return": float(value), "length": int(length)}
+            for value, length in zip(self.returns, self.lengths, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        low, high = self.ci
+        how = "most likely actions" if self.deterministic else "sampled actions"
+        return (
+            f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes "
+            f"(95 % interval of the mean {low:.2f} to {high:.2f}; median length "
+            f"{self.median_length:.0f}; {how})"
+        )
+
+
+def evaluate(
+    policy: Policy,
+    env: str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    episodes: int = 100,
+    seed: int | np.random.SeedSequence = 0,
+    *,
+    deterministic: bool = True,
+    num_envs: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    episode_cap: int = 1000,
+) -> Evaluation:
+    """Play whole episodes and return their returns and lengths. The policy is not changed.
+
+    Every copy of the environment contributes its first episodes up to a quota fixed beforehand
+    (taking the first to finish, whoever they are, would favour short ones).
+
+    Args:
+        policy: what is evaluated.
+        env: an id, an environment, or a vector environment (used as it is, and left open).
+        episodes: how many; spread evenly over the copies.
+        seed: of the environments and of sampled actions.
+        deterministic: take the most likely action instead of sampling.
+        num_envs: copies that run side by side; None: as many as episodes, at most 64.
+        env_kwargs, backend, max_episode_steps, episode_cap: as in `make_envs`.
+
+    Raises:
+        SpaceError: the environment's spaces are not those the policy was made for.
+        EnvironmentFault: the environment failed, or an episode does not end.
+    """
+    if episodes < 1:
+        raise UsageError(f"episodes: expected at least 1, got {episodes}")
+    made = make_envs(
+        env,
+        min(episodes, num_envs or 64),
+        seed=seed,
+        kwargs=env_kwargs,
+        backend=backend,
+        max_episode_steps=max_episode_steps,
+        episode_cap=episode_cap,
+    )
+    try:
+        check_spaces(policy, made.envs)
+        return play(policy, made.envs, episodes, seed, deterministic=deterministic)
+    finally:
+        if not isinstance(env, VectorEnv):
+            made.envs.close()
+
+
+def play(
+    policy: Policy,
+    envs: VectorEnv[Any, Any, Any],
+    episodes: int,
+    seed: int | np.random.SeedSequence,
+    *,
+    deterministic: bool,
+) -> Evaluation:
+    """`evaluate` on vector environments that exist: reset first, left open."""
+    collector = Collector(envs, policy, seed, log_prob=False, deterministic=deterministic)
+    collector.restart()
+    quota = np.full(envs.num_envs, episodes // envs.num_envs)  # [N]
+    quota[: episodes % envs.num_envs] += 1
+    returns: list[list[float]] = [[] for _ in quota]
+    lengths: list[list[int]] = [[] for _ in quota]
+    owed = episodes
+    while owed:
+        found = collector.steps(STEPS_PER_CHUNK).episodes
+        for n, value, length in zip(found.env, found.returns, found.lengths, strict=True):
+            if len(returns[n]) < quota[n]:
+                returns[n].append(value)
+                lengths[n].append(length)
+                owed -= 1
+        if collector.vector_steps > MOST_STEPS * quota.max():
+            raise EnvironmentFault(
+                f"evaluation: expected {episodes} episodes to end, {owed} have not after "
+                f"{collector.vector_steps} steps; give the environment a time limit"
+            )
+    return Evaluation(
+        returns=np.array([value for row in returns for value in row], dtype=np.float64),
+        lengths=np.array([length for row in lengths for length in row], dtype=np.int64),
+        deterministic=deterministic,
+    )
+
+
+def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any]) -> None:
+    """Refuse an environment whose spaces are not the policy's.
+
+    Raises:
+        SpaceError: names what differs.
+    """
+    pairs = (
+        ("observation", policy.observations.space, envs.single_observation_space),
+        ("action", policy.head.space, envs.single_action_space),
+    )
+    for kind, own, given in pairs:
+        if own != given:
+            raise SpaceError(
+                f"{kind} space: the policy expects {own}, the environment has {given}; evaluate "
+                "on the environment it was trained for"
+            )

@@ -1,0 +1,55 @@
+"""What an update tells about itself: how noisy its gradient was, what its baseline was worth."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def signal_to_noise(per_group: Tensor) -> float:
+    """|E g|^2 / tr Cov g, from K gradients that independent groups contributed to g = sum of them.
+
+    With m the mean and V the summed sample variance of the contributions, g = K m has the
+    variance K V, and |g|^2 - K V is unbiased for |E g|^2 (it may come out negative: all noise).
+    At 1, the batch has the size McCandlish et al. 2018 (eq. 2.8) call critical.
+
+    Args:
+        per_group: `[K, P]`. With K = 1 there is nothing to compare: nan.
+    """
+    num_groups = len(per_group)
+    if num_groups < 2:
+        return math.nan
+    noise = float(num_groups * per_group.var(dim=0).sum())
+    signal = float(per_group.sum(dim=0).square().sum()) - noise
+    return signal / noise if noise > 0 else math.nan
+
+
+def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:
+    """1 - E[w^2 A^2] / E[w^2 G^2]: the share of the gradient's second moment a baseline took away.
+
+    The score function's second moment is E[|score|^2 A^2]; the scores are the same with and
+    without a baseline, so the ratio needs no further pass (exact where |score| and A are
+    uncorrelated). Negative: the baseline does harm.
+
+    Args:
+        returns, advantage, weight: `[T, N]`.
+    """
+    before = float((weight * returns).square().sum())
+    after = float((weight * advantage).square().sum())
+    return 1.0 - after / before if before > 0 else math.nan
+
+
+def explained_variance(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:
+    """1 - Var(returns - baseline) / Var(returns), over steps of positive weight; nan for one value.
+
+    Args:
+        returns, advantage, weight: `[T, N]`; `advantage` is `returns` minus the baseline.
+    """
+    keep = weight > 0
+    target, error = returns[keep], advantage[keep]
+    if len(target) < 2:
+        return math.nan
+    variance = float(torch.var(target))
+    return 1.0 - float(torch.var(error)) / variance if variance > 0 else math.nan

@@ -1,0 +1,247 @@
+"""REINFORCE (Williams 1992): raise the log-probability of actions in proportion to their advantage.
+
+    g = 1/count  sum_{t,n}  gamma^t  grad log pi(a | s)  A(t, n),      A = return-to-go - baseline
+
+Every choice that changes what is estimated has a name; `CreditRule` shows their arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlpg.errors import NumericalFault
+from rlpg.gradients import estimators
+from rlpg.learners.baselines import Baseline
+from rlpg.learners.credit import Credit, CreditRule
+from rlpg.learners.figures import explained_variance, signal_to_noise, variance_removed
+from rlpg.learners.scaling import RewardScale
+from rlpg.learners.values import load_optimiser_state, make_baseline, optimiser_state
+from rlpg.policies import Policy
+from rlpg.rollouts.rollout import Rollout
+
+KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at
+
+
+class Reinforce:
+    """The policy-gradient learner: `surrogate` to differentiate, `update` to take one step.
+
+    Args:
+        policy: what is improved, in place; its observation normaliser learns after each step.
+        baseline: an object, or one of `none`, `moving_average`, `time_step`, `leave_one_out`,
+            `linear`, `value`.
+        gamma: discount per step.
+        gae_lambda: weight of longer returns in GAE (Schulman et al. 2016, eq. 16), for baselines
+            that predict values (`linear`, `value`). Below 1 it trades variance for the bias of the
+            predicted values. None: return-to-go minus the baseline.
+        truncated_return: what is added to the return of an episode that was cut, by a time limit or
+            by the end of the rollout. `bootstrap`: the discounted value of its last state (for
+            baselines that predict values). `drop`: the episode leaves the gradient, which then
+            over-represents short episodes. `terminal`: nothing, as if it had ended. None:
+            `bootstrap` where the baseline can, else `terminal`.
+        gamma_weight: weigh step t of an episode by gamma^t. The gradient of the discounted
+            objective demands it, and nearly everyone drops it (Thomas 2014).
+        average: divide the sum over steps by the number of `steps` or of `episodes`. Only
+            `episodes` estimates the gradient of the expected return; `steps` differs from it by a
+            factor that depends on the lengths of the episodes in the batch.
+        entropy_weight: weight of the mean entropy of the action distribution.
+        standardise_advantages: shift and scale the batch's advantages to mean 0 and deviation 1
+            (biased: the batch's own moments contain each sample).
+        max_grad_norm: longer gradients are shortened to this norm.
+        lr: Adam's learning rate.
+        reward_scaling: divide rewards by the running deviation of the discounted return so far.
+        value_hidden, value_lr, value_epochs, value_minibatches: of the value network, which is
+            regressed on the returns.
+        generator: stream that initialises and shuffles the value network.
+
+    Raises:
+        UsageError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        baseline: str | Baseline = "value",
+        *,
+        gamma: float = 0.99,
+        gae_lambda: float | None = None,
+        truncated_return: Literal["bootstrap", "drop", "terminal"] | None = None,
+        gamma_weight: bool = False,
+        average: Literal["steps", "episodes"] = "steps",
+        entropy_weight: float = 0.0,
+        standardise_advantages: bool = False,
+        max_grad_norm: float | None = None,
+        lr: float = 3e-3,
+        reward_scaling: bool = False,
+        value_hidden: tuple[int, ...] = (64, 64),
+        value_lr: float = 3e-3,
+        value_epochs: int = 4,
+        value_minibatches: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._generator = generator or torch.Generator().manual_seed(0)
+        if isinstance(baseline, str):
+            baseline = make_baseline(
+                baseline,
+                policy,
+                hidden=value_hidden,
+                lr=value_lr,
+                epochs=value_epochs,
+                minibatches=value_minibatches,
+                generator=self._generator,
+            )
+        self.policy, self.baseline = policy, baseline
+        self.credit_rule = CreditRule(
+            baseline,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            truncated_return=truncated_return,
+            gamma_weight=gamma_weight,
+            average=average,
+            standardise_advantages=standardise_advantages,
+        )
+        self.entropy_weight = entropy_weight
+        self.max_grad_norm = max_grad_norm
+        self.lr = lr
+        self.reward_scale = RewardScale(gamma) if reward_scaling else None
+        self.num_updates = 0
+        self._parameters = [p for p in policy.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.Adam(self._parameters, lr=lr, fused=True)
+
+    def surrogate(self, rollout: Rollout) -> Tensor:
+        """Scalar: its value estimates the objective, its gradient is the REINFORCE estimator."""
+        credit = self.credit(rollout)
+        gain, _, _ = self._gain(rollout, credit, slice(None))
+        return credit.objective + gain
+
+    def credit(self, rollout: Rollout) -> Credit:
+        """What each step of the rollout is worth; changes nothing."""
+        scale = self.reward_scale.scale if self.reward_scale else 1.0
+        return self.credit_rule(rollout, rollout.reward / scale)
+
+    def _gain(self, rollout: Rollout, credit: Credit, envs: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """What some environments add to the surrogate; their log-probs and entropy, detached."""
+        distribution, _ = self.policy(rollout.obs[:-1, envs])
+        log_prob = distribution.log_prob(rollout.action[:, envs])  # [T, n]
+        weight = credit.weight[:, envs]
+        gain = estimators.score_function(log_prob, credit.multiplier[:, envs], weight=weight)
+        with torch.set_grad_enabled(self.entropy_weight > 0):
+            entropy = (weight * distribution.entropy()).sum()
+        return gain + self.entropy_weight * entropy, log_prob.detach(), entropy.detach()
+
+    def update(self, rollout: Rollout, *, lr_scale: float = 1.0) -> dict[str, float]:
+        """One gradient step on the policy; then the baseline, the scale and the normaliser learn.
+
+        Args:
+            rollout: fresh from the policy as it is now (on-policy).
+            lr_scale: multiplies every learning rate: the present value of a schedule.
+
+        Returns:
+            Figures to log, by TensorBoard tag.
+
+        Raises:
+            NumericalFault: before any parameter changes, if the gradient is not finite.
+        """
+        credit = self.credit(rollout)
+        # Independent groups of environments cost no extra pass and show the gradient's noise.
+        gradients, entropy = [], 0.0
+        for envs in _groups(rollout.reward.shape[1]):
+            gain, log_prob, bonus = self._gain(rollout, credit, envs)
+            # The one minus sign: everything above is maximised, the optimiser minimises.
+            grads = torch.autograd.grad(-gain, self._parameters)
+            gradients.append(torch.cat([grad.reshape(-1) for grad in grads]))
+            entropy += float(bonus)
+        per_group = torch.stack(gradients)  # [K, P]
+        total = float(credit.weight.sum())
+        figures = {
+            "train/policy_loss": -float((credit.weight * credit.multiplier).sum()),
+            "train/entropy": entropy / total if total else math.nan,
+            "train/learning_rate": self.lr * lr_scale,
+            "train/explained_variance": explained_variance(
+                credit.returns, credit.advantage, credit.weight
+            ),
+            "gradient/norm": float(per_group.sum(dim=0).norm()),
+            "gradient/signal_to_noise": signal_to_noise(per_group),
+            "gradient/variance_removed_by_baseline": variance_removed(
+                credit.returns, credit.advantage, credit.weight
+            ),
+        }
+        if total:  # else every episode was dropped: no step, not even one of momentum
+            self._step(per_group.sum(dim=0), lr_scale)
+            figures["train/approx_kl"] = self._divergence(rollout, credit, envs, log_prob)
+        figures |= self.baseline.update(
+            rollout, credit.returns, (credit.weight > 0).to(credit.weight.dtype), lr_scale
+        )
+        if self.reward_scale:
+            self.reward_scale.update(rollout)
+        if self.policy.normaliser is not None:
+            features = self.policy.observations.features(rollout.obs[:-1])
+            self.policy.normaliser.update(features, rollout.valid)
+        self.num_updates += 1
+        return figures
+
+    def _step(self, gradient: Tensor, lr_scale: float) -> None:
+        """Check, clip and apply a flat gradient `[P]` of the loss."""
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            raise NumericalFault(self._fault(gradient))
+        if self.max_grad_norm is not None and norm > self.max_grad_norm:
+            gradient = gradient * (self.max_grad_norm / norm)
+        sizes = [p.numel() for p in self._parameters]
+        for parameter, part in zip(self._parameters, gradient.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.lr * lr_scale
+        self._optimiser.step()
+
+    @torch.no_grad()
+    def _divergence(self, rollout: Rollout, credit: Credit, envs: slice, log_prob: Tensor) -> float:
+        """KL(old || new) on some of the batch, by the low-variance estimator (Schulman 2020)."""
+        rows = max(1, KL_SAMPLES // log_prob.shape[1])
+        distribution, _ = self.policy(rollout.obs[:-1, envs][:rows])
+        log_ratio = distribution.log_prob(rollout.action[:, envs][:rows]) - log_prob[:rows]
+        counts = credit.weight[:rows, envs] > 0
+        divergence = torch.expm1(log_ratio) - log_ratio
+        return float(divergence[counts].mean())
+
+    def _fault(self, gradient: Tensor) -> str:
+        names = [name for name, p in self.policy.named_parameters() if p.requires_grad]
+        parts = gradient.split([p.numel() for p in self._parameters])
+        bad = next(n for n, part in zip(names, parts, strict=True) if not part.isfinite().all())
+        return (
+            f"gradient of {bad}: expected finite numbers, got nan or inf at update "
+            f"{self.num_updates}; look at the rewards, lower learner.lr, or set "
+            "learner.max_grad_norm"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs to continue exactly, the policy's weights included."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimiser": optimiser_state(self._optimiser),
+            "baseline": self.baseline.state_dict(),
+            "reward_scale": self.reward_scale.state_dict() if self.reward_scale else {},
+            "generator": self._generator.get_state(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.policy.load_state_dict(state["policy"])
+        load_optimiser_state(self._optimiser, state["optimiser"])
+        self.baseline.load_state_dict(state["baseline"])
+        if self.reward_scale:
+            self.reward_scale.load_state_dict(state["reward_scale"])
+        self._generator.set_state(state["generator"])
+        self.num_updates = state["num_updates"]
+
+
+def _groups(num_envs: int) -> list[slice]:
+    """Four groups of environments, or one each where there are fewer."""
+    num_groups = min(4, num_envs)
+    bounds = [num_envs * k // num_groups for k in range(num_groups + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]

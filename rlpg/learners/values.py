@@ -1,0 +1,229 @@
+"""Baselines that predict the value of any state: a linear fit and a value network."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlpg.errors import NumericalFault, UsageError
+from rlpg.learners.baselines import STATISTICAL, Baseline
+from rlpg.policies import Network, Policy
+from rlpg.rollouts.rollout import Rollout
+
+MAX_GRAD_NORM = 1.0  # of the value network: an outlier return moves it by no more than others
+
+
+class StateValue(Baseline):
+    """A baseline that knows the value of any state, so returns can be bootstrapped with it."""
+
+    @abstractmethod
+    def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """`(value, successor_value)`, each `[T, N]`: V at `obs[t]` and at its true successor."""
+
+    def __call__(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        return self.predict(rollout)[0]
+
+
+class LinearValue(StateValue):
+    """V(s, t) = w . [o, o^2, t/100, (t/100)^2, (t/100)^3, 1], fitted by ridge regression.
+
+    Source: Duan et al. 2016, "Benchmarking Deep Reinforcement Learning", appendix 2. Fitted on the
+    previous batch, so it is 0 for the first one.
+
+    Args:
+        observe: packed observations `[..., *O]` to features `[..., F]`.
+        ridge: weight of |w|^2 per sample; raised tenfold until the solution is finite.
+    """
+
+    def __init__(self, observe: Callable[[Tensor], Tensor], *, ridge: float = 1e-5) -> None:
+        self._observe = observe
+        self._ridge = ridge
+        self.coefficients: Tensor | None = None  # [2 F + 4] float64
+
+    def _design(self, obs: Tensor, time: Tensor) -> Tensor:
+        features = self._observe(obs).double().clamp(-10, 10)  # [..., F]
+        t = time.double().unsqueeze(-1) / 100  # [..., 1]
+        return torch.cat([features, features**2, t, t**2, t**3, torch.ones_like(t)], dim=-1)
+
+    @torch.no_grad()
+    def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """`(value, successor_value)`, each `[T, N]`."""
+        if self.coefficients is None:
+            return torch.zeros_like(rollout.reward), torch.zeros_like(rollout.reward)
+        weights = self.coefficients
+        value = self._design(rollout.obs[:-1], rollout.time) @ weights  # [T, N]
+        # A successor's clock is one step on, whatever the reset did to the next slot.
+        after = self._design(rollout.obs[1:], rollout.time + 1) @ weights  # [T, N]
+        time = rollout.time[rollout.final_step, rollout.final_env] + 1  # [K]
+        after[rollout.final_step, rollout.final_env] = (
+            self._design(rollout.final_obs, time) @ weights
+        )
+        return value.float(), after.float()
+
+    @torch.no_grad()
+    def update(
+        self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        """Refit on this batch alone."""
+        keep = weight > 0
+        design = self._design(rollout.obs[:-1], rollout.time)[keep]  # [S, 2 F + 4]
+        target = returns[keep].double()  # [S]
+        if len(target) == 0:
+            return {}
+        gram, moment = design.T @ design, design.T @ target
+        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        ridge = self._ridge * len(target)
+        for _ in range(6):
+            solution, _ = torch.linalg.solve_ex(gram + ridge * identity, moment)
+            if bool(torch.isfinite(solution).all()):
+                self.coefficients = solution
+                break
+            ridge *= 10
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coefficients, or nothing before the first update."""
+        return {} if self.coefficients is None else {"coefficients": self.coefficients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.coefficients = state.get("coefficients")
+
+
+class ValueNetwork(StateValue):
+    """V(s) by a network, regressed on the returns by Adam.
+
+    Args:
+        network: features `[..., F]` to `[..., 1]`.
+        observe: packed observations `[..., *O]` to features `[..., F]`; the policy's, so that both
+            see the same normalised numbers.
+        lr: Adam's learning rate.
+        epochs: passes over the batch per update.
+        minibatches: optimiser steps per pass; 1 is full batch.
+        generator: shuffles the minibatches.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        observe: Callable[[Tensor], Tensor],
+        *,
+        lr: float = 1e-3,
+        epochs: int = 1,
+        minibatches: int = 1,
+        generator: torch.Generator,
+    ) -> None:
+        self.network = network
+        self._observe = observe
+        self._lr, self._epochs, self._minibatches = lr, epochs, minibatches
+        self._generator = generator
+        self._optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+
+    def _value(self, obs: Tensor) -> Tensor:
+        value: Tensor = self.network(self._observe(obs))  # [..., 1]
+        return value.squeeze(-1)
+
+    @torch.no_grad()
+    def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """`(value, successor_value)`, each `[T, N]`."""
+        value = self._value(rollout.obs)  # [T + 1, N]
+        return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
+
+    def update(
+        self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        """Minimise the weighted squared error to `returns`."""
+        steps = rollout.obs[:-1]
+        obs = steps.reshape(-1, *steps.shape[2:])  # [T N, *O]
+        target, share = returns.reshape(-1), weight.reshape(-1)  # [T N]
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._lr * lr_scale
+        loss = torch.zeros(())
+        for _ in range(self._epochs):
+            for batch in self._batches(len(target)):
+                w = share[batch]
+                total = w.sum()
+                if total == 0:
+                    continue
+                error = self._value(obs[batch]) - target[batch]
+                loss = (w * error**2).sum() / total
+                self._optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
+                if not torch.isfinite(norm):
+                    raise NumericalFault(
+                        "value network: expected a finite gradient, got nan or inf; look at the "
+                        "rewards, or lower learner.value_lr"
+                    )
+                self._optimiser.step()
+        return {"train/value_loss": loss.item()}
+
+    def _batches(self, size: int) -> list[Tensor] | list[slice]:
+        if self._minibatches == 1:
+            return [slice(None)]
+        order = torch.randperm(size, generator=self._generator)
+        return list(order.chunk(self._minibatches))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimiser; the shuffling stream belongs to the learner."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": optimiser_state(self._optimiser),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.network.load_state_dict(state["network"])
+        load_optimiser_state(self._optimiser, state["optimiser"])
+
+
+def make_baseline(
+    name: str,
+    policy: Policy,
+    *,
+    hidden: Sequence[int],
+    lr: float,
+    epochs: int,
+    minibatches: int,
+    generator: torch.Generator,
+) -> Baseline:
+    """The baseline of that name; the options are the value network's.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name == "value":
+        network = Network(policy.observations, 1, hidden=hidden, generator=generator)
+        return ValueNetwork(
+            network,
+            policy.features,
+            lr=lr,
+            epochs=epochs,
+            minibatches=minibatches,
+            generator=generator,
+        )
+    if name == "linear":
+        return LinearValue(policy.features)
+    if name in STATISTICAL:
+        return STATISTICAL[name]()
+    known = ", ".join([*STATISTICAL, "linear", "value"])
+    raise UsageError(f"baseline: expected one of {known}, got {name!r}")
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
+    """The moments of each parameter, in the order of the parameters; empty before the first step.
+
+    Hyperparameters are not part of it: they are the recipe's.
+    """
+    moments = optimiser.state_dict()["state"]
+    return [moments[index] for index in sorted(moments)]
+
+
+def load_optimiser_state(optimiser: torch.optim.Optimizer, state: list[dict[str, Tensor]]) -> None:
+    """Continue from `optimiser_state`."""
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": dict(enumerate(state)), "param_groups": groups})
