@@ -138,17 +138,15 @@ def assemble(
         terminated = terminated & valid
         truncated = truncated & valid
     np.copyto(reward, 0.0, where=~valid)
+    check_finite(slots, num_steps, first_step)
     step, env, final_obs = _final(slots, valid)
-    paid = reward.astype(np.float32)
-    obs = slots.obs[: num_steps + 1]
-    _check_finite(obs.numpy(), paid, final_obs, step, env, first_step)
     episodes, still_running, time = _cut(reward, done, resets, running)
     np.copyto(time, 0, where=~valid)
     rollout = Rollout(
-        obs=obs,
+        obs=slots.obs[: num_steps + 1],
         action=slots.action[:num_steps],
         log_prob=None,
-        reward=torch.from_numpy(paid),
+        reward=torch.from_numpy(reward.astype(np.float32)),
         terminated=torch.from_numpy(terminated),
         truncated=torch.from_numpy(truncated & ~terminated),  # both at once: termination
         valid=torch.from_numpy(valid),
@@ -212,28 +210,25 @@ def _final(slots: Slots, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, Ten
     return step[keep], env[keep], torch.from_numpy(obs[keep])
 
 
-def _check_finite(
-    obs: np.ndarray,
-    reward: np.ndarray,
-    final_obs: Tensor,
-    final_step: np.ndarray,
-    final_env: np.ndarray,
-    first_step: int,
-) -> None:
-    """Raises on the first number that is not finite in float32, naming step and environment."""
-    wrong: list[tuple[int, int, str]] = []
+def check_finite(slots: Slots, num_steps: int, first_step: int) -> None:
+    """Raises EnvironmentFault on the first number in T slots that is not finite in float32."""
+    wrong: list[tuple[int, int, str]] = []  # step, environment, what
+    with np.errstate(over="ignore"):
+        reward = slots.reward[:num_steps].astype(np.float32)
     if not np.isfinite(reward).all():
-        t, n = np.argwhere(~np.isfinite(reward))[0]
-        wrong.append((int(t), int(n), f"reward: expected a finite float32, got {reward[t, n]}"))
+        t, n = np.argwhere(~np.isfinite(reward))[0].tolist()
+        paid = slots.reward[t, n]
+        wrong.append((t, n, f"reward: expected a finite float32, got {paid}"))
+    obs = slots.obs_array[: num_steps + 1]
     if obs.dtype.kind == "f":
         if not np.isfinite(obs).all():
             t, n, *where = np.argwhere(~np.isfinite(obs))[0].tolist()
             wrong.append((t - 1, n, _not_finite(obs[(t, n, *where)], where)))
-        last = final_obs.numpy()
-        if not np.isfinite(last).all():
-            k, *where = np.argwhere(~np.isfinite(last))[0].tolist()
-            place = int(final_step[k]), int(final_env[k])
-            wrong.append((*place, _not_finite(last[(k, *where)], where)))
+        for t, envs, last in slots.final:
+            if not np.isfinite(last).all():
+                k, *where = np.argwhere(~np.isfinite(last))[0].tolist()
+                wrong.append((t, int(envs[k]), _not_finite(last[(k, *where)], where)))
+                break
     if wrong:
         t, n, what = min(wrong)
         raise EnvironmentFault(f"step {first_step + t}, environment {n}: {what}")

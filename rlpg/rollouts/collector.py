@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
-from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble
+from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble, check_finite
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import derived_seed, is_seeded, mark_seeded
 from rlpg.rollouts.vector import (
@@ -209,13 +209,17 @@ class Collector:
     def _step(self, slots: Slots, t: int) -> np.ndarray:
         """Fills slot t of the rollout; returns `[N]` bool, whose episode ended in it."""
         obs = slots.obs[t].to(self._device)  # [N, *O]
-        if self._deterministic:
-            action, carry = self.policy.mode(obs, self._carry)
-        else:
-            action, carry = self.policy.draw(obs, self._carry, self._generator)
-        drawn = action.cpu().numpy()  # [N, *A]
-        slots.action_array[t] = drawn
-        env_action = self.policy.head.to_env(drawn)
+        try:
+            if self._deterministic:
+                action, carry = self.policy.mode(obs, self._carry)
+            else:
+                action, carry = self.policy.draw(obs, self._carry, self._generator)
+            drawn = action.cpu().numpy()  # [N, *A]
+            slots.action_array[t] = drawn
+            env_action = self.policy.head.to_env(drawn)
+        except Exception:
+            check_finite(slots, t, self.vector_steps - t)  # was it what the policy was shown?
+            raise
         try:
             began = perf_counter()
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
@@ -227,6 +231,7 @@ class Collector:
             if self._mode is not AutoresetMode.NEXT_STEP and ended.any():
                 self._turn_over(slots, t, ended, packed, info)
         except Exception as error:
+            check_finite(slots, t, self.vector_steps - t)  # what began earlier is told first
             raise _fault(f"step {self.vector_steps}", error) from error
         slots.obs_array[t + 1] = packed
         if carry is not None:

@@ -371,3 +371,366 @@ def test_async_equals_the_loop_by_hand(mode: AutoresetMode, shared_memory: bool)
         check_against_hand(envs, FIXED, CALLS, mode, resets_again=not shared_memory)
     finally:
         envs.close()
+
+
+# ------------------------------------------------------------------------- real environments
+
+
+def test_native_cartpole_follows_the_single_environments_dynamics() -> None:
+    envs, _ = make_envs("CartPole-v1", 8, seed=3, backend="native", max_episode_steps=20)
+    policy = Coin(envs.single_observation_space)
+    rollout = Collector(envs, policy).steps(60)
+    single: Any = gymnasium.make("CartPole-v1").unwrapped
+    single.reset(seed=0)
+    successor = rollout.successor(rollout.obs, rollout.final_obs)
+    for t, n in rollout.valid.nonzero().tolist():
+        single.state = rollout.obs[t, n].numpy().astype(np.float64)
+        single.steps_beyond_terminated = None
+        obs, reward, terminated, _, _ = single.step(int(rollout.action[t, n]))
+        np.testing.assert_allclose(successor[t, n], obs, atol=1e-5)
+        assert rollout.terminated[t, n] == terminated
+        assert rollout.reward[t, n] == reward
+        assert rollout.truncated[t, n] == (rollout.time[t, n] == 19 and not terminated)
+    assert rollout.truncated.any()
+    assert rollout.terminated.any()
+
+
+def test_gymnasiums_and_our_native_cartpole_both_continue_over_rollouts() -> None:
+    theirs = gymnasium.make_vec("CartPole-v1", 4, vectorization_mode="vector_entry_point")
+    collector = Collector(theirs, Coin(theirs.single_observation_space), seed=5)
+    one, two = collector.steps(17), collector.steps(40)
+    assert torch.equal(one.obs[-1], two.obs[0])
+    begun = one.time[-1] + 1
+    goes_on = one.valid[-1] & ~one.done[-1]
+    assert torch.equal(two.time[0][goes_on], begun[goes_on])
+    assert torch.equal(two.valid[0], ~one.done[-1])
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered")  # EnvPool's bounds, in what is by hand
+def test_envpool_equals_single_envpool_environments_stepped_by_hand() -> None:
+    envpool = pytest.importorskip("envpool")
+    from rlpg.rollouts import derived_seed
+
+    root = np.random.SeedSequence(11)
+    envs, _ = make_envs("CartPole-v1", 3, seed=root, backend="envpool", max_episode_steps=15)
+    rollout = Collector(envs, Coin(envs.single_observation_space)).steps(50)
+    successor = rollout.successor(rollout.obs, rollout.final_obs)
+    for n in range(3):
+        alone = envpool.make(
+            "CartPole-v1",
+            env_type="gymnasium",
+            num_envs=1,
+            seed=[derived_seed(root, n, 0)],
+            max_episode_steps=15,
+        )
+        obs, _ = alone.reset()
+        ended = False
+        total, ends = 0.0, []
+        for t in range(50):
+            action = rollout.action[t, n].numpy()[None].astype(np.int32)
+            following, reward, terminated, truncated, _ = alone.step(action)
+            assert bool(rollout.valid[t, n]) == (not ended)
+            if not ended:
+                np.testing.assert_array_equal(rollout.obs[t, n], obs[0])
+                np.testing.assert_array_equal(successor[t, n], following[0])
+                assert rollout.reward[t, n] == reward[0]
+                assert rollout.terminated[t, n] == terminated[0]
+                assert rollout.truncated[t, n] == truncated[0]
+                total += float(reward[0])
+            ended = not ended and bool(terminated[0] | truncated[0])
+            if ended:
+                ends.append((total, int(rollout.time[t, n]) + 1, t))
+                total = 0.0
+            obs = following
+        assert ends_of(rollout, n) == ends
+        assert ends
+
+
+class Coin(Rule):
+    """Draws 0 or 1 from the collector's generator."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__(space=space)
+        self.head = PlainHead()
+
+    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+        return torch.randint(2, (len(obs),), generator=generator), carry
+
+
+class PlainHead(Head):
+    def to_env(self, action: np.ndarray) -> np.ndarray:
+        return action
+
+
+# --------------------------------------------------------------------------- masks and carry
+
+
+class Obeying(Rule):
+    """Takes an allowed action, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__(info_mask=3)
+        self.shown: list[np.ndarray] = []
+
+    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+        self.shown.append(obs.numpy().copy())
+        return obs[:, 4:].argmax(-1), carry
+
+    def forward(self, obs: Tensor, carry: Any = None) -> tuple[Any, Any]:
+        return torch.distributions.Categorical(logits=obs[..., 4:]), carry
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_action_is_chosen_under_the_mask_of_its_own_observation(mode: AutoresetMode) -> None:
+    envs = SyncVectorEnv(
+        [lambda n=n: Toy(n, FIXED[n], masks=True) for n in range(2)], autoreset_mode=mode
+    )
+    assert probe_action_mask(envs) == 3
+    policy = Obeying()
+    collector = Collector(envs, policy)
+    for rollout in (collector.steps(20), collector.episodes(3), collector.steps(9)):
+        for t, n in rollout.valid.nonzero().tolist():
+            obs = rollout.obs[t, n].numpy()
+            np.testing.assert_array_equal(obs[4:] != 0, mask_of(obs[:4]))
+            assert obs[4 + int(rollout.action[t, n])] == 1
+        assert torch.isfinite(rollout.obs).all()
+        assert torch.isfinite(rollout.final_obs).all()
+
+
+def test_masks_of_composite_actions_are_laid_side_by_side() -> None:
+    from rlpg.rollouts.vector import batched_mask
+
+    one = (np.array([1, 0, 1], np.int8), np.array([0, 1], np.int8))
+    envs = VectorEnv[Any, Any, Any]()
+    envs.num_envs = 2
+    info: dict[str, Any] = {}
+    for n in range(2):
+        info = envs._add_info(info, {"action_mask": one}, n)
+    expected = [[True, False, True, False, True]] * 2
+    assert batched_mask(info, 2).tolist() == expected
+    stacked = {"action_mask": tuple(np.stack([part, part]) for part in one)}
+    assert batched_mask(stacked, 2).tolist() == expected
+
+
+def test_an_environment_that_forgets_its_mask_is_named() -> None:
+    class Forgetful(Toy):
+        def info(self) -> dict[str, Any]:
+            return {} if self.buffer[2] == 2 and self.buffer[0] == 1 else super().info()
+
+    envs = SyncVectorEnv(
+        [lambda n=n: Forgetful(n, ((5, "both"),), masks=True) for n in range(2)],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    with pytest.raises(EnvironmentFault, match=r"step 1: info\[.action_mask.\].*none from \[1\]"):
+        Collector(envs, Obeying()).steps(9)
+
+
+class Counting(Rule):
+    """Acts on its memory: the carry counts the steps since it was last zero."""
+
+    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+        count, extra = carry if carry is not None else (torch.zeros(len(obs)), None)
+        extra = torch.zeros(len(obs), 2) if extra is None else extra
+        return (count % 3).long(), (count + 1, extra)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_carry_is_zero_where_an_episode_begins(mode: AutoresetMode) -> None:
+    collector = Collector(NativeToys(FIXED, mode), Counting(), log_prob=False)
+    for rollout in (collector.steps(11), collector.steps(7), collector.episodes(3)):
+        assert torch.equal(rollout.action[rollout.valid], rollout.time[rollout.valid] % 3)
+        assert rollout.log_prob is None
+
+
+def test_log_prob_is_that_of_the_stored_action() -> None:
+    rollout = Collector(NativeToys(FIXED, AutoresetMode.NEXT_STEP), Rule()).steps(9)
+    expected = torch.log_softmax(rollout.obs[:-1, :, 1:4], -1)
+    expected = expected.gather(-1, rollout.action[..., None])[..., 0]
+    assert rollout.log_prob is not None
+    torch.testing.assert_close(rollout.log_prob, expected)
+    assert not rollout.log_prob.requires_grad
+    (rollout.obs * torch.ones((), requires_grad=True)).sum().backward()  # no inference tensors
+
+
+# ------------------------------------------------------------------------------ seeds and state
+
+
+def test_the_same_seed_collects_the_same_and_another_does_not() -> None:
+    def collect(seed: int) -> Rollout:
+        envs = gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync")
+        return Collector(envs, Coin(envs.single_observation_space), seed=seed).steps(30)
+
+    one, same, other = collect(1), collect(1), collect(2)
+    assert torch.equal(one.obs, same.obs)
+    assert torch.equal(one.action, same.action)
+    assert not torch.equal(one.obs[0], other.obs[0])
+    assert not torch.equal(one.action, other.action)
+
+
+def test_no_global_random_stream_is_used_or_seeded() -> None:
+    def collect() -> Rollout:
+        envs, _ = make_envs("CartPole-v1", 3, seed=1, backend="sync")
+        return Collector(envs, Coin(envs.single_observation_space), seed=1).steps(30)
+
+    one = collect()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    two = collect()
+    assert torch.equal(one.action, two.action)
+    assert torch.equal(one.obs, two.obs)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()
+
+
+def test_a_saved_collector_goes_on_as_if_it_had_not_stopped() -> None:
+    import copy
+
+    envs = NativeToys(FIXED, AutoresetMode.NEXT_STEP)
+    policy = Coin(envs.single_observation_space)
+    policy.head = Head()
+    collector = Collector(envs, policy, seed=1)
+    collector.steps(7)
+    state, envs_then = copy.deepcopy((collector.state_dict(), envs))
+    expected = [collector.steps(6), collector.steps(6)]
+    resumed = Collector(envs_then, policy, seed=99)
+    resumed.load_state_dict(state)
+    for rollout in expected:
+        again = resumed.steps(6)
+        assert torch.equal(again.obs, rollout.obs)
+        assert torch.equal(again.action, rollout.action)
+        assert torch.equal(again.time, rollout.time)
+        np.testing.assert_array_equal(again.episodes.returns, rollout.episodes.returns)
+    assert resumed.env_steps == collector.env_steps
+
+
+# -------------------------------------------------------------------------------------- faults
+
+
+def broken(mode: AutoresetMode = AutoresetMode.NEXT_STEP, **faults: Any) -> NativeToys:
+    """Two environments whose step returns something else, once: `at` and what to change."""
+
+    class Broken(NativeToys):
+        calls = 0
+
+        def step(self, actions: Any) -> Any:
+            result = list(super().step(actions))
+            self.calls += 1
+            if self.calls == 4:
+                for place, change in faults.items():
+                    at = ["obs", "reward", "terminated", "truncated", "info"].index(place)
+                    result[at] = change(np.copy(result[at]) if at < 4 else result[at])
+            return tuple(result)
+
+    return Broken([((50, "both"),)] * 2, mode)
+
+
+def at_one(value: float) -> Any:
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.astype(np.float64)
+        array[1] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"obs": at_one(np.nan)}, r"step 3, environment 1: observation: expected finite.*nan"),
+        ({"obs": at_one(1e39)}, r"step 3, environment 1: observation: expected finite.*inf"),
+        ({"reward": at_one(-np.inf)}, r"step 3, environment 1: reward: .*-inf"),
+        ({"reward": at_one(1e39)}, r"step 3, environment 1: reward: "),
+        ({"obs": lambda obs: obs[:, :1]}, r"step 3: observation"),
+        ({"obs": lambda obs: obs[:1]}, r"step 3: observation"),
+        ({"obs": lambda obs: obs.astype(str)}, r"step 3: observation"),
+        ({"reward": lambda reward: reward[:1]}, r"step 3: reward: expected 2 .* got .*\[1\]"),
+        ({"reward": lambda reward: reward[:, None]}, r"step 3: reward: .*\[2, 1\]"),
+        ({"reward": lambda reward: None}, r"step 3: reward: .*NoneType"),
+        ({"terminated": lambda flags: flags.astype(float)}, r"step 3: terminated: .*float"),
+        ({"truncated": lambda flags: flags[0]}, r"step 3: truncated: "),
+    ],
+)
+@pytest.mark.parametrize("call", ["steps", "episodes"])
+def test_nonsense_from_an_environment_is_named(
+    faults: dict[str, Any], message: str, call: str
+) -> None:
+    collector = Collector(broken(**faults), Rule())
+    collect = {"steps": lambda: collector.steps(9), "episodes": collector.episodes}
+    with pytest.raises(EnvironmentFault, match=message) as caught:
+        collect[call]()
+    assert "\n" not in str(caught.value)
+
+
+def test_final_observations_are_checked_too() -> None:
+    envs = NativeToys([((2, "truncated"),)] * 2, AutoresetMode.SAME_STEP)
+    step = envs.step
+
+    def with_nan(actions: Any) -> Any:
+        *rest, info = step(actions)
+        if info:
+            info["final_obs"][1, 2] = np.nan
+        return *rest, info
+
+    envs.step = with_nan  # type: ignore[method-assign]
+    with pytest.raises(EnvironmentFault, match=r"step 1, environment 1: observation.*nan at \[2\]"):
+        Collector(envs, Rule()).steps(3)
+
+
+def test_a_same_step_environment_must_give_the_final_observation() -> None:
+    envs = broken(AutoresetMode.SAME_STEP, terminated=lambda flags: ~flags)
+    with pytest.raises(EnvironmentFault, match=r"step 3: info\[.final_obs.\]"):
+        Collector(envs, Rule()).steps(9)
+
+
+def test_a_wrong_autoreset_mode_shows_itself() -> None:
+    envs = NativeToys([((1, "truncated"),)] * 2, AutoresetMode.SAME_STEP)
+    envs.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    with pytest.raises(EnvironmentFault, match=r"step 1, environment 0: .*got another end"):
+        Collector(envs, Rule()).steps(5)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"autoreset_mode": "sometimes"}])
+def test_an_unknown_autoreset_mode_is_refused_before_the_first_step(metadata: Any) -> None:
+    envs = NativeToys(FIXED, AutoresetMode.NEXT_STEP)
+    envs.metadata = metadata
+    with pytest.raises(EnvironmentSetupError, match="autoreset_mode: expected"):
+        Collector(envs, Rule())
+
+
+def test_an_autoreset_mode_may_be_given_by_its_value() -> None:
+    envs = NativeToys(FIXED, AutoresetMode.SAME_STEP)
+    envs.metadata = {"autoreset_mode": "SameStep"}  # type: ignore[dict-item]
+    assert Collector(envs, Rule()).steps(3).valid.all()
+
+
+def test_episodes_that_never_end_do_not_hang() -> None:
+    envs = NativeToys([((1, "both"),), ((10**9, "both"),)], AutoresetMode.NEXT_STEP)
+    with pytest.raises(
+        EnvironmentFault, match=r"environment 1: expected 2 .*got 0; give it a time"
+    ):
+        Collector(envs, Rule()).episodes(2, max_steps=300)
+
+
+def test_an_error_inside_an_environment_names_it() -> None:
+    class Raising(Toy):
+        def step(self, action: Any) -> Any:
+            if self.buffer[0] == 1 and self.buffer[2] == 2:
+                raise ValueError("boom")
+            return super().step(action)
+
+    root = np.random.SeedSequence(0)
+    envs = SyncVectorEnv(
+        [lambda n=n: EpisodeSeeds(Raising(n, ((9, "both"),)), root, n) for n in range(2)]
+    )
+    with pytest.raises(
+        EnvironmentFault, match=r"step 2: environment 1, episode 0 .*ValueError: boom"
+    ):
+        Collector(envs, Rule()).steps(9)
+
+
+@pytest.mark.parametrize("call", ["steps", "episodes"])
+def test_nothing_to_collect_is_refused(call: str) -> None:
+    collector = Collector(NativeToys(FIXED, AutoresetMode.NEXT_STEP), Rule())
+    with pytest.raises(UsageError, match=f"{call}: expected at least 1"):
+        getattr(collector, call)(0)
