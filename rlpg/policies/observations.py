@@ -282,8 +282,7 @@ class _Leaf:
             if outside.any():
                 raise self.unfit(f"values from {low} to {high}", array[outside].flat[0])
             if self._one_hot is not None:
-                zero_based: np.ndarray = np.subtract(array, low, dtype=np.int64)
-                return zero_based
+                return np.asarray(np.subtract(array, low, dtype=np.int64))
         with np.errstate(over="ignore"):  # 1e39 becomes inf, which the collector reports
             return array.astype(self.dtype)
 

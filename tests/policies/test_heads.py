@@ -186,7 +186,7 @@ class TestCountableActions:
 def test_a_mask_forbids_exactly_its_actions():
     head = make_head(spaces.Tuple((TWO, spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2))))
     # Discrete: only the second; first choice: only the first; second choice: all; bits: the first.
-    mask = torch.tensor([0, 1] + [1, 0] + [1, 1, 1] + [1, 0], dtype=torch.bool)
+    mask = torch.tensor([0, 1, 1, 0, 1, 1, 1, 1, 0], dtype=torch.bool)
     assert head.num_mask == len(mask)
     drawn = head.draw(outputs_for(head).expand(500, -1), generator(), mask)
     possible = [sorted(set(column)) for column in drawn.T.tolist()]

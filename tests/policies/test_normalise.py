@@ -1,0 +1,143 @@
+"""The normaliser against numpy in float64."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlpg.errors import NumericalFault, UsageError
+from rlpg.policies import Normaliser
+
+ALL = torch.ones(3, dtype=torch.bool)
+
+
+def batches(seed: int, sizes: list[int], offset: float = 0.0, scale: float = 1.0):
+    rng = np.random.default_rng(seed)
+    return [offset + scale * rng.standard_normal((size, 3)) for size in sizes]
+
+
+def fed(parts) -> Normaliser:
+    normaliser = Normaliser(ALL)
+    for part in parts:
+        normaliser.update(torch.from_numpy(part))
+    return normaliser
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(0, 20), min_size=1, max_size=6),
+    offset=st.sampled_from([0.0, 3.0, -1e4, 1e8]),
+    scale=st.sampled_from([1.0, 1e-3, 1e5]),
+)
+def test_moments_are_those_of_all_batches_together(seed, sizes, offset, scale):
+    parts = batches(seed, sizes, offset, scale)
+    normaliser, everything = fed(parts), np.concatenate(parts)
+    assert normaliser.count == len(everything)
+    if len(everything):
+        rtol = 1e-12 + 1e-16 * abs(offset) / scale
+        np.testing.assert_allclose(
+            normaliser.mean, everything.mean(0), rtol=1e-14, atol=1e-9 * scale
+        )
+        expected = everything.var(0)
+        np.testing.assert_allclose(normaliser.var, expected, rtol=1e3 * rtol, atol=1e-30)
+
+
+@given(seed=st.integers(0, 2**32 - 1), sizes=st.tuples(*[st.integers(1, 9)] * 3))
+def test_merging_is_associative(seed, sizes):
+    a, b, c = (Normaliser(ALL).moments(torch.from_numpy(x)) for x in batches(seed, list(sizes)))
+    left, right, inner = Normaliser(ALL), Normaliser(ALL), Normaliser(ALL)
+    for moments in (a, b, c):
+        left.merge(*moments)
+    inner.merge(*b)
+    inner.merge(*c)
+    right.merge(*a)
+    right.merge(inner.count, inner.mean, inner.m2)
+    for name in ("count", "mean", "m2"):
+        np.testing.assert_allclose(
+            getattr(left, name), getattr(right, name), rtol=1e-10, atol=1e-12
+        )
+
+
+def test_only_valid_rows_count_whatever_the_others_hold():
+    (part,) = batches(0, [24])
+    features = torch.from_numpy(part).reshape(4, 6, 3)
+    valid = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    spoiled = torch.where(valid[..., None], features, torch.nan)
+    normaliser = Normaliser(ALL)
+    normaliser.update(spoiled, valid)
+    kept = features[valid].numpy()
+    assert normaliser.count == len(kept)
+    np.testing.assert_allclose(normaliser.mean, kept.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(normaliser.var, kept.var(0), rtol=1e-12)
+    before = normaliser.mean.clone()
+    normaliser.update(spoiled, torch.zeros_like(valid))
+    assert torch.equal(before, normaliser.mean)
+
+
+def test_the_output_is_standardised_and_clipped():
+    parts = batches(1, [1000], offset=5.0, scale=3.0)
+    normaliser = fed(parts)
+    features = torch.from_numpy(parts[0]).float()
+    expected = (parts[0] - parts[0].mean(0)) / parts[0].std(0)
+    np.testing.assert_allclose(normaliser(features), expected, atol=1e-5)
+    assert normaliser(torch.full((1, 3), 1e6)).tolist() == [[10.0] * 3]
+    assert normaliser(torch.full((2, 2, 3), -1e6)).unique().tolist() == [-10.0]
+
+
+def test_a_huge_offset_costs_no_accuracy():
+    # float32 numbers near 1e8 are 8 apart: what arrives is coarse, what comes out must be exact.
+    (part,) = batches(2, [1000], offset=1e8, scale=1e3)
+    features = torch.from_numpy(part).float()
+    normaliser = Normaliser(ALL)
+    normaliser.update(features)
+    exact = features.double().numpy()
+    expected = (exact - exact.mean(0)) / exact.std(0)
+    np.testing.assert_allclose(normaliser(features), expected, atol=1e-6)
+
+
+def test_it_is_the_identity_before_the_first_update():
+    features = torch.tensor([[1e9, -3.0, 0.5]])
+    assert torch.equal(Normaliser(ALL)(features), features)
+
+
+def test_a_constant_feature_becomes_zero():
+    normaliser = fed([np.full((10, 3), 0.1)])
+    assert normaliser(torch.full((1, 3), 0.1)).abs().max() < 1e-3
+
+
+def test_features_that_are_not_marked_pass_unchanged():
+    normaliser = Normaliser(torch.tensor([True, False, True]))
+    features = torch.tensor([[0.0, 1.0, 10.0], [2.0, 0.0, 30.0]])
+    normaliser.update(features)
+    assert normaliser.mean.tolist() == [1.0, 20.0]
+    np.testing.assert_allclose(normaliser(features), [[-1, 1, -1], [1, 0, 1]], atol=1e-6)
+
+
+def test_restored_moments_give_the_same_bits():
+    normaliser = fed(batches(3, [50, 7], offset=1e5))
+    restored = Normaliser(ALL)
+    restored.load_state_dict(normaliser.state_dict())
+    features = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) + 1e5
+    assert torch.equal(normaliser(features), restored(features))
+    assert torch.equal(normaliser(features), copy.deepcopy(normaliser)(features))
+    assert set(normaliser.state_dict()) == {"count", "mean", "m2"}
+    restored.load_state_dict(Normaliser(ALL).state_dict())
+    assert torch.equal(restored(features), features)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_and_change_nothing(bad):
+    normaliser = fed(batches(4, [5]))
+    before = {name: value.clone() for name, value in normaliser.state_dict().items()}
+    with pytest.raises(NumericalFault, match="finite"):
+        normaliser.update(torch.tensor([[0.0, bad, 0.0]]))
+    assert all(torch.equal(before[name], normaliser.state_dict()[name]) for name in before)
+
+
+@pytest.mark.parametrize("clip", [0.5, float("nan")])
+def test_a_clip_that_would_cut_categories_is_refused(clip):
+    with pytest.raises(UsageError, match="at least 1"):
+        Normaliser(ALL, clip=clip)

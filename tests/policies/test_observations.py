@@ -1,0 +1,266 @@
+"""Observations: packing checks what arrives, features show it to a network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlpg.errors import SpaceError
+from rlpg.policies import Observations
+
+
+class TestPacking:
+    def test_a_box_keeps_its_shape_as_float32(self):
+        observations = Observations(spaces.Box(-1, 1, (2, 3), np.float64))
+        obs = np.arange(24.0).reshape(4, 2, 3)
+        packed = observations.pack(obs, 4)
+        assert packed.dtype == observations.numpy_dtype == np.float32
+        assert observations.torch_dtype == torch.float32
+        np.testing.assert_array_equal(packed, obs)
+        assert observations.pack(obs[0]).shape == observations.shape == (2, 3)
+
+    @pytest.mark.parametrize(
+        ("space", "obs"),
+        [
+            (spaces.Box(-1, 1, (2,)), np.zeros((3, 2), np.float32)),
+            (spaces.Box(0, 255, (8, 8), np.uint8), np.zeros((3, 8, 8), np.uint8)),
+            (spaces.Discrete(4), np.zeros(3, np.int64)),
+            (spaces.MultiBinary(2), np.zeros((3, 2), np.int8)),
+            (spaces.Tuple((spaces.Box(-1, 1, (2,)),)), (np.zeros((3, 2), np.float32),)),
+        ],
+    )
+    def test_what_is_packed_is_a_copy(self, space, obs):
+        # An environment that reuses its buffer must not corrupt what was collected.
+        packed = Observations(space).pack(obs, 3)
+        (obs[0] if isinstance(obs, tuple) else obs)[:] = 1
+        assert (packed == 0).all()
+
+    def test_images_stay_bytes(self):
+        observations = Observations(spaces.Box(0, 255, (8, 8, 3), np.uint8))
+        packed = observations.pack(np.full((2, 8, 8, 3), 255, np.uint8), 2)
+        assert packed.dtype == np.uint8
+        assert observations.torch_dtype == torch.uint8
+
+    def test_categories_count_from_zero(self):
+        observations = Observations(spaces.Discrete(3, start=-1))
+        assert observations.pack(np.array([-1, 0, 1]), 3).tolist() == [0, 1, 2]
+        assert observations.pack(-1).shape == ()
+        assert observations.pack(np.int32(1)) == 2
+        multi = Observations(spaces.MultiDiscrete([[2, 3]], start=[[5, -5]]))
+        assert multi.pack(np.array([[[6, -5]]]), 1).tolist() == [[[1, 0]]]
+
+    def test_composite_observations_become_one_vector_in_gymnasiums_order(self):
+        space = spaces.Dict(
+            {
+                "b": spaces.Tuple((spaces.Discrete(3, start=1), spaces.MultiBinary(2))),
+                "a": spaces.Box(0, 1, (2, 2)),
+            }
+        )
+        observations = Observations(space)
+        obs = {"a": np.array([[1, 2], [3, 4.0]]), "b": (3, np.array([0, 1], np.int8))}
+        assert observations.pack(obs).tolist() == [1, 2, 3, 4, 2, 0, 1]
+        batch = {"a": obs["a"][None], "b": (np.array([3]), np.array([[0, 1]], np.int8))}
+        assert observations.pack(batch, 1).tolist() == [[1, 2, 3, 4, 2, 0, 1]]
+
+    def test_blackjack(self):
+        space = spaces.Tuple((spaces.Discrete(32), spaces.Discrete(11), spaces.Discrete(2)))
+        observations = Observations(space)
+        assert observations.pack((13, 10, False)).tolist() == [13, 10, 0]
+        features = observations.features(torch.tensor([13.0, 10.0, 0.0]))
+        assert features.nonzero()[:, 0].tolist() == [13, 32 + 10, 43]
+
+    def test_overflowing_numbers_become_infinite_for_the_collector_to_report(self):
+        packed = Observations(spaces.Box(-np.inf, np.inf, (1,))).pack(np.array([1e39]))
+        assert np.isinf(packed).all()
+
+    @pytest.mark.parametrize(
+        ("space", "obs", "message"),
+        [
+            (spaces.Box(-1, 1, (3,)), np.zeros((2, 1)), r"expected shape \[2, 3\], got \[2, 1\]"),
+            (spaces.Box(-1, 1, (3,)), np.zeros((3, 3)), r"expected shape \[2, 3\], got \[3, 3\]"),
+            (spaces.Box(-1, 1, (3,)), None, r"expected shape \[2, 3\], got \[\]"),
+            (spaces.Box(-1, 1, (1,)), [["a"], ["b"]], "expected real numbers, got str"),
+            (spaces.Box(-1, 1, (1,)), [[None], [1.0]], "expected real numbers, got object"),
+            (spaces.Box(-1, 1, (1,)), [[1j], [1.0]], "expected real numbers, got complex128"),
+            (spaces.Box(-1, 1, (2,)), [[1.0], [1.0, 2.0]], "inhomogeneous"),
+            (spaces.Box(0, 9, (1,), np.int64), np.zeros((2, 1)), "expected integers, got float64"),
+            (spaces.Box(0, 255, (1,), np.uint8), np.zeros((2, 1), int), "uint8, got int64"),
+            (spaces.Discrete(3), np.array([0.0, 1.0]), "expected integers, got float64"),
+            (spaces.Discrete(3), np.array([0, 3]), "expected values from 0 to 2, got 3"),
+            (spaces.Discrete(3, start=2), np.array([1, 2]), "values from 2 to 4, got 1"),
+            (spaces.MultiDiscrete([2, 3]), np.array([[1, 2], [2, 0]]), "got 2"),
+            (spaces.MultiBinary(1), np.array([[0], [2]], np.int8), "from 0 to 1, got 2"),
+            (spaces.Dict({"a": spaces.Discrete(2)}), {"b": np.zeros(2)}, r"observation\['a'\]"),
+            (spaces.Dict({"a": spaces.Discrete(2)}), np.zeros(2), r"observation\['a'\]"),
+            (spaces.Tuple((spaces.Discrete(2),)), (), r"observation\[0\]"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, space, obs, message):
+        with pytest.raises(SpaceError, match=message):
+            Observations(space).pack(obs, 2)
+
+    def test_one_or_a_batch_is_told_by_the_shape(self):
+        observations = Observations(spaces.Box(-1, 1, (3,)))
+        assert observations.batch_size(np.zeros(3)) is None
+        assert observations.batch_size(np.zeros((3, 3))) == 3
+        with pytest.raises(SpaceError, match=r"shape \[3\], or \[B\] in front of it, got \[4\]"):
+            observations.batch_size(np.zeros(4))
+        pair = Observations(spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))))
+        assert pair.batch_size((0, 1)) is None
+        assert pair.batch_size((np.zeros(5, int), np.zeros(5, int))) == 5
+
+
+class TestMasks:
+    def test_a_mask_from_info_is_carried_behind_the_observation(self):
+        observations = Observations(spaces.Box(-1, 1, (2,)), info_mask=3)
+        obs, mask = np.ones((2, 2)), np.array([[1, 0, 1], [0, 1, 1]], np.int8)
+        packed = torch.from_numpy(observations.pack(obs, 2, mask))
+        assert observations.shape == (5,)
+        assert observations.num_mask == 3
+        assert observations.mask(packed).tolist() == mask.astype(bool).tolist()
+        assert observations.features(packed).tolist() == obs.tolist()
+        assert observations.num_features == 2
+
+    def test_an_entry_called_action_mask_is_the_mask_and_no_feature(self):
+        space = spaces.Dict(
+            {
+                "action_mask": spaces.Box(0, 1, (3,), np.int8),
+                "observation": spaces.Discrete(2),
+                "zeal": spaces.Box(-1, 1, (1,)),
+            }
+        )
+        observations = Observations(space)
+        obs = {"action_mask": np.array([1, 0, 1], np.int8), "observation": 1, "zeal": [0.5]}
+        packed = torch.from_numpy(observations.pack(obs))
+        assert observations.mask(packed).tolist() == [True, False, True]
+        assert observations.features(packed).tolist() == [0, 1, 0.5]
+        assert observations.normalised.tolist() == [False, False, True]
+
+    def test_deeper_entries_of_that_name_are_features(self):
+        inner = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
+        observations = Observations(spaces.Dict({"x": inner}))
+        assert observations.mask_slice is None
+        assert observations.num_features == 2
+
+    @pytest.mark.parametrize("mask", [None, np.ones(2), np.ones((1, 3)), ["a", "b", "c"]])
+    def test_a_missing_or_ill_shaped_mask_is_refused(self, mask):
+        with pytest.raises(SpaceError, match="action mask: expected"):
+            Observations(spaces.Discrete(2), info_mask=3).pack(0, mask=mask)
+
+    def test_an_unexpected_mask_is_refused(self):
+        with pytest.raises(SpaceError, match="expected no entries"):
+            Observations(spaces.Discrete(2)).pack(0, mask=np.ones(2))
+
+    def test_two_masks_are_refused(self):
+        with pytest.raises(SpaceError, match="one in the observation and one in info"):
+            Observations(
+                spaces.Dict({"action_mask": spaces.MultiBinary(2), "x": spaces.Discrete(2)}),
+                info_mask=2,
+            )
+
+
+class TestFeatures:
+    def test_categories_become_one_hot(self):
+        observations = Observations(spaces.MultiDiscrete([[2, 3], [1, 2]]))
+        packed = torch.tensor([[1, 2], [0, 0]])
+        assert observations.features(packed).tolist() == [0, 1, 0, 0, 1, 1, 1, 0]
+        assert observations.features(packed.expand(4, 5, 2, 2)).shape == (4, 5, 8)
+        single = Observations(spaces.Discrete(3))
+        assert single.features(torch.tensor(2)).tolist() == [0, 0, 1]
+        assert single.features(torch.tensor([[0, 1]])).shape == (1, 2, 3)
+
+    def test_bytes_are_scaled_by_their_largest_value(self):
+        image = Observations(spaces.Box(0, 255, (8, 8), np.uint8))
+        packed = torch.full((2, 8, 8), 51, dtype=torch.uint8)
+        torch.testing.assert_close(image.features(packed), torch.full((2, 64), 0.2))
+        board = Observations(spaces.Box(0, 4, (3, 3), np.uint8))
+        assert board.features(torch.full((3, 3), 4, dtype=torch.uint8)).tolist() == [1.0] * 9
+
+    @pytest.mark.parametrize(
+        ("shape", "channels_first"),
+        [
+            ((84, 84, 4), (4, 84, 84)),
+            ((4, 84, 84), (4, 84, 84)),
+            ((8, 9), (1, 8, 9)),
+            ((8, 9, 1), (1, 8, 9)),
+            ((1, 8, 9), (1, 8, 9)),
+            ((7, 6, 6), (6, 7, 6)),
+        ],
+    )
+    def test_images_are_found_and_turned(self, shape, channels_first):
+        observations = Observations(spaces.Box(0, 255, shape, np.uint8))
+        (image,) = observations.images
+        assert image.channels_first_shape == channels_first
+        picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        features = observations.features(torch.from_numpy(picture)[None])
+        turned = image.channels_first(features)
+        assert turned.shape == (1, *channels_first)
+        expected = picture.reshape(channels_first)
+        if len(shape) == 3 and shape != channels_first:
+            expected = picture.transpose(2, 0, 1)
+        torch.testing.assert_close(turned[0], torch.from_numpy(expected) / 255.0)
+        assert not observations.normalised.any()
+
+    @pytest.mark.parametrize("shape", [(128,), (4, 4), (5, 9, 3), (2, 8, 8, 3)])
+    def test_other_bytes_are_numbers(self, shape):
+        observations = Observations(spaces.Box(0, 255, shape, np.uint8))
+        assert observations.images == []
+        assert observations.normalised.all()
+
+    def test_a_scalar_box_is_one_feature(self):
+        observations = Observations(spaces.Box(-1, 1, ()))
+        assert observations.features(torch.tensor(0.5)).tolist() == [0.5]
+        assert observations.features(torch.zeros(3, 4)).shape == (3, 4, 1)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "space",
+        [
+            spaces.Text(3),
+            spaces.Graph(spaces.Box(0, 1, (2,)), None),
+            spaces.Sequence(spaces.Discrete(2)),
+            spaces.OneOf([spaces.Discrete(2), spaces.Discrete(3)]),
+        ],
+        ids=lambda space: type(space).__name__,
+    )
+    def test_unsupported_spaces_are_refused_with_what_is_supported(self, space):
+        for refused in (space, spaces.Dict({"x": space}), spaces.Tuple((space,))):
+            with pytest.raises(SpaceError, match="expected Box, Discrete, MultiDiscrete, MultiBin"):
+                Observations(refused)
+
+    @pytest.mark.parametrize(
+        "space",
+        [
+            spaces.Dict(),
+            spaces.Tuple(()),
+            spaces.Box(0, 1, (0,)),
+            spaces.Discrete(10**9),
+            spaces.Dict({"action_mask": spaces.MultiBinary(3)}),
+        ],
+        ids=str,
+    )
+    def test_no_features_or_too_many_are_refused(self, space):
+        with pytest.raises(SpaceError, match=r"expected 1 to .* features"):
+            Observations(space)
+
+
+def test_description_round_trip():
+    observations = Observations(spaces.Box(-np.inf, 1, (2,)), info_mask=4)
+    again = Observations.from_description(json.loads(json.dumps(observations.describe())))
+    assert again.space == observations.space
+    assert again.shape == observations.shape
+    assert again.mask_slice == observations.mask_slice
+
+
+@pytest.mark.parametrize(
+    "change", [{"info_mask": -1}, {"info_mask": "4"}, {"info_mask": 10**12}, {"more": 1}]
+)
+def test_damaged_descriptions_are_refused(change):
+    description = {**Observations(spaces.Discrete(2)).describe(), **change}
+    with pytest.raises(SpaceError, match="expected"):
+        Observations.from_description(description)
+    with pytest.raises(SpaceError, match="expected"):
+        Observations.from_description([])
