@@ -1,7 +1,57 @@
 """rlpg: policy gradients whose gradients are proven and whose runs survive."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rlpg.registration import register_environments
 
+if TYPE_CHECKING:
+    from rlpg.evaluation import Evaluation, evaluate
+    from rlpg.learners import Baseline, Reinforce
+    from rlpg.loading import load
+    from rlpg.policies import Policy
+    from rlpg.rollouts import Collector, Rollout, make_envs
+    from rlpg.runs.recipe import Recipe
+    from rlpg.training import Run, train
+
 __version__ = "0.1.0"
+__all__ = [
+    "Baseline",
+    "Collector",
+    "Evaluation",
+    "Policy",
+    "Recipe",
+    "Reinforce",
+    "Rollout",
+    "Run",
+    "evaluate",
+    "load",
+    "make_envs",
+    "train",
+]
 
 register_environments()
+
+_HOME = {
+    "Baseline": "rlpg.learners",
+    "Collector": "rlpg.rollouts",
+    "Evaluation": "rlpg.evaluation",
+    "Policy": "rlpg.policies",
+    "Recipe": "rlpg.runs.recipe",
+    "Reinforce": "rlpg.learners",
+    "Rollout": "rlpg.rollouts",
+    "Run": "rlpg.training",
+    "evaluate": "rlpg.evaluation",
+    "load": "rlpg.loading",
+    "make_envs": "rlpg.rollouts",
+    "train": "rlpg.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are looked up when used: `rlpg --help` and `gymnasium.make` need no torch."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'rlpg' has no attribute {name!r}")

@@ -1,15 +1,15 @@
 """Everything that can go wrong on purpose.
 
-    RlpgError
-    ├── UsageError              what the user typed or passed cannot be used (exit code 2)
-    │   ├── RecipeError         an unknown or ill-typed field of a recipe
-    │   ├── EnvironmentSetupError   an environment that is unknown, lacks an extra, or cannot be built
-    │   └── SpaceError          an observation or action space that is unsupported or does not fit
-    ├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
-    ├── FileError               a file that is missing, damaged or not ours (exit code 2)
-    └── TrainingError           a run that had to stop (exit code 1)
-        ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
-        └── NumericalFault      a loss, gradient or parameter stopped being finite
+RlpgError
+├── UsageError              what the user typed or passed cannot be used (exit code 2)
+│   ├── RecipeError         an unknown or ill-typed field of a recipe
+│   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
+│   └── SpaceError          an observation or action space that is unsupported or does not fit
+├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
+├── FileError               a file that is missing, damaged or not ours (exit code 2)
+└── TrainingError           a run that had to stop (exit code 1)
+    ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
+    └── NumericalFault      a loss, gradient or parameter stopped being finite
 """
 
 from __future__ import annotations

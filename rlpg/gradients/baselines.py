@@ -8,13 +8,34 @@ gradient of a batch of N by (N - 1) / N.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import final
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlpg.errors import EstimatorError
 
 
-class MovingAverage:
+class Baseline(ABC):
+    """What a node of a `Tape` subtracts from its return: one number per lane, or one for all."""
+
+    @abstractmethod
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor | float:
+        """The value, asked for before `update`; entry i must not depend on `returns[i]`.
+
+        Args:
+            returns: `[lanes]` the returns it will be subtracted from.
+            score_square: gives `[lanes]` squared length of `d log p / d parameters`.
+        """
+
+    def update(self, returns: Tensor) -> None:  # noqa: B027  (most have nothing to learn)
+        """Learn from the returns, after every node of the tape has had its baseline."""
+
+
+@final
+class MovingAverage(Baseline):
     """Exponential mean of the returns of past updates, corrected for its start at 0.
 
     Unbiased: the mean of update k uses updates 0 .. k-1 only. Before the first update it is 0.
@@ -32,6 +53,9 @@ class MovingAverage:
     def value(self) -> float:
         """The mean of past returns, the same number for every sample."""
         return self._sum / self._weight if self._weight > 0 else 0.0
+
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> float:
+        return self.value
 
     def update(self, returns: Tensor, weight: Tensor | None = None) -> None:
         """Take in the returns that `value` has already been subtracted from.
@@ -54,6 +78,7 @@ class MovingAverage:
         self._sum, self._weight = float(state["sum"]), float(state["weight"])
 
 
+@final
 class PerTimeStep:
     """For each step of an episode the exponential mean of past returns from that step on.
 
@@ -97,6 +122,84 @@ class PerTimeStep:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._sum, self._weight = state["sum"].clone(), state["weight"].clone()
+
+
+@final
+class LeaveOneOut(Baseline):
+    """For each lane the mean return of the other lanes.
+
+    Unbiased for independent lanes. Variance: that of the true mean times N / (N - 1).
+    """
+
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
+        _two_lanes("LeaveOneOut", returns)
+        return (returns.sum() - returns) / (len(returns) - 1)
+
+
+@final
+class OptimalConstant(Baseline):
+    """For each lane `b = sum |s|^2 G / sum |s|^2` over the *other* lanes, s the score.
+
+    The constant with the least variance (Greensmith et al. 2004, theorem 8), where s is taken with
+    respect to the distribution's own parameters. Estimated from all lanes it would be biased: it
+    follows the return it is subtracted from.
+    """
+
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
+        _two_lanes("OptimalConstant", returns)
+        weight = score_square()  # [lanes]
+        total = weight * returns
+        rest = weight.sum() - weight
+        return torch.where(rest > 0, (total.sum() - total) / rest.clamp(min=1e-30), 0.0)
+
+
+@final
+class Value:
+    """A network's estimate of the return: `tape.sample(dist, baseline=value(state))`.
+
+    The state is what is known *before* the sample. Nothing is trained behind the caller's back:
+    after `surrogate()`, minimise `value.loss()` with an optimiser of its own.
+
+    Args:
+        net: maps `[lanes, ...]` to `[lanes]` or `[lanes, 1]`.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self._errors: list[Tensor] = []
+
+    def __call__(self, state: Tensor) -> ValueAt:
+        """The baseline of one node, at its state."""
+        estimate = self.net(state)
+        if estimate.dim() == 2 and estimate.shape[1] == 1:
+            estimate = estimate[:, 0]
+        if estimate.shape != state.shape[:1]:
+            raise EstimatorError(
+                f"Value: expected the network to return [{state.shape[0]}] or "
+                f"[{state.shape[0]}, 1], got {list(estimate.shape)}; one value per lane"
+            )
+        return ValueAt(estimate, self._errors)
+
+    def loss(self) -> Tensor:
+        """Mean squared error of all estimates since the last call, with its gradient."""
+        if not self._errors:
+            raise EstimatorError("Value: expected a surrogate before loss(), got none; build it")
+        errors, self._errors[:] = torch.cat(self._errors), []
+        return errors.square().mean()
+
+
+@final
+class ValueAt(Baseline):
+    """A `Value` at one state; a value of the state for `gae_lambda`, too."""
+
+    def __init__(self, estimate: Tensor, errors: list[Tensor]) -> None:
+        self._estimate, self._errors = estimate, errors  # [lanes]
+
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
+        return self._estimate.detach()
+
+    def update(self, returns: Tensor) -> None:
+        self._errors.append(self._estimate - returns)
 
 
 def leave_one_out(
@@ -154,6 +257,11 @@ def _by_time(returns: Tensor, time: Tensor, valid: Tensor) -> tuple[Tensor, Tens
     zeros = torch.zeros(shape, dtype=torch.float64, device=returns.device)
     paid = torch.where(valid, returns.detach(), 0.0).double()
     return zeros.scatter_add(0, time, paid), zeros.scatter_add(0, time, valid.double())
+
+
+def _two_lanes(name: str, returns: Tensor) -> None:
+    if len(returns) < 2:
+        raise EstimatorError(f"{name}: expected at least 2 lanes, got {len(returns)}; add lanes")
 
 
 def _fraction(decay: float) -> float:

@@ -3,7 +3,7 @@
 from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import BACKENDS, MadeEnvs, find_spec, make_envs
 from rlpg.rollouts.rollout import Episodes, Rollout
-from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed
+from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "find_spec",
     "make_envs",
     "probe_action_mask",
+    "reseed",
 ]

@@ -25,7 +25,7 @@ from torch import Tensor
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
 from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble, check_finite
 from rlpg.rollouts.rollout import Rollout
-from rlpg.rollouts.seeds import derived_seed, is_seeded, mark_seeded
+from rlpg.rollouts.seeds import is_seeded, seed_streams
 from rlpg.rollouts.vector import (
     autoreset_mode,
     batched_mask,
@@ -184,12 +184,9 @@ class Collector:
 
     def _start(self) -> None:
         """Resets every environment; the statistics of running episodes start at zero."""
-        seed = None
-        if not is_seeded(self.envs):
-            seed = derived_seed(self._seed, 0, 0)
-            mark_seeded(self.envs)
         try:
-            obs, info = self.envs.reset(seed=seed)
+            first = not is_seeded(self.envs)
+            obs, info = seed_streams(self.envs, self._seed) if first else self.envs.reset()
             self._obs = self._pack(obs, info, maskless=None)
         except Exception as error:
             raise _fault(f"reset before step {self.vector_steps}", error) from error

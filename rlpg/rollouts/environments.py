@@ -18,14 +18,19 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id,
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentSetupError, RlpgError
-from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, is_seeded, mark_seeded
+from rlpg.rollouts.seeds import (
+    OURS,
+    EpisodeSeeds,
+    derived_seed,
+    is_seeded,
+    mark_seeded,
+    seed_streams,
+)
 from rlpg.rollouts.vector import autoreset_mode
 
 AnyEnv = gymnasium.Env[Any, Any]
 
 BACKENDS = ("auto", "native", "sync", "async", "envpool")
-
-_OURS = "rlpg/"  # rlpg/<id> is registered with a vector version that equals <id> to the bit
 
 _INSTALL = {  # word in the import error -> what to type
     "box2d": 'pip install "rlpg[box2d]"',
@@ -113,8 +118,7 @@ def _given_vector(
         )
     autoreset_mode(envs)
     if not is_seeded(envs):
-        envs.reset(seed=derived_seed(run, 0, 0))
-        mark_seeded(envs)
+        seed_streams(envs, run)
     return MadeEnvs(envs, f"{envs.num_envs} environments as given, {type(envs.unwrapped).__name__}")
 
 
@@ -153,7 +157,7 @@ def _given_env(
         copy=False,
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
-    mark_seeded(envs)
+    mark_seeded(envs, by_episode=True)
     return MadeEnvs(envs, _describe(str(spec.id if spec else env), copies, "sync", alone, note))
 
 
@@ -188,7 +192,7 @@ def _from_id(
         ]
         made = AsyncVectorEnv if backend == "async" else SyncVectorEnv
         envs = made(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    mark_seeded(envs)
+        mark_seeded(envs, by_episode=True)
     return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
 
 
@@ -196,7 +200,7 @@ def _native(spec: EnvSpec) -> EnvSpec | None:
     """The spec whose vector version stands for `spec`: ours where there is one, else its own."""
     if spec.additional_wrappers:
         return None
-    for native in (registry.get(f"{_OURS}{spec.id}"), spec):
+    for native in (registry.get(f"{OURS}{spec.id}"), spec):
         if native is None or native.vector_entry_point is None:
             continue
         if "jax" not in str(native.vector_entry_point).lower():
@@ -225,10 +229,7 @@ def _make_native(
         native, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
     )
     autoreset_mode(envs)
-    seed: Any = derived_seed(run, 0, 0)  # for the one stream that all environments share
-    if native.id.startswith(_OURS):  # these have one each
-        seed = [derived_seed(run, n, 0) for n in range(num_envs)]
-    envs.reset(seed=seed)
+    seed_streams(envs, run)
     return envs
 
 

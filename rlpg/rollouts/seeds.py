@@ -11,11 +11,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentFault
 
+OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per environment
+
 _BLOCK = 64  # episodes
+_KEY = 0x656E76  # keeps these streams apart from whatever else is spawned from the run's seed
+_MARK = "rlpg_seeded"
 
 
 class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -37,6 +41,10 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._run = seed
         self._block = -1
         self._seeds: list[int] = []  # of the episodes in this block
+
+    def restart_seeds(self, run: np.random.SeedSequence) -> None:
+        """Continues with the first episode of another run's stream."""
+        self.episode, self._run, self._block = -1, run, -1
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -77,8 +85,35 @@ def derived_seed(run: np.random.SeedSequence, env_index: int, episode: int) -> i
 
 def _block_of_seeds(run: np.random.SeedSequence, env_index: int, block: int) -> list[int]:
     # One SeedSequence costs 10 us, as much as an episode of Blackjack: make many seeds with it.
-    child = np.random.SeedSequence(run.entropy, spawn_key=(*run.spawn_key, env_index, block))
+    child = np.random.SeedSequence(run.entropy, spawn_key=(*run.spawn_key, _KEY, env_index, block))
     return [int(word) for word in child.generate_state(_BLOCK) >> 1]
+
+
+def reseed(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> None:
+    """Lets environments from `make_envs` begin the streams of another run at their next reset.
+
+    EnvPool cannot: its seeds are fixed when it is made, and it goes on where it is.
+    """
+    if envs.metadata.get(_MARK) == "by episode" and isinstance(
+        envs.unwrapped, SyncVectorEnv | AsyncVectorEnv
+    ):
+        envs.unwrapped.call("restart_seeds", run)
+    elif not is_envpool(envs):
+        seed_streams(envs, run)
+
+
+def seed_streams(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> Any:
+    """Resets with a seed per environment, or one for all where they share one stream.
+
+    Gymnasium's own rule for one seed s is s, s + 1, ...: neighbours that runs would share.
+    """
+    seed: Any = derived_seed(run, 0, 0)
+    spec, base = envs.spec, envs.unwrapped
+    if isinstance(base, SyncVectorEnv | AsyncVectorEnv) or (spec and spec.id.startswith(OURS)):
+        seed = [derived_seed(run, n, 0) for n in range(envs.num_envs)]
+    result = envs.reset(seed=seed)
+    mark_seeded(envs, by_episode=False)
+    return result
 
 
 def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
@@ -88,8 +123,9 @@ def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
 
 def is_seeded(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether the environments already have their random streams."""
-    return is_envpool(envs) or bool(envs.metadata.get("rlpg_seeded", False))
+    return is_envpool(envs) or _MARK in envs.metadata
 
 
-def mark_seeded(envs: VectorEnv[Any, Any, Any]) -> None:
-    envs.metadata = {**envs.metadata, "rlpg_seeded": True}
+def mark_seeded(envs: VectorEnv[Any, Any, Any], *, by_episode: bool) -> None:
+    """Remembers in the metadata that the environments have their streams."""
+    envs.metadata = {**envs.metadata, _MARK: "by episode" if by_episode else "once"}

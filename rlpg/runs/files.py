@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +29,8 @@ def read(path: Path, *, limit: int) -> bytearray:
     """
     try:
         descriptor = os.open(path, _NO_SURPRISES)
+    except ValueError as error:  # a name with a null byte
+        raise FileError(f"{path}: expected the name of a file, got {error}") from None
     except OSError as error:
         reason = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise FileError(f"{path}: expected a readable file, got {reason}") from None
@@ -66,10 +68,11 @@ def write(path: Path, data: bytes) -> None:
 
 
 def publish(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Make a new folder with the given files appear at once, complete; the folder must not exist.
+    """Make a folder with the given files appear, complete, where nothing or an empty one is.
 
     Raises:
-        OSError: the disk refused, or something is there already; nothing has appeared.
+        FileExistsError: something is there.
+        OSError: the disk refused; nothing has appeared.
     """
     temporary = _temporary(folder, "new")
     try:
@@ -78,14 +81,26 @@ def publish(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name, data in contents.items():
             _write_new(temporary / name, data)
         sync_folder(temporary)
-        if exists(folder):  # rename would replace an empty folder silently
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
-        os.rename(temporary, folder)
+        _rename_to_free(temporary, folder)
     except BaseException:
         with suppress(OSError):
             remove_tree(temporary)
         raise
-    sync_folder(folder.parent)
+    try:
+        sync_folder(folder.parent)
+    except BaseException:
+        with suppress(OSError):
+            discard(folder)
+        raise
+
+
+def _rename_to_free(source: Path, folder: Path) -> None:
+    try:
+        os.rename(source, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder)) from None
+        raise
 
 
 def append(path: Path, data: bytes, *, position: int) -> int:
@@ -105,9 +120,29 @@ def append(path: Path, data: bytes, *, position: int) -> int:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Create the folder and its parents; one that exists is fine."""
-    os.makedirs(folder, exist_ok=True)
+def make_folder(folder: Path) -> list[Path]:
+    """Create the folder and the parents it lacks; the ones made, outermost first."""
+    if os.path.isdir(folder):
+        return []
+    made = make_folder(folder.parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:  # another process was faster, or a file is there
+        if not os.path.isdir(folder):
+            remove_empty(made)
+            raise
+        return made
+    except BaseException:
+        remove_empty(made)
+        raise
+    return [*made, folder]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, outermost first in the list, that hold nothing; leave the others."""
+    for folder in reversed(list(folders)):
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 def entries(folder: Path) -> list[Path]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.policies import Policy
 from rlpg.runs.policy_files import load_policy
+from rlpg.runs.recipe import Recipe, load_recipe
+from rlpg.runs.run import find_policy, safe_name
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,23 @@ class Saved:
     training: dict[str, Any]  # agent, seed, steps, and how well it did
 
 
-def load(source: str | Path) -> Policy:
+def load(source: str | Path, which: Literal["best", "last"] = "last") -> Policy:
     """The policy of a run, of a policy folder, or of a shipped agent.
 
     Args:
-        source: a run (its last policy), a folder with `policy.json`, or a name that `rlpg agents`
-            lists.
+        source: a run, a folder with `policy.json`, or a name that `rlpg agents` lists.
+        which: of a run's policies: the last one, or the one that was best in its evaluations.
 
     Raises:
         UsageError: there is nothing by that name.
         FileError: the file is damaged or not a policy; it names the file and the reason.
     """
-    return load_saved(source).policy
+    return load_saved(source, which).policy
 
 
-def load_saved(source: str | Path) -> Saved:
+def load_saved(source: str | Path, which: Literal["best", "last"] = "last") -> Saved:
     """`load`, with the environment and the training that the policy comes from."""
-    path = find_policy(source)
+    path = locate(source, which)
     record, arrays = load_policy(path)
     try:
         policy = Policy.from_description(record["policy"])
@@ -55,20 +59,18 @@ def load_saved(source: str | Path) -> Saved:
     return Saved(policy.requires_grad_(False).eval(), path, environment, training)
 
 
-def find_policy(source: str | Path) -> Path:
-    """The folder that holds `policy.json`."""
-    path = Path(source)
-    for folder in (path, path / "policy"):
-        if (folder / "policy.json").exists():
-            return folder
-    names = shipped_agents()
+def locate(source: str | Path, which: Literal["best", "last"] = "last") -> Path:
+    """The folder that holds the policy `source` names; see `load`."""
+    path, names = Path(source), shipped_agents()
+    if path.exists():
+        return find_policy(path, which)
     if str(source) in names:
         return shipped_folder(str(source)) / "policy"
-    if path.exists():
-        raise UsageError(f"{source}: expected a run or a policy folder, got no policy.json in it")
     close = difflib.get_close_matches(str(source), names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`rlpg agents` lists what is shipped"
-    raise UsageError(f"{source}: expected a run, a policy folder or a shipped agent; {hint}")
+    raise UsageError(
+        f"{source}: expected a run, a policy folder or a shipped agent, got none of these; {hint}"
+    )
 
 
 def shipped_folder(name: str) -> Path:
@@ -79,3 +81,25 @@ def shipped_folder(name: str) -> Path:
 def shipped_agents() -> list[str]:
     """Names of the agents that come with the library: `<environment>-<learner>`."""
     return sorted(path.parent.name for path in shipped_folder("").glob("*/recipe.toml"))
+
+
+def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
+    """The recipe that comes with the library for this environment and learner, if there is one."""
+    name = f"{safe_name(env_id.rpartition(':')[2])}-{agent}"
+    return load_recipe(shipped_folder(name) / "recipe.toml") if name in shipped_agents() else None
+
+
+def shipped_results() -> Iterator[tuple[str, str]]:
+    """Name of each shipped agent and one line about what it reaches."""
+    for name in shipped_agents():
+        path = shipped_folder(name) / "results.json"
+        if not path.exists():
+            yield name, "no results"
+            continue
+        results = json.loads(path.read_text())
+        means = sorted(row["mean"] for row in results["seeds"])
+        yield (
+            name,
+            f"median {means[len(means) // 2]:.1f} of {len(means)} seeds ({means[0]:.1f} to "
+            f"{means[-1]:.1f}), {results['total_steps']:,} steps",
+        )

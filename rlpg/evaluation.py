@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
+from rlpg.loading import Saved
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, make_envs
 
@@ -135,6 +136,42 @@ def evaluate(
     finally:
         if not isinstance(env, VectorEnv):
             made.envs.close()
+
+
+def evaluate_saved(
+    saved: Saved,
+    *,
+    env: str | None = None,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    num_envs: int | None = None,
+) -> Evaluation:
+    """Evaluate a policy from disk on the environment it was trained on, or on another.
+
+    A file may name an environment but not a module to import: that only the caller can ask for.
+
+    Raises:
+        UsageError: the file asks for a module.
+        SpaceError: the environment's spaces are not the policy's.
+    """
+    own = saved.environment["id"]
+    if env is None and ":" in own:
+        raise UsageError(
+            f"{saved.path}: it was trained on {own}, and a file may not choose modules to import; "
+            f"name it yourself: --env {own}"
+        )
+    keys = ("max_episode_steps", "episode_cap") if env is None else ("episode_cap",)
+    return evaluate(
+        saved.policy,
+        env or own,
+        episodes,
+        seed,
+        deterministic=deterministic,
+        num_envs=num_envs,
+        env_kwargs=saved.environment.get("kwargs") if env is None else None,
+        **{key: saved.environment[key] for key in keys if key in saved.environment},
+    )
 
 
 def play(

@@ -1,0 +1,303 @@
+"""The command line: one verb per thing a user does; nothing heavy is imported before its use."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rlpg.errors import FileError, RlpgError, UsageError
+from rlpg.runs import recipe as recipes
+from rlpg.runs.recipe import Recipe
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+KWARGS = "environment.kwargs."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 the run failed, 2 it was asked wrongly."""
+    try:
+        words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
+        arguments, rest = build_parser().parse_known_args(words)
+        return int(arguments.command(arguments, rest))
+    except (UsageError, FileError) as error:
+        return complain(error, EXIT_USAGE)
+    except RlpgError as error:
+        return complain(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return complain("interrupted", EXIT_INTERRUPTED)
+
+
+def complain(error: object, code: int) -> int:
+    """One line on the error stream, whatever the message contains."""
+    print("rlpg: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def hyphenated(word: str) -> str:
+    """`--total_steps=1_000` as `--total-steps=1_000`; keyword arguments keep their spelling."""
+    if not word.startswith("--") or word.startswith(f"--{KWARGS}"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are UsageErrors: one line, exit code 2, with the closest choice."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Long option names get a line of their own."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="rlpg",
+        formatter_class=HelpFormatter,
+        description="Policy-gradient agents on any Gymnasium environment.",
+        epilog="example: rlpg train CartPole-v1 && tensorboard --logdir runs",
+    )
+    parser.add_argument("--version", action=Version)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", dest="verb")
+    add_train(verbs)
+    add_evaluate(verbs)
+    add_agents(verbs)
+    return parser
+
+
+class Version(argparse.Action):
+    """Prints the version."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "nargs": 0, "help": "print the version"})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import rlpg
+
+        print(f"rlpg {rlpg.__version__}")
+        parser.exit()
+
+
+# ---- train -----------------------------------------------------------------------------------
+
+
+def add_train(verbs: Any) -> None:
+    """`rlpg train ENV`."""
+    parser = verbs.add_parser(
+        "train",
+        help="train an agent",
+        usage="rlpg train ENV [options]",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        description="Train an agent on an environment. Settings come from the defaults shown here, "
+        "the recipe\n(shipped for some environments, or --recipe), and the options, in this order.",
+        epilog="examples:\n  rlpg train CartPole-v1\n"
+        "  rlpg train LunarLander-v3 --seeds 0 1 2 --total-steps 1_000_000\n"
+        "  rlpg train FrozenLake-v1 --environment.kwargs.is_slippery false --learner.lr 1e-3",
+    )
+    parser.set_defaults(command=train)
+    parser.add_argument("env", metavar="ENV", help="a Gymnasium id, or module:Id-v0")
+    parser.add_argument("--recipe", metavar="FILE", help="a TOML recipe; `default`: none, not even "
+                        "the shipped one")  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="train once with each of these seeds"
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR",
+        help="where the run is kept (default: runs/ENV/AGENT/SEED)",
+    )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    groups = {"": parser.add_argument_group("settings")}
+    for key, default, text in settings():
+        section = key.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        groups[section].add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar="X",
+            help=f"{text} ({default})",
+        )
+
+
+def settings() -> Iterator[tuple[str, str, str]]:
+    """Dotted key, default and help of every setting that an option sets."""
+    texts = docstrings()
+    for entry in fields(Recipe):
+        value = getattr(Recipe(), entry.name)
+        if not is_dataclass(value):
+            yield entry.name, shown(value), texts[Recipe.__name__, entry.name]
+            continue
+        for inner in fields(value):
+            key = f"{entry.name}.{inner.name}"
+            if key not in ("environment.id", "environment.kwargs"):
+                text = texts[type(value).__name__, inner.name]
+                yield key, shown(getattr(value, inner.name)), text
+
+
+def shown(value: object) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def docstrings() -> dict[tuple[str, str], str]:
+    """The text under each setting in the recipe's source: `(class, field) -> help`."""
+    found = {}
+    for node in ast.parse(inspect.getsource(recipes)).body:
+        if isinstance(node, ast.ClassDef):
+            for before, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    name, text = ast.unparse(before.target), ast.literal_eval(after.value)
+                    found[node.name, name] = " ".join(text.split()).replace("%", "%%")
+    return found
+
+
+def train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Train once per seed; what was trained and what to do next."""
+    known = {key for key, _, _ in settings()}
+    changes: dict[str, object] = {k: v for k, v in vars(arguments).items() if k in known}
+    changes |= environment_arguments(rest)
+    agent = str(changes.pop("agent", "reinforce"))
+
+    from rlpg.prepare import find_recipe
+    from rlpg.training import run_recipe
+
+    base = recipes.override(find_recipe(arguments.env, agent, arguments.recipe), changes)
+    seeds = arguments.seeds or [base.seed]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds: expected different seeds, got {seeds}")
+    paths = []
+    for seed in seeds:
+        run_dir = arguments.run_dir
+        if run_dir is not None and len(seeds) > 1:
+            run_dir = run_dir / str(seed)
+        chosen = recipes.override(base, {"seed": seed})
+        run = run_recipe(arguments.env, chosen, run_dir, quiet=arguments.quiet)
+        paths.append(run.path)
+        print(f"seed {seed}: {run.evaluation}" if run.evaluation else f"seed {seed}: trained")
+    print(f"saved in {', '.join(map(str, paths))}")
+    if not arguments.quiet:
+        print(f"next:  rlpg evaluate {paths[0]} --episodes 100")
+        print(f"       tensorboard --logdir {paths[0] if arguments.run_dir else 'runs'}")
+    return 0
+
+
+def environment_arguments(rest: list[str]) -> dict[str, object]:
+    """`--environment.kwargs.NAME VALUE` pairs; anything else is not an option that exists."""
+    changes: dict[str, object] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        key = name.removeprefix("--")
+        if not name.startswith("--"):
+            raise UsageError(f"{word}: expected an option, got a word; see `rlpg train --help`")
+        if not key.startswith(KWARGS):
+            recipes.override(Recipe(), {key.replace("-", "_"): ""})  # says what is close
+        changes[key] = value if equals else next(words, "")
+    return changes
+
+
+# ---- evaluate --------------------------------------------------------------------------------
+
+
+def add_evaluate(verbs: Any) -> None:
+    """`rlpg evaluate SOURCE`."""
+    parser = verbs.add_parser(
+        "evaluate",
+        help="evaluate a saved policy",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        description="Play whole episodes with a saved policy.",
+        epilog="examples:\n  rlpg evaluate runs/CartPole-v1/reinforce/0 --episodes 100\n"
+        "  rlpg evaluate CartPole-v1-reinforce --stochastic --json result.json",
+    )
+    parser.set_defaults(command=evaluate)
+    parser.add_argument("source", metavar="RUN|AGENT", help="a run, a policy folder, or the name "
+                        "of a shipped agent")  # fmt: skip
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the episodes (0)")
+    parser.add_argument(
+        "--stochastic", action="store_true", help="sample actions instead of the most likely ones"
+    )
+    parser.add_argument(
+        "--best", action="store_true", help="a run's best policy instead of its last"
+    )
+    parser.add_argument(
+        "--env", metavar="ENV", help="another environment than the one it was trained on"
+    )
+    parser.add_argument(
+        "--num-envs", type=int, metavar="N", help="copies side by side (as many as episodes, <= 64)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and episodes here")
+
+
+def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Evaluate and print one line."""
+    refuse(rest, "evaluate")
+    from rlpg.evaluation import evaluate_saved
+    from rlpg.loading import load_saved
+
+    saved = load_saved(arguments.source, "best" if arguments.best else "last")
+    evaluation = evaluate_saved(
+        saved,
+        env=arguments.env,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        deterministic=not arguments.stochastic,
+        num_envs=arguments.num_envs,
+    )
+    name = arguments.env or saved.environment["id"]
+    print(f"{name}: {evaluation}")
+    if arguments.json is not None:
+        from rlpg.runs.encoding import to_json
+        from rlpg.runs.files import write
+
+        content = {"env": name, "seed": arguments.seed, **evaluation.summary()}
+        write(arguments.json, to_json({**content, "table": evaluation.table()}))
+    return 0
+
+
+def refuse(rest: list[str], verb: str) -> None:
+    """UsageError if there are words that no option of the verb took."""
+    if rest:
+        raise UsageError(f"{rest[0]}: no such option; see `rlpg {verb} --help`")
+
+
+# ---- agents ----------------------------------------------------------------------------------
+
+
+def add_agents(verbs: Any) -> None:
+    """`rlpg agents`."""
+    parser = verbs.add_parser(
+        "agents",
+        help="list the trained agents that come with the library",
+        formatter_class=HelpFormatter,
+        description="List the shipped agents and what they reach.",
+        epilog="example: rlpg evaluate CartPole-v1-reinforce",
+    )
+    parser.set_defaults(command=agents)
+
+
+def agents(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """One line per shipped agent."""
+    refuse(rest, "agents")
+    from rlpg.loading import shipped_results
+
+    for name, results in shipped_results():
+        print(f"{name:42} {results}")
+    return 0

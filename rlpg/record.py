@@ -1,0 +1,150 @@
+"""What a run leaves on disk while it goes on: curves, checkpoints, the last and the best policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlpg.evaluation import Evaluation
+from rlpg.policies import Policy
+from rlpg.rollouts import Episodes
+from rlpg.runs import checkpoint, files
+from rlpg.runs.encoding import to_json
+from rlpg.runs.policy_files import save_policy
+from rlpg.runs.recipe import Recipe
+from rlpg.runs.run import RunFolder, create_run, versions
+from rlpg.runs.writers import Writers
+
+Figures = Mapping[str, float]
+
+
+class Record:
+    """The writing side of one run. What the disk refuses is said once; training goes on.
+
+    Args:
+        folder: made for this run.
+        recipe: resolved.
+        warn: is told what cannot be written.
+    """
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, warn: Callable[[str], None]) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.latest: dict[str, float] = {}  # every tag's last figure
+        self.best: tuple[float, int] | None = None  # mean return and step of the best evaluation
+        self._warn = warn
+        self._versions = versions({"torch_threads": torch.get_num_threads(), "cpu": cpu()})
+        self._curves = Writers(
+            folder.path,
+            env_id=recipe.environment.id,
+            tensorboard=recipe.log.tensorboard,
+            warn=warn,
+        )
+
+    def episodes(self, episodes: Episodes) -> None:
+        """Training episodes that ended."""
+        self._curves.episodes(episodes.returns, episodes.lengths)
+
+    def scalars(self, step: int, figures: Figures) -> None:
+        """Points of the curves at an environment step."""
+        self.latest |= figures
+        self._curves.scalars(step, figures)
+
+    def evaluated(self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]) -> None:
+        """Evaluations during training, by name; the one called `eval` decides which is the best."""
+        for name, evaluation in evaluations.items():
+            lengths = {f"{name}/mean_ep_length": float(evaluation.lengths.mean())}
+            self.scalars(step, {f"{name}/mean_reward": evaluation.mean, **lengths})
+            file = "evaluations" if name == "eval" else f"evaluations_{name.removeprefix('eval_')}"
+            self._curves.evaluation(step, evaluation.returns, evaluation.lengths, name=file)
+        mean = evaluations["eval"].mean if "eval" in evaluations else None
+        if mean is not None and (self.best is None or mean > self.best[0]):
+            self.best = (mean, step)
+            self.save_policy(self.folder.best_policy, step, policy, evaluations["eval"])
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
+        """A point to continue from, and the policy at that point."""
+        whole = {**state, "best": self.best, "curves": self._curves.state_dict()}
+        try:
+            checkpoint.save(
+                self.folder.checkpoints,
+                step,
+                to_arrays(whole),
+                versions=self._versions,
+                keep_last=self.recipe.checkpoint.keep_last,
+                keep=() if self.best is None else (self.best[1],),
+            )
+        except OSError as error:
+            self._warn(f"{self.folder.checkpoints}: no checkpoint at step {step} ({error})")
+        self.save_policy(self.folder.policy, step, policy, None)
+
+    def save_policy(
+        self, folder: Path, step: int, policy: Policy, evaluation: Evaluation | None
+    ) -> None:
+        """The policy with all that is needed to use it elsewhere."""
+        settings = self.recipe.environment
+        description = {
+            "policy": policy.describe(),
+            "environment": {
+                "id": settings.id,
+                "kwargs": settings.kwargs,
+                "max_episode_steps": settings.max_episode_steps,
+                "episode_cap": settings.episode_cap,
+            },
+            "training": {
+                "agent": self.recipe.agent,
+                "seed": self.recipe.seed,
+                "steps": step,
+                "evaluation": evaluation.summary() if evaluation else None,
+            },
+            "versions": self._versions,
+        }
+        try:
+            save_policy(folder, description, to_arrays(policy.state_dict()))
+        except OSError as error:
+            self._warn(f"{folder}: not saved at step {step} ({error})")
+
+    def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None:
+        """The last policy and how good it is."""
+        self.save_policy(self.folder.policy, step, policy, evaluation)
+        if evaluation is not None:
+            content = {**evaluation.summary(), "table": evaluation.table()}
+            try:
+                files.write(self.folder.path / "evaluation.json", to_json(content))
+            except OSError as error:
+                self._warn(f"evaluation.json: not saved ({error})")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the run's only writer; the curves are complete on disk at the end, however it ends."""
+        with self.folder.held():
+            try:
+                yield
+            finally:
+                self._curves.close()
+
+
+def create_record(recipe: Recipe, path: str | Path | None, warn: Callable[[str], None]) -> Record:
+    """Make a new run's folder; see `create_run`."""
+    folder = create_run(recipe, versions(), path=None if path is None else Path(path))
+    return Record(folder, recipe, warn)
+
+
+def to_arrays(tree: Any) -> Any:
+    """The tree with numpy arrays for its tensors."""
+    if isinstance(tree, Tensor):
+        return tree.detach().cpu().numpy().copy()
+    if isinstance(tree, Mapping):
+        return {key: to_arrays(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(to_arrays(value) for value in tree)
+    return tree
+
+
+def cpu() -> str:
+    """The vector instructions torch uses, on which the last bits of results depend."""
+    return str(torch.backends.cpu.get_cpu_capability())
