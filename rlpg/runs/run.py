@@ -1,0 +1,169 @@
+"""A run's folder: `runs/<env>/<agent>/<seed>[-k]/`, and where everything in it is.
+
+recipe.toml       all that it was told, resolved
+versions.json     what it ran with
+progress.jsonl, monitor.csv, evaluations*.npz, events.out.tfevents.*     the curves
+checkpoints/      what it continues from
+policy/, best_policy/     what it found: the last and the best
+run.lock          held by the process that writes
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from rlpg.errors import FileError, UsageError
+from rlpg.runs import files
+from rlpg.runs.encoding import LARGEST_JSON, from_json, to_json
+from rlpg.runs.policy_files import DESCRIPTION
+from rlpg.runs.recipe import Recipe, dumps, load_recipe
+
+PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; `create_run` makes one, `open_run` finds one."""
+
+    path: Path
+    made: tuple[Path, ...] = ()  # folders above it that were made for it
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    @property
+    def best_policy(self) -> Path:
+        return self.path / "best_policy"
+
+    def load_recipe(self) -> Recipe:
+        return load_recipe(self.recipe)
+
+    def load_versions(self) -> dict[str, str]:
+        """What the run was made with, as `versions` says it."""
+        content = from_json(files.read(self.versions, limit=LARGEST_JSON), self.versions)
+        if not isinstance(content, dict):
+            raise FileError(f"{self.versions}: expected a table, got {content!r:.80}")
+        return {str(key): str(value) for key, value in content.items()}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only process that writes to the run; first remove what killed ones left.
+
+        Raises:
+            UsageError: another process holds it; the message has its process id.
+        """
+        with files.lock(self.path / "run.lock"):
+            for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
+                files.remove_temporaries(folder)
+            yield
+
+    def discard(self) -> None:
+        """Leave nothing behind: for a run that failed before it did anything."""
+        files.discard(self.path)
+        files.remove_empty(self.made)
+
+
+def create_run(
+    recipe: Recipe,
+    versions: Mapping[str, str],
+    *,
+    root: Path = Path("runs"),
+    path: Path | None = None,
+) -> RunFolder:
+    """Make the folder of a new run, with its recipe and versions, at once or not at all.
+
+    Args:
+        recipe: names environment, agent and seed.
+        root: where runs are numbered: `root/<env>/<agent>/<seed>`, then `<seed>-1`, `<seed>-2` ...
+        path: this very folder instead; it may exist if it is empty.
+
+    Raises:
+        UsageError: `path` is taken.
+        OSError: the disk refused; nothing was left behind.
+    """
+    names: Iterable[str]
+    if path is None:
+        parent = root / safe_name(recipe.environment.id) / recipe.agent
+        names = (f"{recipe.seed}-{k}" if k else f"{recipe.seed}" for k in count())
+    else:
+        parent, names = path.absolute().parent, [path.absolute().name]
+    contents = {
+        "recipe.toml": dumps(recipe).encode(),
+        "versions.json": to_json(dict(versions)),
+    }
+    made = files.make_folder(parent)
+    try:
+        for name in names:
+            with suppress(FileExistsError):
+                files.publish(parent / name, contents)
+                return RunFolder(parent / name, tuple(made))
+    except BaseException:
+        files.remove_empty(made)
+        raise
+    raise UsageError(
+        f"{path}: expected a folder that is new or empty, got one in use; "
+        "choose another or `rlpg resume` it"
+    )
+
+
+def open_run(path: Path) -> RunFolder:
+    """The run in a folder. FileError if there is none."""
+    run = RunFolder(path)
+    if not files.exists(run.recipe):
+        raise FileError(f"{path}: expected a run's folder with recipe.toml, got none")
+    return run
+
+
+def find_policy(path: Path, which: Literal["best", "last"] = "best") -> Path:
+    """The policy folder that `path` is, or that the run in it has; the other one if one is missing.
+
+    Raises:
+        FileError: there is no policy.
+    """
+    if files.exists(path / DESCRIPTION):
+        return path
+    run = RunFolder(path)
+    order = [run.best_policy, run.policy]
+    for folder in order if which == "best" else reversed(order):
+        if files.is_folder(folder) and files.exists(folder / DESCRIPTION):
+            return folder
+    raise FileError(f"{path}: expected a run or a policy ({DESCRIPTION}), got neither")
+
+
+def safe_name(env_id: str) -> str:
+    """An environment id as one harmless folder name: `rlpg/Chain-v0` becomes `rlpg-Chain-v0`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", env_id).lstrip(".-")[:100] or "environment"
+
+
+def versions(also: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """What results depend on besides the recipe; `also` adds what only torch knows."""
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+    }
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found | {key: str(value) for key, value in (also or {}).items()}

@@ -1,0 +1,174 @@
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from faulty import FaultyOs, Killed
+
+from rlpg.errors import FileError, UsageError
+from rlpg.runs import files
+from rlpg.runs.policy_files import save_policy
+from rlpg.runs.recipe import EnvironmentSettings, Recipe, override
+from rlpg.runs.run import create_run, find_policy, open_run, safe_name, versions
+
+RECIPE = Recipe(environment=EnvironmentSettings(id="rlpg/Chain-v0"), seed=3)
+
+
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("CartPole-v1", "CartPole-v1"),
+        ("rlpg/Chain-v0", "rlpg-Chain-v0"),
+        ("my.module:Id-v0", "my.module-Id-v0"),
+        ("../../etc", "etc"),
+        ("..", "environment"),
+        ("", "environment"),
+        ("a" * 500, "a" * 100),
+        ("ALE/Pong\0\n", "ALE-Pong-"),
+    ],
+)
+def test_environment_ids_become_harmless_names(env_id, name):
+    assert safe_name(env_id) == name
+
+
+def test_runs_are_numbered(tmp_path):
+    paths = [create_run(RECIPE, {}, root=tmp_path / "runs").path for _ in range(3)]
+    base = tmp_path / "runs" / "rlpg-Chain-v0" / "reinforce"
+    assert paths == [base / "3", base / "3-1", base / "3-2"]
+
+
+def test_what_a_new_run_holds(tmp_path):
+    run = create_run(RECIPE, versions({"cpu": "AVX2"}), path=tmp_path / "a" / "run")
+    assert everything(tmp_path) == ["a", "a/run", "a/run/recipe.toml", "a/run/versions.json"]
+    run = open_run(tmp_path / "a" / "run")
+    assert run.load_recipe() == RECIPE
+    found = run.load_versions()
+    assert found["cpu"] == "AVX2"
+    assert found["numpy"] == np.__version__
+    assert {"python", "platform", "machine", "rlpg", "torch", "gymnasium"} <= found.keys()
+
+
+def test_a_given_folder_must_be_new_or_empty(tmp_path):
+    (tmp_path / "run").mkdir()
+    create_run(RECIPE, {}, path=tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    for taken in ("run", "file"):
+        before = everything(tmp_path)
+        with pytest.raises(UsageError, match="expected a folder that is new or empty, got one in"):
+            create_run(RECIPE, {}, path=tmp_path / taken)
+        assert everything(tmp_path) == before
+
+
+def test_a_run_created_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    rename = files._rename_to_free
+    overtaken = []
+
+    def overtaken_once(source, folder):
+        if not overtaken:
+            overtaken.append(folder)
+            folder.mkdir()
+            (folder / "recipe.toml").write_text("theirs")
+        rename(source, folder)
+
+    monkeypatch.setattr(files, "_rename_to_free", overtaken_once)
+    run = create_run(RECIPE, {}, root=tmp_path)
+    assert run.path.name == "3-1"
+    assert (overtaken[0] / "recipe.toml").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("fault", ["ENOSPC", "interrupted"])
+def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch, fault):
+    for k in itertools.count():
+        faulty = FaultyOs(fault, k)
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "os", faulty)
+            try:
+                run = create_run(RECIPE, {"a": "b"}, root=tmp_path / "x" / "runs")
+            except (OSError, KeyboardInterrupt, Killed):
+                assert everything(tmp_path) == []
+                continue
+        run.discard()
+        assert everything(tmp_path) == []
+        if faulty.operations <= k:
+            break
+    assert k > 20
+
+
+def test_discarding_a_run_leaves_what_was_there_before(tmp_path):
+    (tmp_path / "runs").mkdir()
+    first = create_run(RECIPE, {}, root=tmp_path / "runs")
+    second = create_run(RECIPE, {}, root=tmp_path / "runs")
+    second.discard()
+    assert open_run(first.path).load_recipe() == RECIPE
+    first.discard()
+    assert everything(tmp_path) == ["runs"]
+
+
+def test_the_policy_of_a_run(tmp_path):
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    with pytest.raises(
+        FileError, match=r"expected a run or a policy \(policy\.json\), got neither"
+    ):
+        find_policy(run.path)
+    save_policy(run.policy, {}, {})
+    assert find_policy(run.path, "best") == find_policy(run.path, "last") == run.policy
+    save_policy(run.best_policy, {}, {})
+    assert find_policy(run.path, "best") == run.best_policy
+    assert find_policy(run.path, "last") == run.policy
+    assert find_policy(run.policy) == run.policy
+
+
+def test_a_link_in_a_strangers_run_is_no_policy(tmp_path):
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    save_policy(tmp_path / "elsewhere", {}, {})
+    run.policy.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match="got neither"):
+        find_policy(run.path)
+
+
+def test_what_is_no_run_says_so(tmp_path):
+    with pytest.raises(FileError, match=r"expected a run's folder with recipe\.toml, got none"):
+        open_run(tmp_path)
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    for damage in ("[]", "{", '{"a": NaN}'):
+        run.versions.write_text(damage)
+        with pytest.raises(FileError, match=r"versions\.json: expected"):
+            run.load_versions()
+
+
+def test_versions_are_strings_and_json(tmp_path):
+    found = versions({"threads": 1})
+    assert json.loads(json.dumps(found)) == found
+    assert found["threads"] == "1"
+
+
+def test_holding_a_run_removes_what_a_killed_process_left(tmp_path):
+    run = create_run(override(RECIPE, {"seed": 0}), {}, path=tmp_path / "run")
+    save_policy(run.policy, {}, {})
+    (run.checkpoints / ".tmp-step-000000100-new-7").mkdir(parents=True)
+    (run.checkpoints / ".tmp-step-000000100-new-7" / "state.json").write_text("{")
+    (run.policy / ".tmp-policy.json-new-7").write_text("{")
+    (tmp_path / "outside").write_text("mine")
+    os.symlink(tmp_path / "outside", run.path / ".tmp-link")
+    with run.held():
+        pass
+    assert everything(tmp_path) == [
+        "outside",
+        "run",
+        "run/checkpoints",
+        "run/policy",
+        "run/policy/policy.json",
+        "run/policy/policy.safetensors",
+        "run/recipe.toml",
+        "run/run.lock",
+        "run/versions.json",
+    ]
