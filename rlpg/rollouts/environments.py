@@ -348,6 +348,8 @@ def _own_words(env: object) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
+            # Importing Box2D warns so, and crashes the interpreter where warnings are errors.
+            warnings.filterwarnings("ignore", message="builtin type [sS]wig")
             yield
     except RlpgError:
         raise
