@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from rlpg.errors import FileError
 
-LARGEST_JSON: Final = 8 << 20  # bytes; Python needs up to 25 times that for the objects
+LARGEST_JSON: Final = 4 << 20  # bytes; the objects in it may take 50 times that
 DEEPEST_JSON: Final = 64
 DTYPES: Final = {
     np.dtype(code).newbyteorder("<"): name

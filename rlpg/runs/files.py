@@ -208,21 +208,28 @@ def lock(path: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it; the message has its process id.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    held = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)]
+    # A forked worker would share the lock, and hold it still if only its parent was killed.
+    os.register_at_fork(after_in_child=lambda: _close_all(held))
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            holder = os.read(held[0], 32).decode(errors="replace").strip() or "unknown"
             raise UsageError(
                 f"{path.parent}: expected a run that no one writes to, got one in use by process "
                 f"{holder}; wait for it or stop it"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        os.ftruncate(held[0], 0)
+        os.write(held[0], f"{os.getpid()}\n".encode())
         yield
     finally:
-        os.close(descriptor)  # the file stays: removing it would race with the next holder
+        _close_all(held)  # the file stays: removing it would race with the next holder
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def _temporary(path: Path, age: str) -> Path:

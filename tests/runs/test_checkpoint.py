@@ -221,6 +221,30 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path):
         pass
 
 
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_run(tmp_path):
+    run = three_checkpoints(tmp_path / "run")
+    script = "import os, sys, pathlib; from rlpg.runs.run import RunFolder\n"
+    script += "with RunFolder(pathlib.Path(sys.argv[1])).held():\n"
+    script += "    worker = os.fork()\n"
+    script += "    print(worker or 'held', flush=True); input()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with parent:
+        lines = {parent.stdout.readline(), parent.stdout.readline()}
+        worker = int(next(line for line in lines if line != b"held\n"))
+        with pytest.raises(UsageError, match="in use by process"), run.held():
+            pass
+        parent.kill()
+        parent.wait()
+        os.kill(worker, 0)  # it lives
+        with run.held():
+            pass
+        os.kill(worker, signal.SIGKILL)
+
+
 # --- files from others ---
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -54,6 +54,7 @@ def same(a, b):
     return a == b
 
 
+@settings(deadline=None)
 @given(trees)
 def test_a_state_tree_comes_back_bit_for_bit(tree):
     plain, leaves = split(tree)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpg.errors import FileError, RecipeError
@@ -46,17 +46,19 @@ changes = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(changes)
 def test_toml_round_trip_is_exact(typed):
-    settings = {k: v for k, v in typed.items() if not isinstance(v, str)}
-    recipe = override(Recipe(environment=EnvironmentSettings(id="x")), settings)
+    chosen = {k: v for k, v in typed.items() if not isinstance(v, str)}
+    recipe = override(Recipe(environment=EnvironmentSettings(id="x")), chosen)
     again = loads(dumps(recipe))
     assert again == recipe
     assert repr(again) == repr(recipe)  # == calls 1, 1.0 and True equal, and -0.0 and 0.0
     assert override(Recipe(), flatten(recipe)) == recipe
-    assert all(getattr(recipe, k) == v for k, v in settings.items() if "." not in k)
+    assert all(getattr(recipe, k) == v for k, v in chosen.items() if "." not in k)
 
 
+@settings(deadline=None)
 @given(texts)
 def test_any_string_survives_toml(text):
     recipe = Recipe(environment=EnvironmentSettings(id=text, kwargs={text: text}))
@@ -189,9 +191,9 @@ def test_save_load_diff(tmp_path):
 def test_every_setting_has_a_help_text():
     tree = ast.parse(Path(recipes.__file__).read_text())
     helped = set()
-    for settings in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        section = settings.name.removesuffix("Settings").lower()
-        for entry, text in itertools.pairwise(settings.body):
+    for table in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        section = table.name.removesuffix("Settings").lower()
+        for entry, text in itertools.pairwise(table.body):
             if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr):
                 helped.add(f"{section}.{entry.target.id}".removeprefix("recipe."))
     assert set(flatten(Recipe())) <= helped
