@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from typing import Any
@@ -20,7 +21,7 @@ def claims(env: type[SingleEnv]) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+\.\d+", known)]
 
 
-def simulate(envs: ArrayVectorEnv, policy: Any, episodes: int) -> tuple[float, float]:
+def simulate(envs: ArrayVectorEnv, policy: Any) -> tuple[float, float]:
     """Mean return of `policy(t, obs)` and its standard error, one episode per environment."""
     obs, _ = envs.reset(seed=0)
     returns = np.zeros(envs.num_envs)
@@ -31,8 +32,7 @@ def simulate(envs: ArrayVectorEnv, policy: Any, episodes: int) -> tuple[float, f
         running &= ~terminated
         if not running.any():
             break
-    assert envs.num_envs == episodes
-    return float(returns.mean()), float(returns.std() / np.sqrt(episodes))
+    return float(returns.mean()), float(returns.std() / np.sqrt(envs.num_envs))
 
 
 class TestCatch:
@@ -43,13 +43,7 @@ class TestCatch:
         step = np.zeros((num_places, num_places))  # [from, to]
         for place, action in itertools.product(range(num_places), range(3)):
             step[place, min(max(place + action - 1, 0), num_places - 1)] += move[action]
-        landing = np.zeros(catch.SIZE)  # [column] probability
-        for column, drift in itertools.product(range(catch.SIZE), (-1, 0, 1)):
-            for _ in range(catch.FALL):  # step by step, unlike the environment's closed form
-                if not 0 <= column + drift < catch.SIZE:
-                    drift = -drift
-                column += drift
-            landing[column] += 1 / (3 * catch.SIZE)
+        landing = np.full(catch.SIZE, 1 / catch.SIZE)  # [column] probability
         catches = np.array([landing[place : place + 3].sum() for place in range(num_places)])
         where = np.full(num_places, 1 / num_places)
         total = 0.0
@@ -65,41 +59,39 @@ class TestCatch:
         assert constant == pytest.approx(-3.125, abs=1e-12)
         assert claims(catch.Catch) == [-3.125]
         generator = np.random.default_rng(0)
-        envs = catch.CatchVectorEnv(20_000)
-        mean, error = simulate(envs, lambda t, obs: generator.integers(3, size=20_000), 20_000)
+        envs = catch.CatchVectorEnv(5_000)
+        mean, error = simulate(envs, lambda t, obs: generator.integers(3, size=5_000))
         assert abs(mean - random) < 4 * error
 
     def test_the_largest_return_is_five(self) -> None:
-        """A player that reads ball, trail and paddle off the image catches every ball."""
+        """A player that reads ball and paddle off the image catches every ball."""
 
         def play(t: int, obs: Array) -> Array:
             image = obs[..., 0]
-            n = len(image)
-            paddle = (image[:, -1] == catch.PADDLE).argmax(axis=1)
-            paddle = np.where(image[:, -1, 0] == catch.PADDLE, 1, paddle + 1)
-            balls = (image == catch.BALL).reshape(n, -1).argmax(axis=1)
-            row, column = np.divmod(balls, catch.SIZE)
-            trails = (image == catch.TRAIL).reshape(n, -1)
-            drift = np.where(trails.any(axis=1), column - trails.argmax(axis=1) % catch.SIZE, 0)
-            target = np.mod(column + drift * (catch.FALL - row), 2 * catch.FALL)
-            target = np.minimum(target, 2 * catch.FALL - target)
-            return 1 + np.sign(np.clip(target, 1, catch.SIZE - 2) - paddle)
+            ball = (image == catch.BALL).any(axis=1).argmax(axis=1)
+            paddle = 1 + (image[:, -1] == catch.PADDLE).argmax(axis=1)
+            return 1 + np.sign(np.clip(ball, 1, catch.SIZE - 2) - paddle)
 
-        mean, error = simulate(catch.CatchVectorEnv(500), play, 500)
+        mean, error = simulate(catch.CatchVectorEnv(500), play)
         assert (mean, error) == (5.0, 0.0)
 
     def test_an_image(self) -> None:
         envs = catch.CatchVectorEnv()
         envs.reset(seed=0)
-        envs.state[:, 0] = [7, 14, 0, 0, 0, 0, 1, 0, 0, 0, 0]  # first ball: column 14, drift 1
-        envs.step(np.array([1]))
-        envs.step(np.array([1]))
-        obs = envs.step(np.array([2]))[0][0, :, :, 0]  # columns 14, 15, 14, 13
+        envs.state[:, 0] = [7, 14, 3, 0, 0, 0]
+        for _ in range(2):
+            envs.step(np.array([1]))
+        obs = envs.step(np.array([2]))[0][0, :, :, 0]
         expected = np.zeros((16, 16), dtype=np.uint8)
         expected[15, 7:10] = catch.PADDLE
-        expected[2, 14] = catch.TRAIL
-        expected[3, 13] = catch.BALL
+        expected[3, 14] = catch.BALL
         np.testing.assert_array_equal(obs, expected)
+        for _ in range(12):
+            obs, reward, *_ = envs.step(np.array([1]))
+        assert reward == -1
+        expected[3, 14] = 0
+        expected[0, 3] = catch.BALL
+        np.testing.assert_array_equal(obs[0, :, :, 0], expected)
 
     def test_renders_what_it_observes(self) -> None:
         env = catch.Catch(render_mode="rgb_array")
@@ -113,6 +105,7 @@ class TestCatch:
 class TestUnitCommitment:
     units = np.array(list(itertools.product((0, 1), repeat=4)))  # [16, 4]
 
+    @functools.cached_property
     def tables(self) -> tuple[Array, Array, Array]:
         """Cost [24, 5 noise, 16 before, 16 now], noise transition [5, 5], first noise [5]."""
         noise = np.arange(unit_commitment.NUM_NOISE)
@@ -127,7 +120,7 @@ class TestUnitCommitment:
 
     def value(self, choose: Any) -> tuple[float, list[Array]]:
         """Backward induction: `choose(q [5, 16, 16]) -> v [5, 16]`; also the greedy actions."""
-        cost, walk, first = self.tables()
+        cost, walk, first = self.tables
         v = np.zeros((5, 16))  # [noise, before]
         greedy = []
         for hour in reversed(range(unit_commitment.HOURS)):
@@ -150,11 +143,11 @@ class TestUnitCommitment:
             before = (obs[:, 3:] @ np.array([8, 4, 2, 1])).astype(int)
             return self.units[greedy[t][noise, before]]
 
-        envs = unit_commitment.UnitCommitmentVectorEnv(20_000)
-        mean, error = simulate(envs, act_best, 20_000)
+        envs = unit_commitment.UnitCommitmentVectorEnv(5_000)
+        mean, error = simulate(envs, act_best)
         assert abs(mean - best) < 4 * error
         generator = np.random.default_rng(0)
-        mean, error = simulate(envs, lambda t, obs: generator.integers(2, size=(20_000, 4)), 20_000)
+        mean, error = simulate(envs, lambda t, obs: generator.integers(2, size=(5_000, 4)))
         assert abs(mean - random) < 4 * error
 
 
@@ -162,8 +155,9 @@ class TestReplenishment:
     stocks = np.array(list(itertools.product(range(7), repeat=3)))  # [343, 3]
     orders = np.array(list(itertools.product(range(4), repeat=3)))  # [64, 3]
 
-    def tables(self) -> tuple[Array, Array]:
-        """Expected profit [343, 64] and the index of the stock after the order [343, 64]."""
+    @functools.cached_property
+    def tables(self) -> tuple[Array, Array, Array]:
+        """Expected profit [343, 64], the stock after the order [343, 64] and a day [343, 343]."""
         demands = np.array(list(itertools.product(range(3), repeat=3)))  # [27, 3]
         probability = replenishment.DEMAND[np.arange(3), demands].prod(axis=1)  # [27]
         available = replenishment.stock_in(self.stocks[:, None], self.orders)  # [343, 64, 3]
@@ -175,15 +169,14 @@ class TestReplenishment:
         place = np.array([49, 7, 1])
         after = np.zeros((343, 343))
         np.add.at(after, (np.arange(343)[:, None], left @ place), probability)
-        self.after = after
-        return np.asarray(profit), available @ place
+        return np.asarray(profit), available @ place, after
 
     def value(self, choose: Any) -> tuple[float, list[Array]]:
-        profit, available = self.tables()
+        profit, available, after = self.tables
         v = np.zeros(343)
         greedy = []
         for _ in range(replenishment.DAYS):
-            q = profit + (self.after @ v)[available]
+            q = profit + (after @ v)[available]
             greedy.append(q.argmax(axis=1))
             v = choose(q)
         return float(v.mean()), greedy[::-1]
@@ -200,9 +193,9 @@ class TestReplenishment:
             stock = np.rint(obs[:, :3] * replenishment.MAX_STOCK).astype(int)
             return self.orders[greedy[t][stock @ np.array([49, 7, 1])]]
 
-        envs = replenishment.ReplenishmentVectorEnv(20_000)
-        mean, error = simulate(envs, act_best, 20_000)
+        envs = replenishment.ReplenishmentVectorEnv(5_000)
+        mean, error = simulate(envs, act_best)
         assert abs(mean - best) < 4 * error
         generator = np.random.default_rng(0)
-        mean, error = simulate(envs, lambda t, obs: generator.integers(4, size=(20_000, 3)), 20_000)
+        mean, error = simulate(envs, lambda t, obs: generator.integers(4, size=(5_000, 3)))
         assert abs(mean - random) < 4 * error
