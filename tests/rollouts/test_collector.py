@@ -734,3 +734,48 @@ def test_nothing_to_collect_is_refused(call: str) -> None:
     collector = Collector(NativeToys(FIXED, AutoresetMode.NEXT_STEP), Rule())
     with pytest.raises(UsageError, match=f"{call}: expected at least 1"):
         getattr(collector, call)(0)
+
+
+# --------------------------------------------------------------------- with the policy of rlpg
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend"),
+    [
+        ("CartPole-v1", "native"),
+        ("Pendulum-v1", "native"),
+        ("Blackjack-v1", "sync"),  # Tuple observations, episodes of one step
+        ("FrozenLake-v1", "sync"),  # Discrete observations
+        ("Taxi-v4", "sync"),  # an action mask in info
+        ("CliffWalking-v1", "sync"),  # never ends by itself
+        ("LunarLander-v3", "sync"),
+        ("Acrobot-v1", "envpool"),
+        ("CartPole-v1", "async"),
+    ],
+)
+def test_the_real_policy_collects_from_real_environments(env_id: str, backend: str) -> None:
+    if backend == "envpool":
+        pytest.importorskip("envpool")
+    from rlpg.policies import Policy
+
+    envs, _ = make_envs(env_id, 3, seed=0, backend=backend, episode_cap=30)
+    try:
+        policy = Policy.create(
+            envs.single_observation_space,
+            envs.single_action_space,
+            info_mask=probe_action_mask(envs),
+            generator=torch.Generator().manual_seed(0),
+        )
+        collector = Collector(envs, policy, seed=0)
+        rollout = collector.steps(40)
+        assert rollout.num_steps == collector.env_steps
+        assert rollout.log_prob is not None
+        assert torch.isfinite(rollout.log_prob).all()
+        if env_id not in ("LunarLander-v3", "Acrobot-v1", "Pendulum-v1", "Taxi-v4"):
+            rollout = collector.episodes(2)
+            assert np.bincount(rollout.episodes.env).tolist() == [2, 2, 2]
+            assert rollout.num_steps == rollout.episodes.lengths.sum()
+            per_episode = (rollout.reward * rollout.valid).sum()
+            assert float(per_episode) == pytest.approx(rollout.episodes.returns.sum())
+    finally:
+        collector.close()
