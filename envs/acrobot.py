@@ -86,18 +86,19 @@ def _derivative(y: Array, torque: Array) -> Array:
     """
     angle1, angle2, speed1, speed2 = y
     cos2, sin2 = np.cos(angle2), np.sin(angle2)
+    speed1_squared, speed2_squared = np.float_power(y[2:], 2)
     d1 = 0.25 + (1.25 + cos2) + 1.0 + 1.0
     d2 = 0.25 + 0.5 * cos2 + 1.0
     phi2 = 0.5 * GRAVITY * np.cos(angle1 + angle2 - pi / 2)
     phi1 = (
-        -0.5 * np.float_power(speed2, 2) * sin2
+        -0.5 * speed2_squared * sin2
         - speed2 * speed1 * sin2
         + 1.5 * GRAVITY * np.cos(angle1 - pi / 2)
         + phi2
     )
     out: np.ndarray[Any, np.dtype[np.float64]] = np.empty_like(y)
     out[:2] = y[2:]
-    out[3] = (torque + d2 / d1 * phi1 - 0.5 * np.float_power(speed1, 2) * sin2 - phi2) / (
+    out[3] = (torque + d2 / d1 * phi1 - 0.5 * speed1_squared * sin2 - phi2) / (
         1.25 - np.float_power(d2, 2) / d1
     )
     out[2] = -(d2 * out[3] + phi1) / d1
