@@ -152,7 +152,7 @@ class ValueNetwork(StateValue):
                 error = self._value(obs[batch]) - target[batch]
                 loss = (w * error**2).sum() / total
                 self._optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
                 if not torch.isfinite(norm):
                     raise NumericalFault(

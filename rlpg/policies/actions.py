@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,6 +97,8 @@ def make_head(
 class ProductHead(Head):
     """Dict and Tuple: a head per leaf, fed with neighbouring stretches of the outputs."""
 
+    _numpy_dtypes: ClassVar = {torch.float32: np.float32, torch.int64: np.int64}
+
     def __init__(self, space: Space, heads: Sequence[Head]) -> None:
         super().__init__()
         self.space = space
@@ -139,13 +141,12 @@ class ProductHead(Head):
         return torch.cat(joined, -1)
 
     def to_env(self, action: Array) -> Any:
-        ends = np.cumsum([part.size for part in self._parts])[:-1]
-        pieces = [
-            head.to_env(part.split(torch.from_numpy(piece)).numpy())
-            for head, part, piece in zip(
-                self._heads, self._parts, np.split(action, ends, axis=-1), strict=True
-            )
-        ]
+        pieces = []
+        start = 0
+        for head, part in zip(self._heads, self._parts, strict=True):
+            piece = action[:, start : start + part.size].reshape(-1, *part.shape)
+            pieces.append(head.to_env(piece.astype(self._numpy_dtypes[part.dtype], copy=False)))
+            start += part.size
         return _build(self.space, iter(pieces))
 
     def from_env(self, env_action: Any) -> Tensor:

@@ -86,7 +86,10 @@ class Normaliser(nn.Module):
             NumericalFault: the moments are not finite; nothing is changed.
         """
         if not (mean.isfinite().all() and m2.isfinite().all()):
-            raise NumericalFault("observations: expected finite numbers to normalise, got NaN, inf")
+            raise NumericalFault(
+                "observations: expected finite numbers to normalise, got NaN or inf; "
+                "check what the environment returned"
+            )
         total = self.count + count
         if total == 0:
             return

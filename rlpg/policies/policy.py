@@ -150,7 +150,10 @@ class Policy(nn.Module):
         return self.distribution_from_features(self.features(obs), mask), carry
 
     def draw(self, obs: Tensor, carry: Carry, generator: torch.Generator) -> tuple[Tensor, Carry]:
-        """Actions `[N, *A]` with the law of `forward`; call it under `torch.inference_mode()`."""
+        """Actions `[N, *A]` with the law of `forward`, for packed observations `[N, *O]`.
+
+        Call it under `torch.inference_mode()`, with a generator on the policy's device.
+        """
         outputs = self.network.forward(self.features(obs))
         mask = self.observations.mask(obs) if self._has_mask else None
         return self.head.draw(outputs, generator, mask), carry
