@@ -1,17 +1,16 @@
-"""Heads: what a network says, as a distribution over the actions of a space. Here:
-those of the spaces that count.
+"""Heads: what a network says, as a distribution over the actions of a space that counts.
 
 `boxes.py` has the heads of Box, `actions.py` that of Dict and Tuple and the choice among all; no
-other module inspects an action space. Inside rlpg an action is one tensor in its head's
-own units; `to_env` and `from_env` translate.
+other module inspects an action space. Inside rlpg an action is one tensor in its head's own units;
+`to_env` and `from_env` translate.
 
-| space         | action `[..., *A]`         | distribution                                     |
-|---------------|----------------------------|--------------------------------------------------|
-| Discrete      | int64 `[...]` from 0       | Categorical, or Bernoulli for two on request     |
-| MultiDiscrete | int64 `[..., *shape]` from 0 | independent Categoricals                       |
-| MultiBinary   | float32 `[..., *shape]`    | independent Bernoullis                           |
-| Box           | float32 `[..., *shape]`    | independent Normal, SquashedNormal or Beta       |
-| Dict, Tuple   | float32 `[..., D]`         | Product of the leaves, in gymnasium's order      |
+| space         | action `[..., *A]`           | distribution                                 |
+|---------------|------------------------------|----------------------------------------------|
+| Discrete      | int64 `[...]` from 0         | Categorical, or Bernoulli for two on request |
+| MultiDiscrete | int64 `[..., *shape]` from 0 | independent Categoricals                     |
+| MultiBinary   | float32 `[..., *shape]`      | independent Bernoullis                       |
+| Box           | float32 `[..., *shape]`      | independent Normal, SquashedNormal or Beta   |
+| Dict, Tuple   | float32 `[..., D]`           | Product of the leaves, in gymnasium's order  |
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent
 
-from rlpg.policies.distributions import (
-    MASKED,
-    IntegerBernoulli,
-    masked_logits,
-)
+from rlpg.policies.distributions import MASKED, IntegerBernoulli, masked_logits
 from rlpg.policies.spaces import Space
 
 Array = np.ndarray[Any, Any]
