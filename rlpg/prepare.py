@@ -39,6 +39,18 @@ def find_recipe(env: AnyEnv, agent: str, recipe: str | Path | Recipe | None) -> 
     return override(base, {"agent": agent, "environment.id": env_id})
 
 
+def completed(recipe: Recipe) -> Recipe:
+    """The recipe with what follows from its other settings.
+
+    Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
+    whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
+    """
+    predicts = recipe.learner.baseline in ("linear", "value")
+    if predicts or recipe.learner.truncated_return or recipe.rollout.episodes_per_env:
+        return recipe
+    return override(recipe, {"rollout.episodes_per_env": 1})
+
+
 def environment_name(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> str:
     """The id of an environment object, or its class where it has none."""
     return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__

@@ -20,6 +20,7 @@ from rlpg.learners import Reinforce
 from rlpg.policies import Policy
 from rlpg.prepare import (
     AnyEnv,
+    completed,
     cpu_threads,
     environment_options,
     find_recipe,
@@ -84,6 +85,7 @@ def run_recipe(
     env: AnyEnv, recipe: Recipe, run_dir: str | Path | None = None, *, quiet: bool = True
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
+    recipe = completed(recipe)
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe))

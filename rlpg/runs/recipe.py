@@ -107,7 +107,7 @@ class RolloutSettings(Settings):
 
     num_envs: Count = 16
     """copies of the environment"""
-    steps: Count = 64
+    steps: Count = 32
     """steps per environment and update"""
     episodes_per_env: Count | None = None
     """whole episodes per environment and update, instead of steps"""
@@ -124,10 +124,11 @@ class LearnerSettings(Settings):
     gamma: Fraction = 0.99
     """discount per step"""
     gae_lambda: Fraction | None = 0.95
-    """GAE's weight of longer returns, with baseline=value (none: the whole return - baseline)"""
+    """GAE's weight of longer returns, for baselines that predict values: linear, value
+    (none: the whole return minus the baseline)"""
     truncated_return: Literal["bootstrap", "drop", "terminal"] | None = None
-    """a cut-off episode: add the value of its last state, drop it, or count it as ended
-    (none: bootstrap with a value network, else drop)"""
+    """a cut-off episode: add the value of its last state, drop it, or count it as ended (none:
+    bootstrap if the baseline predicts values; else collect whole episodes and count it as ended)"""
     gamma_weight: bool = False
     """weigh step t by gamma^t, as the gradient of the discounted objective does"""
     average: Literal["steps", "episodes"] = "steps"
@@ -144,9 +145,9 @@ class LearnerSettings(Settings):
     """keep the learning rates, or lower them linearly to 0 over the run"""
     value_lr: Positive = 3e-3
     """learning rate of the value network"""
-    value_epochs: Count = 4
+    value_epochs: Count = 2
     """passes of the value network over a rollout"""
-    value_minibatches: Count = 4
+    value_minibatches: Count = 2
     """pieces a rollout is cut into for the value network"""
     reward_scaling: bool = True
     """the learner sees rewards divided by the running standard deviation of the return"""
@@ -175,7 +176,7 @@ class CheckpointSettings(Settings):
     every: Count | None = None
     """environment steps between checkpoints (none: as often as evaluations)"""
     keep_last: Count = 3
-    """older checkpoints are removed, the best one is kept"""
+    """older checkpoints are removed; one made at the best evaluation is kept"""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class LogSettings(Settings):
     """The curves."""
 
     every: Count | None = None
-    """environment steps between log entries (none: every update)"""
+    """environment steps between log entries (none: a 500th of total_steps)"""
     tensorboard: bool = True
     """write TensorBoard events, besides progress.jsonl"""
 
@@ -207,14 +208,6 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.learner.gae_lambda is not None and self.learner.baseline != "value":
-            raise RecipeError(
-                f"learner.gae_lambda: expected none with baseline={self.learner.baseline}, got "
-                f"{self.learner.gae_lambda}; set learner.gae_lambda=none or learner.baseline=value"
-            )
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

@@ -160,14 +160,6 @@ def test_direct_construction_is_checked_and_normalised():
         LearnerSettings(gamma=2)
 
 
-def test_gae_lambda_needs_the_value_baseline():
-    with pytest.raises(RecipeError, match=r"set learner\.gae_lambda=none"):
-        override(Recipe(), {"learner.baseline": "linear"})
-    assert override(
-        Recipe(), {"learner.baseline": "linear", "learner.gae_lambda": None}
-    ).learner == LearnerSettings(baseline="linear", gae_lambda=None)
-
-
 def test_a_caller_keeps_no_hold_on_the_kwargs():
     kwargs = {"a": [1]}
     recipe = Recipe(environment=EnvironmentSettings(kwargs=kwargs))
