@@ -15,19 +15,21 @@ from rlpg.rollouts.rollout import Rollout
 def standardise(x: Tensor, weight: Tensor) -> Tensor:
     """`(x - mean) / deviation` over the entries of positive weight, 0 elsewhere.
 
-    With fewer than two entries, or all of them equal, there is no deviation to divide by: the
-    entries are only centred, and a single one is left as it is.
+    With fewer than two entries, or all of them equal up to rounding, there is no deviation to
+    divide by: the entries are only centred, and a single one is left as it is.
 
     Args:
         x, weight: `[T, N]`; weights only tell which entries count.
     """
-    keep = (weight > 0).to(x.dtype)
+    keep = weight > 0
+    wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
     count = keep.sum()
     if count < 2:
-        return x * keep
-    centred = (x - (x * keep).sum() / count) * keep
+        return wide.to(x.dtype)
+    centred = torch.where(keep, wide - wide.sum() / count, 0.0)
     deviation = (centred.square().sum() / (count - 1)).sqrt()
-    return centred / torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
+    is_rounding = deviation <= 1e-6 * wide.abs().max()
+    return (centred / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
 
 
 class RewardScale:
