@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
 from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble, check_finite
+from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_streams
 from rlpg.rollouts.vector import (
@@ -150,10 +151,7 @@ class Collector:
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, random stream and unfinished episodes, as numbers and numpy arrays.
-
-        What the environments themselves are in the middle of is theirs to save.
-        """
+        """All that decides what is collected next, but the policy: plain values, numpy arrays."""
         return {
             "env_steps": self.env_steps,
             "vector_steps": self.vector_steps,
@@ -162,12 +160,15 @@ class Collector:
             "ended": self._ended.copy(),
             "returns": self._running.returns.copy(),
             "lengths": self._running.lengths.copy(),
+            "environments": snapshot(self.envs),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state_dict`, for environments brought back to the same point.
+    def load_state_dict(self, state: Mapping[str, Any]) -> str:
+        """Continue from a `state_dict`, with environments made as those were.
 
-        Environments that are not need a `restart` after this.
+        Returns:
+            "", or in one line why the environments could not be brought back; collecting then goes
+            on with fresh episodes.
         """
         self.env_steps = int(state["env_steps"])
         self.vector_steps = int(state["vector_steps"])
@@ -179,6 +180,10 @@ class Collector:
             lengths=np.array(state["lengths"], dtype=np.int64),
         )
         self._carry = None
+        problem = restore(self.envs, state["environments"], mid_episode=self._obs is not None)
+        if problem:
+            self.restart()
+        return problem
 
     # ------------------------------------------------------------------------------- internals
 

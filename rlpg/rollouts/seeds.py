@@ -7,6 +7,8 @@ environment 0 sees the same episodes whether it has 7 neighbours or 700.
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -41,6 +43,8 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._run = seed
         self._block = -1
         self._seeds: list[int] = []  # of the episodes in this block
+        self._actions: list[Any] = []  # of the running episode so far
+        self._obs: Any = None  # the last one given out
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -55,10 +59,13 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         if block != self._block:
             self._block, self._seeds = block, _block_of_seeds(self._run, self.env_index, block)
         self.episode_seed = self._seeds[place] if seed is None else seed
+        self._actions = []
         try:
-            return self.env.reset(seed=self.episode_seed, options=options)
+            obs, info = self.env.reset(seed=self.episode_seed, options=options)
         except Exception as error:
             raise self._fault("reset", error) from error
+        self._obs = obs
+        return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """The environment's own step."""
@@ -68,13 +75,88 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise self._fault("step", error) from error
         if terminated or truncated:
             obs = copy.deepcopy(obs)
+        self._actions.append(copy.copy(action))
+        self._obs = obs
         return obs, reward, terminated, truncated, info
+
+    def episode_state(self) -> dict[str, Any]:
+        """Where the running episode stands: its number, its seed and its actions so far."""
+        return {
+            "episode": self.episode,
+            "seed": self.episode_seed,
+            "count": len(self._actions),
+            "actions": _stacked(self._actions) if self._actions else None,
+            "obs": digest(self._obs),
+        }
+
+    def replay_episode(self, state: Mapping[str, Any], *, mid_episode: bool) -> None:
+        """Go to where `episode_state` was taken, or only past that episode's number.
+
+        Raises:
+            EnvironmentFault: the environment did not repeat itself.
+        """
+        self.episode = state["episode"]
+        if not mid_episode:
+            return
+        self.episode -= 1
+        self.reset(seed=state["seed"])
+        for t in range(state["count"]):
+            self.step(_entry(state["actions"], t))
+        if digest(self._obs) != state["obs"]:
+            raise EnvironmentFault(
+                f"environment {self.env_index}: the same seed and actions led elsewhere, it does "
+                "not repeat itself"
+            )
+
+    def replay_own_episode(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> None:
+        """`replay_episode` for one of several environments that are all told the same."""
+        self.replay_episode(states[self.env_index], mid_episode=mid_episode)
 
     def _fault(self, call: str, error: Exception) -> EnvironmentFault:
         return EnvironmentFault(
             f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed}): "
             f"{call}() raised {type(error).__name__}: {error}"
         )
+
+
+def _stacked(actions: Sequence[Any]) -> Any:
+    """The actions with time as the first axis, in the structure that each of them has."""
+    first = actions[0]
+    if isinstance(first, Mapping):
+        return {key: _stacked([action[key] for action in actions]) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_stacked([action[i] for action in actions]) for i in range(len(first)))
+    return np.stack([np.asarray(action) for action in actions])
+
+
+def _entry(actions: Any, t: int) -> Any:
+    """The action at time t of `_stacked` ones."""
+    if isinstance(actions, Mapping):
+        return {key: _entry(part, t) for key, part in actions.items()}
+    if isinstance(actions, tuple):
+        return tuple(_entry(part, t) for part in actions)
+    return actions[t]
+
+
+def digest(obs: Any) -> str:
+    """sha256 of an observation's bytes, whatever its structure."""
+    found = hashlib.sha256()
+    _feed(found, obs)
+    return found.hexdigest()
+
+
+def _feed(found: Any, obs: Any) -> None:
+    if isinstance(obs, Mapping):
+        for key in sorted(obs):
+            found.update(str(key).encode())
+            _feed(found, obs[key])
+    elif isinstance(obs, tuple | list):
+        for part in obs:
+            _feed(found, part)
+    else:
+        array = np.ascontiguousarray(obs)
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(array.tobytes())
 
 
 def derived_seed(run: np.random.SeedSequence, env_index: int, episode: int) -> int:
@@ -94,9 +176,7 @@ def reseed(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> None:
 
     EnvPool cannot: its seeds are fixed when it is made, and it goes on where it is.
     """
-    if envs.metadata.get(_MARK) == "by episode" and isinstance(
-        envs.unwrapped, SyncVectorEnv | AsyncVectorEnv
-    ):
+    if is_seeded_by_episode(envs) and isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         envs.unwrapped.call("restart_seeds", run)
     elif not is_envpool(envs):
         seed_streams(envs, run)
@@ -124,6 +204,11 @@ def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
 def is_seeded(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether the environments already have their random streams."""
     return is_envpool(envs) or _MARK in envs.metadata
+
+
+def is_seeded_by_episode(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether every episode has a seed of its own, by `EpisodeSeeds`."""
+    return bool(envs.metadata.get(_MARK) == "by episode")
 
 
 def mark_seeded(envs: VectorEnv[Any, Any, Any], *, by_episode: bool) -> None:

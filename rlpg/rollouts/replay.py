@@ -1,0 +1,66 @@
+"""Where environments stand, as data, and how others are brought to the same point. No pickle.
+
+Environments with a `state_dict` give it. Environments that `make_envs` put in a `SyncVectorEnv` or
+`AsyncVectorEnv` are replayed: each is reset with the seed of its running episode and takes the
+actions it took; the last observation must come out the same to the bit. All others, and those that
+do not repeat themselves, can only begin anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from rlpg.errors import RlpgError
+from rlpg.rollouts.seeds import is_seeded_by_episode
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A vector environment that can say where it stands."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides its future: plain values and numpy arrays."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+def snapshot(envs: VectorEnv[Any, Any, Any]) -> dict[str, Any] | None:
+    """Where the environments stand: plain values and arrays; None where nobody can tell."""
+    base = envs.unwrapped
+    if isinstance(base, Resumable):
+        return {"state": base.state_dict()}
+    if isinstance(base, SyncVectorEnv | AsyncVectorEnv) and is_seeded_by_episode(envs):
+        return {"episodes": list(base.call("episode_state"))}
+    return None
+
+
+def restore(
+    envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any] | None, *, mid_episode: bool
+) -> str:
+    """Bring the environments to where `snapshot` was taken; "", or why that cannot be.
+
+    Args:
+        envs: made as those were.
+        mid_episode: False where they are going to be reset anyway: nothing is replayed then.
+    """
+    base = envs.unwrapped
+    if state is None:
+        return "these environments cannot be brought back to where they were"
+    try:
+        if "state" in state and isinstance(base, Resumable):
+            base.load_state_dict(state["state"])
+        elif "episodes" in state and isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+            if len(state["episodes"]) != envs.num_envs:
+                return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
+            base.call("replay_own_episode", state["episodes"], mid_episode=mid_episode)
+        else:
+            return "the environments are of another kind than before"
+    except (RlpgError, KeyError, TypeError, ValueError) as error:
+        return str(error)
+    return ""

@@ -1,0 +1,155 @@
+"""Environments are brought back to where they were, or it is said that they cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlpg.policies import Policy
+from rlpg.rollouts import Collector, Rollout, make_envs
+from rlpg.runs.encoding import join, split
+
+NUM_ENVS = 3
+
+
+def collector(env: Any, backend: str = "auto", *, seed: int = 0) -> Collector:
+    envs, _ = make_envs(env, NUM_ENVS, seed=seed, backend=backend)
+    policy = Policy.create(
+        envs.single_observation_space,
+        envs.single_action_space,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return Collector(envs, policy, seed=seed, log_prob=False)
+
+
+def through_a_file(state: Any, tmp_path: Any) -> Any:
+    """The state as a checkpoint would give it back."""
+    plain, arrays = split(state)
+    return join(plain, {key: array.copy() for key, array in arrays.items()}, tmp_path)
+
+
+def assert_same(a: Rollout, b: Rollout) -> None:
+    for name in ("obs", "action", "reward", "terminated", "truncated", "valid", "time"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    np.testing.assert_array_equal(a.episodes.returns, b.episodes.returns)
+    np.testing.assert_array_equal(a.episodes.lengths, b.episodes.lengths)
+
+
+@pytest.mark.parametrize("steps", [1, 23, 60])
+@pytest.mark.parametrize(
+    ("env", "backend"),
+    [
+        ("CartPole-v1", "native"),
+        ("CartPole-v1", "sync"),
+        ("MountainCarContinuous-v0", "native"),
+        ("Pendulum-v1", "sync"),
+        ("FrozenLake-v1", "sync"),
+        ("Blackjack-v1", "sync"),
+        ("LunarLander-v3", "sync"),
+        ("InvertedPendulum-v5", "sync"),
+        ("rlpg:rlpg/UnitCommitment-v0", "sync"),
+    ],
+)
+def test_a_collector_continues_where_another_was_saved(
+    env: str, backend: str, steps: int, tmp_path: Any
+) -> None:
+    one = collector(env, backend)
+    one.steps(steps)
+    state = through_a_file(one.state_dict(), tmp_path)
+    expected = one.steps(50)
+    other = collector(env, backend)
+    assert other.load_state_dict(state) == ""
+    assert_same(expected, other.steps(50))
+    one.close()
+    other.close()
+
+
+def test_async_environments_are_replayed_in_their_processes(tmp_path: Any) -> None:
+    one = collector("CartPole-v1", "async")
+    one.steps(30)
+    state = through_a_file(one.state_dict(), tmp_path)
+    expected = one.steps(30)
+    one.close()
+    for backend in ("async", "sync"):
+        other = collector("CartPole-v1", backend)
+        assert other.load_state_dict(state) == ""
+        assert_same(expected, other.steps(30))
+        other.close()
+
+
+def test_whole_episode_rollouts_continue_with_the_next_episodes(tmp_path: Any) -> None:
+    one = collector("CartPole-v1", "sync")
+    one.episodes(2)
+    state = through_a_file(one.state_dict(), tmp_path)
+    expected = one.episodes(2)
+    other = collector("CartPole-v1", "sync")
+    assert other.load_state_dict(state) == ""
+    assert_same(expected, other.episodes(2))
+
+
+class Composite(gymnasium.Env[Any, Any]):
+    """Dict actions of a tuple and a box; the observation is a function of them all."""
+
+    observation_space = spaces.Dict({"x": spaces.Box(-9, 9, (2,), np.float64)})
+    action_space = spaces.Dict(
+        {"a": spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(2))), "b": spaces.Box(-1, 1)}
+    )
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1, 2)
+        return {"x": self.x}, {}
+
+    def step(self, action: Any) -> Any:
+        (choice, bits), push = action["a"], action["b"]
+        self.x = np.clip(self.x * 0.9 + 0.1 * choice + 0.01 * bits + 0.2 * push, -9, 9)
+        return {"x": self.x}, float(push[0]), bool(self.x[0] > 1.2), False, {}
+
+
+class Forgetful(Composite):
+    """Draws from a stream that no seed of an episode touches."""
+
+    stream = np.random.default_rng(0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        _, info = super().reset(seed=seed)
+        self.x = self.x + self.stream.normal()
+        return {"x": self.x}, info
+
+
+def test_composite_actions_are_replayed(tmp_path: Any) -> None:
+    one = collector(Composite())
+    one.steps(17)
+    state = through_a_file(one.state_dict(), tmp_path)
+    expected = one.steps(20)
+    other = collector(Composite())
+    assert other.load_state_dict(state) == ""
+    assert_same(expected, other.steps(20))
+
+
+def test_an_environment_that_does_not_repeat_itself_is_found_out(tmp_path: Any) -> None:
+    one = collector(Forgetful())
+    one.steps(17)
+    state = through_a_file(one.state_dict(), tmp_path)
+    other = collector(Forgetful())
+    assert "does not repeat itself" in other.load_state_dict(state)
+    rollout = other.steps(5)  # fresh episodes
+    assert rollout.time[0].tolist() == [0]
+    assert other.env_steps == 22
+
+
+def test_another_number_or_kind_of_environments_is_found_out(tmp_path: Any) -> None:
+    state = through_a_file(collector("CartPole-v1", "sync").state_dict(), tmp_path)
+    assert "another kind" in collector("CartPole-v1", "native").load_state_dict(state)
+    one = collector("CartPole-v1", "sync")
+    one.steps(3)
+    state = one.state_dict()
+    state["environments"]["episodes"].pop()
+    assert "expected 3 environments, got 2" in collector("CartPole-v1", "sync").load_state_dict(
+        state
+    )
