@@ -1,0 +1,176 @@
+"""Score function and pathwise gradient of one sample, mixed by how noisy each turns out to be.
+
+Both are unbiased for the gradient with respect to the distribution's parameters, so
+`k score + (1 - k) path` is as well, as long as k does not depend on the lane it is applied to.
+Every node gets its own k, chosen when the backward pass reaches it, so that what is mixed further
+upstream is already the mixture of everything downstream (total propagation).
+
+How k is found without bias: the lanes are split in two halves, the even and the odd. A measuring
+pass gives each half the k that *its own* lanes suggest, so each half is a function of itself only;
+the real pass then swaps the two numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlpg.errors import EstimatorError
+
+
+def parameters_of(distribution: Distribution) -> list[Tensor]:
+    """The tensors inside a distribution (and inside those it is built from) with a gradient."""
+    found = []
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor) and value.requires_grad:
+            found.append(value)
+        elif isinstance(value, Distribution):
+            found += parameters_of(value)
+    return found
+
+
+def detached_twin(distribution: Distribution) -> tuple[Distribution, list[Tensor]]:
+    """The same distribution on leaves of its own, in the order of `parameters_of`."""
+    twin, leaves = copy.copy(distribution), []
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            leaf = value.detach().requires_grad_()
+            leaves.append(leaf)
+            setattr(twin, name, leaf)
+        elif isinstance(value, Distribution):
+            inner, inner_leaves = detached_twin(value)
+            leaves += inner_leaves
+            setattr(twin, name, inner)
+    return twin, leaves
+
+
+def lane_gradients(output: Tensor, parameters: list[Tensor], grad_output: Tensor) -> list[Tensor]:
+    """Gradients of `output`, weighted by `grad_output`, with lanes first; 0 where nothing arrives.
+
+    Raises where none arrives at all, and where a parameter is shared by the lanes: what each lane
+    contributes could not be told.
+    """
+    found = torch.autograd.grad(
+        output, parameters, grad_output, retain_graph=True, allow_unused=True
+    )
+    lanes = grad_output.shape[0]
+    if all(grad is None for grad in found):
+        raise EstimatorError("expected a density that depends on its parameters, got none")
+    if any(grad is not None and (grad.dim() == 0 or len(grad) != lanes) for grad in found):
+        raise EstimatorError(
+            f"expected distribution parameters with {lanes} lanes first, got "
+            f"{[list(parameter.shape) for parameter in parameters]}; expand them to the lanes"
+        )
+    return [
+        torch.zeros_like(parameter) if grad is None else grad
+        for parameter, grad in zip(parameters, found, strict=True)
+    ]
+
+
+def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> float:
+    """k in [0, 1], the weight of the score function with the least variance of the mixture.
+
+    With `a` the pathwise and `s` the score gradient and variances summed over D,
+    `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out, which is
+    inverse-variance weighting as published (Parmas et al. 2018, eq. 12).
+
+    Args:
+        path, score: `[lanes, D]` gradients of the same parameters, lane by lane.
+    """
+    var_path, var_score = path.var(0).sum(), score.var(0).sum()
+    if not bool(torch.isfinite(var_path)):
+        return 1.0
+    if not bool(torch.isfinite(var_score)):
+        return 0.0
+    if exact_ivw:
+        above, below = var_path, var_path + var_score
+    else:
+        centred = (path - path.mean(0)) * (score - score.mean(0))
+        above = var_path - centred.sum() / (len(path) - 1)
+        below = (path - score).var(0).sum()
+    return float((above / below).clamp(0.0, 1.0)) if bool(below > 0) else 0.0
+
+
+class Mixture:
+    """One sample, its two gradients, and the weights between them.
+
+    In the backward pass the distribution's parameters get `(1 - k)` of the gradient along the path
+    and `k` of the score times the credit.
+
+    Args:
+        distribution: has rsample; its parameters have lanes first.
+    """
+
+    def __init__(self, distribution: Distribution, *, exact_ivw: bool) -> None:
+        twin, self.leaves = detached_twin(distribution)
+        self.path = twin.rsample()  # [lanes, ...]
+        log_prob = twin.log_prob(self.path.detach())
+        self.log_prob = log_prob.reshape(len(log_prob), -1).sum(1)  # [lanes]
+        self.exact_ivw = exact_ivw
+        self.credit = torch.zeros_like(self.log_prob)  # [lanes], known when the program has ended
+        self.score_share: Tensor | None = None  # [lanes], k; None while measuring
+        self.sample, self.anchor = _Join.apply(  # type: ignore[no-untyped-call]
+            self, *parameters_of(distribution)
+        )
+
+    def gradients(self, grad_path: Tensor, scale: Tensor) -> list[Tensor]:
+        """The mixed gradient of every parameter."""
+        lanes = len(self.credit)
+        path = lane_gradients(self.path, self.leaves, grad_path)
+        score = lane_gradients(self.log_prob, self.leaves, scale * self.credit / lanes)
+        share = self._measure(path, score) if self.score_share is None else self.score_share
+        mixed = []
+        for a, s in zip(path, score, strict=True):
+            k = share.reshape(-1, *(1,) * (a.dim() - 1))
+            # Where k is 1 the path may have exploded: 0 times infinity must not come back as NaN.
+            mixed.append(torch.where(k < 1, (1 - k) * a, 0.0) + torch.where(k > 0, k * s, 0.0))
+        return mixed
+
+    def _measure(self, path: list[Tensor], score: list[Tensor]) -> Tensor:
+        """`[lanes]` k that each half suggests for itself; keeps the swapped one."""
+        lanes = len(self.credit)
+        a = torch.cat([grad.reshape(lanes, -1) for grad in path], dim=1)  # [lanes, D]
+        s = torch.cat([grad.reshape(lanes, -1) for grad in score], dim=1)
+        own, swapped = torch.empty_like(self.credit), torch.empty_like(self.credit)
+        if self.exact_ivw:
+            self.score_share = own.fill_(mixing_weight(a, s, exact_ivw=True))
+            return own
+        own[::2] = swapped[1::2] = mixing_weight(a[::2], s[::2])
+        own[1::2] = swapped[::2] = mixing_weight(a[1::2], s[1::2])
+        self.score_share = swapped
+        return own
+
+
+class _Join(torch.autograd.Function):
+    """parameters -> (sample, an anchor of value 0).
+
+    The anchor is added to the surrogate, so that the score is paid with the sign and the scale that
+    the caller gives the surrogate.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mixture: Mixture, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.mixture = mixture
+        return mixture.path.detach().clone(), mixture.log_prob.new_zeros(())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_path: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            return None, *ctx.mixture.gradients(grad_path, scale)
+
+
+def measure(surrogate: Tensor, mixtures: list[Mixture], parameters: list[Tensor]) -> None:
+    """The measuring pass: one backward pass through `surrogate` that sets every `score_share`.
+
+    Args:
+        parameters: those of the mixtures' distributions; the pass has to reach them all.
+    """
+    torch.autograd.grad(surrogate, parameters, retain_graph=True, allow_unused=True)
+    unreached = sum(mixture.score_share is None for mixture in mixtures)
+    if unreached:
+        raise EstimatorError(f"combine: expected a gradient at every node, got none at {unreached}")

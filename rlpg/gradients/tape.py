@@ -1,0 +1,376 @@
+"""The tape: a program with random numbers in it becomes one differentiable scalar.
+
+    tape = Tape(how="score")
+    x = tape.sample(Normal(mean, scale))     # dim 0 = lane: a sample, a particle, an environment
+    tape.add(reward(x))                      # a term of the objective, one number per lane
+    tape.surrogate().backward()              # value: the objective; gradient: the estimator
+
+The program says what happens; `how` says how to differentiate it. The tape writes down, in order,
+every sample (a node) and every term. What a node can have influenced is what was added after it, so
+going backward along the tape, the return of a node is
+
+    G = f + discount * G'                    (a discount of 0 ends the episode)
+
+and the objective of a lane is the sum of W f with W the product of the discounts before a term,
+starting again from 1 after an episode's end. Lanes are independent of each other, except through
+`resample`.
+
+| how | a node gives | unbiased | asks for |
+|---|---|---|---|
+| "score" | log p times its return less a baseline | yes | log_prob |
+| "pathwise" | a sample that carries the gradient | if terms are continuous in it | rsample |
+| "expect" | the support `[K, lanes]`, terms weighted by probability | exact | enumerate_support |
+| "combine" | score and pathwise, mixed by their variance | as both | rsample |
+| "weak" | coupled pairs of points `[K, lanes]` | yes | see `weak.py` |
+| "biased_straight_through", "biased_gumbel_softmax" | a stand-in | **no** | Bernoulli, OneHot |
+
+Random numbers come from torch's global generator: torch.distributions cannot be given another one.
+`compare` and `gradcheck` fork it, and so can you (`torch.random.fork_rng`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from rlpg.errors import EstimatorError
+from rlpg.gradients.baselines import Baseline
+from rlpg.gradients.combine import Mixture, parameters_of
+from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
+from rlpg.gradients.surrogate import Barrier, Branching, Event, Node, Path, Term, build, dice
+from rlpg.gradients.weak import weak_branches
+
+How = Literal[
+    "score",
+    "pathwise",
+    "expect",
+    "combine",
+    "weak",
+    "biased_straight_through",
+    "biased_gumbel_softmax",
+]
+Subtract = Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
+
+
+class Tape:
+    """Stochastic nodes and terms of an objective -> one surrogate.
+
+    Args:
+        how: the estimator of nodes that do not say otherwise.
+        baseline: what score nodes subtract from their return unless they say otherwise: a number; a
+            tensor `[lanes]` known before the sample; a `Baseline`; or a function of the lanes'
+            returns `[lanes]` whose i-th value does not depend on the i-th return.
+        num_lanes: checked if given, else taken from the first sample or term.
+        gae_lambda: the credit rule. 1: the return as it was sampled. Below 1, a node whose baseline
+            is a value of its state (`Value` or a tensor) stands in for what follows it, as in
+            generalised advantage estimation; biased unless that value is exact.
+        exact_ivw: "combine" with the published inverse-variance weights from the same samples.
+        temperature: of "biased_gumbel_softmax".
+    """
+
+    def __init__(
+        self,
+        how: How = "score",
+        *,
+        baseline: Subtract = None,
+        num_lanes: int | None = None,
+        gae_lambda: float = 1.0,
+        exact_ivw: bool = False,
+        temperature: float = 0.5,
+    ) -> None:
+        self.how = _known("Tape", how)
+        self.baseline = baseline
+        self.num_lanes = num_lanes
+        self.gae_lambda = gae_lambda
+        self.exact_ivw = exact_ivw
+        self.temperature = temperature
+        self._events: list[Event] = []
+        self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
+        self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
+        self._num_samples = self._num_terms = self._num_nodes = 0
+
+    def sample(
+        self,
+        dist: Distribution,
+        how: How | None = None,
+        baseline: Subtract = None,
+        name: str | None = None,
+    ) -> Tensor:
+        """A sample `[lanes, ...]` of `dist`, differentiated by `how`.
+
+        With "expect" and "weak" a tensor `[K, lanes, ...]`: one branch per point of the support.
+        What is computed from it carries that leading dimension; further branching nodes put theirs
+        to the left of it (with size 1 where they do not depend on it).
+
+        Args:
+            dist: any torch distribution, batch shape `[lanes, ...]`.
+            baseline: see `Tape`; for "score" and "combine".
+            name: how errors call the node; "sample 3" by default.
+        """
+        name = name or f"sample {self._num_samples}"
+        self._num_samples += 1
+        how = _known(name, how or self.how)
+        lane = self._lane_dim(name, dist)
+        if how == "score":
+            return self._score(name, dist, baseline, lane)
+        if how in ("expect", "weak"):
+            return self._branching(name, dist, how, lane)
+        if how == "biased_straight_through":
+            return biased_straight_through(dist)
+        if how == "biased_gumbel_softmax":
+            return biased_gumbel_softmax(dist, self.temperature)
+        if not dist.has_rsample:
+            raise EstimatorError(
+                f"{name}: expected a distribution with rsample for how={how!r}, got "
+                f"{type(dist).__name__}; use how='score' for this node"
+            )
+        if how == "combine" and parameters_of(dist):
+            return self._combine(name, dist, baseline)
+        x = dist.rsample()
+        if x.requires_grad:
+            self._events.append(Path(name, x.grad_fn))
+        return x
+
+    def add(self, term: Tensor, discount: Tensor | float = 1.0, name: str | None = None) -> None:
+        """A term of the objective, to be maximised.
+
+        Args:
+            term: `[lanes]`, or `[K, lanes]` where it depends on a branching node.
+            discount: in [0, 1], a number or `[lanes]`; multiplies all that comes later in the lane.
+                0: the episode ended with this term, and the next one starts with weight 1. What
+                comes later is then not credited to samples before the end. Where samples decide
+                *when* episodes end and the program stops after a fixed number of steps, that
+                leaves out how much room they left for the next episode (as every fixed-length
+                rollout does); stop paying after a lane's first end, and the gradient is exact.
+            name: how errors call the term.
+        """
+        name = name or f"term {self._num_terms}"
+        self._num_terms += 1
+        sizes = () if self._branch is None else self._branch.shape[:-1]
+        if not isinstance(term, Tensor) or not 1 <= term.dim() <= 1 + len(sizes):
+            got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+            raise EstimatorError(
+                f"{name}: expected one number per lane, got {got}; sum over all other dimensions, "
+                "and let lanes meet in tape.resample only"
+            )
+        self._count_lanes(name, term.shape[-1])
+        if any(a not in (1, b) for a, b in zip(term.shape[-2::-1], sizes[::-1], strict=False)):
+            raise EstimatorError(
+                f"{name}: expected [{', '.join(map(str, sizes))}, lanes], got {list(term.shape)}; "
+                "keep the leading dimensions of the branching samples"
+            )
+        if self._num_nodes and term.shape[-1] > 1 and term.stride(-1) == 0:
+            raise EstimatorError(
+                f"{name}: expected one number per lane, got one number expanded to all of them; a "
+                "batch statistic couples the lanes, and 'score' would credit each with its own "
+                "term only: use tape.resample (if it depends on no sample: term.clone())"
+            )
+        if not term.is_floating_point():
+            term = term.to(torch.get_default_dtype())
+        if isinstance(discount, Tensor):
+            discount = discount.detach()
+        elif not 0.0 <= discount <= 1.0:
+            raise EstimatorError(f"{name}: expected a discount in [0, 1], got {discount}")
+        self._events.append(Term(name, term, discount, self._weight, self._branch))
+        if isinstance(discount, Tensor):
+            self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
+        else:
+            self._weight = 1.0 if discount == 0 else self._weight * discount
+
+    def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
+        """New samples `[lanes, ...]` from the Gaussian with the mean and deviation of `x`'s lanes.
+
+        All that crosses is the batch's mean M and standard deviation (N - 1 in the denominator),
+        element by element; nothing else of a lane may be used after it together with the new
+        samples. Differentiated by "pathwise" (unbiased) or "score".
+
+        Earlier score nodes are credited with the *shaped* reward: with dM and dV the gradient of
+        everything later with respect to mean and variance,
+
+            g_i = N / (N - 1) (dM (x_i - M) + dV ((x_i - M)^2 - V without i)),
+
+        which is exact where everything later is, on average, linear in V and quadratic in M (a
+        linear network with a quadratic cost), and otherwise off by O(1/N). To credit every lane
+        with the whole batch's loss would be unbiased, and hopelessly noisy.
+
+        Source: moment matching as in Gal et al. 2016; batch shaping after Parmas 2018.
+        """
+        name = name or f"resample {self._num_samples}"
+        self._num_samples += 1
+        how = _known(name, how or self.how)
+        if how not in ("score", "pathwise"):
+            raise EstimatorError(
+                f"{name}: expected how='score' or 'pathwise', got {how!r}; lanes that meet in a "
+                "batch statistic allow no other estimator"
+            )
+        if self._branch is not None or any(
+            isinstance(event, Node) and event.mixture for event in self._events
+        ):
+            raise EstimatorError(
+                f"{name}: expected 'score' and 'pathwise' nodes before it, got another estimator; "
+                "their lanes must not meet in a batch statistic"
+            )
+        self._count_lanes(name, x.shape[0])
+        if x.shape[0] < 3:
+            raise EstimatorError(
+                f"{name}: expected at least 3 lanes, got {x.shape[0]}; a variance without one of "
+                "them needs two more"
+            )
+        mean, deviation = x.mean(0), x.std(0)
+        if not bool((deviation > 0).all()):
+            raise EstimatorError(
+                f"{name}: expected lanes that differ, got a standard deviation of 0; a Gaussian "
+                "without width has no density"
+            )
+        if self._num_nodes and not mean.requires_grad:
+            mean.requires_grad_()
+            deviation.requires_grad_()
+        self._events.append(Barrier(name, x.detach(), mean, deviation, self._weight))
+        dist = Normal(mean.expand(x.shape), deviation.expand(x.shape))
+        if how == "score":
+            return self._score(name, dist, None, 0)
+        new = dist.rsample()
+        if new.requires_grad:
+            self._events.append(Path(name, new.grad_fn))
+        return new
+
+    def surrogate(self, order: int = 1) -> Tensor:
+        """Scalar J: its value is the mean over lanes of the discounted sum of terms, its gradient
+        the estimator. Maximise it; `J.backward()` once.
+
+        With `order=2` J can be differentiated twice (`torch.autograd.grad(..., create_graph=True)`)
+        and both derivatives are estimators of the objective's: nodes enter as DiCE boxes, baselines
+        as in Mao et al. 2019. For "score", "pathwise" (if terms are differentiable twice: a kink
+        loses its second derivative) and "expect".
+        """
+        if self.num_lanes is None or not self._num_terms:
+            raise EstimatorError("surrogate: expected at least one term, got none; call tape.add")
+        if self._num_samples == 0:
+            raise EstimatorError("surrogate: expected at least one node, got none; tape.sample")
+        if order == 1:
+            return build(self._events, self.num_lanes, self.gae_lambda)
+        if order == 2 and self.gae_lambda == 1.0:
+            return dice(self._events, self.num_lanes)
+        raise EstimatorError(
+            f"surrogate: expected order 1, or 2 with gae_lambda=1, got order={order} with "
+            f"gae_lambda={self.gae_lambda}; higher derivatives need the sampled return"
+        )
+
+    def _score(self, name: str, dist: Distribution, baseline: Subtract, lane: int) -> Tensor:
+        x = dist.sample()
+        if x.requires_grad:
+            raise EstimatorError(
+                f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
+                "with one; log_prob of a reparametrised sample is no score: use how='pathwise'"
+            )
+        log_prob = dist.log_prob(x)  # [*branches, lanes, ...]
+        if log_prob.requires_grad:
+            if log_prob.dim() > lane + 1:
+                log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
+            self._node(name, dist, log_prob, baseline)
+        return x
+
+    def _node(
+        self,
+        name: str,
+        dist: Distribution,
+        log_prob: Tensor,
+        baseline: Subtract,
+        mixture: Mixture | None = None,
+    ) -> None:
+        if baseline is None:
+            baseline = self.baseline
+        if isinstance(baseline, Tensor) and baseline.requires_grad:
+            raise EstimatorError(
+                f"{name}: expected a baseline without a gradient, got one with; detach it, or use "
+                "Value(net) to train a network on the side"
+            )
+        self._num_nodes += 1
+        self._events.append(
+            Node(name, log_prob, self._weight, self._branch, baseline, dist, mixture)
+        )
+
+    def _combine(self, name: str, dist: Distribution, baseline: Subtract) -> Tensor:
+        if self._branch is not None or any(isinstance(event, Barrier) for event in self._events):
+            raise EstimatorError(
+                f"{name}: expected independent lanes for how='combine', got branches or a resample "
+                "before it; use 'score' or 'pathwise'"
+            )
+        if dist.batch_shape[0] < 4:
+            raise EstimatorError(
+                f"{name}: expected at least 4 lanes to mix, got {dist.batch_shape[0]}; two halves "
+                "have to show a variance"
+            )
+        mixture = Mixture(dist, exact_ivw=self.exact_ivw)
+        self._node(name, dist, mixture.log_prob, baseline, mixture)
+        sample: Tensor = mixture.sample
+        return sample
+
+    def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
+        if how == "weak":
+            if lane != 0 or self._branch is not None:
+                raise EstimatorError(f"{name}: expected 'weak' for one node, got a branch before")
+            x, weight = weak_branches(dist)
+        else:
+            if not dist.has_enumerate_support or len(dist.batch_shape) != lane + 1:
+                raise EstimatorError(
+                    f"{name}: expected a finite support and batch shape [lanes] for how='expect', "
+                    f"got {type(dist).__name__} with {list(dist.batch_shape)}; use how='score'"
+                )
+            x = dist.enumerate_support()  # [K, *branches, lanes, *event]
+            weight = dist.log_prob(x).exp()
+        if self._branch is not None:
+            missing = (1,) * (self._branch.dim() - 1 - lane)
+            x = x.reshape(x.shape[0], *missing, *x.shape[1:])
+            weight = weight.reshape(weight.shape[0], *missing, *weight.shape[1:])
+        self._branch = weight if self._branch is None else weight * self._branch
+        self._events.append(Branching(name, self._branch.dim() - 1, exact=how == "expect"))
+        return x
+
+    def _lane_dim(self, name: str, dist: Distribution) -> int:
+        """Which dimension of the batch shape is the lane: how many branch dimensions precede it."""
+        shape = dist.batch_shape
+        if len(shape) == 0:
+            raise EstimatorError(
+                f"{name}: expected batch shape [lanes, ...], got []; expand the distribution to "
+                "the lanes (if its parameters are statistics of a batch: tape.resample)"
+            )
+        if self._branch is None:
+            self._count_lanes(name, shape[0])
+            return 0
+        sizes = self._branch.shape[:-1]
+        fits = [
+            lane
+            for lane in range(min(len(sizes), len(shape) - 1) + 1)
+            if shape[lane] == self.num_lanes
+            and all(
+                a in (1, b) for a, b in zip(shape[:lane], sizes[len(sizes) - lane :], strict=True)
+            )
+        ]
+        if len(fits) != 1:
+            raise EstimatorError(
+                f"{name}: expected batch shape [lanes] or [*branches, lanes] with branches "
+                f"{list(sizes)} and {self.num_lanes} lanes, got {list(shape)}, which fits "
+                f"{'both' if fits else 'neither'}; choose a number of lanes that no branch has"
+            )
+        return fits[0]
+
+    def _count_lanes(self, name: str, lanes: int) -> None:
+        if self.num_lanes is None:
+            self.num_lanes = lanes
+        if lanes != self.num_lanes:
+            raise EstimatorError(
+                f"{name}: expected {self.num_lanes} lanes, got {lanes}; dim 0 is the lane"
+            )
+
+
+def _known(name: str, how: str) -> How:
+    if how not in get_args(How):
+        raise EstimatorError(
+            f"{name}: expected how in {', '.join(get_args(How))}, got {how!r}; choose one of them"
+        )
+    return how  # type: ignore[return-value]
