@@ -92,12 +92,12 @@ class CreditRule:
             advantage = to_go - value
 
         keep = returns.complete(**ends) if self.truncated_return == "drop" else valid
+        to_go, advantage = torch.where(valid, to_go, 0.0), torch.where(keep, advantage, 0.0)
         weight = keep.to(reward.dtype)
         first = keep & (rollout.time == 0)
         first[0] |= keep[0]  # an episode that began in an earlier rollout counts from here
         count = (first if self.average == "episodes" else keep).sum().clamp(min=1)
         objective = (to_go * first).sum() / count
-        advantage = advantage * weight
         multiplier = standardise(advantage, weight) if self.standardise_advantages else advantage
         if self.gamma_weight:
             weight = weight * self.gamma ** rollout.time.to(reward.dtype)

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def signal_to_noise(per_group: Tensor) -> float:
+def signal_to_noise(per_group: Tensor, sizes: Sequence[int]) -> float:
     """|E g|^2 / tr Cov g, from K gradients that independent groups contributed to g = sum of them.
 
-    With m the mean and V the summed sample variance of the contributions, g = K m has the
-    variance K V, and |g|^2 - K V is unbiased for |E g|^2 (it may come out negative: all noise).
+    With N environments in all, n_k and g_k of group k, and C an environment's covariance / N^2,
+
+        E sum_k n_k |g_k / n_k - g / N|^2 = (K - 1) tr C,      Cov g = N C,
+
+    and |g|^2 less that noise is unbiased for |E g|^2 (it may come out negative: all noise).
     At 1, the batch has the size McCandlish et al. 2018 (eq. 2.8) call critical.
 
     Args:
         per_group: `[K, P]`. With K = 1 there is nothing to compare: nan.
+        sizes: `[K]`, the number of environments in each group.
     """
-    num_groups = len(per_group)
-    if num_groups < 2:
+    if len(per_group) < 2:
         return math.nan
-    noise = float(num_groups * per_group.var(dim=0).sum())
-    signal = float(per_group.sum(dim=0).square().sum()) - noise
+    size = torch.tensor(sizes, dtype=per_group.dtype, device=per_group.device).unsqueeze(1)
+    gradient, num_envs = per_group.sum(dim=0), size.sum()
+    spread = (size * (per_group / size - gradient / num_envs).square()).sum()
+    noise = float(num_envs * spread) / (len(per_group) - 1)
+    signal = float(gradient.square().sum()) - noise
     return signal / noise if noise > 0 else math.nan
 
 

@@ -20,7 +20,7 @@ from rlpg.learners.baselines import Baseline
 from rlpg.learners.credit import Credit, CreditRule
 from rlpg.learners.figures import explained_variance, signal_to_noise, variance_removed
 from rlpg.learners.scaling import RewardScale
-from rlpg.learners.values import load_optimiser_state, make_baseline, optimiser_state
+from rlpg.learners.values import load_optimiser_state, make_baseline, module_state, optimiser_state
 from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout
 
@@ -124,12 +124,16 @@ class Reinforce:
         return self.credit_rule(rollout, rollout.reward / scale)
 
     def _gain(self, rollout: Rollout, credit: Credit, envs: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """What some environments add to the surrogate; their log-probs and entropy, detached."""
-        distribution, _ = self.policy(rollout.obs[:-1, envs])
-        log_prob = distribution.log_prob(rollout.action[:, envs])  # [T, n]
-        weight = credit.weight[:, envs]
-        gain = estimators.score_function(log_prob, credit.multiplier[:, envs], weight=weight)
-        with torch.set_grad_enabled(self.entropy_weight > 0):
+        """What some environments add to the surrogate; `[S]` log-probs and the entropy, detached.
+
+        Only the S slots that count reach the network: the others may hold anything.
+        """
+        counts = credit.weight[:, envs] > 0  # [T, n]
+        weight, multiplier = credit.weight[:, envs][counts], credit.multiplier[:, envs][counts]
+        distribution, _ = self.policy(rollout.obs[:-1, envs][counts])
+        log_prob = distribution.log_prob(rollout.action[:, envs][counts])  # [S]
+        gain = estimators.score_function(log_prob, multiplier, weight=weight)
+        with torch.set_grad_enabled(self.entropy_weight != 0.0):
             entropy = (weight * distribution.entropy()).sum()
         return gain + self.entropy_weight * entropy, log_prob.detach(), entropy.detach()
 
@@ -144,12 +148,14 @@ class Reinforce:
             Figures to log, by TensorBoard tag.
 
         Raises:
-            NumericalFault: before any parameter changes, if the gradient is not finite.
+            NumericalFault: a gradient is not finite. Nothing has changed if it is the policy's; if
+                it is the value network's, the policy has taken its step.
         """
         credit = self.credit(rollout)
         # Independent groups of environments cost no extra pass and show the gradient's noise.
         gradients, entropy = [], 0.0
-        for envs in _groups(rollout.reward.shape[1]):
+        groups = _groups(rollout.reward.shape[1])
+        for envs in groups:
             gain, log_prob, bonus = self._gain(rollout, credit, envs)
             # The one minus sign: everything above is maximised, the optimiser minimises.
             grads = torch.autograd.grad(-gain, self._parameters)
@@ -164,8 +170,10 @@ class Reinforce:
             "train/explained_variance": explained_variance(
                 credit.returns, credit.advantage, credit.weight
             ),
-            "gradient/norm": float(per_group.sum(dim=0).norm()),
-            "gradient/signal_to_noise": signal_to_noise(per_group),
+            "gradient/norm": float(per_group.sum(dim=0).double().norm()),
+            "gradient/signal_to_noise": signal_to_noise(
+                per_group, [envs.stop - envs.start for envs in groups]
+            ),
             "gradient/variance_removed_by_baseline": variance_removed(
                 credit.returns, credit.advantage, credit.weight
             ),
@@ -179,18 +187,18 @@ class Reinforce:
         if self.reward_scale:
             self.reward_scale.update(rollout)
         if self.policy.normaliser is not None:
-            features = self.policy.observations.features(rollout.obs[:-1])
-            self.policy.normaliser.update(features, rollout.valid)
+            seen = rollout.obs[:-1][rollout.valid]  # [S, *O]
+            self.policy.normaliser.update(self.policy.observations.features(seen))
         self.num_updates += 1
         return figures
 
     def _step(self, gradient: Tensor, lr_scale: float) -> None:
         """Check, clip and apply a flat gradient `[P]` of the loss."""
-        norm = float(gradient.norm())
-        if not math.isfinite(norm):
-            raise NumericalFault(self._fault(gradient))
+        norm = float(gradient.double().norm())
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
             gradient = gradient * (self.max_grad_norm / norm)
+        if not gradient.square().sum().isfinite():  # Adam would never get over it
+            raise NumericalFault(self._fault(gradient))
         sizes = [p.numel() for p in self._parameters]
         for parameter, part in zip(self._parameters, gradient.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
@@ -201,27 +209,28 @@ class Reinforce:
     @torch.no_grad()
     def _divergence(self, rollout: Rollout, credit: Credit, envs: slice, log_prob: Tensor) -> float:
         """KL(old || new) on some of the batch, by the low-variance estimator (Schulman 2020)."""
-        rows = max(1, KL_SAMPLES // log_prob.shape[1])
-        distribution, _ = self.policy(rollout.obs[:-1, envs][:rows])
-        log_ratio = distribution.log_prob(rollout.action[:, envs][:rows]) - log_prob[:rows]
-        counts = credit.weight[:rows, envs] > 0
-        divergence = torch.expm1(log_ratio) - log_ratio
-        return float(divergence[counts].mean())
+        counts = credit.weight[:, envs] > 0  # [T, n]
+        some = slice(None, None, max(1, len(log_prob) // KL_SAMPLES))
+        distribution, _ = self.policy(rollout.obs[:-1, envs][counts][some])
+        action = rollout.action[:, envs][counts][some]
+        log_ratio = distribution.log_prob(action) - log_prob[some]
+        return float((torch.expm1(log_ratio) - log_ratio).mean())
 
     def _fault(self, gradient: Tensor) -> str:
         names = [name for name, p in self.policy.named_parameters() if p.requires_grad]
         parts = gradient.split([p.numel() for p in self._parameters])
-        bad = next(n for n, part in zip(names, parts, strict=True) if not part.isfinite().all())
+        sizes = [float(part.square().sum()) for part in parts]
+        bad = next((n for n, size in zip(names, sizes, strict=True) if not size < math.inf), "all")
         return (
-            f"gradient of {bad}: expected finite numbers, got nan or inf at update "
-            f"{self.num_updates}; look at the rewards, lower learner.lr, or set "
+            f"gradient of {bad}: expected finite numbers, got nan, inf or more than can be squared "
+            f"at update {self.num_updates}; look at the rewards, lower learner.lr, or set "
             "learner.max_grad_norm"
         )
 
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to continue exactly, the policy's weights included."""
         return {
-            "policy": self.policy.state_dict(),
+            "policy": module_state(self.policy),
             "optimiser": optimiser_state(self._optimiser),
             "baseline": self.baseline.state_dict(),
             "reward_scale": self.reward_scale.state_dict() if self.reward_scale else {},

@@ -136,21 +136,17 @@ class ValueNetwork(StateValue):
     def update(
         self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
-        """Minimise the weighted squared error to `returns`."""
-        steps = rollout.obs[:-1]
-        obs = steps.reshape(-1, *steps.shape[2:])  # [T N, *O]
-        target, share = returns.reshape(-1), weight.reshape(-1)  # [T N]
+        """Minimise the squared error to `returns`, where the weight is positive."""
+        counts = weight > 0
+        obs, target = rollout.obs[:-1][counts], returns[counts]  # [S, *O], [S]
+        if len(target) == 0:
+            return {}
         for group in self._optimiser.param_groups:
             group["lr"] = self._lr * lr_scale
         loss = torch.zeros(())
         for _ in range(self._epochs):
             for batch in self._batches(len(target)):
-                w = share[batch]
-                total = w.sum()
-                if total == 0:
-                    continue
-                error = self._value(obs[batch]) - target[batch]
-                loss = (w * error**2).sum() / total
+                loss = (self._value(obs[batch]) - target[batch]).square().mean()
                 self._optimiser.zero_grad()
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
@@ -171,7 +167,7 @@ class ValueNetwork(StateValue):
     def state_dict(self) -> dict[str, Any]:
         """Network and optimiser; the shuffling stream belongs to the learner."""
         return {
-            "network": self.network.state_dict(),
+            "network": module_state(self.network),
             "optimiser": optimiser_state(self._optimiser),
         }
 
@@ -214,16 +210,26 @@ def make_baseline(
     raise UsageError(f"baseline: expected one of {known}, got {name!r}")
 
 
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the module's state, which further training leaves alone."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
 def optimiser_state(optimiser: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
-    """The moments of each parameter, in the order of the parameters; empty before the first step.
+    """A copy of the moments of each parameter, in their order; empty before the first step.
 
     Hyperparameters are not part of it: they are the recipe's.
     """
     moments = optimiser.state_dict()["state"]
-    return [moments[index] for index in sorted(moments)]
+    return [_copy(moments[index]) for index in sorted(moments)]
 
 
 def load_optimiser_state(optimiser: torch.optim.Optimizer, state: list[dict[str, Tensor]]) -> None:
     """Continue from `optimiser_state`."""
     groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": dict(enumerate(state)), "param_groups": groups})
+    moments = {index: _copy(entry) for index, entry in enumerate(state)}  # torch would share them
+    optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _copy(moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in moments.items()}

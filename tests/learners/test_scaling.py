@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -148,7 +149,7 @@ class TestRewardScale:
         clocks = [k for rewards, _ in episodes for k in range(len(rewards))]
         bounds = [0, *sorted(cut for cut in cuts if cut < len(steps)), len(steps)]
         scale = RewardScale(gamma)
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             part = steps[start:stop]
             rollout = one_env(part, next_step=next_step, first_time=clocks[start])
             scale.update(rollout)

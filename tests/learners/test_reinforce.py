@@ -1,0 +1,530 @@
+"""The update: what it may look at, what it changes and in which order, and that it learns."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rlpg.envs import bandit, chain
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from rlpg import Reinforce
+from rlpg.errors import NumericalFault, UsageError
+from rlpg.learners import Baseline
+from rlpg.learners.reinforce import KL_SAMPLES
+from rlpg.policies import Policy
+from rlpg.rollouts import Collector, Rollout
+
+sys.path.append(str(Path(__file__).parent))
+from listed import bandit_episodes, log_table, make_rollout, side_by_side, tabular_policy
+
+BASELINES = ("none", "moving_average", "time_step", "leave_one_out", "linear", "value")
+SPACE = spaces.Box(-1.0, 1.0, (3,))
+
+
+def make_policy(
+    action_space: spaces.Space[Any] | None = None,
+    observation_space: spaces.Space[Any] = SPACE,
+    **options: Any,
+) -> Policy:
+    generator = torch.Generator().manual_seed(3)
+    action_space = spaces.Discrete(3) if action_space is None else action_space
+    settings = {"hidden": (8,), "generator": generator} | options
+    return Policy.create(observation_space, action_space, **settings)
+
+
+def make_learner(baseline: str | Baseline = "none", **options: Any) -> Reinforce:
+    """Of a fresh policy, the same every time."""
+    policy = make_policy(normalise_observations=options.pop("normalise_observations", True))
+    generator = torch.Generator().manual_seed(5)
+    return Reinforce(policy, baseline, value_hidden=(8,), generator=generator, **options)
+
+
+def draw_rollout(policy: Policy, seed: int, *, num_steps: int = 9, num_envs: int = 6) -> Rollout:
+    """Random observations and rewards, the policy's own actions, every kind of end, and slots that
+    are not valid where a NEXT_STEP environment has them."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_steps, num_envs)
+    obs = torch.randn(num_steps + 1, num_envs, 3, generator=generator)
+    with torch.inference_mode():
+        action = policy.draw(obs[:-1].reshape(-1, 3), None, generator)[0]
+    terminated, truncated, valid = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+    time = torch.zeros(shape, dtype=torch.int64)
+    for n in range(num_envs):
+        clock, resets = 0, False
+        for t in range(num_steps):
+            valid[t, n], time[t, n] = not resets, clock
+            chance = float(torch.rand((), generator=generator))
+            terminated[t, n] = valid[t, n] & (chance < 0.15)
+            truncated[t, n] = valid[t, n] & (0.15 <= chance < 0.3)
+            resets = bool(terminated[t, n] | truncated[t, n])
+            clock = 0 if resets or not valid[t, n] else clock + 1
+    return make_rollout(
+        obs,
+        action.reshape(*shape, *action.shape[1:]).clone(),
+        torch.randn(shape, generator=generator),
+        terminated=terminated,
+        truncated=truncated,
+        valid=valid,
+        time=time,
+    )
+
+
+def flat_state(state: Any) -> list[Any]:
+    """All leaves of a nested state, in order; tensors as bytes."""
+    if isinstance(state, dict):
+        return [leaf for key in state for leaf in (key, *flat_state(state[key]))]
+    if isinstance(state, (list, tuple)):
+        return [leaf for entry in state for leaf in flat_state(entry)]
+    return [state.numpy().tobytes()] if isinstance(state, Tensor) else [state]
+
+
+def surrogate_gradient(learner: Reinforce, rollout: Rollout) -> Tensor:
+    parameters = list(learner.policy.parameters())
+    grads = torch.autograd.grad(learner.surrogate(rollout), parameters)
+    return torch.cat([grad.reshape(-1) for grad in grads])
+
+
+def weights(learner: Reinforce) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in learner.policy.parameters()])
+
+
+@pytest.fixture
+def _plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradient ascent with step 1 times lr instead of Adam, so that the step shows the gradient."""
+    monkeypatch.setattr(
+        torch.optim, "Adam", lambda parameters, lr, fused: torch.optim.SGD(parameters, lr=lr)
+    )
+
+
+class TestSlotsThatAreNotValid:
+    """They may hold anything: the bits of the update are the same."""
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        seed=st.integers(0, 10**6),
+        garbage=st.sampled_from([math.nan, math.inf, -1e38, 1e5]),
+        baseline=st.sampled_from(["none", "moving_average", "leave_one_out", "linear", "value"]),
+        options=st.sampled_from(
+            [
+                {},
+                {"entropy_weight": 0.1, "standardise_advantages": True, "reward_scaling": True},
+                {"gamma_weight": True, "average": "episodes", "truncated_return": "drop"},
+            ]
+        ),
+    )
+    def test_may_hold_anything(
+        self, seed: int, garbage: float, baseline: str, options: dict[str, Any]
+    ) -> None:
+        clean, dirty = make_learner(baseline, **options), make_learner(baseline, **options)
+        for k in range(2):
+            rollout = draw_rollout(clean.policy, seed + k)
+            bogus = ~rollout.valid
+            # An observation in such a slot is read as the last one of a truncated episode.
+            unread = bogus.clone()
+            unread[1:] &= ~rollout.truncated[:-1]
+            obs = rollout.obs.clone()
+            obs[:-1][unread] = garbage
+            spoilt = replace(
+                rollout,
+                obs=obs,
+                reward=torch.where(bogus, garbage, rollout.reward),
+                action=torch.where(bogus, 10**9, rollout.action),
+            )
+            first, second = clean.update(rollout), dirty.update(spoilt)
+            assert flat_state(first) == pytest.approx(flat_state(second), nan_ok=True, abs=0)
+        assert flat_state(clean.state_dict()) == flat_state(dirty.state_dict())
+
+    @pytest.mark.parametrize("gaussian", ["clipped", "squashed", "beta"])
+    def test_garbage_actions_of_boxes(self, gaussian: str) -> None:
+        space = spaces.Box(-1.0, 1.0, (2,))
+        learners = [Reinforce(make_policy(space, gaussian=gaussian), "none") for _ in range(2)]
+        rollout = draw_rollout(learners[0].policy, 0)
+        action = rollout.action.clone()
+        action[~rollout.valid] = math.nan
+        learners[0].update(rollout)
+        learners[1].update(replace(rollout, action=action))
+        assert torch.equal(weights(learners[0]), weights(learners[1]))
+
+    def test_a_whole_group_of_environments_may_count_for_nothing(self) -> None:
+        learner = make_learner("value", truncated_return="drop")
+        rollout = draw_rollout(learner.policy, 0, num_envs=4)
+        over = torch.zeros_like(rollout.valid)
+        over[-1, :3] = True  # the last environment's episode goes on
+        nothing = torch.zeros_like(over)
+        rollout = replace(rollout, valid=~nothing, terminated=over, truncated=nothing)
+        before = weights(learner)
+        figures = learner.update(rollout)
+        assert weights(learner).isfinite().all()
+        assert not torch.equal(weights(learner), before)
+        assert math.isnan(figures["train/approx_kl"])  # it looks at the last group
+
+    def test_without_a_finished_episode_there_is_no_step(self) -> None:
+        learner = make_learner("value", truncated_return="drop")
+        rollout = draw_rollout(learner.policy, 0)
+        learner.update(rollout)  # gives Adam momentum
+        nothing = torch.zeros_like(rollout.valid)
+        before, taught = weights(learner), flat_state(learner.baseline.state_dict())
+        learner.update(replace(rollout, terminated=nothing, truncated=nothing))
+        assert torch.equal(weights(learner), before)
+        assert flat_state(learner.baseline.state_dict()) == taught
+
+
+class TestSymmetries:
+    @pytest.mark.parametrize("baseline", BASELINES)
+    def test_the_order_of_environments_does_not_matter(self, baseline: str) -> None:
+        learner = make_learner(baseline, average="episodes")
+        learner.update(draw_rollout(learner.policy, 0))
+        rollout = draw_rollout(learner.policy, 1)
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+        entries = {k: v[:, order] for k, v in vars(rollout).items() if k in PER_ENV}
+        permuted = replace(rollout, **entries)
+        got, expected = (surrogate_gradient(learner, each) for each in (permuted, rollout))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        value, other = learner.surrogate(rollout).item(), learner.surrogate(permuted).item()
+        assert value == pytest.approx(other, rel=1e-5)
+
+    @pytest.mark.parametrize("average", ["steps", "episodes"])
+    @pytest.mark.parametrize("baseline", [name for name in BASELINES if name != "leave_one_out"])
+    def test_the_same_batch_twice_has_the_same_mean(self, baseline: str, average: str) -> None:
+        learner = make_learner(baseline, average=average)
+        learner.update(draw_rollout(learner.policy, 0))
+        rollout = draw_rollout(learner.policy, 1)
+        entries = {k: torch.cat([v, v], 1) for k, v in vars(rollout).items() if k in PER_ENV}
+        doubled = replace(rollout, **entries)
+        got, expected = (surrogate_gradient(learner, each) for each in (doubled, rollout))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+PER_ENV = ("obs", "action", "reward", "terminated", "truncated", "valid", "time")
+
+
+@pytest.mark.usefixtures("_plain_step")
+class TestStep:
+    """With plain gradient ascent the change of the weights is lr times the gradient."""
+
+    @pytest.mark.parametrize("baseline", BASELINES)
+    def test_is_along_the_gradient_of_the_surrogate_before_anything_learned(
+        self, baseline: str
+    ) -> None:
+        # Fitted on update 0 only, the baseline of update 1 is not that of its own batch; and the
+        # groups of environments add up to the whole.
+        learner = make_learner(baseline, lr=0.1, entropy_weight=0.01, reward_scaling=True)
+        learner.update(draw_rollout(learner.policy, 0))
+        rollout = draw_rollout(learner.policy, 1)
+        expected, before = surrogate_gradient(learner, rollout), weights(learner)
+        figures = learner.update(rollout)
+        got = (weights(learner) - before) / 0.1
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+        assert figures["gradient/norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
+
+    def test_lr_scale(self) -> None:
+        full, half = make_learner(lr=0.1), make_learner(lr=0.1)
+        rollout, before = draw_rollout(full.policy, 0), weights(full)
+        assert full.update(rollout)["train/learning_rate"] == 0.1
+        assert half.update(rollout, lr_scale=0.5)["train/learning_rate"] == 0.05
+        steps = [weights(each) - before for each in (full, half)]
+        torch.testing.assert_close(steps[1], steps[0] / 2, rtol=1e-3, atol=1e-7)
+        full.update(rollout, lr_scale=0.0)
+        again = weights(full)
+        full.update(rollout, lr_scale=0.0)
+        assert torch.equal(weights(full), again)
+
+    def test_max_grad_norm_shortens_but_does_not_turn(self) -> None:
+        rollout = draw_rollout(make_policy(), 0)
+        free, long, short = (make_learner(lr=1.0, max_grad_norm=m) for m in (None, 1e3, 0.01))
+        before = weights(free)
+        figures = [each.update(rollout) for each in (free, long, short)]
+        steps = [weights(each) - before for each in (free, long, short)]
+        assert torch.equal(steps[0], steps[1])
+        assert float(steps[2].norm()) == pytest.approx(0.01, rel=1e-3)
+        cosine = torch.cosine_similarity(steps[0], steps[2], dim=0)
+        assert float(cosine) == pytest.approx(1.0, abs=1e-5)
+        assert figures[0]["gradient/norm"] == figures[2]["gradient/norm"] > 0.01
+
+    @pytest.mark.parametrize("entropy_weight", [0.3, -0.3])
+    def test_entropy_weight_adds_the_gradient_of_the_mean_entropy(
+        self, entropy_weight: float
+    ) -> None:
+        plain, bonus = make_learner(lr=1.0), make_learner(lr=1.0, entropy_weight=entropy_weight)
+        rollout, before = draw_rollout(plain.policy, 0), weights(plain)
+        entropy = plain.policy(rollout.obs[:-1])[0].entropy()[rollout.valid].mean()
+        grads = torch.autograd.grad(entropy, list(plain.policy.parameters()))
+        expected = entropy_weight * torch.cat([grad.reshape(-1) for grad in grads])
+        surrogates = [each.surrogate(rollout).item() for each in (plain, bonus)]
+        assert surrogates[1] - surrogates[0] == pytest.approx(
+            entropy_weight * entropy.item(), rel=1e-5
+        )
+        figures = [each.update(rollout) for each in (plain, bonus)]
+        assert figures[0]["train/entropy"] == pytest.approx(entropy.item(), rel=1e-5)
+        got = (weights(bonus) - before) - (weights(plain) - before)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
+
+
+class Recorder(Baseline):
+    """Notes what the learner does with it."""
+
+    def __init__(self, learner: Callable[[], Reinforce]) -> None:
+        self.calls: list[str] = []
+        self._learner = learner
+
+    def __call__(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        self.calls.append("use")
+        return torch.zeros_like(returns)
+
+    def update(
+        self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        learner = self._learner()
+        assert learner.policy.normaliser is not None
+        assert learner.reward_scale is not None
+        moments = (float(learner.policy.normaliser.count), learner.reward_scale.scale)
+        self.calls.append(f"update {moments} {int(weight.sum())} {lr_scale}")
+        return {"train/note": 1.0}
+
+
+def test_the_order_of_an_update() -> None:
+    # Baseline used, step, baseline taught while normaliser and scale are still those it was
+    # used with, then these two.
+    recorder = Recorder(lambda: learner)
+    learner = Reinforce(make_policy(), recorder, reward_scaling=True)
+    rollout = draw_rollout(learner.policy, 0)
+    figures = learner.update(rollout, lr_scale=0.5)
+    assert recorder.calls == ["use", f"update (0.0, 1.0) {rollout.num_steps} 0.5"]
+    assert figures["train/note"] == 1.0
+    assert learner.policy.normaliser is not None
+    assert int(learner.policy.normaliser.count) == rollout.num_steps
+    assert learner.reward_scale is not None
+    assert learner.reward_scale.scale != 1.0
+
+
+def test_rewards_stay_as_the_environment_paid_them() -> None:
+    learner = make_learner("value", reward_scaling=True)
+    rollout = draw_rollout(learner.policy, 0)
+    before = {k: v.clone() for k, v in vars(rollout).items() if isinstance(v, Tensor)}
+    for _ in range(2):
+        learner.update(rollout)
+    for name, value in before.items():
+        assert torch.equal(getattr(rollout, name), value)
+
+
+class TestApproximateKL:
+    def test_is_the_divergence_where_the_batch_is_the_law(self) -> None:
+        # Uniform over 4 arms, each drawn 4 times by each group of environments: the mean over the
+        # batch is the expectation, and E_old[r - 1 - log r] = KL(old || new) exactly.
+        policy = tabular_policy(1, 4, scale=0.0)
+        old = copy.deepcopy(policy)
+        learner = Reinforce(policy, "none", lr=0.1)
+        rollout = side_by_side(bandit_episodes() * 16)
+        figures = learner.update(rollout)
+        state = torch.zeros(1, dtype=torch.int64)
+        exact = kl_divergence(old(state)[0], policy(state)[0]).item()
+        assert exact > 1e-3
+        assert figures["train/approx_kl"] == pytest.approx(exact, rel=1e-4)
+
+    def test_looks_at_the_whole_length_of_a_long_rollout(self) -> None:
+        # State 1 is seen in the second half only, and nothing else pays: looking at the first
+        # KL_SAMPLES steps, nothing has changed. Every fourth step is looked at; of these, one in
+        # two had action 1, so that the mean is the expectation.
+        policy = tabular_policy(2, 2, scale=0.0)
+        policy.network.mlp.layers[0].bias.requires_grad_(False)  # type: ignore[union-attr,operator]
+        step = torch.arange(4 * KL_SAMPLES + 1)[:, None]  # [T + 1, 1]
+        late, action = (step >= 2 * KL_SAMPLES).long(), step[:-1] // 4 % 2
+        over = torch.ones(4 * KL_SAMPLES, 1, dtype=torch.bool)
+        rollout = make_rollout(late, action, late[:-1] * action, terminated=over)
+        old = copy.deepcopy(policy)
+        figures = Reinforce(policy, "none", lr=0.1).update(rollout)
+        exact = kl_divergence(*(each(torch.arange(2))[0] for each in (old, policy)))  # [2]
+        assert exact[0] == 0.0
+        assert exact[1] > 1e-3
+        assert figures["train/approx_kl"] == pytest.approx(exact.mean().item(), rel=1e-3)
+
+
+class TestState:
+    @pytest.mark.parametrize("baseline", BASELINES)
+    def test_continues_bit_for_bit(self, baseline: str) -> None:
+        options: dict[str, Any] = {"reward_scaling": True, "entropy_weight": 0.01}
+        learner = make_learner(baseline, **options)
+        rollouts = [draw_rollout(learner.policy, seed) for seed in range(4)]
+        for rollout in rollouts[:2]:
+            learner.update(rollout)
+        other = torch.Generator().manual_seed(99)
+        policy = Policy.create(SPACE, spaces.Discrete(3), hidden=(8,), generator=other)
+        twin = Reinforce(policy, baseline, value_hidden=(8,), generator=other, **options)
+        twin.load_state_dict(learner.state_dict())
+        for rollout in rollouts[2:]:
+            figures = [each.update(rollout) for each in (learner, twin)]
+            assert flat_state(figures[0]) == flat_state(figures[1])
+        assert flat_state(twin.state_dict()) == flat_state(learner.state_dict())
+        assert twin.num_updates == 4
+
+    @pytest.mark.parametrize("baseline", BASELINES)
+    def test_before_the_first_update(self, baseline: str) -> None:
+        learner, twin = make_learner(baseline), make_learner(baseline)
+        twin.update(draw_rollout(twin.policy, 5))
+        twin.load_state_dict(learner.state_dict())
+        for each in (learner, twin):
+            each.update(draw_rollout(learner.policy, 0))
+        assert flat_state(twin.state_dict()) == flat_state(learner.state_dict())
+
+    @pytest.mark.parametrize("baseline", BASELINES)
+    def test_is_a_copy_that_training_does_not_change(self, baseline: str) -> None:
+        # Parameters and Adam's moments were the live tensors: going back went nowhere.
+        learner = make_learner(baseline, reward_scaling=True)
+        learner.update(draw_rollout(learner.policy, 0))
+        state = learner.state_dict()
+        before = flat_state(state)
+        learner.update(draw_rollout(learner.policy, 1))
+        assert flat_state(state) == before
+
+    def test_two_learners_from_one_state_do_not_share_moments(self) -> None:
+        # torch takes the tensors of a state as they are: both went on with the same ones.
+        learner = make_learner("value")
+        learner.update(draw_rollout(learner.policy, 0))
+        state = learner.state_dict()
+        first, second = make_learner("value"), make_learner("value")
+        first.load_state_dict(state)
+        second.load_state_dict(state)
+        rollout = draw_rollout(learner.policy, 1)
+        for each in (first, second):
+            each.update(rollout)
+        assert flat_state(first.state_dict()) == flat_state(second.state_dict())
+
+
+class TestFaults:
+    @staticmethod
+    def with_one(bad: float, rollout: Rollout) -> Rollout:
+        reward = rollout.reward.clone()
+        t, n = rollout.valid.nonzero()[7].tolist()
+        reward[t, n] = bad
+        return replace(rollout, reward=reward)
+
+    @pytest.mark.parametrize("standardise", [False, True])
+    @pytest.mark.parametrize("baseline", BASELINES)
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_leave_everything_as_it_was(self, bad: float, baseline: str, standardise: bool) -> None:
+        learner = make_learner(baseline, standardise_advantages=standardise)
+        learner.update(draw_rollout(learner.policy, 0))
+        rollout = self.with_one(bad, draw_rollout(learner.policy, 1))
+        before = flat_state(learner.state_dict())
+        with pytest.raises(NumericalFault, match="expected finite numbers") as raised:
+            learner.update(rollout)
+        assert "\n" not in str(raised.value)
+        assert flat_state(learner.state_dict()) == before
+
+    def test_a_gradient_whose_square_is_no_number(self) -> None:
+        # 1e36 is finite; its square in Adam's second moment is not, and no step there would have
+        # been larger than 0 ever again.
+        learner = make_learner()
+        before = flat_state(learner.state_dict())
+        with pytest.raises(NumericalFault, match="max_grad_norm"):
+            learner.update(self.with_one(3e38, draw_rollout(learner.policy, 0)))
+        assert flat_state(learner.state_dict()) == before
+        clipped = make_learner(max_grad_norm=1.0)
+        start = weights(clipped)
+        clipped.update(self.with_one(3e38, draw_rollout(learner.policy, 0)))
+        assert weights(clipped).isfinite().all()
+        assert not torch.equal(weights(clipped), start)
+        assert all(
+            moment.isfinite().all()
+            for entry in clipped.state_dict()["optimiser"]
+            for moment in entry.values()
+        )
+
+    def test_a_value_network_is_not_spoilt_either(self) -> None:
+        # The policy's gradient is standardised and finite, that of the value network is not: the
+        # policy has taken its step, and no number anywhere is spoilt.
+        learner = make_learner("value", standardise_advantages=True)
+        with pytest.raises(NumericalFault, match="value network: expected a finite gradient"):
+            learner.update(self.with_one(3e38, draw_rollout(learner.policy, 0)))
+        state = learner.state_dict()
+        for module in (state["policy"], state["baseline"]["network"]):
+            assert all(value.isfinite().all() for value in module.values())
+
+    def test_names_the_parameter_and_the_update(self) -> None:
+        learner = make_learner()
+        learner.update(draw_rollout(learner.policy, 0))
+        rollout = draw_rollout(learner.policy, 1)
+        with pytest.raises(NumericalFault, match=r"network\.mlp\.layers\.0\.weight.* update 1;"):
+            learner.update(replace(rollout, reward=rollout.reward * math.nan))
+
+
+ACTION_SPACES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
+    "discrete": (spaces.Discrete(3, start=-1), {}),
+    "bernoulli": (spaces.Discrete(2), {"bernoulli": True}),
+    "multidiscrete": (spaces.MultiDiscrete([[2, 3], [4, 2]]), {}),
+    "multibinary": (spaces.MultiBinary(4), {}),
+    "clipped": (spaces.Box(-2.0, 3.0, (2,)), {}),
+    "dependent": (spaces.Box(-np.inf, np.inf, (2, 2)), {"std": "dependent"}),
+    "squashed": (spaces.Box(-2.0, 3.0, (2,)), {"gaussian": "squashed"}),
+    "beta": (spaces.Box(-2.0, 3.0, (2,)), {"gaussian": "beta"}),
+    "product": (
+        spaces.Dict({"go": spaces.Discrete(3), "how": spaces.Box(0.0, 1.0, (2,))}),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("head", ACTION_SPACES)
+def test_every_kind_of_action_learns(head: str) -> None:
+    # One small step along the gradient raises sum w A log pi: by lr |g|^2, up to what bends.
+    space, options = ACTION_SPACES[head]
+    learner = Reinforce(make_policy(space, **options), "leave_one_out", lr=1e-4, entropy_weight=0.1)
+    rollout = draw_rollout(learner.policy, 0)
+    credit = learner.credit(rollout)
+
+    def objective() -> float:
+        law, _ = learner.policy(rollout.obs[:-1])
+        log_prob = law.log_prob(rollout.action).detach().double()
+        entropy = law.entropy().detach().double()
+        return float((credit.weight * (credit.multiplier * log_prob + 0.1 * entropy)).sum())
+
+    gradient, before, start = surrogate_gradient(learner, rollout), objective(), weights(learner)
+    assert learner.policy.normaliser is not None
+    learner.policy.normaliser.update = lambda features: None  # type: ignore[method-assign,assignment,misc]
+    figures = learner.update(rollout)
+    predicted = float((weights(learner) - start).double() @ gradient.double())
+    assert objective() - before == pytest.approx(predicted, rel=0.05)
+    assert predicted > 0
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+class TestLearning:
+    def test_a_bandit_to_its_best_arm(self) -> None:
+        policy = tabular_policy(1, 4, scale=0.0)
+        learner = Reinforce(policy, "leave_one_out", lr=0.1, average="episodes")
+        collector = Collector(bandit.BanditVectorEnv(16), policy, seed=0)
+        for _ in range(60):
+            learner.update(collector.episodes(per_env=1))
+        value, _ = bandit.value_and_gradient(log_table(policy)[0].detach().numpy())
+        assert value > 0.97 * max(bandit.REWARDS)
+
+    @pytest.mark.parametrize(("baseline", "lr"), [("leave_one_out", 0.2), ("value", 0.3)])
+    def test_the_chain_to_its_best_policy(self, baseline: str, lr: float) -> None:
+        policy = tabular_policy(2, 2, scale=0.0)
+        generator = torch.Generator().manual_seed(0)
+        learner = Reinforce(
+            policy, baseline, lr=lr, gamma=1.0, value_hidden=(8,), generator=generator
+        )
+        collector = Collector(chain.ChainVectorEnv(16), policy, seed=0)
+        for _ in range(60):
+            learner.update(collector.steps(8))
+        value, _ = chain.value_and_gradient(log_table(policy).detach().numpy())
+        assert value > 0.97 * 4.9875  # the best that does not know the time
+
+
+def test_an_unknown_baseline_is_named() -> None:
+    with pytest.raises(UsageError, match=r"baseline: expected one of none, .*, value, got 'v'"):
+        make_learner("v")
