@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,9 @@ from rlpg.policies import Policy
 from rlpg.rollouts import Collector, make_envs
 
 STEPS_PER_CHUNK = 64
-RESAMPLES = 10_000  # of the bootstrap
+MOST_ENVS = 64  # side by side, if nobody says how many
+RESAMPLES = 10_000  # of the bootstrap; fewer where they would draw more than DRAWS episodes
+DRAWS, DRAWS_AT_ONCE = 100_000_000, 1_000_000
 MOST_STEPS = 1_000_000  # of an episode; longer ones count as never ending
 
 
@@ -30,6 +32,7 @@ class Evaluation:
     returns: np.ndarray  # [E] float64
     lengths: np.ndarray  # [E] int64
     deterministic: bool
+    environments: str = ""  # one line about what was played on, where `evaluate` made it
 
     @property
     def mean(self) -> float:
@@ -52,9 +55,11 @@ class Evaluation:
 
         Its resampling is seeded, so the interval is a function of the returns.
         """
-        size = len(self.returns)
-        picks = np.random.default_rng(0).integers(size, size=(RESAMPLES, size))
-        low, high = np.percentile(self.returns[picks].mean(axis=1), [2.5, 97.5])
+        size, generator = len(self.returns), np.random.default_rng(0)
+        resamples = max(min(RESAMPLES, DRAWS // size), 1000)
+        # One after the other: all at once would take resamples x episodes numbers of memory.
+        means = [self.returns[generator.integers(size, size=size)].mean() for _ in range(resamples)]
+        low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
 
     def summary(self) -> dict[str, Any]:
@@ -119,11 +124,15 @@ def evaluate(
         SpaceError: the environment's spaces are not those the policy was made for.
         EnvironmentFault: the environment failed, or an episode does not end.
     """
-    if episodes < 1:
-        raise UsageError(f"episodes: expected at least 1, got {episodes}")
+    counts = {"episodes": episodes, "num_envs": MOST_ENVS if num_envs is None else num_envs}
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"{name}: expected at least 1, got {count}")
+    if isinstance(seed, int) and seed < 0:
+        raise UsageError(f"seed: expected at least 0, got {seed}")
     made = make_envs(
         env,
-        min(episodes, num_envs or 64),
+        min(counts.values()),
         seed=seed,
         kwargs=env_kwargs,
         backend=backend,
@@ -132,7 +141,8 @@ def evaluate(
     )
     try:
         check_spaces(policy, made.envs)
-        return play(policy, made.envs, episodes, seed, deterministic=deterministic)
+        evaluation = play(policy, made.envs, episodes, seed, deterministic=deterministic)
+        return replace(evaluation, environments=made.description)
     finally:
         if not isinstance(env, VectorEnv):
             made.envs.close()

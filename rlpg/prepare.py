@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from rlpg.errors import UsageError
 from rlpg.learners import Reinforce
 from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy
-from rlpg.rollouts import make_envs, probe_action_mask
+from rlpg.rollouts import full_id, make_envs, probe_action_mask
 from rlpg.runs.recipe import Recipe, load_recipe, override
 
 AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
@@ -29,7 +30,7 @@ def find_recipe(env: AnyEnv, agent: str, recipe: str | Path | Recipe | None) -> 
         recipe: one, or its file. None: the one shipped for this environment, or the defaults.
             `"default"`: the defaults.
     """
-    env_id = env if isinstance(env, str) else environment_name(env)
+    env_id = environment_name(env)
     if isinstance(recipe, Recipe):
         base = recipe
     elif recipe is None:
@@ -51,8 +52,10 @@ def completed(recipe: Recipe) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
-def environment_name(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> str:
-    """The id of an environment object, or its class where it has none."""
+def environment_name(env: AnyEnv) -> str:
+    """The whole id of an environment; the class of an object that has none."""
+    if isinstance(env, str):
+        return full_id(env)
     return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__
 
 
@@ -80,6 +83,9 @@ def cpu_threads(count: int) -> Iterator[None]:
 @contextmanager
 def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
+    name, told = environment_name(env), recipe.environment.id
+    if name != told:
+        raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
     made = make_envs(
         env,
         recipe.rollout.num_envs,

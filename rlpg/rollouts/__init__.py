@@ -1,7 +1,14 @@
 """From environments to rollouts: `make_envs`, `Collector`, `Rollout`."""
 
 from rlpg.rollouts.collector import Collector
-from rlpg.rollouts.environments import BACKENDS, MadeEnvs, find_spec, make_envs
+from rlpg.rollouts.environments import (
+    BACKENDS,
+    MadeEnvs,
+    can_be_copied,
+    find_spec,
+    full_id,
+    make_envs,
+)
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
@@ -14,8 +21,10 @@ __all__ = [
     "MadeEnvs",
     "Rollout",
     "autoreset_mode",
+    "can_be_copied",
     "derived_seed",
     "find_spec",
+    "full_id",
     "make_envs",
     "probe_action_mask",
     "reseed",

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from rlpg.rollouts.seeds import (
     OURS,
     EpisodeSeeds,
     derived_seed,
-    is_seeded,
     mark_seeded,
+    reseed,
     seed_streams,
 )
 from rlpg.rollouts.vector import autoreset_mode
@@ -63,9 +63,10 @@ def make_envs(
     """`num_envs` copies of an environment in one seeded vector environment.
 
     Args:
-        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), one
-            environment, or a vector environment, which is used as it is.
-        num_envs: how many. One environment object without a registered id stays alone.
+        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), one environment
+            (closing it stays with who made it), or a vector environment, used as it is but for
+            its seeds.
+        num_envs: how many. One environment object that cannot be copied stays alone.
         seed: of the run; every episode's seed is derived from it.
         kwargs: for the environment's constructor.
         backend: `native` (the environment's own vector version), `sync` (one after the other),
@@ -117,8 +118,7 @@ def _given_vector(
             "set them where the vector environment is made"
         )
     autoreset_mode(envs)
-    if not is_seeded(envs):
-        seed_streams(envs, run)
+    reseed(envs, run)  # whatever they did before: the same seed makes the same episodes
     return MadeEnvs(envs, f"{envs.num_envs} environments as given, {type(envs.unwrapped).__name__}")
 
 
@@ -136,7 +136,8 @@ def _given_env(
             f"env: expected an id to apply kwargs or backend={backend!r} to, got {env}; "
             "an environment object runs in this process as it was made"
         )
-    spec, existing = env.spec, _existing_limit(env)
+    existing = _existing_limit(env)
+    spec = env.spec if can_be_copied(env) else None
     if existing is not None and max_episode_steps is not None and max_episode_steps > existing:
         raise EnvironmentSetupError(
             f"max_episode_steps: expected at most the {existing} that {env} already has, "
@@ -144,10 +145,11 @@ def _given_env(
         )
     limit, note = _limit(existing, max_episode_steps, episode_cap)
     copies = num_envs if spec is not None else 1
-    alone = f"not {num_envs}: it has no registered id to copy it from" if copies < num_envs else ""
+    reason = "has no registered id" if env.spec is None else "has a wrapper that cannot be repeated"
+    alone = f"not {num_envs}: it {reason}" if copies < num_envs else ""
 
     def make_one(index: int) -> AnyEnv:
-        one = env if index == 0 or spec is None else gymnasium.make(spec)
+        one = LeftOpen(env) if index == 0 or spec is None else gymnasium.make(spec)
         if limit is not None and limit != existing:
             one = gymnasium.wrappers.TimeLimit(one, limit)
         return EpisodeSeeds(one, run, index)
@@ -275,6 +277,19 @@ def _envpool(
 # ------------------------------------------------------------------------------------- details
 
 
+class LeftOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Who made an environment closes it, not who borrowed it."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def can_be_copied(env: AnyEnv) -> bool:
+    """Whether `gymnasium.make(env.spec)` gives another one: it has an id, its wrappers a record."""
+    spec = env.spec
+    return spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers)
+
+
 def find_spec(env_id: str) -> tuple[EnvSpec, str]:
     """The registered spec of an id, and a note where the id does not name its latest version.
 
@@ -302,6 +317,15 @@ def find_spec(env_id: str) -> tuple[EnvSpec, str]:
         raise EnvironmentSetupError(_unknown(name, list(registry), "a registered id"))
     latest = versions[-1]
     return spec, "" if latest is spec else f"there is a newer version, {latest.id}"
+
+
+def full_id(env_id: str) -> str:
+    """The id with a version: the latest of `CartPole` is `CartPole-v1`; others as they are."""
+    module, colon, name = env_id.rpartition(":")
+    with _own_words(env_id), suppress(gymnasium.error.Error, EnvironmentSetupError):
+        if parse_env_id(name)[2] is None:
+            return f"{module}{colon}{find_spec(env_id)[0].id}"
+    return env_id
 
 
 def _unknown(name: str, known: list[str], expected: str) -> str:

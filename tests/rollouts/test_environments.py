@@ -13,7 +13,15 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
-from rlpg.rollouts import EpisodeSeeds, derived_seed, make_envs, probe_action_mask, reseed
+from rlpg.rollouts import (
+    EpisodeSeeds,
+    can_be_copied,
+    derived_seed,
+    full_id,
+    make_envs,
+    probe_action_mask,
+    reseed,
+)
 
 
 class Endless(gymnasium.Env[Any, Any]):
@@ -146,7 +154,7 @@ def test_an_environment_object_without_an_id_stays_alone() -> None:
     assert "capped at 6 steps" in description
     assert length_of_an_episode(envs) == 6
     envs.close()
-    assert env.closed
+    assert not env.closed, "who made an environment closes it"
 
 
 def test_an_environment_object_with_an_id_is_copied() -> None:
@@ -318,3 +326,32 @@ def test_an_error_in_reset_names_the_environment_and_its_seed() -> None:
 def test_environments_without_a_mask_have_none() -> None:
     assert probe_action_mask(make_envs("CartPole-v1", 2, seed=0).envs) == 0
     assert probe_action_mask(make_envs("Taxi-v4", 2, seed=0).envs) == 6
+
+
+class Unrecorded(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A wrapper as users write them: without RecordConstructorArgs."""
+
+
+def test_an_environment_in_a_wrapper_that_cannot_be_repeated_stays_alone() -> None:
+    env = Unrecorded(gymnasium.make("CartPole-v1"))
+    assert not can_be_copied(env)
+    envs, description = make_envs(env, 4, seed=0)
+    assert envs.num_envs == 1
+    assert "not 4: it has a wrapper that cannot be repeated" in description
+    envs.close()
+
+
+def test_a_given_vector_environment_is_reseeded() -> None:
+    envs = gymnasium.make_vec("CartPole-v1", 3)
+    make_envs(envs, seed=1)
+    first = envs.reset()[0]
+    make_envs(envs, seed=1)
+    assert np.array_equal(first, envs.reset()[0])
+    envs.close()
+
+
+def test_an_id_without_a_version_is_completed() -> None:
+    assert full_id("CartPole") == "CartPole-v1"
+    assert full_id("gymnasium:CartPole") == "gymnasium:CartPole-v1"
+    for as_it_is in ("CartPole-v0", "no_such_module:Env-v0", "OnlyInEnvPool-v5", "Nothing", ""):
+        assert full_id(as_it_is) == as_it_is

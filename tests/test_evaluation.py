@@ -1,0 +1,269 @@
+"""Evaluation: the right episodes, honest figures, nothing changed by looking."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
+
+import rlpg
+from rlpg.errors import EnvironmentFault, SpaceError, UsageError
+from rlpg.evaluation import Evaluation, evaluate
+from rlpg.policies import Policy
+from rlpg.rollouts import derived_seed, make_envs
+
+SHORT, LONG = 1, 40
+
+
+class ShortOrLong(gymnasium.Env[np.ndarray, int]):
+    """Pays 1 per step; the parity of an episode's seed says whether it has 1 step or 40."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale, self.closed = scale, False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = length_of(seed)
+        return self._obs(), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        return self._obs(), self.scale, self.left == 0, False, {}
+
+    def _obs(self) -> np.ndarray:
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def length_of(seed: int | None) -> int:
+    return SHORT if seed is None or seed % 2 else LONG
+
+
+class Endless(ShortOrLong):
+    def step(self, action: Any) -> Any:
+        return self._obs(), -1.0, False, False, {}
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    gymnasium.register("test/ShortOrLong-v0", ShortOrLong, max_episode_steps=200)
+    gymnasium.register("test/Endless-v0", Endless)
+    yield
+    for name in ("test/ShortOrLong-v0", "test/Endless-v0"):
+        del gymnasium.registry[name]
+
+
+def policy_for(env: str) -> Policy:
+    made = gymnasium.make(env)
+    return Policy.create(
+        made.observation_space, made.action_space, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return policy_for("test/ShortOrLong-v0")
+
+
+def same(one: Evaluation, other: Evaluation) -> bool:
+    return bool(
+        np.array_equal(one.returns, other.returns) and np.array_equal(one.lengths, other.lengths)
+    )
+
+
+# ------------------------------------------------------------------------------ which episodes
+
+
+@pytest.mark.parametrize(("episodes", "num_envs"), [(200, 20), (50, 7), (3, 64), (5, 1)])
+def test_every_copy_gives_its_first_episodes(policy: Policy, episodes: int, num_envs: int) -> None:
+    evaluation = evaluate(policy, "test/ShortOrLong-v0", episodes, seed=5, num_envs=num_envs)
+    run, copies = np.random.SeedSequence(5), min(episodes, num_envs)
+    quota = [episodes // copies + (n < episodes % copies) for n in range(copies)]
+    expected = [length_of(derived_seed(run, n, k)) for n in range(copies) for k in range(quota[n])]
+    assert evaluation.lengths.tolist() == expected
+    assert evaluation.returns.tolist() == expected
+
+
+def first_to_finish(seed: int, episodes: int, copies: int) -> list[int]:
+    """What not to do: the lengths of whichever episodes end first."""
+    run, ends = np.random.SeedSequence(seed), []
+    for n in range(copies):
+        at = 0
+        for k in range(episodes):
+            at += (length := length_of(derived_seed(run, n, k)))
+            ends.append((at, length))
+    return [length for _, length in sorted(ends)[:episodes]]
+
+
+def test_short_episodes_are_not_favoured(policy: Policy) -> None:
+    # Half the episodes have 1 step, half 40: mean 20.5, deviation 19.5; 16 x 40 episodes.
+    mean, four_deviations = 20.5, 4 * 19.5 / np.sqrt(16 * 40)
+    fair = [
+        evaluate(policy, "test/ShortOrLong-v0", 40, seed, num_envs=20).mean for seed in range(16)
+    ]
+    assert abs(np.mean(fair) - mean) < four_deviations
+    favoured = [first_to_finish(seed, 40, 20) for seed in range(16)]
+    assert np.mean(favoured) < mean - four_deviations, "this test would have noticed"
+
+
+def test_a_cap_ends_what_has_no_end_and_is_said() -> None:
+    evaluation = evaluate(policy_for("test/Endless-v0"), "test/Endless-v0", 3, episode_cap=25)
+    assert evaluation.lengths.tolist() == [25, 25, 25]
+    assert evaluation.returns.tolist() == [-25.0] * 3
+    assert "capped at 25 steps per episode" in evaluation.environments
+
+
+def test_an_endless_vector_environment_is_an_error_not_a_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlpg.evaluation.MOST_STEPS", 200)
+    envs = SyncVectorEnv([Endless, Endless])
+    with pytest.raises(EnvironmentFault, match=r"2 have not after .* time limit"):
+        evaluate(policy_for("test/Endless-v0"), envs, 2)
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def test_the_figures_are_those_of_the_table() -> None:
+    returns, lengths = np.array([1.0, 2.0, 6.0]), np.array([3, 9, 4])
+    evaluation = Evaluation(returns, lengths, deterministic=False)
+    summary = evaluation.summary()
+    assert (summary["mean"], summary["median"], summary["median_length"]) == (3.0, 2.0, 4.0)
+    assert (summary["min"], summary["max"], summary["episodes"]) == (1.0, 6.0, 3)
+    assert summary["std"] == pytest.approx(np.sqrt((4 + 1 + 9) / 2))
+    assert evaluation.table() == [
+        {"return": 1.0, "length": 3},
+        {"return": 2.0, "length": 9},
+        {"return": 6.0, "length": 4},
+    ]
+    assert "3 episodes" in str(evaluation)
+    assert "sampled actions" in str(evaluation)
+
+
+def test_one_episode_has_no_deviation() -> None:
+    evaluation = Evaluation(np.array([7.0]), np.array([1]), deterministic=True)
+    assert (evaluation.mean, evaluation.std, evaluation.ci) == (7.0, 0.0, (7.0, 7.0))
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlpg.evaluation.RESAMPLES", 1000)
+    # 300 samples of 60 exponential returns with mean 1. A nominal 95 % percentile interval of such
+    # skewed data covers a little less; 0.91 +- 4 sqrt(.09 * .91 / 300) is a wide net around that.
+    rng = np.random.default_rng(3)
+    lengths = np.ones(60, dtype=int)
+    covered = 0
+    for _ in range(300):
+        low, high = Evaluation(rng.exponential(size=60), lengths, deterministic=True).ci
+        covered += low <= 1.0 <= high
+    assert 0.88 < covered / 300 < 0.99
+
+
+def test_the_interval_of_many_episodes_takes_little_memory() -> None:
+    returns = np.random.default_rng(0).normal(size=200_000)  # 10 000 resamples of it: 16 GB
+    low, high = Evaluation(returns, np.ones(200_000, int), deterministic=True).ci
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(200_000), rel=0.15)
+
+
+# ------------------------------------------------------------------------- repeatable, harmless
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_same_seed_same_episodes_other_seed_others(policy: Policy, deterministic: bool) -> None:
+    def play(seed: int) -> Evaluation:
+        return evaluate(policy, "CartPole-v1", 12, seed, deterministic=deterministic)
+
+    policy = policy_for("CartPole-v1")
+    assert same(play(3), play(3))
+    assert not same(play(3), play(4))
+
+
+def test_a_vector_environment_is_reseeded_by_every_evaluation() -> None:
+    policy = policy_for("CartPole-v1")
+    for envs in (
+        gymnasium.make_vec("CartPole-v1", 3),
+        SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 3),
+        make_envs("CartPole-v1", 3, seed=9, backend="sync").envs,
+    ):
+        first = evaluate(policy, envs, 6, seed=1, deterministic=False)
+        evaluate(policy, envs, 6, seed=2, deterministic=False)
+        assert same(first, evaluate(policy, envs, 6, seed=1, deterministic=False))
+        envs.close()
+
+
+def test_an_evaluation_changes_neither_policy_nor_global_random_states() -> None:
+    policy = policy_for("CartPole-v1")
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    evaluate(policy, "CartPole-v1", 4, deterministic=False)
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+
+
+def test_sampling_and_the_most_likely_action_differ() -> None:
+    policy = policy_for("CartPole-v1")
+    sampled = evaluate(policy, "CartPole-v1", 20, deterministic=False)
+    assert not same(sampled, evaluate(policy, "CartPole-v1", 20))
+    assert not sampled.deterministic
+
+
+# ------------------------------------------------------------------------------ what is accepted
+
+
+def test_an_environment_object_is_played_and_left_open(policy: Policy) -> None:
+    env = ShortOrLong()
+    evaluation = evaluate(policy, env, 10, seed=5)
+    assert len(evaluation.returns) == 10
+    assert not env.closed
+
+
+def test_an_object_with_an_id_gives_the_same_as_its_id() -> None:
+    policy = policy_for("CartPole-v1")
+    by_id = evaluate(policy, "CartPole-v1", 5, seed=2, backend="sync")
+    assert same(by_id, evaluate(policy, gymnasium.make("CartPole-v1"), 5, seed=2))
+
+
+def test_kwargs_reach_the_environment(policy: Policy) -> None:
+    evaluation = evaluate(policy, "test/ShortOrLong-v0", 6, env_kwargs={"scale": 0.5})
+    assert evaluation.returns.tolist() == (0.5 * evaluation.lengths).tolist()
+
+
+def test_another_environment_is_refused_with_the_difference() -> None:
+    with pytest.raises(SpaceError, match=r"observation space: .*\(4,\).* has .*\(6,\)"):
+        evaluate(policy_for("CartPole-v1"), "Acrobot-v1", 2)
+    with pytest.raises(SpaceError, match=r"action space: .*Discrete\(3\).* has Box"):
+        evaluate(policy_for("MountainCar-v0"), "MountainCarContinuous-v0", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"episodes": 0}, "episodes: expected at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+    ],
+)
+def test_counts_that_mean_nothing(policy: Policy, options: dict[str, int], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        evaluate(policy, "test/ShortOrLong-v0", **options)
+
+
+def test_public_name() -> None:
+    assert rlpg.evaluate is evaluate
