@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rlpg.policies import Policy
     from rlpg.rollouts import Collector, Rollout, make_envs
     from rlpg.runs.recipe import Recipe
-    from rlpg.training import Run, train
+    from rlpg.training import Run, resume, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "evaluate",
     "load",
     "make_envs",
+    "resume",
     "train",
 ]
 
@@ -46,6 +47,7 @@ _HOME = {
     "evaluate": "rlpg.evaluation",
     "load": "rlpg.loading",
     "make_envs": "rlpg.rollouts",
+    "resume": "rlpg.training",
     "train": "rlpg.training",
 }
 

@@ -72,6 +72,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action=Version)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", dest="verb")
     add_train(verbs)
+    add_resume(verbs)
     add_evaluate(verbs)
     add_agents(verbs)
     return parser
@@ -210,6 +211,52 @@ def environment_arguments(rest: list[str]) -> dict[str, object]:
             recipes.override(Recipe(), {key.replace("-", "_"): ""})  # says what is close
         changes[key] = value if equals else next(words, "")
     return changes
+
+
+# ---- resume ----------------------------------------------------------------------------------
+
+
+def add_resume(verbs: Any) -> None:
+    """`rlpg resume RUN`."""
+    parser = verbs.add_parser(
+        "resume",
+        help="continue a run that was stopped, killed or finished",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        description="Continue a run from its newest checkpoint, to the same bits as if it had not "
+        "stopped.",
+        epilog="examples:\n  rlpg resume runs/CartPole-v1/reinforce/0\n"
+        "  rlpg resume runs/Hopper-v5/reinforce/0 --total-steps 2_000_000",
+    )
+    parser.set_defaults(command=resume)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("--total-steps", metavar="N", help="a new budget (the run's own)")
+    parser.add_argument("--env", metavar="ENV", help="where the run does not know how to make it")
+    parser.add_argument(
+        "--exact", action="store_true", help="refuse to go on where the bits may differ (false)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the result only (false)")
+
+
+def resume(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Continue one run."""
+    refuse(rest, "resume")
+    from rlpg.training import resume
+
+    total = None
+    if arguments.total_steps is not None:
+        changes = {"total_steps": arguments.total_steps}
+        total = recipes.override(Recipe(), changes).total_steps
+    run = resume(
+        arguments.run,
+        env=arguments.env,
+        total_steps=total,
+        exact=arguments.exact,
+        quiet=arguments.quiet,
+    )
+    print(run.evaluation or "trained")
+    print(f"saved in {run.path}")
+    return 0
 
 
 # ---- evaluate --------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from rlpg.runs import checkpoint, files
 from rlpg.runs.encoding import to_json
 from rlpg.runs.policy_files import save_policy
 from rlpg.runs.recipe import Recipe
-from rlpg.runs.run import RunFolder, create_run, versions
+from rlpg.runs.run import RunFolder, versions
 from rlpg.runs.writers import Writers
 
 Figures = Mapping[str, float]
@@ -27,21 +27,30 @@ class Record:
     """The writing side of one run. What the disk refuses is said once; training goes on.
 
     Args:
-        folder: made for this run.
+        folder: the run's, whose lock is held.
         recipe: resolved.
         warn: is told what cannot be written.
+        state: of the checkpoint the run continues from; the curves are cut there.
     """
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        warn: Callable[[str], None],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.recipe = folder, recipe
         self.latest: dict[str, float] = {}  # every tag's last figure
-        self.best: tuple[float, int] | None = None  # mean return and step of the best evaluation
+        # Mean return and step of the best evaluation.
+        self.best: tuple[float, int] | None = None if state is None else state["best"]
         self._warn = warn
-        self._versions = versions({"torch_threads": torch.get_num_threads(), "cpu": cpu()})
+        self._versions = versions_now()
         self._curves = Writers(
             folder.path,
             env_id=recipe.environment.id,
             tensorboard=recipe.log.tensorboard,
+            state=None if state is None else state["curves"],
             warn=warn,
         )
 
@@ -118,20 +127,11 @@ class Record:
             except OSError as error:
                 self._warn(f"evaluation.json: not saved ({error})")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Be the run's only writer; the curves are complete on disk at the end, however it ends."""
-        with self.folder.held():
-            try:
-                yield
-            finally:
-                self._curves.close()
+    def __enter__(self) -> Record:
+        return self
 
-
-def create_record(recipe: Recipe, path: str | Path | None, warn: Callable[[str], None]) -> Record:
-    """Make a new run's folder; see `create_run`."""
-    folder = create_run(recipe, versions(), path=None if path is None else Path(path))
-    return Record(folder, recipe, warn)
+    def __exit__(self, *error: object) -> None:
+        self._curves.close()  # the curves are complete on disk, however the run ends
 
 
 def to_arrays(tree: Any) -> Any:
@@ -145,6 +145,28 @@ def to_arrays(tree: Any) -> Any:
     return tree
 
 
-def cpu() -> str:
-    """The vector instructions torch uses, on which the last bits of results depend."""
-    return str(torch.backends.cpu.get_cpu_capability())
+def to_tensors(tree: Any) -> Any:
+    """The tree with tensors for its numpy arrays."""
+    if isinstance(tree, np.ndarray):
+        return torch.from_numpy(tree.copy())
+    if isinstance(tree, Mapping):
+        return {key: to_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(to_tensors(value) for value in tree)
+    return tree
+
+
+def versions_now() -> dict[str, str]:
+    """All that the bits of a run depend on, besides its recipe."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return versions({"torch threads": torch.get_num_threads(), "cpu capability": capability})
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One line for each version that is no longer what it was."""
+    names = sorted({*then, *now} - {"platform"})
+    return [
+        f"bits may differ: {name} was {then.get(name, 'absent')}, is {now.get(name, 'absent')}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]

@@ -28,14 +28,15 @@ class Display:
     Args:
         title: what is being trained.
         total_steps: environment steps of the whole run.
-        done_steps: steps already done when the display starts (a resumed run).
+        notes: lines to print when it starts; empty ones are left out.
         quiet: print nothing at all.
     """
 
     def __init__(
-        self, title: str, total_steps: int, *, done_steps: int = 0, quiet: bool = False
+        self, title: str, total_steps: int, *, notes: tuple[str, ...] = (), quiet: bool = False
     ) -> None:
-        self._title, self._total, self._began_at = title, total_steps, done_steps
+        self._title, self._total, self.notes = title, total_steps, notes
+        self.done_steps = 0  # before this display, by an earlier session of the run
         self._silent = quiet
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._live = self._console.is_terminal and not quiet
@@ -44,6 +45,9 @@ class Display:
         self._progress: Progress | None = None
 
     def __enter__(self) -> Display:
+        self._start = time.perf_counter()
+        for note in filter(None, self.notes):
+            self.line(note)
         if self._live:
             columns = (
                 TextColumn("{task.description}"),
@@ -82,7 +86,7 @@ class Display:
 
     def _describe(self, step: int, figures: Mapping[str, float]) -> str:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rate = (step - self._began_at) / elapsed
+        rate = (step - self.done_steps) / elapsed
         parts = [f"{step:,}/{self._total:,} steps"]
         if "rollout/ep_rew_mean" in figures:
             parts.append(f"return {figures['rollout/ep_rew_mean']:.1f}")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.vector import VectorEnv
 
+from rlpg.errors import UsageError
 from rlpg.evaluation import Evaluation, play
 from rlpg.learners import Reinforce
+from rlpg.meter import Every, Meter
 from rlpg.policies import Policy
 from rlpg.prepare import (
     AnyEnv,
@@ -29,12 +27,14 @@ from rlpg.prepare import (
     stream,
     training_envs,
 )
-from rlpg.record import Record, create_record
-from rlpg.rollouts import Collector, Episodes, Rollout, make_envs, reseed
+from rlpg.record import Record, differences, to_tensors, versions_now
+from rlpg.rollouts import Collector, Rollout, make_envs, reseed
+from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.run import create_run, open_run, versions
+from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
 
-RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 
 
@@ -86,43 +86,121 @@ def run_recipe(
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
     recipe = completed(recipe)
+    with assembled(env, recipe, quiet=quiet) as parts:
+        # Whatever can be refused has been refused: from here on there is something on disk.
+        folder = create_run(recipe, versions(), path=None if run_dir is None else Path(run_dir))
+        with folder.held():
+            return finish(parts, Record(folder, recipe, parts.display.line))
+
+
+def resume(
+    path: str | Path,
+    *,
+    env: AnyEnv | None = None,
+    total_steps: int | None = None,
+    exact: bool = False,
+    quiet: bool = True,
+) -> Run:
+    """Continue a run that was stopped, killed or finished, to the same bits as if it had not been.
+
+    It goes on from its newest valid checkpoint, or from the start if there is none. Where the bits
+    may differ (other versions, another processor, environments that do not repeat themselves), it
+    says so.
+
+    Args:
+        path: the run's folder.
+        env: needed where the run was given an environment object, or an id with a module to
+            import; otherwise the run knows.
+        total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
+            to it.
+        exact: refuse to go on where the bits may differ.
+        quiet: print nothing.
+
+    Raises:
+        FileError: there is no run, or it cannot be read.
+        UsageError: another process is training it; the environment is not known; or `exact`.
+    """
+    folder = open_run(Path(path))
+    recipe = folder.load_recipe()
+    if total_steps is not None:
+        recipe = override(recipe, {"total_steps": total_steps})
+    own = recipe.environment.id
+    if env is None and ":" in own:
+        raise UsageError(
+            f"{path}: it was trained on {own}, and a file may not choose modules to import; name "
+            f"it yourself: --env {own}"
+        )
+    env = own if env is None else env
+    with assembled(env, recipe, quiet=quiet) as parts, folder.held():
+        saved, skipped = checkpoint.newest(folder.checkpoints)
+        notes = [f"skipped {reason}" for reason in skipped]
+        state = saved.state if saved is not None else None
+        if saved is not None:
+            notes += differences(saved.versions, versions_now())
+            parts.learner.load_state_dict(to_tensors(saved.state["learner"]))
+            problem = parts.collector.load_state_dict(saved.state["collector"])
+            parts.meter.load_state_dict(saved.state["meter"])
+            if problem:
+                notes.append(f"bits may differ: going on with fresh episodes, because {problem}")
+        if exact and notes:
+            raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
+        folder.save_recipe(recipe)
+        record = Record(folder, recipe, parts.display.line, state)
+        at = f"step {parts.collector.env_steps:,}" if saved else "the start"
+        parts.display.notes += (f"resumed from {at}", *notes)
+        return finish(parts, record)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run consists of, while it goes on."""
+
+    recipe: Recipe
+    collector: Collector
+    learner: Reinforce
+    evaluator: Evaluator
+    meter: Meter
+    display: Display
+
+
+@contextmanager
+def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
+    """The parts at the start of a run; closed at the end."""
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe))
         policy = make_policy(envs, recipe)
         learner = make_learner(policy, recipe)
         evaluator = stack.enter_context(Evaluator(env, recipe))
-        title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(title, recipe.total_steps, quiet=quiet)
-        # Whatever can be refused has been refused: from here on there is something on disk.
-        record = create_record(recipe, run_dir, display.line)
-        stack.enter_context(record.held())
-        stack.enter_context(display)
-        display.line(description)
-        if evaluator.note:
-            display.line(evaluator.note)
         collector = Collector(envs, policy, stream(recipe.seed, "actions"), log_prob=False)
-        loop(recipe, collector, learner, evaluator, record, display)
-        evaluation = evaluator.final(policy)
-        record.finish(collector.env_steps, policy, evaluation)
+        title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
+        display = Display(
+            title, recipe.total_steps, notes=(description, evaluator.note), quiet=quiet
+        )
+        yield Parts(recipe, collector, learner, evaluator, Meter(collector), display)
+
+
+def finish(parts: Parts, record: Record) -> Run:
+    """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
+    policy = parts.learner.policy
+    with record, parts.display, StopSignals() as stop:
+        loop(parts, record, stop)
+        if stop.received is None:
+            evaluation = parts.evaluator.final(policy)
+            record.finish(parts.collector.env_steps, policy, evaluation)
+    stop.raise_if_received()
     return Run(record.folder.path, policy.requires_grad_(False).eval(), evaluation)
 
 
-def loop(
-    recipe: Recipe,
-    collector: Collector,
-    learner: Reinforce,
-    evaluator: Evaluator,
-    record: Record,
-    display: Display,
-) -> None:
+def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
     """Collect and learn until `total_steps` environment steps are done."""
-    total = recipe.total_steps
-    log_due = Every(recipe.log.every or total // LOG_ENTRIES, total)
-    evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total)
-    checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total)
-    meter = Meter(collector)
-    while collector.env_steps < total:
+    recipe, collector, learner, meter = parts.recipe, parts.collector, parts.learner, parts.meter
+    policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
+    log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
+    evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
+    checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total, done)
+    parts.display.done_steps = done
+    while collector.env_steps < total and stop.received is None:
         remaining = 1.0 - collector.env_steps / total
         lr_scale = remaining if recipe.learner.lr_schedule == "linear" else 1.0
         with meter.timing("collect"):
@@ -134,13 +212,15 @@ def loop(
         record.episodes(rollout.episodes)
         if log_due(step):
             record.scalars(step, meter.figures())
-            display.update(step, record.latest)
+            parts.display.update(step, record.latest)
         if evaluation_due(step):
-            record.evaluated(step, learner.policy, evaluator(step, learner.policy))
-            display.update(step, record.latest)
-        if checkpoint_due(step):
-            state = {"learner": learner.state_dict(), "collector": collector.state_dict()}
-            record.checkpoint(step, state, learner.policy)
+            record.evaluated(step, policy, parts.evaluator(step, policy))
+            parts.display.update(step, record.latest)
+        if checkpoint_due(step) or stop.received is not None:
+            states = {"learner": learner, "collector": collector, "meter": meter}
+            record.checkpoint(
+                step, {name: part.state_dict() for name, part in states.items()}, policy
+            )
 
 
 def collect(collector: Collector, recipe: Recipe) -> Rollout:
@@ -148,71 +228,6 @@ def collect(collector: Collector, recipe: Recipe) -> Rollout:
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)
     return collector.steps(recipe.rollout.steps)
-
-
-class Every:
-    """True when another `interval` of environment steps is done, and at the last step."""
-
-    def __init__(self, interval: int, last: int) -> None:
-        self._interval, self._last = max(interval, 1), last
-        self._next = self._interval
-
-    def __call__(self, step: int) -> bool:
-        due = step >= min(self._next, self._last)
-        if due:
-            self._next = (step // self._interval + 1) * self._interval
-        return due
-
-
-class Meter:
-    """What happened since the last log entry, and where the time went."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-        self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._figures: dict[str, list[float]] = {}
-        self._seconds = {"collect": 0.0, "learn": 0.0}
-        self._env_seconds = self._collector.env_seconds
-        self._steps = self._collector.env_steps
-
-    @contextmanager
-    def timing(self, what: str) -> Iterator[None]:
-        """Count the block's time as `collect` or `learn`."""
-        began = perf_counter()
-        yield
-        self._seconds[what] += perf_counter() - began
-
-    def add(self, figures: Mapping[str, float], episodes: Episodes) -> None:
-        """An update's figures and the episodes that ended before it."""
-        for tag, value in figures.items():
-            self._figures.setdefault(tag, []).append(value)
-        self._returns.extend(episodes.returns.tolist())
-        self._lengths.extend(episodes.lengths.tolist())
-
-    def figures(self) -> dict[str, float]:
-        """Finite means since the last call, recent episodes, speed, shares of the time."""
-        figures = {}
-        for tag, values in self._figures.items():
-            finite = [value for value in values if math.isfinite(value)]
-            figures[tag] = float(np.mean(finite)) if finite else math.nan
-        if self._returns:
-            figures["rollout/ep_rew_mean"] = float(np.mean(self._returns))
-            figures["rollout/ep_len_mean"] = float(np.mean(self._lengths))
-        env = self._collector.env_seconds - self._env_seconds
-        collect, learn = self._seconds["collect"], self._seconds["learn"]
-        seconds = max(collect + learn, 1e-9)
-        figures |= {
-            "time/fps": (self._collector.env_steps - self._steps) / seconds,
-            "time/env_share": env / seconds,
-            "time/policy_share": (collect - env) / seconds,
-            "time/learn_share": learn / seconds,
-        }
-        self._begin()
-        return figures
 
 
 class Evaluator:

@@ -24,7 +24,7 @@ from rlpg.errors import FileError, UsageError
 from rlpg.runs import files
 from rlpg.runs.encoding import LARGEST_JSON, from_json, to_json
 from rlpg.runs.policy_files import DESCRIPTION
-from rlpg.runs.recipe import Recipe, dumps, load_recipe
+from rlpg.runs.recipe import Recipe, dumps, load_recipe, save
 
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
@@ -58,6 +58,11 @@ class RunFolder:
 
     def load_recipe(self) -> Recipe:
         return load_recipe(self.recipe)
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Replace the recipe, if it is another."""
+        if self.load_recipe() != recipe:
+            save(recipe, self.recipe)
 
     def load_versions(self) -> dict[str, str]:
         """What the run was made with, as `versions` says it."""

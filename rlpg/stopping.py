@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM: the first lets the iteration end and saves, the second stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Remembers the first signal of a `with`; the handlers there were before come back after it.
+
+    Only the main thread can handle signals; elsewhere nothing is changed. A handler that somebody
+    else has installed is left alone.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            defaults = (signal.SIG_DFL, signal.default_int_handler)
+            for number in SIGNALS:
+                if signal.getsignal(number) in defaults:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self.received = signal.Signals(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def raise_if_received(self) -> None:
+        """KeyboardInterrupt after SIGINT, SystemExit(143) after SIGTERM, else nothing."""
+        if self.received is signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)

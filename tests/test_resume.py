@@ -1,0 +1,251 @@
+"""A run that was stopped, killed or finished goes on to the same bits as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rlpg
+from rlpg.errors import FileError, UsageError
+from rlpg.learners import Reinforce
+from rlpg.runs import checkpoint
+from rlpg.runs.policy_files import load_policy
+from rlpg.runs.run import open_run
+
+SMALL = {
+    "rollout.num_envs": 4,
+    "rollout.steps": 16,
+    "evaluation.every": 300,
+    "evaluation.episodes": 2,
+    "evaluation.final_episodes": 3,
+    "checkpoint.every": 200,
+    "log.every": 100,
+    "environment.max_episode_steps": 40,
+}
+TOTAL = 1500
+
+
+class Killed(BaseException):
+    """Ends a run as a SIGKILL would: nothing more is saved."""
+
+
+def train(path: Path, env: Any = "CartPole-v1", **overrides: Any) -> rlpg.Run:
+    return rlpg.train(
+        env, seed=3, total_steps=TOTAL, run_dir=path, recipe="default", overrides=SMALL | overrides
+    )
+
+
+@contextmanager
+def killed_at(update: int) -> Iterator[None]:
+    """The update of that number does not happen; the process does no more."""
+    original = Reinforce.update
+
+    def until(self: Reinforce, rollout: Any, **options: Any) -> Any:
+        if self.num_updates == update:
+            raise Killed
+        return original(self, rollout, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reinforce, "update", until)
+        with suppress(Killed):
+            yield
+            pytest.fail(f"the run ended before update {update}")
+
+
+def progress(path: Path) -> list[dict[str, Any]]:
+    lines = (path / "progress.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def monitor(path: Path) -> list[list[str]]:
+    return [line.split(",")[:2] for line in (path / "monitor.csv").read_text().splitlines()[1:]]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Everything that does not measure time is the same to the bit."""
+    for folder in ("policy", "best_policy"):
+        ours, theirs = load_policy(one / folder), load_policy(other / folder)
+        assert ours[0] == theirs[0]
+        assert {k: v.tobytes() for k, v in ours[1].items()} == {
+            k: v.tobytes() for k, v in theirs[1].items()
+        }
+    saved = [checkpoint.newest(path / "checkpoints")[0] for path in (one, other)]
+    assert saved[0] is not None
+    assert saved[1] is not None
+    for part in ("learner", "collector", "meter", "best"):
+        np.testing.assert_equal(saved[0].state[part], saved[1].state[part])
+    assert progress(one) == progress(other)
+    assert monitor(one) == monitor(other)
+    assert (one / "evaluation.json").read_bytes() == (other / "evaluation.json").read_bytes()
+    for name in ("evaluations.npz", "evaluations_stochastic.npz"):
+        ours, theirs = np.load(one / name), np.load(other / name)
+        for key in ("timesteps", "results", "ep_lengths"):
+            np.testing.assert_array_equal(ours[key], theirs[key])
+
+
+@pytest.mark.parametrize(
+    ("env", "overrides"),
+    [
+        ("CartPole-v1", {}),
+        ("CartPole-v1", {"environment.backend": "sync", "learner.baseline": "linear"}),
+        ("Pendulum-v1", {"policy.gaussian": "squashed", "learner.entropy_weight": 0.01}),
+        ("FrozenLake-v1", {"learner.baseline": "time_step", "learner.truncated_return": "drop"}),
+        (
+            "CartPole-v1",
+            {"learner.baseline": "moving_average", "learner.truncated_return": "terminal"},
+        ),
+        ("LunarLander-v3", {"learner.lr_schedule": "constant"}),
+        ("InvertedPendulum-v5", {"policy.gaussian": "beta"}),
+        ("rlpg:rlpg/UnitCommitment-v0", {"policy.normalise_observations": False}),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bits(
+    env: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, env, **overrides)
+    for update in (13, 19):  # mid-episode, after 832 and 1216 steps; checkpoints every 200 or so
+        with killed_at(update):
+            if update == 13:
+                train(cut, env, **overrides)
+            else:
+                rlpg.resume(cut, env=env)
+    rlpg.resume(cut, env=env)
+    assert_same(whole, cut)
+
+
+def test_async_environments_resume_to_the_same_bits(tmp_path: Path) -> None:
+    overrides = {"environment.backend": "async", "rollout.num_envs": 2, "evaluation.num_envs": 1}
+    train(tmp_path / "whole", **overrides)
+    with killed_at(13):
+        train(tmp_path / "cut", **overrides)
+    rlpg.resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_whole_episode_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
+    overrides = {"learner.baseline": "leave_one_out"}
+    train(tmp_path / "whole", **overrides)
+    with killed_at(7):
+        train(tmp_path / "cut", **overrides)
+    rlpg.resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with killed_at(1):
+        train(tmp_path / "cut")
+    rlpg.resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with killed_at(13):
+        train(tmp_path / "cut")
+    newest = sorted((tmp_path / "cut/checkpoints").iterdir())[-1]
+    arrays = bytearray((newest / "arrays.safetensors").read_bytes())
+    arrays[-1] ^= 1
+    (newest / "arrays.safetensors").write_bytes(arrays)
+    rlpg.resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_grows(tmp_path: Path) -> None:
+    """A run of 1500 steps and then 700 more is one of 2200: with a constant learning rate."""
+    constant = {"learner.lr_schedule": "constant", "log.every": 64, "evaluation.every": 64}
+    short = train(tmp_path / "a", **constant)
+    first = progress(short.path)
+    again = rlpg.resume(short.path, total_steps=2200)
+    assert again.path == short.path
+    rows = progress(short.path)
+    assert rows[: len(first)] == first
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 2200
+
+
+def test_tensorboard_shows_one_curve_without_double_points(tmp_path: Path) -> None:
+    with killed_at(17):
+        train(tmp_path / "cut")
+    rlpg.resume(tmp_path / "cut")
+    events = EventAccumulator(str(tmp_path / "cut"))
+    events.Reload()
+    points = events.Scalars("train/policy_loss")
+    steps = [point.step for point in points]
+    logged = [r["step"] for r in progress(tmp_path / "cut") if "train/policy_loss" in r]
+    assert steps == logged
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_lets_the_iteration_end_and_saves(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    command = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
+    run = [*command, "train", "CartPole-v1", *options, "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen([*run, "--total-steps=100_000_000"], stderr=subprocess.PIPE)
+    progressing = tmp_path / "run/policy/policy.safetensors"
+    deadline = time.monotonic() + 60
+    while not progressing.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    saved, skipped = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert saved is not None
+    assert not skipped
+    assert saved.step == max(row["step"] for row in progress(tmp_path / "run")) or saved.step > 0
+    assert b"Traceback" not in errors
+
+
+def test_another_process_on_the_same_run_is_told_who_holds_it(tmp_path: Path) -> None:
+    with killed_at(5):
+        train(tmp_path / "run")
+    with open_run(tmp_path / "run").held(), pytest.raises(UsageError, match=str(os.getpid())):
+        rlpg.resume(tmp_path / "run")
+
+
+def test_other_versions_are_said_and_exact_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_at(9):
+        train(tmp_path / "run")
+    monkeypatch.setattr(
+        "rlpg.training.versions_now", lambda: {**versions(tmp_path / "run"), "torch": "9.9"}
+    )
+    with pytest.raises(UsageError, match=r"torch was 2\.[0-9.+a-z]*, is 9\.9"):
+        rlpg.resume(tmp_path / "run", exact=True)
+    rlpg.resume(tmp_path / "run")
+
+
+def versions(run: Path) -> dict[str, str]:
+    saved, _ = checkpoint.newest(run / "checkpoints")
+    assert saved is not None
+    return saved.versions
+
+
+def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="expected a run's folder"):
+        rlpg.resume(tmp_path)
+
+
+def test_a_file_may_not_choose_modules_to_import(tmp_path: Path) -> None:
+    train(tmp_path / "run", "gymnasium:CartPole-v1")
+    with pytest.raises(UsageError, match="--env gymnasium:CartPole-v1"):
+        rlpg.resume(tmp_path / "run")
