@@ -1,0 +1,250 @@
+#!/usr/bin/env python
+"""Train the shipped agents with their recipes, write what they reached, ship a policy of each.
+
+    scripts/retrain_agents.py [NAME ...] [--seeds 0 1 2 3 4] [--jobs 2]
+    scripts/retrain_agents.py --check [NAME ...]
+
+A seed that is done is kept in the work folder (runs/agents) and not trained again unless the
+recipe changed, so the program can be stopped and started at will. What it writes is generated:
+agents/NAME/results.json, agents/NAME/policy/ and docs/results.md.
+
+The shipped policy is that of the median seed, not of the best one, so it shows what a recipe is
+to be expected to reach. `--check` trains nothing: it evaluates the shipped policies again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import rlpg
+from rlpg.runs.recipe import flatten, load_recipe
+from rlpg.runs.run import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+AGENTS, TABLE = ROOT / "agents", ROOT / "docs" / "results.md"
+EPISODES, EVALUATION_SEED = 100, 0  # what `rlpg evaluate NAME` does when told nothing else
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the mean return is to be at the end of training, and how many of ten seeds miss it."""
+
+    mean: float
+    needed: float  # share of the seeds that must reach it
+    num_seeds: int = 5
+    note: str = ""  # for the table: where the number comes from, or why it is missed
+
+
+TARGETS = {
+    "CartPole-v1-reinforce": Target(475, 1.0, num_seeds=10),
+    "Acrobot-v1-reinforce": Target(-90, 0.8),
+    "MountainCarContinuous-v0-reinforce": Target(90, 0.8),
+    "Pendulum-v1-reinforce": Target(-200, 0.8),
+    "LunarLander-v3-reinforce": Target(200, 0.8),
+    "InvertedPendulum-v5-reinforce": Target(990, 0.8),
+    "rlpg-UnitCommitment-v0-reinforce": Target(-5, 0.8, note="optimum -4.34, random -15.86"),
+    "rlpg-Replenishment-v0-reinforce": Target(45, 0.8, note="optimum 53.67, random -50.99"),
+    "rlpg-Catch-v0-reinforce": Target(4.5, 0.8, note="optimum 5, random -3.13"),
+}
+
+
+def main() -> int:
+    """Exit code 0: all done; 1: a shipped policy does not do what its results say."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="agents (all)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="(0 1 2 3 4; CartPole-v1: ten)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
+    parser.add_argument("--work", type=Path, default=Path("runs/agents"), help="(runs/agents)")
+    parser.add_argument("--check", action="store_true", help="evaluate what is shipped, only")
+    arguments = parser.parse_args()
+    names = arguments.names or list(TARGETS)
+    if unknown := sorted(set(names) - set(TARGETS)):
+        parser.error(f"{unknown[0]}: expected one of {', '.join(TARGETS)}")
+    if arguments.check:
+        return 0 if sum(map(check, names)) == len(names) else 1
+    seeds = {name: arguments.seeds or list(range(TARGETS[name].num_seeds)) for name in names}
+    train_all(seeds, arguments.work, arguments.jobs)
+    return 0
+
+
+def train_all(seeds: dict[str, list[int]], work: Path, jobs: int) -> None:
+    """Train what is missing; write an agent's results as soon as its last seed is done."""
+    todo = {name: set(wanted) for name, wanted in seeds.items()}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {
+            pool.submit(train_one, name, seed, work): (name, seed)
+            for name, wanted in seeds.items()
+            for seed in wanted
+        }
+        for future in as_completed(futures):
+            name, seed = futures[future]
+            print(f"{name} seed {seed}: {future.result()['mean']:.2f}", flush=True)
+            todo[name].remove(seed)
+            if not todo[name]:
+                publish(name, seeds[name], work)
+                write_table()
+
+
+def train_one(name: str, seed: int, work: Path) -> dict[str, Any]:
+    """The row of one seed: trained now, or read from the work folder if that recipe was trained."""
+    recipe = load_recipe(AGENTS / name / "recipe.toml")
+    settings = plain(flatten(recipe) | {"seed": seed})
+    folder, done = work / name / str(seed), work / name / f"{seed}.json"
+    if done.exists():
+        row: dict[str, Any] = json.loads(done.read_text())
+        if row["recipe"] == settings:
+            return row
+    shutil.rmtree(folder, ignore_errors=True)
+    wall, cpu = time.perf_counter(), time.process_time()
+    run = rlpg.train(recipe.environment.id, recipe.agent, seed=seed, run_dir=folder, recipe=recipe)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    summary = evaluated(run.policy, recipe.environment.id)
+    row = {
+        "seed": seed,
+        **{key: summary[key] for key in ("mean", "std", "ci", "median", "min", "max")},
+        "first_step_at_target": first_step(run.path, TARGETS[name].mean),
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "steps_per_second": round(recipe.total_steps / wall),
+        "recipe": settings,
+    }
+    done.write_text(json.dumps(row))
+    return row
+
+
+def evaluated(policy: rlpg.Policy, env: str) -> dict[str, Any]:
+    """What `rlpg evaluate NAME` would measure."""
+    result = rlpg.evaluate(policy, env, EPISODES, EVALUATION_SEED).summary()
+    return {key: round_all(value) for key, value in result.items()}
+
+
+def first_step(run: Path, target: float) -> int | None:
+    """The first evaluation during training whose mean reached the target."""
+    with np.load(run / "evaluations.npz") as file:
+        reached = file["results"].mean(axis=1) >= target
+        return int(file["timesteps"][reached.argmax()]) if reached.any() else None
+
+
+def publish(name: str, seeds: list[int], work: Path) -> None:
+    """Write agents/NAME/results.json and copy the median seed's policy."""
+    recipe, target = load_recipe(AGENTS / name / "recipe.toml"), TARGETS[name]
+    rows = [json.loads((work / name / f"{seed}.json").read_text()) for seed in sorted(seeds)]
+    settings = {key: value for key, value in rows[0]["recipe"].items() if key != "seed"}
+    rows = [{key: value for key, value in row.items() if key != "recipe"} for row in rows]
+    ordered = sorted(rows, key=lambda row: row["mean"])
+    chosen = ordered[(len(ordered) - 1) // 2]["seed"]
+    num_met = sum(row["mean"] >= target.mean for row in rows)
+    known = versions()
+    results = {
+        "environment": recipe.environment.id,
+        "agent": recipe.agent,
+        "total_steps": recipe.total_steps,
+        "evaluation": f"after training, {EPISODES} episodes of most likely actions, seed "
+        f"{EVALUATION_SEED}: what `rlpg evaluate {name}` does",
+        "target": target.mean,
+        "target_needed": f"{round(target.needed * len(rows))} of {len(rows)} seeds",
+        "target_reached": f"{num_met} of {len(rows)} seeds",
+        "target_met": num_met >= target.needed * len(rows),
+        "policy_seed": chosen,
+        "policy_is": "that of the median seed",
+        "seeds": rows,
+        "recipe": settings,
+        "versions": {key: known[key] for key in known if key not in ("platform", "machine")},
+        "command": f"scripts/retrain_agents.py {name} --seeds {' '.join(map(str, seeds))}",
+    }
+    (AGENTS / name / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    shutil.rmtree(AGENTS / name / "policy", ignore_errors=True)
+    shutil.copytree(work / name / str(chosen) / "policy", AGENTS / name / "policy")
+
+
+def write_table() -> None:
+    """docs/results.md, from every results.json there is."""
+    files = [AGENTS / name / "results.json" for name in TARGETS]
+    found = [(file.parent.name, json.loads(file.read_text())) for file in files if file.exists()]
+    lines = [
+        "# What the shipped agents reach",
+        "",
+        "Generated by `scripts/retrain_agents.py`. Mean return of 100 episodes of most likely",
+        "actions with the policy at the *end* of training (not the best one on the way), for every",
+        "seed that was run. `rlpg evaluate NAME` plays the shipped policy, that of the median",
+        "seed. Wall time is for one seed on one CPU thread, evaluations included, while another",
+        "seed was trained beside it.",
+        "",
+        "| agent | steps | target | met | median (lowest to highest) | first at target, median "
+        "| wall time |",
+        "|---|---:|---:|---|---|---:|---:|",
+        *(summary_row(name, results) for name, results in found),
+        "",
+        "## Every seed",
+        "",
+        "| agent | mean return by seed |",
+        "|---|---|",
+        *(
+            f"| {name} | {', '.join(number(row['mean']) for row in results['seeds'])} |"
+            for name, results in found
+        ),
+    ]
+    notes = [f"- {name}: {TARGETS[name].note}." for name, _ in found if TARGETS[name].note]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n".join([*lines, "", *notes]).rstrip() + "\n")
+
+
+def summary_row(name: str, results: dict[str, Any]) -> str:
+    """One agent's line of the table."""
+    rows = results["seeds"]
+    means = sorted(row["mean"] for row in rows)
+    firsts = [row["first_step_at_target"] or float("inf") for row in rows]
+    first = median(firsts)
+    met = f"{'yes' if results['target_met'] else 'no'}: {results['target_reached']}"
+    wall = median(row["wall_seconds"] for row in rows)
+    return (
+        f"| {name} | {results['total_steps']:,} | {results['target']:g} | {met} | "
+        f"{number(median(means))} ({number(means[0])} to {number(means[-1])}) | "
+        f"{f'{first:,.0f}' if first < float('inf') else '-'} | {wall:.0f} s |"
+    )
+
+
+def number(value: float) -> str:
+    """Two decimals for small numbers, one for large ones."""
+    return f"{value:.2f}" if abs(value) < 20 else f"{value:.1f}"
+
+
+def round_all(value: Any) -> Any:
+    """Numbers as they are worth reading: six decimals."""
+    if isinstance(value, list):
+        return [round_all(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from JSON."""
+    result: dict[str, Any] = json.loads(json.dumps(settings))
+    return result
+
+
+def check(name: str) -> bool:
+    """Whether the shipped policy still does what its results say."""
+    results = json.loads((AGENTS / name / "results.json").read_text())
+    row = next(row for row in results["seeds"] if row["seed"] == results["policy_seed"])
+    mean = evaluated(rlpg.load(name), results["environment"])["mean"]
+    low, high = row["ci"]
+    fits = bool(low <= mean <= high)
+    verdict = "reproduced" if fits else "NOT REPRODUCED"
+    print(f"{name}: {mean:.2f}, recorded {row['mean']:.2f} ({low:.2f} to {high:.2f}): {verdict}")
+    return fits
+
+
+if __name__ == "__main__":
+    sys.exit(main())
