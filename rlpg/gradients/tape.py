@@ -88,7 +88,7 @@ class Tape:
         self.gae_lambda = gae_lambda
         self.exact_ivw = exact_ivw
         self.temperature = temperature
-        self._events: list[Event] = []
+        self.events: list[Event] = []
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
         self._num_samples = self._num_terms = self._num_nodes = 0
@@ -132,7 +132,7 @@ class Tape:
             return self._combine(name, dist, baseline)
         x = dist.rsample()
         if x.requires_grad:
-            self._events.append(Path(name, x.grad_fn))
+            self.events.append(Path(name, x.grad_fn))
         return x
 
     def add(self, term: Tensor, discount: Tensor | float = 1.0, name: str | None = None) -> None:
@@ -175,7 +175,7 @@ class Tape:
             discount = discount.detach()
         elif not 0.0 <= discount <= 1.0:
             raise EstimatorError(f"{name}: expected a discount in [0, 1], got {discount}")
-        self._events.append(Term(name, term, discount, self._weight, self._branch))
+        self.events.append(Term(name, term, discount, self._weight, self._branch))
         if isinstance(discount, Tensor):
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
         else:
@@ -208,7 +208,7 @@ class Tape:
                 "batch statistic allow no other estimator"
             )
         if self._branch is not None or any(
-            isinstance(event, Node) and event.mixture for event in self._events
+            isinstance(event, Node) and event.mixture for event in self.events
         ):
             raise EstimatorError(
                 f"{name}: expected 'score' and 'pathwise' nodes before it, got another estimator; "
@@ -229,13 +229,13 @@ class Tape:
         if self._num_nodes and not mean.requires_grad:
             mean.requires_grad_()
             deviation.requires_grad_()
-        self._events.append(Barrier(name, x.detach(), mean, deviation, self._weight))
+        self.events.append(Barrier(name, x.detach(), mean, deviation, self._weight))
         dist = Normal(mean.expand(x.shape), deviation.expand(x.shape))
         if how == "score":
             return self._score(name, dist, None, 0)
         new = dist.rsample()
         if new.requires_grad:
-            self._events.append(Path(name, new.grad_fn))
+            self.events.append(Path(name, new.grad_fn))
         return new
 
     def surrogate(self, order: int = 1) -> Tensor:
@@ -250,15 +250,25 @@ class Tape:
         if self.num_lanes is None or not self._num_terms:
             raise EstimatorError("surrogate: expected at least one term, got none; call tape.add")
         if self._num_samples == 0:
-            raise EstimatorError("surrogate: expected at least one node, got none; tape.sample")
+            raise EstimatorError(
+                "surrogate: expected at least one node, got none; draw with tape.sample (what "
+                "torch.normal or dist.sample() draw carries no gradient)"
+            )
         if order == 1:
-            return build(self._events, self.num_lanes, self.gae_lambda)
+            return build(self.events, self.num_lanes, self.gae_lambda)
         if order == 2 and self.gae_lambda == 1.0:
-            return dice(self._events, self.num_lanes)
+            return dice(self.events, self.num_lanes)
         raise EstimatorError(
             f"surrogate: expected order 1, or 2 with gae_lambda=1, got order={order} with "
             f"gae_lambda={self.gae_lambda}; higher derivatives need the sampled return"
         )
+
+    def objective(self) -> Tensor:
+        """Scalar without a gradient: the mean over lanes of the discounted sum of terms."""
+        if self.num_lanes is None or not self._num_terms:
+            raise EstimatorError("objective: expected at least one term, got none; call tape.add")
+        terms = [event.weighted().detach() for event in self.events if isinstance(event, Term)]
+        return torch.stack([term.sum() for term in terms]).sum() / self.num_lanes
 
     def _score(self, name: str, dist: Distribution, baseline: Subtract, lane: int) -> Tensor:
         x = dist.sample()
@@ -290,12 +300,12 @@ class Tape:
                 "Value(net) to train a network on the side"
             )
         self._num_nodes += 1
-        self._events.append(
+        self.events.append(
             Node(name, log_prob, self._weight, self._branch, baseline, dist, mixture)
         )
 
     def _combine(self, name: str, dist: Distribution, baseline: Subtract) -> Tensor:
-        if self._branch is not None or any(isinstance(event, Barrier) for event in self._events):
+        if self._branch is not None or any(isinstance(event, Barrier) for event in self.events):
             raise EstimatorError(
                 f"{name}: expected independent lanes for how='combine', got branches or a resample "
                 "before it; use 'score' or 'pathwise'"
@@ -328,7 +338,7 @@ class Tape:
             x = x.reshape(x.shape[0], *missing, *x.shape[1:])
             weight = weight.reshape(weight.shape[0], *missing, *weight.shape[1:])
         self._branch = weight if self._branch is None else weight * self._branch
-        self._events.append(Branching(name, self._branch.dim() - 1, exact=how == "expect"))
+        self.events.append(Branching(name, self._branch.dim() - 1, exact=how == "expect"))
         return x
 
     def _lane_dim(self, name: str, dist: Distribution) -> int:

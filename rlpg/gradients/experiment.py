@@ -1,0 +1,161 @@
+"""Running a program many times with known random numbers: what `compare` and `gradcheck` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlpg.errors import EstimatorError
+from rlpg.gradients.surrogate import Term
+from rlpg.gradients.tape import How, Subtract, Tape
+
+# A program writes its samples and terms on the tape. It may return a surrogate of its own making:
+# then that one is differentiated, and the tape says what the objective is.
+Problem = Callable[[Tape, int], Tensor | None]
+Params = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
+TapeMaker = Callable[[], Tape]
+
+
+def named(params: Params) -> dict[str, Tensor]:
+    """Parameters by name; a sequence is numbered, a single tensor is "parameter"."""
+    if isinstance(params, Tensor):
+        params = {"parameter": params}
+    elif not isinstance(params, Mapping):
+        params = {f"parameter {k}": value for k, value in enumerate(params)}
+    for name, value in params.items():
+        if not (value.requires_grad and value.is_leaf and value.is_floating_point()):
+            raise EstimatorError(
+                f"{name}: expected a leaf tensor with requires_grad, got one without; pass the "
+                "tensors that the program differentiates, e.g. dict(net.named_parameters())"
+            )
+    if not params:
+        raise EstimatorError("params: expected at least one tensor, got none")
+    return dict(params)
+
+
+def tape_maker(how: How | TapeMaker, num_lanes: int) -> TapeMaker:
+    """Makes a fresh tape; a maker given by the caller brings its own baseline or credit rule."""
+    if not callable(how):
+        return lambda: Tape(how, num_lanes=num_lanes)
+
+    def make() -> Tape:
+        tape = how()
+        tape.num_lanes = num_lanes
+        return tape
+
+    return make
+
+
+def seeds(seed: int, stream: int) -> Iterator[int]:
+    """Endless seeds; two streams, or two seeds, share none."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, stream]))
+    while True:
+        yield int(generator.integers(2**62))
+
+
+@contextmanager
+def seeded(seed: int, params: Mapping[str, Tensor]) -> Iterator[None]:
+    """Runs the block from `seed` and puts the global random numbers back as they were.
+
+    torch.distributions draw from the global generators and can be given no other.
+    """
+    devices = sorted({value.get_device() for value in params.values() if value.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
+        yield
+
+
+def surrogate_of(problem: Problem, tape: Tape, num_lanes: int, order: int = 1) -> Tensor:
+    """The program's own surrogate if it returns one, else the tape's."""
+    own = problem(tape, num_lanes)
+    return tape.surrogate(order) if own is None else own
+
+
+def gradient(surrogate: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    """`[D]` flat gradient; parameters that are not reached count 0. `.grad` is left alone."""
+    if not surrogate.requires_grad:
+        return torch.cat([torch.zeros_like(value).reshape(-1) for value in params.values()])
+    found = torch.autograd.grad(
+        surrogate,
+        list(params.values()),
+        retain_graph=True,
+        create_graph=False,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return torch.cat([grad.reshape(-1) for grad in found])
+
+
+def refuse_coupled_lanes(
+    problem: Problem, params: Mapping[str, Tensor], num_lanes: int, seed: int
+) -> None:
+    """Raises if what happens in one lane depends on a sample of another.
+
+    Plays the program, then plays it again with the same samples, except that one node of lane 0
+    gets lane 1's. Nothing in the other lanes may change. Programs that use `resample`, and those
+    that return their own surrogate, say how their lanes meet and are not examined.
+    """
+    if num_lanes < 2:
+        return
+    first = _Replay(num_lanes, [])
+    with seeded(seed, params), torch.no_grad():
+        own = problem(first, num_lanes)
+    if own is not None or first.lanes_meet or not first.samples:
+        return
+    for k in sorted({0, len(first.samples) // 2, len(first.samples) - 1}):
+        script = list(first.samples)
+        script[k] = script[k].clone()
+        script[k][0] = script[k][1]
+        second = _Replay(num_lanes, script)
+        with seeded(seed, params), torch.no_grad():
+            problem(second, num_lanes)
+        pairs = zip(first.outcomes(), second.outcomes(), strict=False)
+        if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs):
+            raise EstimatorError(
+                f"{first.names[k]}: expected independent lanes, got lanes coupled by a "
+                "batch statistic; 'score' credits a lane with its own terms only: use "
+                "tape.resample, or how='pathwise'"
+            )
+
+
+class _Replay(Tape):
+    """Samples what the script says, and remembers what every lane saw."""
+
+    def __init__(self, num_lanes: int, script: Sequence[Tensor]) -> None:
+        super().__init__(num_lanes=num_lanes)
+        self.script = script
+        self.names: list[str] = []
+        self.samples: list[Tensor] = []
+        self.log_probs: list[Tensor] = []
+        self.lanes_meet = False
+
+    def sample(
+        self,
+        dist: Distribution,
+        how: How | None = None,
+        baseline: Subtract = None,
+        name: str | None = None,
+    ) -> Tensor:
+        k = len(self.samples)
+        x = dist.sample()  # always: the program's own draws are to be the same each time
+        x = self.script[k] if k < len(self.script) else x
+        self.names.append(name or f"sample {k}")
+        self.samples.append(x)
+        self.log_probs.append(dist.log_prob(x))
+        return x
+
+    def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
+        self.lanes_meet = True
+        return x
+
+    def outcomes(self) -> Iterator[Tensor]:
+        """What lanes 1, 2, ... saw: log-probabilities of their samples and their terms."""
+        yield from (log_prob[1:] for log_prob in self.log_probs)
+        yield from (event.value[1:] for event in self.events if isinstance(event, Term))

@@ -1,0 +1,152 @@
+"""Is this gradient the gradient of the objective? And if not, which mistake does it look like?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlpg.errors import EstimatorError
+from rlpg.gradients.experiment import (
+    Params,
+    Problem,
+    TapeMaker,
+    named,
+    refuse_coupled_lanes,
+    seeds,
+    tape_maker,
+)
+from rlpg.gradients.mistakes import Check, recognise
+from rlpg.gradients.tape import How
+
+Z = 4.5  # repeated looks at up to 12 directions: a false alarm in fewer than 1 of 500 checks
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two gradients that agree, along `directions` of parameter space."""
+
+    estimate: Tensor  # [K] mean over all repeats
+    reference: Tensor  # [K]
+    standard_error: Tensor  # [K] of their difference
+    resolution: float  # largest bias that could have hidden, as a fraction of the gradient
+    repeats: int
+
+    def __str__(self) -> str:
+        return (
+            f"gradient agrees in {len(self.estimate)} directions after {self.repeats} repeats; a "
+            f"bias of {self.resolution:.1%} of its length would have shown"
+        )
+
+
+def gradcheck(
+    problem: Problem,
+    params: Params,
+    how: How | TapeMaker = "score",
+    *,
+    against: Literal["finite_difference", "score"] | Params = "finite_difference",
+    order: int = 1,
+    num_lanes: int = 1000,
+    resolution: float = 0.05,
+    max_repeats: int = 2048,
+    tolerance: float = 0.01,
+    step: float = 0.02,
+    seed: int = 0,
+) -> Agreement:
+    """The agreement of a gradient with a reference, or an `EstimatorError` that says what is wrong.
+
+    Repeats the program, doubling the repeats, until a bias of `resolution` times the gradient's
+    length would show. It fails where the difference is 4.5 standard errors and `tolerance` of the
+    length, and where `max_repeats` do not suffice to tell. The global random numbers are as before
+    afterwards; parameters are shifted for finite differences and put back.
+
+    Args:
+        problem: writes samples and terms on the tape. If it returns a scalar, that one is
+            differentiated in place of the tape's surrogate: so a surrogate written by hand is
+            checked, against the objective that the tape has seen.
+        params: leaf tensors; up to 12 elements are checked one by one, else 12 random directions.
+        how: the estimator, or a function that makes the `Tape`.
+        against: "finite_difference" of the objective with common random numbers (fourth order);
+            "score", the tape's own estimator; or exact gradients in the form of `params`.
+        order: 2 checks the second derivative of `surrogate(order=2)`, along a random direction,
+            against differences of the first.
+        step: of the finite difference, times max(1, |parameter|). Larger for discrete samples.
+    """
+    tensors = named(params)
+    make = tape_maker(how, num_lanes)
+    if how in ("score", "combine", "expect", "weak") or callable(how):
+        refuse_coupled_lanes(problem, tensors, num_lanes, seed)
+    check = Check(problem, tensors, make, num_lanes, order, step, seed)
+    return _decide(
+        check, _reference(check, against, how == "expect"), resolution, max_repeats, tolerance
+    )
+
+
+def _reference(check: Check, against: str | Params, exact: bool) -> Callable[[int], Tensor]:
+    if against == "score":
+        return check.by_score
+    if against == "finite_difference":
+        return check.by_differences if check.order == 2 else check.objective_differences(exact)
+    if isinstance(against, str):
+        raise EstimatorError(
+            f"against: expected 'finite_difference', 'score' or exact gradients, got {against!r}"
+        )
+    fixed = check.along(_flat(against, check.tensors))
+    return lambda one: fixed
+
+
+def _decide(
+    check: Check,
+    reference: Callable[[int], Tensor],
+    resolution: float,
+    max_repeats: int,
+    tolerance: float,
+) -> Agreement:
+    got: list[Tensor] = []
+    want: list[Tensor] = []
+    stream, repeats, confirming = seeds(check.seed, 1), 32, False
+    while True:
+        for one in islice(stream, repeats - len(got)):
+            got.append(check.estimate(one))
+            want.append(reference(one))
+        a, b = torch.stack(got), torch.stack(want)
+        difference, error = (a - b).mean(0), (a - b).std(0) / math.sqrt(repeats)
+        length = max(float(a.mean(0).norm()), float(b.mean(0).norm()), 1e-12)
+        wrong = (difference.abs() > Z * error) & (difference.abs() > tolerance * length)
+        visible = Z * float(error.max()) / length
+        if bool(wrong.any()):
+            if not confirming:  # look again, longer: few repeats underestimate heavy tails
+                repeats, confirming = 8 * repeats, True
+                continue
+            worst = int((difference.abs() / error.clamp(min=1e-12)).argmax())
+            raise EstimatorError(
+                f"gradcheck: expected {float(b.mean(0)[worst]):.5g} {check.labels[worst]}, got "
+                f"{float(a.mean(0)[worst]):.5g} ({repeats} repeats, standard error of the "
+                f"difference {float(error[worst]):.2g}); {recognise(check, a, b, Z, tolerance)}"
+            )
+        if visible <= max(resolution, tolerance):
+            return Agreement(a.mean(0), b.mean(0), error, visible, repeats)
+        if repeats >= max_repeats:
+            raise EstimatorError(
+                f"gradcheck: expected to see a bias of {resolution:.1%}, got noise that hides up "
+                f"to {visible:.1%} after {repeats} repeats of {check.num_lanes} lanes; use more "
+                "lanes or a baseline, a larger step, or a coarser resolution"
+            )
+        repeats, confirming = 2 * repeats, False
+
+
+def _flat(exact: Params, tensors: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(exact, Tensor):
+        exact = [exact]
+    values = [exact[name] for name in tensors] if isinstance(exact, Mapping) else list(exact)
+    if [value.shape for value in values] != [tensor.shape for tensor in tensors.values()]:
+        raise EstimatorError(
+            f"against: expected gradients of shapes {[list(t.shape) for t in tensors.values()]}, "
+            f"got {[list(value.shape) for value in values]}; one per parameter"
+        )
+    return torch.cat([value.detach().double().cpu().reshape(-1) for value in values])

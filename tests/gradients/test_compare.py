@@ -1,0 +1,155 @@
+"""The comparison table: its figures against closed forms, and its refusals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal
+
+from rlpg.errors import EstimatorError
+from rlpg.gradients.baselines import LeaveOneOut
+from rlpg.gradients.compare import compare
+from rlpg.gradients.tape import Tape
+
+MEAN, SCALE = 0.5, 0.8
+
+
+def leaf(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def test_means_and_variances_equal_the_closed_forms() -> None:
+    # f = z^2, z = m + s e.  Pathwise for m: 2 z, variance 4 s^2; for s: 2 z e = 2 m e + 2 s e^2,
+    # variance 4 m^2 + 8 s^2.  Score for m: e / s (m + s e)^2; moments of e: 1, 0, 3, 0, 15, 0.
+    # E[g^2] = (m^4 + 6 m^2 s^2 * 3 + 15 s^4) / s^2, mean 2 m.
+    mean, scale = leaf(MEAN), leaf(SCALE)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(mean.expand(lanes), scale.expand(lanes)))
+        tape.add(z**2)
+
+    lanes, repeats = 200, 1200
+    result = compare(
+        problem,
+        {"mean": mean, "scale": scale},
+        ["score", "pathwise"],
+        num_lanes=lanes,
+        repeats=repeats,
+        reference={"mean": torch.tensor(2 * MEAN), "scale": torch.tensor(2 * SCALE)},
+    )
+    m, s = MEAN, SCALE
+    want = {
+        ("pathwise", "mean"): (2 * m, 4 * s**2),
+        ("pathwise", "scale"): (2 * s, 4 * m**2 + 8 * s**2),
+        ("score", "mean"): (2 * m, (m**4 + 18 * m**2 * s**2 + 15 * s**4) / s**2 - 4 * m**2),
+    }
+    for row in result.rows:
+        assert abs(row.bias_z) < 4
+        if (row.estimator, row.parameter) in want:
+            exact, variance = want[row.estimator, row.parameter]
+            assert abs(row.mean - exact) < 4 * math.sqrt(variance / lanes / repeats)
+            # A batch's mean is nearly Gaussian: its variance estimate scatters by sqrt(2 / R).
+            assert abs(row.variance_per_lane / variance - 1) < 4 * math.sqrt(2.5 / repeats)
+            assert row.lanes_needed == pytest.approx(variance / exact**2, rel=0.3)
+            assert row.signal_to_noise == pytest.approx(
+                exact / math.sqrt(variance / lanes), rel=0.15
+            )
+            assert row.ms_per_lane > 0
+    table = str(result)
+    assert "lanes for SNR 1" in table
+    assert len(table.splitlines()) == 1 + 4 + 1
+    assert result.gradients["score"].shape == (repeats, 2)
+
+
+def test_a_bias_is_seen_and_exact_estimators_have_no_noise() -> None:
+    logit = leaf(-1.5)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        b = tape.sample(Bernoulli(logits=logit.expand(lanes)))
+        tape.add((b - 0.45) ** 2)
+
+    result = compare(
+        problem,
+        logit,
+        ["expect", "score", "biased_straight_through"],
+        num_lanes=50,
+        repeats=200,
+    )
+    exact, score, straight = result.rows
+    p = 1 / (1 + math.exp(1.5))
+    assert exact.mean == pytest.approx(p * (1 - p) * (0.55**2 - 0.45**2))
+    assert exact.variance_per_lane == pytest.approx(0.0, abs=1e-20)
+    assert exact.bias_z == 0.0
+    assert abs(score.bias_z) < 4
+    assert straight.bias_z < -20  # and of the wrong sign:
+    assert straight.mean < 0 < exact.mean
+
+
+def test_makers_of_tapes_bring_their_own_baselines() -> None:
+    mean = leaf(MEAN)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Normal(mean.expand(lanes), 1.0)) ** 2 + 5.0)
+
+    result = compare(
+        problem,
+        [mean],
+        {"plain": "score", "left out": lambda: Tape(baseline=LeaveOneOut())},
+        num_lanes=50,
+        repeats=200,
+    )
+    plain, left_out = result.rows
+    assert left_out.variance_per_lane < plain.variance_per_lane / 3
+    assert plain.parameter == "parameter 0"
+
+
+def test_vectors_are_one_row_and_random_numbers_are_put_back(tmp_path: Path) -> None:
+    mean = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Normal(mean.expand(lanes, 3), 1.0)).sum(1))
+
+    before = torch.random.get_rng_state()
+    picture = tmp_path / "compare.png"
+    result = compare(problem, mean, num_lanes=100, repeats=50, plot=picture)
+    assert torch.equal(before, torch.random.get_rng_state())
+    again = compare(problem, mean, num_lanes=100, repeats=50)
+    assert torch.equal(result.gradients["score"], again.gradients["score"])
+    score, pathwise = result.rows
+    assert pathwise.mean == pytest.approx(math.sqrt(3))
+    assert pathwise.variance_per_lane == pytest.approx(0.0, abs=1e-20)
+    assert abs(score.bias_z) < 4
+    assert pathwise.signal_to_noise > 1e6
+    assert mean.grad is None
+    assert picture.stat().st_size > 1000
+
+
+def test_bad_arguments_are_named() -> None:
+    mean = leaf(MEAN)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Normal(mean.expand(lanes), 1.0)))
+
+    with pytest.raises(EstimatorError, match="expected at least 2 repeats"):
+        compare(problem, mean, repeats=1)
+    with pytest.raises(EstimatorError, match="a reference among"):
+        compare(problem, mean, reference="truth")
+    with pytest.raises(EstimatorError, match="expected reference gradients for"):
+        compare(problem, mean, reference={"other": torch.zeros(())})
+    with pytest.raises(EstimatorError, match="expected a leaf tensor with requires_grad"):
+        compare(problem, mean.detach())
+    with pytest.raises(EstimatorError, match="term 0: expected 10 lanes, got 3"):
+        compare(lambda tape, lanes: problem(tape, 3), mean, num_lanes=10)
+    with pytest.raises(EstimatorError, match="expected how in score"):
+        compare(problem, mean, ["reinforce"])  # type: ignore[list-item]
+
+    def coupled(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(mean.expand(lanes), 1.0))
+        tape.add(z * z.mean())
+
+    with pytest.raises(EstimatorError, match="sample 0: expected independent lanes"):
+        compare(coupled, mean)

@@ -1,0 +1,337 @@
+"""gradcheck passes what is right, and names each classic mistake."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
+
+from rlpg.errors import EstimatorError
+from rlpg.gradients.baselines import Baseline, LeaveOneOut, MovingAverage, OptimalConstant
+from rlpg.gradients.gradcheck import gradcheck
+from rlpg.gradients.tape import How, Tape
+
+
+def leaf(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def quadratic(theta: Tensor) -> Callable[[Tape, int], None]:
+    """E (z - 1)^2 with z ~ N(mean, scale): gradient 2 (mean - 1), 2 scale."""
+
+    def problem(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta[0].expand(lanes), theta[1].expand(lanes)), name="z")
+        tape.add((z - 1.0) ** 2)
+
+    return problem
+
+
+def chain(theta: Tensor, steps: int = 4) -> Callable[[Tape, int], None]:
+    def problem(tape: Tape, lanes: int) -> None:
+        x = torch.full((lanes,), 1.0, dtype=torch.float64)
+        for _ in range(steps):
+            x = tape.sample(Normal(theta[0] * x, theta[1].expand(lanes)))
+            tape.add(-(x**2), discount=0.7)
+
+    return problem
+
+
+# ---- right ones pass ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["score", "pathwise", "combine", "weak"])
+def test_right_estimators_pass_against_every_reference(how: How) -> None:
+    theta = leaf(0.5, 0.8)
+    exact = torch.tensor([2 * (0.5 - 1), 2 * 0.8], dtype=torch.float64)
+    gradcheck(quadratic(theta), theta, how, against=exact, resolution=0.1)
+    found = gradcheck(quadratic(theta), theta, how, resolution=0.1)
+    torch.testing.assert_close(found.reference, exact, rtol=0.1, atol=0.05)
+    gradcheck(quadratic(theta), theta, how, against="score", resolution=0.1)
+    assert theta.tolist() == [0.5, 0.8]
+    assert theta.grad is None
+    assert "gradient agrees in 2 directions" in str(found)
+
+
+@pytest.mark.parametrize(
+    "baseline", [0.5, LeaveOneOut(), OptimalConstant(), MovingAverage()], ids=lambda b: str(type(b))
+)
+def test_right_baselines_pass_where_a_wrong_one_would_show(baseline: Baseline | float) -> None:
+    theta = leaf(0.5, 0.8)
+    maker = lambda: Tape("score", baseline=baseline)  # noqa: E731
+    gradcheck(quadratic(theta), theta, maker, num_lanes=4, resolution=0.2, max_repeats=20_000)
+
+
+def test_episodes_with_discount_pass() -> None:
+    theta = leaf(0.9, 0.5)
+    maker = lambda: Tape("score", baseline=LeaveOneOut())  # noqa: E731
+    gradcheck(chain(theta), theta, maker, resolution=0.1)
+    gradcheck(chain(theta), theta, "pathwise")
+
+
+def test_enumeration_is_checked_without_noise() -> None:
+    theta = leaf(-1.5)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        b = tape.sample(Bernoulli(logits=theta.expand(lanes)))
+        tape.add((b - 0.45) ** 2)
+
+    found = gradcheck(problem, theta, "expect", num_lanes=3, tolerance=1e-6, resolution=1e-6)
+    p = 1 / (1 + math.exp(1.5))
+    assert float(found.estimate) == pytest.approx(p * (1 - p) * (0.55**2 - 0.45**2))
+
+
+def test_many_parameters_are_checked_along_random_directions() -> None:
+    net = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(generator=generator)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        state = torch.ones(lanes, 2, dtype=torch.float64)
+        action = tape.sample(Normal(net(state)[:, 0], 0.5))
+        tape.add(-((action - 0.3) ** 2))
+
+    maker = lambda: Tape("score", baseline=LeaveOneOut())  # noqa: E731
+    found = gradcheck(problem, dict(net.named_parameters()), maker, resolution=0.1)
+    assert len(found.estimate) == 12
+
+
+@pytest.mark.parametrize("how", ["score", "pathwise"])
+def test_second_derivatives_pass(how: How) -> None:
+    theta = leaf(0.5, 0.8)
+    maker = lambda: Tape(how, baseline=LeaveOneOut() if how == "score" else None)  # noqa: E731
+    gradcheck(quadratic(theta), theta, maker, order=2, resolution=0.15, num_lanes=4000)
+
+
+def test_the_global_random_numbers_are_left_as_they_were() -> None:
+    theta = leaf(0.5, 0.8)
+    before = torch.random.get_rng_state()
+    gradcheck(quadratic(theta), theta, "pathwise")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# ---- classic mistakes --------------------------------------------------------------------------
+
+
+class FollowingAverage(Baseline):
+    """A moving average that takes the current returns in first."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> float:
+        for value in returns.tolist():
+            self.mean = 0.5 * self.mean + 0.5 * value
+        return self.mean
+
+
+class GroupMean(Baseline):
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
+        return returns.mean()
+
+
+class InSampleOptimal(Baseline):
+    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
+        return (score_square() * returns).sum() / score_square().sum()
+
+
+@pytest.mark.parametrize(
+    ("baseline", "lanes", "sentence"),
+    [
+        (FollowingAverage, 1, "times the right one: .*a moving average updated before its use"),
+        (GroupMean, 5, r"that is 1 - 1/5: a mean over all lanes, the sample's own included"),
+        (InSampleOptimal, 3, "baseline.*(optimal constant|in-sample optimal)"),
+    ],
+)
+def test_baselines_that_contain_their_sample(
+    baseline: type[Baseline], lanes: int, sentence: str
+) -> None:
+    theta = leaf(0.5)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta.expand(lanes), 1.0))
+        tape.add((z - 2.0) ** 2)
+
+    one = baseline()
+    with pytest.raises(EstimatorError, match=sentence):
+        gradcheck(
+            problem,
+            theta,
+            lambda: Tape(baseline=one),
+            num_lanes=lanes,
+            resolution=0.02,
+            max_repeats=20_000,
+        )
+
+
+def by_hand(
+    theta: Tensor, surrogate: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tape, int], Tensor]:
+    """Four discounted steps on the tape, and a surrogate of (log_prob, reward), both [T, lanes]."""
+
+    def problem(tape: Tape, lanes: int) -> Tensor:
+        log_probs, rewards = [], []
+        x = torch.full((lanes,), 1.0, dtype=torch.float64)
+        for _ in range(4):
+            dist = Normal(theta[0] * x + theta[1], 0.5)
+            x = tape.sample(dist)
+            log_probs.append(dist.log_prob(x))
+            rewards.append(-((x - 1.5) ** 2))
+            tape.add(rewards[-1], discount=0.5)
+        return surrogate(torch.stack(log_probs), torch.stack(rewards))
+
+    return problem
+
+
+GAMMAS = 0.5 ** torch.arange(4, dtype=torch.float64)[:, None]  # [T, 1]
+
+
+def to_go(reward: Tensor) -> Tensor:
+    """`[T, lanes]` of gamma^t times reward-to-go, less the mean over all other lanes."""
+    total = (GAMMAS * reward).flip(0).cumsum(0).flip(0)
+    return total - (total.sum(1, keepdim=True) - total) / (total.shape[1] - 1)
+
+
+def test_a_right_surrogate_by_hand_passes() -> None:
+    theta = leaf(0.6, 0.3)
+    right = by_hand(theta, lambda log_prob, reward: (log_prob * to_go(reward)).sum(0).mean())
+    gradcheck(right, theta, resolution=0.1)
+
+
+def test_mean_log_prob_times_summed_returns() -> None:
+    theta = leaf(0.6, 0.3)
+
+    def wrong(log_prob: Tensor, reward: Tensor) -> Tensor:
+        total = to_go(reward)[0]
+        return (log_prob.mean(0) * total).mean()
+
+    with pytest.raises(EstimatorError, match="log_prob is averaged over the 4 samples of a lane"):
+        gradcheck(by_hand(theta, wrong), theta, num_lanes=4000)
+
+
+def test_dropped_discount_weight() -> None:
+    theta = leaf(0.6, 0.3)
+    wrong = by_hand(
+        theta, lambda log_prob, reward: (log_prob * to_go(reward) / GAMMAS).sum(0).mean()
+    )
+    with pytest.raises(EstimatorError, match=r"gradient without the weight gamma\^t"):
+        gradcheck(wrong, theta)
+
+
+def test_wrong_sign() -> None:
+    theta = leaf(0.6, 0.3)
+    wrong = by_hand(theta, lambda log_prob, reward: -(log_prob * to_go(reward)).sum(0).mean())
+    with pytest.raises(EstimatorError, match="the minus sign belongs to the optimiser"):
+        gradcheck(wrong, theta)
+
+
+def test_rsample_with_log_prob() -> None:
+    theta = leaf(0.5, 0.8)
+
+    def problem(tape: Tape, lanes: int) -> Tensor:
+        dist = Normal(theta[0].expand(lanes), theta[1].expand(lanes))
+        z = tape.sample(dist, how="pathwise")
+        cost = (z.detach() - 1.0) ** 2
+        tape.add((z - 1.0) ** 2)
+        return (dist.log_prob(z) * cost).mean()
+
+    with pytest.raises(EstimatorError, match="log_prob at a reparametrised sample"):
+        gradcheck(problem, theta)
+
+
+def test_pathwise_through_a_step_function() -> None:
+    theta = leaf(0.5, 0.8)
+
+    def digital(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta[0].expand(lanes), theta[1].expand(lanes)), name="price")
+        tape.add((z > 1.0).double() * theta[0])
+
+    with pytest.raises(EstimatorError, match="price: expected terms that carry the gradient"):
+        gradcheck(digital, theta, "pathwise")
+    gradcheck(digital, theta, "score", num_lanes=4000, resolution=0.1)
+
+    def hidden(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta[0].expand(lanes), theta[1].expand(lanes)))
+        tape.add((z > 1.0).double() + 0.0 * z)  # the zero hides the cut from the tape
+
+    with pytest.raises(EstimatorError, match="the gradient is 0 in every repeat"):
+        gradcheck(hidden, theta, "pathwise")
+
+    def half(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta[0].expand(lanes), theta[1].expand(lanes)))
+        tape.add(torch.where(z > 1.0, z + 1.0, 0.0))
+
+    with pytest.raises(EstimatorError, match="look for a step function"):
+        gradcheck(half, theta, "pathwise")
+
+
+def test_autodiff_gamma_of_a_call() -> None:
+    spot = leaf(1.0)
+
+    def call(tape: Tape, lanes: int) -> None:
+        growth = tape.sample(Normal(torch.zeros(lanes, dtype=torch.float64), 0.2))
+        price = spot * torch.exp(growth - 0.02)
+        tape.add((price - 1.0).clamp(min=0.0))
+
+    gradcheck(call, spot, "pathwise")
+    with pytest.raises(EstimatorError, match="the first derivative has a kink"):
+        gradcheck(call, spot, "pathwise", order=2, resolution=0.1)
+
+
+def test_torch_normal_with_gradient_inputs() -> None:
+    theta = leaf(0.5, 0.8)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta[0].expand(lanes), 1.0), how="pathwise")
+        y = torch.normal(z, theta[1].expand(lanes))
+        tape.add(y**2 + z)
+
+    with pytest.raises(EstimatorError, match=r"torch\.normal was called with"):
+        gradcheck(problem, theta, "pathwise")
+
+
+@pytest.mark.parametrize("how", [name for name in get_args(How) if name.startswith("biased")])
+def test_biased_estimators_are_found_out(how: How) -> None:
+    theta = leaf(-1.5)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        b = tape.sample(Bernoulli(logits=theta.expand(lanes)))
+        tape.add((b - 0.45) ** 2)
+
+    exact = 0.14914645207 * 0.1
+    with pytest.raises(EstimatorError, match=r"gradcheck: expected 0\.0149"):
+        gradcheck(problem, theta, how, against=[torch.tensor([exact], dtype=torch.float64)])
+
+
+def test_lanes_that_meet_in_a_batch_statistic() -> None:
+    theta = leaf(0.5, 0.8)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        z = tape.sample(Normal(theta[0].expand(lanes), theta[1].expand(lanes)), name="cloud")
+        tape.add((z - z.mean()) ** 2)
+
+    with pytest.raises(EstimatorError, match="cloud: expected independent lanes"):
+        gradcheck(problem, theta, "score", num_lanes=20)
+    gradcheck(problem, theta, "pathwise", num_lanes=20)
+
+
+def test_noise_that_hides_a_bias_is_no_agreement() -> None:
+    theta = leaf(0.5, 0.8)
+    with pytest.raises(EstimatorError, match="got noise that hides up to"):
+        gradcheck(quadratic(theta), theta, num_lanes=10, max_repeats=64, resolution=0.01)
+
+
+def test_bad_arguments_are_named() -> None:
+    theta = leaf(0.5, 0.8)
+    with pytest.raises(EstimatorError, match="parameter: expected a leaf tensor"):
+        gradcheck(quadratic(theta), theta * 2)
+    with pytest.raises(EstimatorError, match="against: expected 'finite_difference'"):
+        gradcheck(quadratic(theta), theta, against="autodiff")  # type: ignore[arg-type]
+    with pytest.raises(EstimatorError, match="one per parameter"):
+        gradcheck(quadratic(theta), theta, against=[torch.zeros(3)])
