@@ -9,7 +9,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from statistics import median
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.runs import recipe as recipes
@@ -21,6 +32,8 @@ KWARGS = "environment.kwargs."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the run failed, 2 it was asked wrongly."""
+    if "" not in sys.path:
+        sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
     try:
         words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
         arguments, rest = build_parser().parse_known_args(words)
@@ -29,13 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error, EXIT_USAGE)
     except RlpgError as error:
         return complain(error, EXIT_FAILED)
-    except KeyboardInterrupt:
-        return complain("interrupted", EXIT_INTERRUPTED)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return complain(UsageError(f"{place}{error.strerror}; choose another place"), EXIT_USAGE)
+    except KeyboardInterrupt as stop:
+        stop.args = ("interrupted",)
+        return complain(stop, EXIT_INTERRUPTED)
 
 
-def complain(error: object, code: int) -> int:
-    """One line on the error stream, whatever the message contains."""
-    print("rlpg: " + " ".join(str(error).split()), file=sys.stderr)
+def complain(error: BaseException, code: int) -> int:
+    """One line on the error stream, whatever the message and its notes contain."""
+    parts = (str(error), *getattr(error, "__notes__", ()))
+    print("rlpg: " + " ".join("; ".join(parts).split()), file=sys.stderr)
     return code
 
 
@@ -121,7 +139,7 @@ def add_train(verbs: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     groups = {"": parser.add_argument_group("settings")}
-    for key, default, text in settings():
+    for key, kind, default, text in settings():
         section = key.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
@@ -129,24 +147,33 @@ def add_train(verbs: Any) -> None:
             f"--{key.replace('_', '-')}",
             dest=key,
             default=argparse.SUPPRESS,
-            metavar="X",
+            metavar=placeholder(kind),
             help=f"{text} ({default})",
         )
+    groups["environment"].description = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
 
 
-def settings() -> Iterator[tuple[str, str, str]]:
-    """Dotted key, default and help of every setting that an option sets."""
+def settings() -> Iterator[tuple[str, Any, str, str]]:
+    """Dotted key, annotation, default and help of every setting that an option sets."""
     texts = docstrings()
     for entry in fields(Recipe):
         value = getattr(Recipe(), entry.name)
-        if not is_dataclass(value):
-            yield entry.name, shown(value), texts[Recipe.__name__, entry.name]
-            continue
-        for inner in fields(value):
-            key = f"{entry.name}.{inner.name}"
+        table, prefix = (value, f"{entry.name}.") if is_dataclass(value) else (Recipe(), "")
+        kinds = get_type_hints(type(table), include_extras=True)
+        for inner in fields(table) if prefix else (entry,):
+            key = f"{prefix}{inner.name}"
             if key not in ("environment.id", "environment.kwargs"):
-                text = texts[type(value).__name__, inner.name]
-                yield key, shown(getattr(value, inner.name)), text
+                text = texts[type(table).__name__, inner.name]
+                yield key, kinds[inner.name], shown(getattr(table, inner.name)), text
+
+
+def placeholder(kind: Any) -> str:
+    """What stands for the value in the help: its choices, or `N` for an integer ..."""
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {bool: "true|false", int: "N", float: "X"}.get(kind, "N,N")
 
 
 def shown(value: object) -> str:
@@ -170,7 +197,7 @@ def docstrings() -> dict[tuple[str, str], str]:
 
 def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Train once per seed; what was trained and what to do next."""
-    known = {key for key, _, _ in settings()}
+    known = {key for key, *_ in settings()}
     changes: dict[str, object] = {k: v for k, v in vars(arguments).items() if k in known}
     changes |= environment_arguments(rest)
     agent = str(changes.pop("agent", "reinforce"))
@@ -182,7 +209,7 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     seeds = arguments.seeds or [base.seed]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds: expected different seeds, got {seeds}")
-    paths = []
+    paths, means = [], []
     for seed in seeds:
         run_dir = arguments.run_dir
         if run_dir is not None and len(seeds) > 1:
@@ -190,7 +217,11 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
         chosen = recipes.override(base, {"seed": seed})
         run = run_recipe(arguments.env, chosen, run_dir, quiet=arguments.quiet)
         paths.append(run.path)
-        print(f"seed {seed}: {run.evaluation}" if run.evaluation else f"seed {seed}: trained")
+        means += [run.evaluation.mean] if run.evaluation else []
+        print(f"seed {seed}: {run.evaluation or 'trained'}")
+    if len(means) > 1:
+        low, high = min(means), max(means)
+        print(f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})")
     print(f"saved in {', '.join(map(str, paths))}")
     if not arguments.quiet:
         print(f"next:  rlpg evaluate {paths[0]} --episodes 100")
@@ -299,6 +330,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     from rlpg.evaluation import evaluate_saved
     from rlpg.loading import load_saved
 
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise UsageError(f"--json: expected a file in a folder that exists, got {arguments.json}")
     saved = load_saved(arguments.source, "best" if arguments.best else "last")
     evaluation = evaluate_saved(
         saved,
@@ -309,6 +342,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         num_envs=arguments.num_envs,
     )
     name = arguments.env or saved.environment["id"]
+    print(evaluation.environments, file=sys.stderr)
     print(f"{name}: {evaluation}")
     if arguments.json is not None:
         from rlpg.runs.encoding import to_json

@@ -42,6 +42,7 @@ class Display:
         self._live = self._console.is_terminal and not quiet
         self._start = time.perf_counter()
         self._last_line = -float("inf")
+        self._unsaid = ""  # the newest state, if no line has shown it yet
         self._progress: Progress | None = None
 
     def __enter__(self) -> Display:
@@ -70,10 +71,15 @@ class Display:
         if self._progress is not None:
             self._progress.update(self._task, completed=step, at=self._describe(step, figures))
             return
-        now = time.perf_counter()
-        if now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self._total:
-            self._last_line = now
-            self.line(f"{self._title}  {self._describe(step, figures)}")
+        self._unsaid = f"{self._title}  {self._describe(step, figures)}"
+        if time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._say_last()
+
+    def _say_last(self) -> None:
+        if self._unsaid:
+            self._last_line = time.perf_counter()
+            self.line(self._unsaid)
+            self._unsaid = ""
 
     def line(self, text: str) -> None:
         """Print one line above the progress."""
@@ -112,3 +118,4 @@ class Display:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+        self._say_last()

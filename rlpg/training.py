@@ -28,7 +28,7 @@ from rlpg.prepare import (
     training_envs,
 )
 from rlpg.record import Record, differences, to_tensors, versions_now
-from rlpg.rollouts import Collector, Rollout, make_envs, reseed
+from rlpg.rollouts import Collector, Rollout, copy_of, make_envs, reseed
 from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run, versions
@@ -239,10 +239,12 @@ class Evaluator:
     def __init__(self, env: AnyEnv, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self._envs: VectorEnv[Any, Any, Any] | None = None
+        self._copy: gymnasium.Env[Any, Any] | None = None
         if not isinstance(env, str):
-            if isinstance(env, VectorEnv) or env.spec is None:
+            self._copy = None if isinstance(env, VectorEnv) else copy_of(env)
+            if self._copy is None:
                 return
-            env = gymnasium.make(env.spec)
+            env = self._copy
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = stream(recipe.seed, "evaluation")
         options = environment_options(env, recipe)
@@ -253,7 +255,7 @@ class Evaluator:
         """One line for the user where there is something to say."""
         if self._envs is not None:
             return ""
-        return "no evaluation: this environment object has no id to make another one from"
+        return "no evaluation: Gymnasium cannot make another one of this environment object"
 
     def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
         """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""
@@ -283,3 +285,5 @@ class Evaluator:
     def __exit__(self, *error: object) -> None:
         if self._envs is not None:
             self._envs.close()
+        if self._copy is not None:
+            self._copy.close()

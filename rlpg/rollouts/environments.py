@@ -335,6 +335,12 @@ def _unknown(name: str, known: list[str], expected: str) -> str:
     return f"env: expected {expected}, got {name!r}; {advice}"
 
 
+def copy_of(env: AnyEnv) -> AnyEnv | None:
+    """Another environment like this one, or None where Gymnasium cannot make it."""
+    with _own_words(env):
+        return gymnasium.make(env.spec) if env.spec is not None and can_be_copied(env) else None
+
+
 def _limit(
     registered: int | None, asked: int | None, episode_cap: int | None
 ) -> tuple[int | None, str]:

@@ -6,6 +6,7 @@ progress.jsonl, monitor.csv, evaluations*.npz, events.out.tfevents.*     the cur
 checkpoints/      what it continues from
 policy/, best_policy/     what it found: the last and the best
 run.lock          held by the process that writes
+error.log         the traceback of the last error that stopped it, if one did
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from rlpg.errors import FileError, UsageError
+from rlpg.errors import FileError, RlpgError, TrainingError, UsageError
 from rlpg.runs import files
 from rlpg.runs.encoding import LARGEST_JSON, from_json, to_json
 from rlpg.runs.policy_files import DESCRIPTION
@@ -43,6 +45,10 @@ class RunFolder:
     @property
     def versions(self) -> Path:
         return self.path / "versions.json"
+
+    @property
+    def errors(self) -> Path:
+        return self.path / "error.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -75,13 +81,35 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Be the only process that writes to the run; first remove what killed ones left.
 
+        What stops the run says where the run is; the traceback of a fault goes to `error.log`.
+
         Raises:
             UsageError: another process holds it; the message has its process id.
+            TrainingError: any other error than ours, once the run has begun.
         """
         with files.lock(self.path / "run.lock"):
             for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
-            yield
+            try:
+                yield
+            except (UsageError, FileError):
+                raise
+            except KeyboardInterrupt as stop:
+                stop.add_note(f"`rlpg resume {self.path}` goes on")
+                raise
+            except RlpgError as error:
+                self._keep_traceback(error)
+                raise
+            except Exception as error:
+                fault = TrainingError(f"{type(error).__name__}: {error}")
+                self._keep_traceback(fault)
+                raise fault from error
+
+    def _keep_traceback(self, error: Exception) -> None:
+        """Of the exception being handled; and let the user know where it is."""
+        with suppress(OSError):
+            files.write(self.errors, traceback.format_exc().encode())
+        error.add_note(f"what was saved until then is in {self.path}, see error.log there")
 
     def discard(self) -> None:
         """Leave nothing behind: for a run that failed before it did anything."""

@@ -226,7 +226,7 @@ def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_run(tmp_path
     script = "import os, sys, pathlib; from rlpg.runs.run import RunFolder\n"
     script += "with RunFolder(pathlib.Path(sys.argv[1])).held():\n"
     script += "    worker = os.fork()\n"
-    script += "    print(worker or 'held', flush=True); input()"
+    script += "    os.write(1, f'{worker or \"held\"}\\n'.encode()); input()"  # one line, one write
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(run.path)],
         stdin=subprocess.PIPE,

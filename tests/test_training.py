@@ -1,0 +1,482 @@
+"""Training: the same bits whoever watches, all that stays on disk, every kind of environment."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rlpg
+from rlpg.errors import SpaceError, UsageError
+from rlpg.policies import Policy
+from rlpg.runs.checkpoint import newest
+from rlpg.runs.policy_files import load_policy
+from rlpg.runs.recipe import Recipe, flatten, load_recipe
+
+SMALL = {
+    "rollout.num_envs": 4,
+    "rollout.steps": 16,
+    "evaluation.episodes": 2,
+    "evaluation.final_episodes": 3,
+    "policy.hidden": (16,),
+    "log.every": 100,
+}
+TAGS = {
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "eval/mean_reward",
+    "eval/mean_ep_length",
+    "eval_stochastic/mean_reward",
+    "time/fps",
+    "time/env_share",
+    "time/policy_share",
+    "time/learn_share",
+    "train/policy_loss",
+    "train/value_loss",
+    "train/entropy",
+    "train/explained_variance",
+    "train/approx_kl",
+    "train/learning_rate",
+    "gradient/norm",
+    "gradient/signal_to_noise",
+    "gradient/variance_removed_by_baseline",
+}
+
+
+def train(
+    env: Any, path: Path, *, seed: int = 0, steps: int = 500, quiet: bool = True, **settings: Any
+) -> rlpg.Run:
+    """A short run; `learner__lr=1e-3` sets learner.lr."""
+    overrides = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
+    return rlpg.train(
+        env,
+        seed=seed,
+        total_steps=steps,
+        run_dir=path,
+        recipe="default",
+        overrides=overrides,
+        quiet=quiet,
+    )
+
+
+def bits(policy: Policy) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in policy.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> rlpg.Run:
+    """CartPole-v1, 500 steps; no test changes its folder."""
+    return train("CartPole-v1", tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.fixture(scope="module")
+def progress(plain: rlpg.Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (plain.path / "progress.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------- same bits
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"evaluation__every": 10**9},
+        {"evaluation__every": 1, "evaluation__episodes": 3, "evaluation__num_envs": 2},
+        {"evaluation__stochastic": False},
+        {"log__tensorboard": False},
+        {"log__every": 1},
+        {"checkpoint__every": 1, "checkpoint__keep_last": 1},
+        {"quiet": False},
+    ],
+    ids=str,
+)
+def test_watching_changes_no_bit(
+    plain: rlpg.Run, tmp_path: Path, settings: Mapping[str, Any]
+) -> None:
+    assert bits(train("CartPole-v1", tmp_path / "run", **settings).policy) == bits(plain.policy)
+
+
+def test_watching_changes_no_bit_where_actions_are_drawn_from_a_python_environment(
+    tmp_path: Path,
+) -> None:
+    often = train("Pendulum-v1", tmp_path / "a", environment__backend="sync", evaluation__every=1)
+    never = train("Pendulum-v1", tmp_path / "b", environment__backend="sync")
+    assert bits(often.policy) == bits(never.policy)
+
+
+def test_same_seed_same_bits_other_seed_others(plain: rlpg.Run, tmp_path: Path) -> None:
+    again, other = (train("CartPole-v1", tmp_path / str(n), seed=n) for n in (0, 1))
+    assert bits(again.policy) == bits(plain.policy)
+    assert bits(other.policy) != bits(plain.policy)
+    assert plain.evaluation is not None
+    assert again.evaluation is not None
+    assert np.array_equal(again.evaluation.returns, plain.evaluation.returns)
+
+
+def test_a_vector_environment_used_before_trains_to_the_same_bits(tmp_path: Path) -> None:
+    envs = gymnasium.make_vec("CartPole-v1", 4)
+    runs = [train(envs, tmp_path / str(n)) for n in range(2)]
+    assert bits(runs[0].policy) == bits(runs[1].policy)
+    envs.reset()  # still open
+    envs.close()
+
+
+def test_global_random_states_are_nobody_s_business(tmp_path: Path) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    run = train("CartPole-v1", tmp_path / "run", steps=100)
+    policy = rlpg.load(run.path)
+    policy.act(np.zeros(4, np.float32))
+    rlpg.evaluate(policy, "CartPole-v1", 2)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+def test_training_gives_torch_its_threads_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    train("CartPole-v1", tmp_path / "run", steps=64, threads=2 if before == 1 else 1)
+    assert torch.get_num_threads() == before
+
+
+# ----------------------------------------------------------------------------------- what is kept
+
+
+def test_the_folder_holds_what_the_design_promises(plain: rlpg.Run) -> None:
+    names = {path.name for path in plain.path.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert names - events == {
+        "best_policy", "checkpoints", "evaluation.json", "evaluations.npz",
+        "evaluations_stochastic.npz", "monitor.csv", "policy", "progress.jsonl", "recipe.toml",
+        "run.lock", "versions.json",
+    }  # fmt: skip
+    for folder in ("policy", "best_policy"):
+        inside = {path.name for path in (plain.path / folder).iterdir()}
+        assert inside == {"policy.json", "policy.safetensors"}
+
+
+def test_the_recipe_is_complete_and_makes_the_same_run(plain: rlpg.Run, tmp_path: Path) -> None:
+    recipe = load_recipe(plain.path / "recipe.toml")
+    assert recipe.environment.id == "CartPole-v1"
+    assert flatten(recipe)["rollout.num_envs"] == 4
+    again = rlpg.train("CartPole-v1", recipe=plain.path / "recipe.toml", run_dir=tmp_path / "run")
+    assert bits(again.policy) == bits(plain.policy)
+
+
+def test_progress_has_every_tag_and_steps_that_rise(progress: list[dict[str, Any]]) -> None:
+    steps = [entry["step"] for entry in progress]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 512, "the first multiple of 4 x 16 from 500 on"
+    assert set().union(*progress) >= TAGS
+    assert all(np.isfinite(value) for entry in progress for value in entry.values() if value)
+
+
+def test_tensorboard_reads_the_same_numbers(plain: rlpg.Run, progress: list[Any]) -> None:
+    events = EventAccumulator(str(plain.path), size_guidance={"scalars": 0}).Reload()
+    assert set(events.Tags()["scalars"]) == set().union(*progress) - {"step"}
+    for tag in TAGS:
+        points = [(entry["step"], entry[tag]) for entry in progress if tag in entry]
+        read = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in read] == [step for step, _ in points]
+        expected = [np.nan if value is None else value for _, value in points]
+        np.testing.assert_allclose([value for _, value in read], expected, rtol=1e-6)
+
+
+def test_training_episodes_are_in_the_monitor(plain: rlpg.Run) -> None:
+    first, header, *rows = (plain.path / "monitor.csv").read_text().splitlines()
+    assert json.loads(first.removeprefix("#"))["env_id"] == "CartPole-v1"
+    assert header == "r,l,t"
+    table = np.array([[float(cell) for cell in row.split(",")] for row in rows])
+    assert np.array_equal(table[:, 0], table[:, 1]), "CartPole-v1 pays 1 per step"
+    assert 400 < table[:, 1].sum() <= 512
+    assert (np.diff(table[:, 2]) >= 0).all()
+
+
+def test_evaluations_have_the_shape_of_stable_baselines3(plain: rlpg.Run) -> None:
+    for name in ("evaluations", "evaluations_stochastic"):
+        table = np.load(plain.path / f"{name}.npz")
+        count = len(table["timesteps"])
+        assert table["results"].shape == table["ep_lengths"].shape == (count, 2)
+        assert (np.diff(table["timesteps"]) > 0).all()
+        assert table["timesteps"][-1] == 512
+        assert np.array_equal(table["results"], table["ep_lengths"])
+
+
+def test_stable_baselines3_reads_the_run(plain: rlpg.Run) -> None:
+    monitor = pytest.importorskip("stable_baselines3.common.monitor")
+    frame = monitor.load_results(str(plain.path))
+    assert list(frame.columns) == ["r", "l", "t"]
+    assert (frame.r == frame.l).all()
+
+
+def test_the_best_policy_is_the_best_of_the_evaluations(plain: rlpg.Run) -> None:
+    table = np.load(plain.path / "evaluations.npz")
+    means = table["results"].mean(axis=1)
+    best = load_policy(plain.path / "best_policy")[0]["training"]
+    assert best["steps"] == table["timesteps"][means.argmax()], "the first of equals"
+    assert best["evaluation"]["mean"] == means.max()
+    last = load_policy(plain.path / "policy")[0]["training"]
+    assert plain.evaluation is not None
+    assert (last["steps"], last["evaluation"]["mean"]) == (512, plain.evaluation.mean)
+    assert bits(rlpg.load(plain.path)) == bits(plain.policy)
+    assert bits(rlpg.load(plain.path, "best")) == bits(rlpg.load(plain.path / "best_policy"))
+
+
+def test_the_final_evaluation_is_in_a_file_of_its_own(plain: rlpg.Run) -> None:
+    content = json.loads((plain.path / "evaluation.json").read_text())
+    assert plain.evaluation is not None
+    assert content["mean"] == plain.evaluation.mean
+    assert [row["return"] for row in content["table"]] == plain.evaluation.returns.tolist()
+
+
+def test_the_last_checkpoint_holds_the_last_policy(plain: rlpg.Run) -> None:
+    checkpoint, skipped = newest(plain.path / "checkpoints")
+    assert checkpoint is not None
+    assert (checkpoint.step, skipped) == (512, [])
+    saved = checkpoint.state["learner"]["policy"]
+    assert {name: value.tobytes() for name, value in saved.items()} == bits(plain.policy)
+
+
+def test_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [
+        rlpg.train("CartPole-v1", seed=seed, total_steps=64, overrides=SMALL).path
+        for seed in (0, 0, 1, 0)
+    ]
+    folder = Path("runs/CartPole-v1/reinforce")
+    assert paths == [folder / name for name in ("0", "0-1", "1", "0-2")]
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(plain: rlpg.Run) -> None:
+    before = sorted(path.name for path in plain.path.rglob("*"))
+    with pytest.raises(UsageError, match="new or empty, got one in use"):
+        train("CartPole-v1", plain.path)
+    assert sorted(path.name for path in plain.path.rglob("*")) == before
+
+
+def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for env, overrides in (
+        ("NoSuchThing-v0", {}),
+        ("CartPole-v1", {"environment.kwargs": {"nonsense": 1}}),
+        ("CartPole-v1", {"environment.id": "Acrobot-v1"}),
+        ("CartPole-v1", {"learner.baseline": "none", "learner.truncated_return": "bootstrap"}),
+        ("MountainCarContinuous-v0", {"policy.bernoulli": True}),
+        (Odd(spaces.Text(3), spaces.Discrete(2)), {}),
+    ):
+        with pytest.raises(UsageError):
+            rlpg.train(env, total_steps=100, overrides=overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------- every kind of env
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Episodes of 7 random observations; refuses actions that are not in its space."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.closed = False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.left = 7
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.left -= 1
+        return self.observation_space.sample(), 1.0, self.left == 0, False, {}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+NESTED = spaces.Dict(
+    {
+        "a": spaces.Box(-1, 1, (2,)),
+        "b": spaces.Tuple([spaces.Discrete(3, start=2), spaces.MultiBinary(2)]),
+        "c": spaces.MultiDiscrete([2, 3]),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        NESTED,
+        spaces.Tuple([spaces.Discrete(32), spaces.Discrete(11), spaces.Discrete(2)]),
+        spaces.Discrete(4, start=3),
+        spaces.MultiDiscrete([3, 4]),
+        spaces.MultiBinary(5),
+        spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        spaces.Box(-np.inf, np.inf, (2, 2, 2), np.float64),
+    ],
+    ids=str,
+)
+def test_every_observation_space(space: Any, tmp_path: Path) -> None:
+    run = train(Odd(space, spaces.Discrete(2)), tmp_path / "run", steps=128)
+    policy = rlpg.load(run.path)
+    assert policy.act(space.sample()) in (0, 1)
+    assert run.evaluation is None, "an object without an id cannot be copied"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict(
+            {
+                "x": spaces.Discrete(3, start=-1),
+                "y": spaces.Tuple(
+                    [spaces.Box(-2, 3, (2,)), spaces.MultiDiscrete([[2, 2], [3, 3]])]
+                ),
+            }
+        ),
+        spaces.Discrete(4, start=3),
+        spaces.MultiDiscrete([3, 4]),
+        spaces.MultiBinary(5),
+        spaces.Box(-1, 2, (3,)),
+        spaces.Box(-np.inf, np.inf, (2, 2)),
+    ],
+    ids=str,
+)
+def test_every_action_space(space: Any, tmp_path: Path) -> None:
+    run = train(Odd(spaces.Box(-1, 1, (2,)), space), tmp_path / "run", steps=128)
+    policy = rlpg.load(run.path)
+    for deterministic in (True, False):
+        assert space.contains(policy.act(np.zeros(2, np.float32), deterministic=deterministic))
+
+
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2))], ids=str)
+def test_other_spaces_are_refused_with_what_is_supported(space: Any, tmp_path: Path) -> None:
+    for env in (Odd(space, spaces.Discrete(2)), Odd(spaces.Discrete(2), space)):
+        with pytest.raises(SpaceError, match=r"expected Box, Discrete, .* got (Text|Sequence)"):
+            train(env, tmp_path / "run")
+
+
+def test_action_masks_from_first_step_to_saved_policy(tmp_path: Path) -> None:
+    run = train("Taxi-v4", tmp_path / "run", steps=256, evaluation__every=256)
+    policy = rlpg.load(run.path)
+    env = gymnasium.make("Taxi-v4")
+    obs, info = env.reset(seed=0)
+    mask = info["action_mask"]
+    assert 0 < mask.sum() < len(mask)
+    for _ in range(20):
+        assert mask[policy.act(obs, action_mask=mask)]
+    only = np.eye(6, dtype=np.int8)[2]
+    assert policy.act(obs, action_mask=only, deterministic=True) == 2
+    result = rlpg.evaluate(policy, "Taxi-v4", 2)
+    assert len(result.returns) == 2
+
+
+class Scaled(gymnasium.RewardWrapper[Any, Any]):
+    """A wrapper as users write them: Gymnasium cannot make another one."""
+
+    def reward(self, reward: Any) -> float:
+        return 2.0 * float(reward)
+
+
+def test_an_environment_object_with_an_id_is_copied_and_evaluated(tmp_path: Path) -> None:
+    env = gymnasium.make("CartPole-v1")
+    run = train(env, tmp_path / "run", steps=128)
+    assert run.evaluation is not None
+    assert load_recipe(run.path / "recipe.toml").environment.id == "CartPole-v1"
+
+
+def test_an_environment_in_a_user_s_own_wrapper_trains_alone(tmp_path: Path) -> None:
+    run = train(Scaled(gymnasium.make("CartPole-v1")), tmp_path / "run", steps=200)
+    assert run.evaluation is None
+    rows = (run.path / "monitor.csv").read_text().splitlines()[2:]
+    for reward, length in (map(float, row.split(",")[:2]) for row in rows):
+        assert reward == 2 * length
+
+
+def test_an_environment_object_is_left_open(tmp_path: Path) -> None:
+    env = Odd(spaces.Discrete(3), spaces.Discrete(2))
+    train(env, tmp_path / "run", steps=64)
+    assert not env.closed
+
+
+def test_vector_environments_of_every_mode_are_trained_on(tmp_path: Path) -> None:
+    for n, mode in enumerate(gymnasium.vector.AutoresetMode):
+        envs = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 3, autoreset_mode=mode)
+        run = train(envs, tmp_path / str(n), steps=128)
+        assert run.evaluation is None
+        envs.close()
+
+
+@pytest.mark.parametrize("env", ["CliffWalking-v1", "Blackjack-v1"])
+def test_environments_without_a_time_limit_end(
+    env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(env, tmp_path / "run", steps=256, quiet=False, environment__episode_cap=50)
+    assert "capped at 50 steps per episode: it has no time limit" in capsys.readouterr().err
+    assert np.load(tmp_path / "run" / "evaluations.npz")["ep_lengths"].max() <= 50
+
+
+@pytest.fixture
+def task_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module in the working directory that registers Seven-v0, as a user's would."""
+    (tmp_path / "seven_tasks.py").write_text(
+        "import gymnasium\n"
+        "class Seven(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(0, 1, (2,))\n"
+        "    action_space = gymnasium.spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n"
+        "        self.left = 7\n"
+        "        return self.np_random.random(2, dtype='float32'), {}\n"
+        "    def step(self, action):\n"
+        "        self.left -= 1\n"
+        "        obs = self.np_random.random(2, dtype='float32')\n"
+        "        return obs, float(action), self.left == 0, False, {}\n"
+        "gymnasium.register('Seven-v0', Seven)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "seven_tasks:Seven-v0"
+    gymnasium.registry.pop("Seven-v0", None)
+
+
+def test_an_environment_in_a_module(task_module: str, tmp_path: Path) -> None:
+    run = train(task_module, tmp_path / "run", steps=128)
+    assert run.evaluation is not None
+    assert run.evaluation.lengths.tolist() == [7, 7, 7]
+    assert load_recipe(run.path / "recipe.toml").environment.id == task_module
+    # A policy needs nothing but its folder, wherever that is.
+    shutil.copytree(run.path / "policy", tmp_path / "elsewhere")
+    assert rlpg.load(tmp_path / "elsewhere").act(np.zeros(2, np.float32)) in (0, 1)
+
+
+# ------------------------------------------------------------------------------------- learners
+
+
+@pytest.mark.parametrize(
+    "baseline", ["none", "moving_average", "time_step", "leave_one_out", "linear", "value"]
+)
+def test_every_baseline_trains(baseline: str, tmp_path: Path) -> None:
+    run = train("CartPole-v1", tmp_path / "run", steps=256, learner__baseline=baseline)
+    recipe = load_recipe(run.path / "recipe.toml")
+    # Without predicted values nobody knows what a cut episode is worth: whole ones are collected.
+    whole = None if baseline in ("linear", "value") else 1
+    assert recipe.rollout.episodes_per_env == whole
+    assert all(torch.isfinite(value).all() for value in run.policy.state_dict().values())
+
+
+def test_a_recipe_object_is_taken_as_it_is(tmp_path: Path) -> None:
+    run = rlpg.train(
+        "CartPole-v1", recipe=Recipe(total_steps=64), run_dir=tmp_path / "run", overrides=SMALL
+    )
+    assert load_recipe(run.path / "recipe.toml").total_steps == 64
