@@ -17,7 +17,7 @@ from rlpg.learners import Reinforce
 from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy
 from rlpg.rollouts import full_id, make_envs, probe_action_mask
-from rlpg.runs.recipe import Recipe, load_recipe, override
+from rlpg.runs.recipe import DISCRETE_ENTROPY_WEIGHT, Recipe, load_recipe, override
 
 AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
@@ -132,6 +132,17 @@ def make_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Policy:
     )
 
 
+def entropy_weight(policy: Policy, setting: float | None) -> float:
+    """The setting, or what suits the kind of action.
+
+    Without a bonus, a policy that a large penalty has taught to do nothing keeps doing nothing
+    (CliffWalking). A Gaussian's entropy has no largest value: the bonus would keep it wide.
+    """
+    if setting is not None:
+        return setting
+    return DISCRETE_ENTROPY_WEIGHT if policy.head.is_discrete else 0.0
+
+
 def make_learner(policy: Policy, recipe: Recipe) -> Reinforce:
     """The learner that improves the policy."""
     settings = recipe.learner
@@ -143,7 +154,7 @@ def make_learner(policy: Policy, recipe: Recipe) -> Reinforce:
         truncated_return=settings.truncated_return,
         gamma_weight=settings.gamma_weight,
         average=settings.average,
-        entropy_weight=settings.entropy_weight,
+        entropy_weight=entropy_weight(policy, settings.entropy_weight),
         standardise_advantages=settings.standardise_advantages,
         max_grad_norm=settings.max_grad_norm,
         lr=settings.lr,

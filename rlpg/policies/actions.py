@@ -107,6 +107,7 @@ class ProductHead(Head):
         self._parts = tuple(Part(head.action_shape, head.action_dtype) for head in heads)
         self.num_outputs = sum(head.num_outputs for head in heads)
         self.num_mask = sum(head.num_mask for head in heads)
+        self.is_discrete = all(head.is_discrete for head in heads)
         self.action_shape = (sum(part.size for part in self._parts),)
         self.action_dtype = torch.float32
 

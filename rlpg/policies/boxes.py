@@ -92,6 +92,8 @@ class GaussianHead(Head):
     environment's action, in the environment's units.
     """
 
+    is_discrete = False
+
     def __init__(
         self,
         space: spaces.Box[Any],
@@ -166,6 +168,8 @@ class BetaHead(Head):
     is x in (0, 1) and log-probs are densities in x; in the environment's units, subtract
     `log(high - low)` per dimension.
     """
+
+    is_discrete = False
 
     def __init__(self, space: spaces.Box[Any], *, name: str) -> None:
         super().__init__()

@@ -38,12 +38,14 @@ class Head(nn.Module, ABC):
         space: the action space.
         num_outputs: how many numbers the network must give.
         num_mask: M, how many entries an action mask has; 0 where nothing can be masked.
+        is_discrete: whether an action is a choice among finitely many, in every part of it.
         action_shape, action_dtype: of an action inside rlpg, without batch.
     """
 
     space: Space
     num_outputs: int
     num_mask: int = 0
+    is_discrete: bool = True
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
 

@@ -19,6 +19,7 @@ from rlpg.runs import files
 from rlpg.runs.fields import MisfitError, Within, accept, expected, from_text, toml
 
 LARGEST_FILE = 1 << 20  # bytes; a recipe is a page of text
+DISCRETE_ENTROPY_WEIGHT = 0.02  # where learner.entropy_weight is none
 
 Count = Annotated[int, Within(1)]
 Natural = Annotated[int, Within(0)]
@@ -133,21 +134,22 @@ class LearnerSettings(Settings):
     """weigh step t by gamma^t, as the gradient of the discounted objective does"""
     average: Literal["steps", "episodes"] = "steps"
     """the gradient is a mean over steps, or over episodes"""
-    entropy_weight: NonNegative = 0.0
-    """weight of the entropy bonus"""
+    entropy_weight: NonNegative | None = None
+    """weight of the entropy bonus (none: 0.02 for discrete actions; 0 for continuous ones, whose
+    entropy grows without bound)"""
     standardise_advantages: bool = True
     """shift and scale the advantages of a batch to mean 0 and standard deviation 1"""
     max_grad_norm: Positive | None = 0.5
     """longer gradients are shortened to this norm (none: never)"""
-    lr: Positive = 3e-3
+    lr: Positive = 5e-3
     """learning rate of the policy"""
     lr_schedule: Literal["constant", "linear"] = "linear"
     """keep the learning rates, or lower them linearly to 0 over the run"""
     value_lr: Positive = 3e-3
     """learning rate of the value network"""
-    value_epochs: Count = 2
+    value_epochs: Count = 4
     """passes of the value network over a rollout"""
-    value_minibatches: Count = 2
+    value_minibatches: Count = 4
     """pieces a rollout is cut into for the value network"""
     reward_scaling: bool = True
     """the learner sees rewards divided by the running standard deviation of the return"""
@@ -195,7 +197,7 @@ class Recipe(Settings):
 
     agent: Literal["reinforce"] = "reinforce"
     """the learner"""
-    total_steps: Count = 100_000
+    total_steps: Count = 300_000
     """environment steps to train for"""
     seed: Natural = 0
     """seed of every random stream of the run"""

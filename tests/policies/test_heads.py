@@ -113,6 +113,13 @@ def row(space: spaces.Space, batch: Any, i: int) -> Any:
     return batch[i] if isinstance(space, spaces.Discrete) else np.asarray(batch[i])
 
 
+def test_only_choices_among_finitely_many_are_discrete() -> None:
+    box, choice = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+    assert all(make_head(space, **options).is_discrete for space, options in COUNTABLE.values())
+    assert not any(make_head(space, **options).is_discrete for space, options in MEASURED.values())
+    assert not make_head(spaces.Tuple((choice, box))).is_discrete
+
+
 @pytest.mark.parametrize("is_masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("name", COUNTABLE)
 class TestCountableActions:
