@@ -92,6 +92,7 @@ def build_parser() -> Parser:
     add_train(verbs)
     add_resume(verbs)
     add_evaluate(verbs)
+    add_diagnose(verbs)
     add_agents(verbs)
     return parser
 
@@ -357,6 +358,49 @@ def refuse(rest: list[str], verb: str) -> None:
     """UsageError if there are words that no option of the verb took."""
     if rest:
         raise UsageError(f"{rest[0]}: no such option; see `rlpg {verb} --help`")
+
+
+# ---- diagnose --------------------------------------------------------------------------------
+
+
+def add_diagnose(verbs: Any) -> None:
+    """`rlpg diagnose RUN`."""
+    parser = verbs.add_parser(
+        "diagnose",
+        help="measure a run's gradient: which baseline, which batch size",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        description="Measure the policy gradient of a run at its newest checkpoint, by every "
+        "baseline:\nnoise, bias, and the batch size at which signal and noise are equally strong.",
+        epilog="example: rlpg diagnose runs/CartPole-v1/reinforce/0 --plot gradient.png",
+    )
+    parser.set_defaults(command=diagnose)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument(
+        "--episodes", type=int, default=256, metavar="N", help="episodes to measure with (256)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the episodes (0)")
+    parser.add_argument("--env", metavar="ENV", help="where the run does not know how to make it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table here (none)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it here (none)")
+
+
+def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Print the table; write and draw it on request."""
+    refuse(rest, "diagnose")
+    from rlpg import diagnosis
+    from rlpg.runs.encoding import to_json
+    from rlpg.runs.files import write
+
+    found = diagnosis.diagnose(
+        arguments.run, env=arguments.env, episodes=arguments.episodes, seed=arguments.seed
+    )
+    print(found)
+    if arguments.json is not None:
+        write(arguments.json, to_json(found.as_dict()))
+    if arguments.plot is not None:
+        diagnosis.plot(found, arguments.plot)
+    return 0
 
 
 # ---- agents ----------------------------------------------------------------------------------

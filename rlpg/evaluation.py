@@ -11,9 +11,10 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
-from rlpg.loading import Saved
+from rlpg.loading import Saved, environment_to_make
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, make_envs
+from rlpg.threads import cpu_threads
 
 STEPS_PER_CHUNK = 64
 MOST_ENVS = 64  # side by side, if nobody says how many
@@ -105,6 +106,7 @@ def evaluate(
     backend: str = "auto",
     max_episode_steps: int | None = None,
     episode_cap: int = 1000,
+    threads: int = 1,
 ) -> Evaluation:
     """Play whole episodes and return their returns and lengths. The policy is not changed.
 
@@ -119,6 +121,7 @@ def evaluate(
         deterministic: take the most likely action instead of sampling.
         num_envs: copies that run side by side; None: as many as episodes, at most 64.
         env_kwargs, backend, max_episode_steps, episode_cap: as in `make_envs`.
+        threads: CPU threads for the network; a small one is fastest on one.
 
     Raises:
         SpaceError: the environment's spaces are not those the policy was made for.
@@ -141,7 +144,8 @@ def evaluate(
     )
     try:
         check_spaces(policy, made.envs)
-        evaluation = play(policy, made.envs, episodes, seed, deterministic=deterministic)
+        with cpu_threads(threads):
+            evaluation = play(policy, made.envs, episodes, seed, deterministic=deterministic)
         return replace(evaluation, environments=made.description)
     finally:
         if not isinstance(env, VectorEnv):
@@ -165,16 +169,10 @@ def evaluate_saved(
         UsageError: the file asks for a module.
         SpaceError: the environment's spaces are not the policy's.
     """
-    own = saved.environment["id"]
-    if env is None and ":" in own:
-        raise UsageError(
-            f"{saved.path}: it was trained on {own}, and a file may not choose modules to import; "
-            f"name it yourself: --env {own}"
-        )
     keys = ("max_episode_steps", "episode_cap") if env is None else ("episode_cap",)
     return evaluate(
         saved.policy,
-        env or own,
+        environment_to_make(saved.environment["id"], env, saved.path),
         episodes,
         seed,
         deterministic=deterministic,

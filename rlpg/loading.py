@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -73,6 +74,20 @@ def locate(source: str | Path, which: Literal["best", "last"] = "last") -> Path:
     )
 
 
+def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
+    """The environment id a file recorded, or the one the caller gives instead.
+
+    Raises:
+        UsageError: a file may name an environment, but not a module to import.
+    """
+    if given is None and ":" in recorded:
+        raise UsageError(
+            f"{path}: it was trained on {recorded}, and a file may not choose modules to import; "
+            f"name it yourself: --env {recorded}"
+        )
+    return recorded if given is None else given
+
+
 def shipped_folder(name: str) -> Path:
     """Where the shipped agent of that name lies."""
     return Path(str(resources.files("rlpg.agents"))) / name
@@ -97,9 +112,10 @@ def shipped_results() -> Iterator[tuple[str, str]]:
             yield name, "no results"
             continue
         results = json.loads(path.read_text())
-        means = sorted(row["mean"] for row in results["seeds"])
+        means = [row["mean"] for row in results["seeds"]]
         yield (
             name,
-            f"median {means[len(means) // 2]:.1f} of {len(means)} seeds ({means[0]:.1f} to "
-            f"{means[-1]:.1f}), {results['total_steps']:,} steps",
+            f"median {median(means):.1f} of {len(means)} seeds ({min(means):.1f} to "
+            f"{max(means):.1f}), {results['total_steps']:,} steps; target {results['target']:g} "
+            f"reached by {results['target_reached']}",
         )

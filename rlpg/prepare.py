@@ -70,17 +70,6 @@ def torch_generator(seed: np.random.SeedSequence) -> torch.Generator:
 
 
 @contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Torch on `count` threads, and what it had before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id

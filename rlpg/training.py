@@ -14,12 +14,12 @@ from gymnasium.vector import VectorEnv
 from rlpg.errors import UsageError
 from rlpg.evaluation import Evaluation, play
 from rlpg.learners import Reinforce
+from rlpg.loading import environment_to_make
 from rlpg.meter import Every, Meter
 from rlpg.policies import Policy
 from rlpg.prepare import (
     AnyEnv,
     completed,
-    cpu_threads,
     environment_options,
     find_recipe,
     make_learner,
@@ -34,6 +34,7 @@ from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run, versions
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
+from rlpg.threads import cpu_threads
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 
@@ -124,13 +125,8 @@ def resume(
     recipe = folder.load_recipe()
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
-    own = recipe.environment.id
-    if env is None and ":" in own:
-        raise UsageError(
-            f"{path}: it was trained on {own}, and a file may not choose modules to import; name "
-            f"it yourself: --env {own}"
-        )
-    env = own if env is None else env
+    if env is None:
+        env = environment_to_make(recipe.environment.id, None, folder.path)
     with assembled(env, recipe, quiet=quiet) as parts, folder.held():
         saved, skipped = checkpoint.newest(folder.checkpoints)
         notes = [f"skipped {reason}" for reason in skipped]

@@ -120,8 +120,11 @@ class Reinforce:
 
     def credit(self, rollout: Rollout) -> Credit:
         """What each step of the rollout is worth; changes nothing."""
-        scale = self.reward_scale.scale if self.reward_scale else 1.0
-        return self.credit_rule(rollout, rollout.reward / scale)
+        return self.credit_rule(rollout, self.scaled_reward(rollout))
+
+    def scaled_reward(self, rollout: Rollout) -> Tensor:
+        """`[T, N]` rewards in the learner's units."""
+        return rollout.reward / self.reward_scale.scale if self.reward_scale else rollout.reward
 
     def _gain(self, rollout: Rollout, credit: Credit, envs: slice) -> tuple[Tensor, Tensor, Tensor]:
         """What some environments add to the surrogate; `[S]` log-probs and the entropy, detached.

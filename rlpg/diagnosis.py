@@ -1,0 +1,344 @@
+"""How good the gradient of a run is, and which baseline and batch size would serve it best.
+
+Fresh episodes are played with the run's policy; every estimator sees the same ones. Baselines that
+learn from the past are fitted on calibration episodes that the gradients never see.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlpg.errors import UsageError
+from rlpg.evaluation import check_spaces
+from rlpg.learners import Baseline, Reinforce
+from rlpg.learners.baselines import STATISTICAL
+from rlpg.learners.credit import CreditRule
+from rlpg.learners.values import ValueNetwork, make_baseline
+from rlpg.loading import environment_to_make
+from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
+from rlpg.record import to_tensors
+from rlpg.rollouts import Collector, Rollout, make_envs
+from rlpg.runs import checkpoint
+from rlpg.runs.recipe import Recipe
+from rlpg.runs.run import open_run
+from rlpg.threads import cpu_threads
+
+LAMBDAS = (0.0, 0.5, 0.9, 0.95, 0.99)
+GROUPS = 64  # of episodes; their scatter is the noise
+FLIPS = 10_000  # of the test for bias
+FIT_EPOCHS = 20  # of a value network that the run does not have
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one estimator's gradient is like; norms are over all parameters of the policy."""
+
+    name: str
+    unbiased: bool  # by theory, for the objective of its row's gamma^t
+    norm: float  # |E g|
+    variance: float  # tr Cov of one episode's gradient
+    signal_to_noise: float  # |E g|^2 / tr Cov, at the run's batch size
+    cosine: float  # of a batch's gradient with the reference's mean, expected at that size
+    alignment: float  # the same for an infinite batch: below 1 is bias of direction
+    bias: float  # |E g - E reference| / |E reference|; 0 unless it is certain (p < 0.001)
+    critical_steps: float  # batch size in environment steps at which signal_to_noise is 1
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The table of estimators, and what it was measured on."""
+
+    estimates: tuple[Estimate, ...]
+    env: str
+    episodes: int
+    mean_length: float
+    batch_steps: float  # environment steps per update of the run
+    reference: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+    @property
+    def best(self) -> Estimate:
+        """The unbiased estimator with the least variance."""
+        return min((e for e in self.estimates if e.unbiased), key=lambda e: e.variance)
+
+    def __str__(self) -> str:
+        widths = 28, 9, 10, 10, 8, 7, 14
+        head = "estimator", "unbiased", "variance", "signal", "cosine", "bias", "critical batch"
+        lines = ["  ".join(word.rjust(w) for word, w in zip(head, widths, strict=True))]
+        for e in self.estimates:
+            cells = (
+                e.name,
+                "yes" if e.unbiased else "no",
+                f"{e.variance:.3g}",
+                f"{e.signal_to_noise:.3g}",
+                f"{e.cosine:.2f}",
+                f"{100 * e.bias:.0f} %" if e.bias else "-",
+                f"{e.critical_steps:,.0f}" if math.isfinite(e.critical_steps) else "all noise",
+            )
+            lines.append("  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
+        best = self.best
+        lines += [
+            "",
+            f"{self.episodes} episodes of {self.mean_length:.0f} steps on {self.env}; signal (to "
+            f"noise) and cosine at {self.batch_steps:,.0f} steps per update; reference: "
+            f"{self.reference}",
+            f"least noise without bias: {best.name}, whose signal is as strong as its noise in a "
+            f"batch of {best.critical_steps:,.0f} steps",
+        ]
+        return "\n".join(lines)
+
+
+def diagnose(
+    path: str | Path, *, env: str | None = None, episodes: int = 256, seed: int = 0
+) -> Diagnosis:
+    """Measure the gradient of a run at its newest checkpoint, for every baseline.
+
+    Args:
+        path: the run's folder.
+        env: where the run's own id names a module to import.
+        episodes: as many for calibration, and as many for the gradients.
+        seed: of the episodes.
+
+    Raises:
+        FileError: there is no run.
+        UsageError: it has no checkpoint, or its environment is not known.
+    """
+    if episodes < 4:
+        raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
+    folder = open_run(Path(path))
+    recipe = folder.load_recipe()
+    saved, _ = checkpoint.newest(folder.checkpoints)
+    if saved is None:
+        raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
+    own = recipe.environment.id
+    env = environment_to_make(own, env, folder.path)
+    copies = min(episodes // 2, 32)  # at least two rounds
+    options = environment_options(env, recipe)
+    envs, _ = make_envs(env, copies, seed=stream(seed, "evaluation"), **options)
+    with cpu_threads(recipe.threads), closing(envs):
+        policy = make_policy(envs, recipe)
+        learner = make_learner(policy, recipe)
+        learner.load_state_dict(to_tensors(saved.state["learner"]))
+        check_spaces(policy, envs)
+        collector = Collector(envs, policy, stream(seed, "actions"), log_prob=False)
+        rounds = max(2, math.ceil(episodes / copies))
+        calibration = [collector.episodes(1) for _ in range(rounds)]
+        rules = variants(learner, recipe, calibration)
+        size = max(1, rounds * copies // GROUPS)  # episodes per group
+        gradients, steps = [], 0
+        for _ in range(rounds):
+            rollout = collector.episodes(1)
+            steps += rollout.num_steps
+            gradients.append(group_gradients(learner, list(rules.values()), rollout, size))
+    mean_length = steps / (rounds * copies)
+    per_env = recipe.rollout.steps
+    if recipe.rollout.episodes_per_env is not None:
+        per_env = round(recipe.rollout.episodes_per_env * mean_length)
+    batch_steps = per_env * recipe.rollout.num_envs
+    return Diagnosis(
+        env=own,
+        episodes=rounds * copies,
+        mean_length=mean_length,
+        batch_steps=batch_steps,
+        **measured(rules, torch.cat(gradients), size, mean_length, batch_steps),
+    )
+
+
+def variants(
+    learner: Reinforce, recipe: Recipe, calibration: list[Rollout]
+) -> dict[str, CreditRule]:
+    """Every estimator to compare, by name; what learns has learned from the calibration."""
+    own = recipe.learner.gae_lambda
+    settings: list[tuple[str, float | None, bool]] = [
+        *((name, None, True) for name in (*STATISTICAL, "linear", "value")),
+        *(
+            ("value", gae_lambda, True)
+            for gae_lambda in sorted({*LAMBDAS} | ({own} if own is not None else set()))
+        ),
+    ]
+    if recipe.learner.gamma < 1.0:  # else gamma^t is 1
+        settings += [("value", None, False), ("value", own, False)]
+    baselines = {name: fitted(name, learner, recipe, calibration) for name, _, _ in settings}
+    rules = {}
+    for name, gae_lambda, weighted in settings:
+        label = name if gae_lambda is None else f"{name}, GAE {gae_lambda:g}"
+        rules[label if weighted else f"{label}, no gamma^t"] = CreditRule(
+            baselines[name],
+            gamma=recipe.learner.gamma,
+            gae_lambda=gae_lambda,
+            truncated_return="terminal" if gae_lambda is None else None,
+            gamma_weight=weighted,
+            average="episodes",
+            standardise_advantages=False,
+        )
+    return rules
+
+
+def fitted(name: str, learner: Reinforce, recipe: Recipe, calibration: list[Rollout]) -> Baseline:
+    """The run's own value network, or a baseline of that name fitted on the calibration."""
+    if name == recipe.learner.baseline and isinstance(learner.baseline, ValueNetwork):
+        return learner.baseline
+    baseline = make_baseline(
+        name,
+        learner.policy,
+        hidden=recipe.policy.hidden,
+        lr=recipe.learner.value_lr,
+        epochs=1,
+        minibatches=4,
+        generator=torch_generator(stream(0, "learner")),
+    )
+    rule = CreditRule(
+        baseline,
+        gamma=recipe.learner.gamma,
+        gae_lambda=None,
+        truncated_return="terminal",
+        gamma_weight=False,
+        average="episodes",
+        standardise_advantages=False,
+    )
+    for _ in range(FIT_EPOCHS if name == "value" else 1):
+        for rollout in calibration:
+            credit = rule(rollout, learner.scaled_reward(rollout))
+            baseline.update(rollout, credit.returns, credit.weight)
+    return baseline
+
+
+def group_gradients(
+    learner: Reinforce, rules: list[CreditRule], rollout: Rollout, size: int
+) -> Tensor:
+    """`[G, V, P]`: mean gradient of each group of `size` episodes, by each of V rules.
+
+    The rules differ in what multiplies grad log pi, so one batched backward pass serves them all.
+
+    Args:
+        rollout: one whole episode per environment.
+    """
+    reward = learner.scaled_reward(rollout)
+    credits = [rule(rollout, reward) for rule in rules]
+    factors = torch.stack([credit.multiplier * credit.weight for credit in credits])  # [V, T, N]
+    parameters = [p for p in learner.policy.parameters() if p.requires_grad]
+    num_envs = reward.shape[1]
+    groups = []
+    for first in range(0, num_envs - size + 1, size):
+        envs = slice(first, first + size)
+        counts = rollout.valid[:, envs]  # [T, size]
+        distribution, _ = learner.policy(rollout.obs[:-1, envs][counts])
+        log_prob = distribution.log_prob(rollout.action[:, envs][counts])  # [S]
+        grads = torch.autograd.grad(
+            log_prob,
+            parameters,
+            grad_outputs=factors[:, :, envs][:, counts] * (num_envs / size),  # [V, S]
+            is_grads_batched=True,
+        )
+        groups.append(torch.cat([grad.reshape(len(rules), -1) for grad in grads], dim=1))
+    return torch.stack(groups)
+
+
+def measured(
+    rules: dict[str, CreditRule],
+    gradients: Tensor,
+    size: int,
+    mean_length: float,
+    batch_steps: int,
+) -> dict[str, Any]:
+    """Estimates from the scatter of group gradients `[G, V, P]`, with the noise taken out of norms.
+
+    With G groups, E|mean|^2 = |E g|^2 + tr Cov / G, and likewise for inner products and differences
+    of two estimators on the same episodes.
+    """
+    gradients = gradients.double()
+    num_groups = len(gradients)
+    mean = gradients.mean(dim=0)  # [V, P]
+    centred = gradients - mean
+
+    def product(i: int, j: int) -> tuple[float, float]:
+        """`(E g_i . E g_j, tr Cov(g_i, g_j))`, both without bias."""
+        covariance = float((centred[:, i] * centred[:, j]).sum()) / (num_groups - 1)
+        return float(mean[i] @ mean[j]) - covariance / num_groups, covariance
+
+    names = list(rules)
+    unbiased = [rule.gamma_weight and rule.gae_lambda is None for rule in rules.values()]
+    variance = [product(v, v)[1] * size for v in range(len(names))]
+    reference = min((v for v, exact in enumerate(unbiased) if exact), key=lambda v: variance[v])
+    reference_square = max(product(reference, reference)[0], 1e-300)
+    batch_episodes = batch_steps / mean_length
+    estimates = []
+    for v, name in enumerate(names):
+        square, _ = product(v, v)
+        inner, _ = product(v, reference)
+        noise = variance[v] / batch_episodes
+        gap = product(v, v)[0] - 2 * inner + reference_square
+        certain = differs(gradients[:, v] - gradients[:, reference])
+        length = math.sqrt(reference_square * max(square, 0.0))
+        alignment = min(1.0, inner / length) if length else math.nan
+        ratio = square / noise if noise else math.inf
+        estimates.append(
+            Estimate(
+                name=name,
+                unbiased=unbiased[v],
+                norm=math.sqrt(max(square, 0.0)),
+                variance=variance[v],
+                signal_to_noise=ratio,
+                cosine=alignment / math.sqrt(1.0 + 1.0 / ratio) if ratio > 0 else 0.0,
+                alignment=alignment,
+                bias=math.sqrt(max(gap, 0.0) / reference_square) if certain else 0.0,
+                critical_steps=variance[v] / square * mean_length if square > 0 else math.inf,
+            )
+        )
+    return {"estimates": tuple(estimates), "reference": names[reference]}
+
+
+def differs(differences: Tensor) -> bool:
+    """Whether the mean of `[G, P]` is not 0, by a sign-flip test with p < 0.001 (Fisher 1935).
+
+    Were it 0, a group's difference would be as likely with the other sign.
+    """
+    gram = differences @ differences.T  # [G, G]
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (FLIPS, len(gram)), generator=generator) * 2.0 - 1.0
+    flipped = ((signs.to(gram.dtype) @ gram) * signs).sum(dim=1)  # [FLIPS] squared norms
+    return bool((flipped >= gram.sum()).sum() < FLIPS / 1000)
+
+
+def plot(diagnosis: Diagnosis, path: Path) -> None:
+    """Draw how well a batch's gradient points, against its size; needs matplotlib.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError('plot: expected matplotlib; run `pip install "rlpg[plot]"`') from None
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    sizes = torch.logspace(1, 6, 100).tolist()
+    drawn = [e for e in diagnosis.estimates if math.isfinite(e.critical_steps)]
+    for e in sorted(drawn, key=lambda e: -e.cosine):
+        bias = f", bias {100 * e.bias:.0f} %" if e.bias else ""
+        axes.semilogx(
+            sizes,
+            [e.alignment / math.sqrt(1.0 + e.critical_steps / size) for size in sizes],
+            linestyle="-" if e.unbiased else "--",
+            label=f"{e.name}{bias}",
+        )
+    axes.axvline(diagnosis.batch_steps, color="grey", linewidth=0.8, linestyle=":")
+    axes.annotate(" this run", (diagnosis.batch_steps, 0.02), color="grey")
+    axes.set_xlabel("environment steps per update")
+    axes.set_ylabel("expected cosine with the policy gradient")
+    axes.set_ylim(0.0, 1.02)
+    axes.set_title(
+        f"{diagnosis.env}: how well a batch's gradient points (solid: unbiased, dashed: biased)"
+    )
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120)
