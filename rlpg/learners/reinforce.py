@@ -48,7 +48,8 @@ class Reinforce:
         average: divide the sum over steps by the number of `steps` or of `episodes`. Only
             `episodes` estimates the gradient of the expected return; `steps` differs from it by a
             factor that depends on the lengths of the episodes in the batch.
-        entropy_weight: weight of the mean entropy of the action distribution.
+        entropy_weight: weight of the entropy of the action distribution, summed and averaged over
+            steps as the rest is.
         standardise_advantages: shift and scale the batch's advantages to mean 0 and deviation 1
             (biased: the batch's own moments contain each sample).
         max_grad_norm: longer gradients are shortened to this norm.

@@ -295,3 +295,35 @@ class TestVariance:
         one = moments(learner, batches(policy, episodes, 1)).variance
         three = moments(learner, batches(policy, episodes, 3)).variance
         assert three == pytest.approx(one / 3, rel=1e-9)
+
+
+class TestWhatCounts:
+    """One episode of returns 6 and 4, one of 10; the slot after that is no transition."""
+
+    def rollout(self) -> Rollout:
+        valid = torch.tensor([[True, True], [True, False]])
+        shape = (2, 2)
+        return make_rollout(
+            torch.zeros(3, 2), torch.zeros(shape), torch.zeros(shape), valid=valid,
+            terminated=torch.tensor([[False, True], [True, False]]),
+        )  # fmt: skip
+
+    def taught(self, name: str) -> Tensor:
+        baseline = estimator(bandit_policy(), name).baseline
+        rollout = self.rollout()
+        returns = torch.tensor([[6.0, 10.0], [4.0, 99.0]])
+        baseline.update(rollout, returns, 0.1 * rollout.valid)
+        return baseline(rollout, returns)
+
+    def test_moving_average(self) -> None:
+        got = self.taught("moving_average")  # (6 + 4 + 10) / 3
+        torch.testing.assert_close(got, torch.full((2, 2), 20 / 3))
+
+    def test_per_time_step(self) -> None:
+        got = self.taught("time_step")[:, 0]  # (6 + 10) / 2 and 4
+        torch.testing.assert_close(got.double(), torch.tensor([8.0, 4.0]))
+
+    def test_leave_one_out(self) -> None:
+        got = self.taught("leave_one_out")
+        # at time 0 the other's; at time 1 nobody else is left: the other's mean
+        assert got.tolist() == [[10.0, 6.0], [10.0, 0.0]]

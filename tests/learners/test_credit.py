@@ -68,6 +68,10 @@ class TestTruncatedReturn:
         got = credit(four_ends(), truncated_return="terminal").returns
         # gamma = 1/2: 1 + 2/2; 1 + 2/2; 1 + 2/2 + 4/4
         assert got.tolist() == [[2.0, 2.0, 3.0, 4.0], [2.0, 2.0, 4.0, 0.0], [8.0, 8.0, 4.0, 8.0]]
+        # Asked for, it is the same with a baseline that could do otherwise.
+        other = credit(four_ends(), ValueIsTheNumber(), truncated_return="terminal")
+        assert torch.equal(other.returns, got)
+        assert other.advantage[:, 0].tolist() == [2.0 - 10, 2.0 - 20, 8.0 - 30]
 
     def test_bootstrap_adds_the_value_of_the_true_last_state(self) -> None:
         got = credit(four_ends(), ValueIsTheNumber(), truncated_return="bootstrap").returns

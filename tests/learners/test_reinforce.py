@@ -310,6 +310,17 @@ def test_the_order_of_an_update() -> None:
     assert learner.reward_scale.scale != 1.0
 
 
+def test_the_learner_sees_rewards_divided_by_their_scale() -> None:
+    learner = make_learner("time_step", reward_scaling=True)
+    plain = make_learner("time_step")
+    learner.update(draw_rollout(learner.policy, 0))
+    assert learner.reward_scale is not None
+    assert abs(learner.reward_scale.scale - 1) > 0.05
+    rollout = draw_rollout(learner.policy, 1)
+    got, expected = learner.credit(rollout).returns, plain.credit(rollout).returns
+    torch.testing.assert_close(got * learner.reward_scale.scale, expected)
+
+
 def test_rewards_stay_as_the_environment_paid_them() -> None:
     learner = make_learner("value", reward_scaling=True)
     rollout = draw_rollout(learner.policy, 0)
@@ -333,6 +344,15 @@ class TestApproximateKL:
         exact = kl_divergence(old(state)[0], policy(state)[0]).item()
         assert exact > 1e-3
         assert figures["train/approx_kl"] == pytest.approx(exact, rel=1e-4)
+
+    def test_of_each_sample_by_hand(self) -> None:
+        # Only the last arm was drawn: r = p_new / p_old = 4 p_new; r - 1 - log r is never negative.
+        policy = tabular_policy(1, 4, scale=0.0)
+        figures = Reinforce(policy, "none", lr=0.1).update(side_by_side([bandit_episodes()[3]] * 4))
+        ratio = 4 * log_table(policy)[0, 3].exp().item()
+        expected = ratio - 1 - math.log(ratio)
+        assert expected > 1e-3
+        assert figures["train/approx_kl"] == pytest.approx(expected, rel=1e-3)
 
     def test_looks_at_the_whole_length_of_a_long_rollout(self) -> None:
         # State 1 is seen in the second half only, and nothing else pays: looking at the first
