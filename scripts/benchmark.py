@@ -1,0 +1,318 @@
+"""Speed as ratios: each thing and its peer in the same run, alternating, medians.
+
+    python scripts/benchmark.py                 # everything that is installed
+    python scripts/benchmark.py collect tape    # some of it
+    python scripts/benchmark.py --json speed.json
+
+The peers are the limits (the bare environment, the bare network, the same formula written by hand)
+and, where it is installed (`pip install "rlpg[bench]"`), Stable-Baselines3. A ratio is worth more
+than a number of seconds: machines are noisy, and both sides of a ratio share the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributions import Normal
+
+import rlpg
+from rlpg.gradients import returns
+from rlpg.gradients.tape import Tape
+from rlpg.prepare import make_learner, make_policy
+from rlpg.rollouts import Collector, make_envs
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.run import versions
+
+SECONDS = 0.4  # of one measurement
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; `ratio` is ours over the peer's, in the unit named."""
+
+    name: str
+    ours: float
+    peer: float
+    unit: str
+    target: str
+
+    @property
+    def ratio(self) -> float:
+        """Ours over the peer's."""
+        return self.ours / self.peer
+
+
+def alternate(*programs: Callable[[], float], repeats: int = 5) -> list[float]:
+    """The median of what each program returns, run in turns."""
+    found: list[list[float]] = [[] for _ in programs]
+    for _ in range(repeats):
+        for values, program in zip(found, programs, strict=True):
+            values.append(program())
+    return [statistics.median(values) for values in found]
+
+
+def seconds_per_call(program: Callable[[], object]) -> Callable[[], float]:
+    """Mean time of a call, over as many as fit into `SECONDS`."""
+
+    def measure() -> float:
+        calls, began = 0, time.perf_counter()
+        while (now := time.perf_counter()) - began < SECONDS or calls == 0:
+            program()
+            calls += 1
+        return (now - began) / calls
+
+    program()  # warm
+    return measure
+
+
+def parts(env: str, num_envs: int, backend: str = "auto", **changes: Any) -> Any:
+    """Environments, policy and learner of the default recipe."""
+    recipe = override(Recipe(), {"environment.id": env, "rollout.num_envs": num_envs, **changes})
+    envs, _ = make_envs(env, num_envs, seed=0, backend=backend)
+    policy = make_policy(envs, recipe)
+    return envs, policy, make_learner(policy, recipe)
+
+
+def collect() -> Iterator[Row]:
+    """Collection against stepping the same vector environment with actions drawn beforehand."""
+    cases = [
+        ("CartPole-v1", 64, "auto", ">= 0.35"),
+        ("CartPole-v1", 512, "auto", ">= 0.35"),
+        ("LunarLander-v3", 8, "sync", ">= 0.85"),
+        ("HalfCheetah-v5", 8, "sync", ">= 0.85"),
+        ("Acrobot-v1", 64, "envpool", ">= 0.5"),
+    ]
+    for env, num_envs, backend, target in cases:
+        if backend == "envpool" and find_spec("envpool") is None:
+            continue
+        envs, policy, _ = parts(env, num_envs, backend)
+        with closing(envs):
+            collector = Collector(envs, policy, 0, log_prob=False)
+            num_steps = 64
+            drawn = collector.steps(num_steps).action.numpy()
+            actions = [policy.head.to_env(drawn[t]) for t in range(num_steps)]
+
+            def raw(envs: Any = envs, actions: Any = actions) -> None:
+                for action in actions:
+                    envs.step(action)
+
+            ours, peer = alternate(
+                seconds_per_call(partial(collector.steps, num_steps)), seconds_per_call(raw)
+            )
+        rate = num_steps * num_envs
+        name = f"collect / raw step: {env}, {num_envs} {backend}"
+        yield Row(name, rate / ours, rate / peer, "steps/s", target)
+
+
+def update() -> Iterator[Row]:
+    """The learner's update against forward, backward and Adam of the same networks and batch."""
+    envs, policy, learner = parts(
+        "CartPole-v1", 64, **{"learner.value_epochs": 1, "learner.value_minibatches": 1}
+    )
+    collector = Collector(envs, policy, 0, log_prob=False)
+    rollout = collector.steps(128)
+    networks = [policy.network, learner.baseline.network]
+    adam = torch.optim.Adam([p for net in networks for p in net.parameters()], fused=True)
+    features = policy.features(rollout.obs[:-1]).reshape(-1, policy.observations.num_features)
+
+    def bare() -> None:
+        adam.zero_grad()
+        sum(net(features).square().mean() for net in networks).backward()
+        adam.step()
+
+    ours, peer = alternate(
+        seconds_per_call(lambda: learner.update(rollout)), seconds_per_call(bare)
+    )
+    yield Row("update / bare networks, 128 x 64", ours, peer, "s", "<= 1.3")
+
+
+def gae() -> Iterator[Row]:
+    """Returns and GAE against the iteration they are part of."""
+    for num_steps in (128, 2048):
+        envs, policy, learner = parts("CartPole-v1", 64)
+        collector = Collector(envs, policy, 0, log_prob=False)
+        rollout = collector.steps(num_steps)
+        flags = {
+            "terminated": rollout.terminated,
+            "truncated": rollout.truncated,
+            "valid": rollout.valid,
+        }
+        value = torch.zeros_like(rollout.reward)
+
+        def advantages(rollout: Any = rollout, flags: Any = flags, value: Any = value) -> None:
+            returns.gae(
+                rollout.reward, value, successor_value=value, **flags, gamma=0.99, gae_lambda=0.95
+            )
+
+        def iteration(
+            collector: Any = collector, learner: Any = learner, t: int = num_steps
+        ) -> None:
+            learner.update(collector.steps(t))
+
+        ours, peer = alternate(seconds_per_call(advantages), seconds_per_call(iteration))
+        yield Row(f"GAE / iteration, {num_steps} x 64", ours, peer, "s", "< 0.03")
+
+
+def tape() -> Iterator[Row]:
+    """The surrogate of 1000 nodes x 1000 lanes against the same by hand, and its memory."""
+
+    def program(nodes: int) -> None:
+        mean = torch.zeros((), requires_grad=True)
+        made = Tape(how="score")
+        x = torch.zeros(1000)
+        for _ in range(nodes):
+            x = made.sample(Normal((0.5 * x + mean), torch.ones(1000)))
+            made.add(-(x**2), discount=0.99)
+        made.surrogate().backward()
+
+    def by_hand(nodes: int) -> None:
+        mean = torch.zeros((), requires_grad=True)
+        x = torch.zeros(1000)
+        log_probs, terms = [], []
+        for _ in range(nodes):
+            dist = Normal((0.5 * x + mean), torch.ones(1000))
+            x = dist.sample()
+            log_probs.append(dist.log_prob(x))
+            terms.append(-(x**2))
+        to_go, total = torch.zeros(1000), torch.zeros(())
+        for t in reversed(range(nodes)):
+            to_go = terms[t] + 0.99 * to_go
+            total = total + (0.99**t * to_go * log_probs[t]).mean()
+        total.backward()
+
+    with torch.random.fork_rng():
+        ours, peer = alternate(
+            seconds_per_call(lambda: program(1000)), seconds_per_call(lambda: by_hand(1000))
+        )
+        yield Row("tape / by hand, 1000 nodes x 1000 lanes", ours, peer, "s", "<= 1.5")
+        ours, peer = alternate(
+            seconds_per_call(lambda: program(2000)), seconds_per_call(lambda: program(1000))
+        )
+    yield Row("tape, 2000 / 1000 nodes", ours, peer, "s", "about 2")
+
+
+def train() -> Iterator[Row]:
+    """Environment steps per second of whole training runs."""
+    settings = {
+        "rollout.num_envs": 64,
+        "rollout.steps": 128,
+        "learner.value_epochs": 1,
+        "learner.value_minibatches": 1,
+        "evaluation.every": 10**9,
+        "evaluation.episodes": 1,
+        "evaluation.final_episodes": 1,
+        "checkpoint.every": 10**9,
+    }
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            rlpg.train(
+                "CartPole-v1",
+                recipe="default",
+                total_steps=200_000,
+                run_dir=Path(folder) / "run",
+                overrides=settings,
+            )
+            return 200_000 / (time.perf_counter() - began)
+
+    peers: list[tuple[str, Callable[[], float], str]] = []
+    if find_spec("stable_baselines3"):
+        peers = [
+            ("Stable-Baselines3 A2C, 64 environments", sb3("A2C", 64, 30_000), ">= 8"),
+            ("Stable-Baselines3 PPO, 8 environments", sb3("PPO", 8, 16_384), ">= 40"),
+        ]
+    rates = alternate(ours, *(peer for _, peer, _ in peers))
+    yield Row("train CartPole-v1, 64 environments / 150,000", rates[0], 150e3, "steps/s", ">= 1")
+    for (name, _, target), rate in zip(peers, rates[1:], strict=True):
+        yield Row(f"train / {name}", rates[0], rate, "steps/s", target)
+
+
+def sb3(algorithm: str, num_envs: int, total_steps: int) -> Callable[[], float]:
+    """Training speed of Stable-Baselines3 with its defaults."""
+    import stable_baselines3
+    from stable_baselines3.common.env_util import make_vec_env
+
+    def run() -> float:
+        model = getattr(stable_baselines3, algorithm)(
+            "MlpPolicy", make_vec_env("CartPole-v1", num_envs), device="cpu"
+        )
+        began = time.perf_counter()
+        model.learn(total_steps)
+        return model.num_timesteps / (time.perf_counter() - began)
+
+    return run
+
+
+def start() -> Iterator[Row]:
+    """Start-up, against what cannot be avoided: starting Python and importing torch."""
+
+    def command(*words: str) -> Callable[[], float]:
+        def measure() -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, *words], check=True, capture_output=True, cwd=folder
+                )
+                return time.perf_counter() - began
+
+        return measure
+
+    program = "import sys; from rlpg.cli import main; sys.exit(main(sys.argv[1:]))"
+    shown, python = alternate(command("-c", program, "--help"), command("-c", "pass"))
+    yield Row("rlpg --help / python", shown, python, "s", "<= 0.5 s")
+    short = ["--total-steps", "512", "--evaluation.final-episodes", "1", "--evaluation.episodes"]
+    trained, imported = alternate(
+        command("-c", program, "train", "CartPole-v1", *short, "1"), command("-c", "import torch")
+    )
+    yield Row("rlpg train to its first update / import torch", trained, imported, "s", "<= 3 s")
+
+
+BENCHMARKS = {f.__name__: f for f in (collect, update, gae, tape, train, start)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which; all by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
+    torch.set_num_threads(1)
+    print(
+        f"{platform.processor() or platform.machine()}, one torch thread, versions {versions()}\n"
+    )
+    print(f"{'what':58}{'ours':>12}{'peer':>12}{'unit':>9}{'ratio':>8}  target")
+    rows = []
+    for name in arguments.names or BENCHMARKS:
+        for row in BENCHMARKS[name]():
+            rows.append(row)
+            print(
+                f"{row.name:58}{row.ours:12.4g}{row.peer:12.4g}{row.unit:>9}{row.ratio:8.2f}  "
+                f"{row.target}",
+                flush=True,
+            )
+    if arguments.json:
+        content = {"versions": versions(), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
