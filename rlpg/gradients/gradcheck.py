@@ -121,7 +121,7 @@ def _decide(
         visible = Z * float(error.max()) / length
         if bool(wrong.any()):
             if not confirming:  # look again, longer: few repeats underestimate heavy tails
-                repeats, confirming = 8 * repeats, True
+                repeats, confirming = 4 * repeats, True
                 continue
             worst = int((difference.abs() / error.clamp(min=1e-12)).argmax())
             raise EstimatorError(

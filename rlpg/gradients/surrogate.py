@@ -53,9 +53,7 @@ class Term:
     def weighted(self) -> Tensor:
         """`[*branches, lanes]` share of the objective, with all its gradients."""
         value = self.value if self.branch is None else self.value * self.branch
-        return (
-            value if isinstance(self.weight, float) and self.weight == 1.0 else value * self.weight
-        )
+        return _times(self.weight, value)
 
 
 @dataclass
@@ -110,7 +108,9 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     _check_finite(events)
     _check_paths(events)
     to_go = _zeros(events, lanes)  # G, times the weight of its branch
-    shaped = to_go  # the part of G that lies beyond a barrier; centred, so no baseline is taken off
+    shaped: Tensor | None = (
+        None  # the part of G that lies beyond a barrier; centred, so no baseline is taken off
+    )
     mixed = any(isinstance(event, Node) and event.mixture for event in events)
     segment, surrogate, link = _Segment(lanes), torch.zeros(()), torch.zeros(())
     mixtures: list[Mixture] = []
@@ -122,18 +122,22 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
             segment.terms.append(event.weighted())
             value = event.value.detach()
             value = value if event.branch is None else value * event.branch.detach()
-            to_go, shaped = value + event.discount * to_go, event.discount * shaped
+            to_go = value + _times(event.discount, to_go)
+            shaped = None if shaped is None else _times(event.discount, shaped)
         elif isinstance(event, Branching):
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
             earlier_nodes -= 1
-            returns = to_go.sum_to_size(event.log_prob.shape)
+            returns = to_go
+            if to_go.shape != event.log_prob.shape:
+                returns = to_go.sum_to_size(event.log_prob.shape)
             baseline = _baseline(event, returns, halves=mixed)
             if isinstance(event.baseline, Baseline):
                 learn.append((event.baseline, returns))
-            scale = 1.0 if event.branch is None else event.branch.detach()
-            left = returns + shaped - _fit(scale * baseline, event.log_prob)
-            credit = event.weight * left
+            left = returns if shaped is None else returns + shaped
+            if event.baseline is not None:
+                left = left - _in_branches(event, baseline)
+            credit = _times(event.weight, left)
             if event.mixture is None:
                 segment.log_probs.append(event.log_prob)
                 segment.credits.append(credit)
@@ -279,8 +283,16 @@ def _per_lane(node: Node, value: Tensor, returns: Tensor) -> Tensor:
     return value
 
 
-def _fit(value: Tensor | float, like: Tensor) -> Tensor | float:
-    return value.sum_to_size(like.shape) if isinstance(value, Tensor) and value.dim() else value
+def _in_branches(node: Node, baseline: Tensor | float) -> Tensor | float:
+    """The baseline as it counts: times the weight of the node's branch, like its returns."""
+    if node.branch is None:
+        return baseline
+    return (node.branch.detach() * baseline).sum_to_size(node.log_prob.shape)
+
+
+def _times(factor: Tensor | float, value: Tensor) -> Tensor:
+    """The product, without touching a thousand tensors where there is no discount."""
+    return value if isinstance(factor, float) and factor == 1.0 else factor * value
 
 
 def _score_square(node: Node) -> Tensor:

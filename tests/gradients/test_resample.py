@@ -66,7 +66,7 @@ def z_scores(how: How, run: Callable[[Tape, Tensor], None], want: Tensor, repeat
 @pytest.mark.parametrize("how", ["pathwise", "score"])
 def test_linear_network_is_exactly_unbiased(how: How) -> None:
     want = torch.autograd.functional.jacobian(exact, START)
-    assert z_scores(how, program, want, 2000).abs().max() < 4
+    assert z_scores(how, program, want, 1000).abs().max() < 4
 
 
 def test_pathwise_samples_between_score_nodes_carry_the_shaped_reward() -> None:
@@ -78,7 +78,7 @@ def test_pathwise_samples_between_score_nodes_carry_the_shaped_reward() -> None:
         tape.add(-((theta[2] * x - 1.0) ** 2))
 
     want = torch.autograd.functional.jacobian(exact, START)
-    assert z_scores("score", mixed, want, 2000).abs().max() < 4
+    assert z_scores("score", mixed, want, 1000).abs().max() < 4
 
 
 def test_baseline_of_earlier_nodes_leaves_the_shaped_reward_alone() -> None:
@@ -92,7 +92,7 @@ def test_baseline_of_earlier_nodes_leaves_the_shaped_reward_alone() -> None:
         tape.add(-((theta[2] * x - 1.0) ** 2))
 
     want = torch.autograd.functional.jacobian(exact, START)
-    assert z_scores("score", with_baseline, want, 2000).abs().max() < 4
+    assert z_scores("score", with_baseline, want, 1000).abs().max() < 4
 
 
 def test_value_is_the_finite_objective_not_the_infinite_one() -> None:
