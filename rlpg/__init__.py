@@ -9,6 +9,11 @@ from rlpg.registration import register_environments
 
 if TYPE_CHECKING:
     from rlpg.evaluation import Evaluation, evaluate
+    from rlpg.gradients import estimators
+    from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
+    from rlpg.gradients.compare import compare
+    from rlpg.gradients.gradcheck import gradcheck
+    from rlpg.gradients.tape import Tape
     from rlpg.learners import Baseline, Reinforce
     from rlpg.loading import load
     from rlpg.policies import Policy
@@ -21,12 +26,20 @@ __all__ = [
     "Baseline",
     "Collector",
     "Evaluation",
+    "LeaveOneOut",
+    "MovingAverage",
+    "OptimalConstant",
     "Policy",
     "Recipe",
     "Reinforce",
     "Rollout",
     "Run",
+    "Tape",
+    "Value",
+    "compare",
+    "estimators",
     "evaluate",
+    "gradcheck",
     "load",
     "make_envs",
     "resume",
@@ -39,12 +52,20 @@ _HOME = {
     "Baseline": "rlpg.learners",
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
+    "LeaveOneOut": "rlpg.gradients.baselines",
+    "MovingAverage": "rlpg.gradients.baselines",
+    "OptimalConstant": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
     "Recipe": "rlpg.runs.recipe",
     "Reinforce": "rlpg.learners",
     "Rollout": "rlpg.rollouts",
     "Run": "rlpg.training",
+    "Tape": "rlpg.gradients.tape",
+    "Value": "rlpg.gradients.baselines",
+    "compare": "rlpg.gradients.compare",
+    "estimators": "rlpg.gradients",
     "evaluate": "rlpg.evaluation",
+    "gradcheck": "rlpg.gradients.gradcheck",
     "load": "rlpg.loading",
     "make_envs": "rlpg.rollouts",
     "resume": "rlpg.training",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -296,9 +297,7 @@ def main() -> None:
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, one torch thread, versions {versions()}\n"
-    )
+    print(f"one torch thread, {platform.machine()}, {os.cpu_count()} cores; {versions()}\n")
     print(f"{'what':58}{'ours':>12}{'peer':>12}{'unit':>9}{'ratio':>8}  target")
     rows = []
     for name in arguments.names or BENCHMARKS:
