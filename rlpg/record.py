@@ -16,7 +16,7 @@ from rlpg.rollouts import Episodes
 from rlpg.runs import checkpoint, files
 from rlpg.runs.encoding import to_json
 from rlpg.runs.policy_files import save_policy
-from rlpg.runs.recipe import Recipe
+from rlpg.runs.recipe import Recipe, dumps
 from rlpg.runs.run import RunFolder, versions
 from rlpg.runs.writers import Writers
 
@@ -50,6 +50,7 @@ class Record:
             folder.path,
             env_id=recipe.environment.id,
             tensorboard=recipe.log.tensorboard,
+            texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
             state=None if state is None else state["curves"],
             warn=warn,
         )

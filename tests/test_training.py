@@ -193,6 +193,15 @@ def test_tensorboard_reads_the_same_numbers(plain: rlpg.Run, progress: list[Any]
         np.testing.assert_allclose([value for _, value in read], expected, rtol=1e-6)
 
 
+def test_tensorboard_shows_the_recipe(plain: rlpg.Run) -> None:
+    events = EventAccumulator(str(plain.path)).Reload()
+    assert set(events.Tags()["tensors"]) == {"recipe/text_summary", "versions/text_summary"}
+    (event,) = events.Tensors("recipe/text_summary")
+    shown = event.tensor_proto.string_val[0].decode()
+    recipe = (plain.path / "recipe.toml").read_text().splitlines()
+    assert shown.splitlines() == [f"    {line}" for line in recipe]
+
+
 def test_training_episodes_are_in_the_monitor(plain: rlpg.Run) -> None:
     first, header, *rows = (plain.path / "monitor.csv").read_text().splitlines()
     assert json.loads(first.removeprefix("#"))["env_id"] == "CartPole-v1"

@@ -45,6 +45,8 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seeds: list[int] = []  # of the episodes in this block
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
+        space = env.observation_space
+        self._shape = space.shape if isinstance(space, gymnasium.spaces.Box) else None
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -64,6 +66,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             obs, info = self.env.reset(seed=self.episode_seed, options=options)
         except Exception as error:
             raise self._fault("reset", error) from error
+        self._check(obs)
         self._obs = obs
         return obs, info
 
@@ -73,6 +76,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             obs, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
             raise self._fault("step", error) from error
+        self._check(obs)
         if terminated or truncated:
             obs = copy.deepcopy(obs)
         self._actions.append(copy.copy(action))
@@ -112,10 +116,21 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         """`replay_episode` for one of several environments that are all told the same."""
         self.replay_episode(states[self.env_index], mid_episode=mid_episode)
 
+    def _check(self, obs: Any) -> None:
+        """EnvironmentFault if the shape is wrong: put beside the others, it would have no index."""
+        if self._shape is not None and np.shape(obs) != self._shape:
+            raise EnvironmentFault(
+                f"{self._whereabouts}: expected an observation of shape {self._shape}, "
+                f"got {np.shape(obs)}; correct the environment or its observation_space"
+            )
+
+    @property
+    def _whereabouts(self) -> str:
+        return f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed})"
+
     def _fault(self, call: str, error: Exception) -> EnvironmentFault:
         return EnvironmentFault(
-            f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed}): "
-            f"{call}() raised {type(error).__name__}: {error}"
+            f"{self._whereabouts}: {call}() raised {type(error).__name__}: {error}"
         )
 
 

@@ -140,7 +140,8 @@ def create_run(
         parent = root / safe_name(recipe.environment.id) / recipe.agent
         names = (f"{recipe.seed}-{k}" if k else f"{recipe.seed}" for k in count())
     else:
-        parent, names = path.absolute().parent, [path.absolute().name]
+        whole = path if path.name else path.absolute()  # as it was given, but for "."
+        parent, names = whole.parent, [whole.name]
     contents = {
         "recipe.toml": dumps(recipe).encode(),
         "versions.json": to_json(dict(versions)),

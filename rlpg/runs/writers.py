@@ -36,6 +36,7 @@ class Writers:
         folder: the run's folder.
         env_id: goes into monitor.csv.
         tensorboard: write events too.
+        texts: by name, shown as they are in TensorBoard's text tab.
         state: the `state_dict` of the checkpoint the run continues from; None begins the curves.
         warn: is told, once per file, what cannot be written.
     """
@@ -46,6 +47,7 @@ class Writers:
         *,
         env_id: str | None = None,
         tensorboard: bool = True,
+        texts: Mapping[str, str] | None = None,
         state: Mapping[str, Any] | None = None,
         warn: Warn = _log_warning,
     ) -> None:
@@ -77,7 +79,7 @@ class Writers:
             name: _Evaluations(folder, name, warn, rows)
             for name, rows in state["evaluations"].items()
         }
-        self._events = _Events(folder, self._step + 1, warn) if tensorboard else None
+        self._events = _Events(folder, self._step + 1, texts or {}, warn) if tensorboard else None
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Add points at an environment step; calls at the same step become one entry."""
@@ -244,12 +246,13 @@ class _Events:
     format and protocol buffers are used here without it.
     """
 
-    def __init__(self, folder: Path, purge_step: int, warn: Warn) -> None:
+    def __init__(self, folder: Path, purge_step: int, texts: Mapping[str, str], warn: Warn) -> None:
         self._warn = _Once(folder / "events.out.tfevents", warn)
         self._log: _Log | None = None
         try:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.plugins.text.summary_v2 import text_pb
             from tensorboard.summary.writer.record_writer import RecordWriter
 
             self._event, self._summary = Event, Summary
@@ -260,6 +263,9 @@ class _Events:
             # Readers forget the points from this step on that an earlier, interrupted session left.
             start = SessionLog(status=SessionLog.START)
             self._put(Event(wall_time=now, step=purge_step, session_log=start))
+            for name, text in texts.items():
+                summary = text_pb(f"{name}/text_summary", _verbatim(text))
+                self._put(Event(wall_time=now, step=purge_step, summary=summary))
             self._log = _Log(_free_name(folder, int(now)), 0, warn)
             self.flush()
         except Exception as error:  # nothing in TensorBoard is worth a training run
@@ -291,6 +297,11 @@ class _Events:
 
     def _put(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
+
+
+def _verbatim(text: str) -> str:
+    """Markdown that shows the text as it is: every line indented by four spaces."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _free_name(folder: Path, seconds: int) -> Path:
