@@ -1,14 +1,18 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines anywhere else."""
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
+from typing import Any, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -20,10 +24,32 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
+class Forgiving:
+    """A stream that may go away: what cannot be written is lost, and nothing stops for it.
+
+    The thread that redraws the bar writes to it too, where no one could catch an error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Always the length of the text."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """If it still can."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Display:
     """Progress of one run: steps, return, steps per second, time left, and where the time goes.
-
-    A terminal that goes away never stops a run: a failed write silences the display.
 
     Args:
         title: what is being trained.
@@ -38,26 +64,33 @@ class Display:
         self._title, self._total, self.notes = title, total_steps, notes
         self.done_steps = 0  # before this display, by an earlier session of the run
         self._silent = quiet
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._live = self._console.is_terminal and not quiet
+        self._console = Console(file=cast(TextIO, Forgiving(sys.stderr)), highlight=False)
+        self._is_live = self._console.is_terminal and not quiet
         self._start = time.perf_counter()
         self._last_line = -float("inf")
         self._unsaid = ""  # the newest state, if no line has shown it yet
-        self._progress: Progress | None = None
+        self._figures = ""
+        self._live: Live | None = None
 
     def __enter__(self) -> Display:
         self._start = time.perf_counter()
         for note in filter(None, self.notes):
             self.line(note)
-        if self._live:
+        if self._is_live:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(24),
                 TextColumn("{task.fields[at]}"),
             )
-            self._progress = Progress(*columns, console=self._console, refresh_per_second=4)
-            self._task = self._progress.add_task(self._title, total=self._total, at="")
-            self._progress.start()
+            self._bar = Progress(*columns)
+            self._task = self._bar.add_task(self._title, total=self._total, at="")
+            # The figures have lines of their own: they wrap where the window is narrow.
+            self._live = Live(
+                get_renderable=lambda: Group(self._bar, Text(self._figures)),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            self._live.start()
         return self
 
     def update(self, step: int, figures: Mapping[str, float]) -> None:
@@ -68,10 +101,12 @@ class Display:
         """
         if self._silent:
             return
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, at=self._describe(step, figures))
+        left, state = self._describe(step, figures)
+        if self._live is not None:
+            self._figures = state
+            self._bar.update(self._task, completed=step, at=left)
             return
-        self._unsaid = f"{self._title}  {self._describe(step, figures)}"
+        self._unsaid = f"{self._title}  {state}  {left}"
         if time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._say_last()
 
@@ -85,22 +120,20 @@ class Display:
         """Print one line above the progress."""
         if self._silent:
             return
-        try:
-            self._console.print(text, markup=False)
-        except OSError:
-            self._silent = True
+        self._console.print(text, markup=False, soft_wrap=True)
 
-    def _describe(self, step: int, figures: Mapping[str, float]) -> str:
+    def _describe(self, step: int, figures: Mapping[str, float]) -> tuple[str, str]:
+        """How much time is left, and everything else."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rate = (step - self.done_steps) / elapsed
-        parts = [f"{step:,}/{self._total:,} steps"]
+        left = f"{duration(max(self._total - step, 0) / rate)} left" if rate > 0 else ""
+        total = f"{self._total:,}"
+        parts = [f"{step:>{len(total)},}/{total} steps"]
         if "rollout/ep_rew_mean" in figures:
             parts.append(f"return {figures['rollout/ep_rew_mean']:.1f}")
         if "eval/mean_reward" in figures:
             parts.append(f"evaluated {figures['eval/mean_reward']:.1f}")
         parts.append(f"{rate:,.0f} steps/s")
-        if rate > 0:
-            parts.append(f"{duration(max(self._total - step, 0) / rate)} left")
         shares = [
             f"{name} {100 * figures[f'time/{name}_share']:.0f} %"
             for name in ("env", "policy", "learn")
@@ -108,7 +141,7 @@ class Display:
         ]
         if shares:
             parts.append("time: " + ", ".join(shares))
-        return "  ".join(parts)
+        return left, "  ".join(parts)
 
     def __exit__(
         self,
@@ -116,6 +149,6 @@ class Display:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._live is not None:
+            self._live.stop()
         self._say_last()

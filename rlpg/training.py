@@ -213,10 +213,12 @@ def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
             record.evaluated(step, policy, parts.evaluator(step, policy))
             parts.display.update(step, record.latest)
         if checkpoint_due(step) or stop.received is not None:
-            states = {"learner": learner, "collector": collector, "meter": meter}
-            record.checkpoint(
-                step, {name: part.state_dict() for name, part in states.items()}, policy
-            )
+            state = {
+                "learner": learner.state_dict(),
+                "collector": collector.state_dict(),
+                "meter": meter.state_dict(),
+            }
+            record.checkpoint(step, state, policy)
 
 
 def collect(collector: Collector, recipe: Recipe) -> Rollout:
