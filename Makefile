@@ -14,6 +14,7 @@ install: .venv/installed
 
 # The stamp makes a second call start at once: pip runs only when what it reads has changed.
 .venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (torch is large: the first time takes minutes)"
 	$(PYTHON) -m venv .venv
 	$(PIP) -e .
 	touch $@
