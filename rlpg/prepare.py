@@ -98,6 +98,7 @@ def environment_options(env: AnyEnv, recipe: Recipe) -> dict[str, Any]:
         "backend": settings.backend,
         "max_episode_steps": settings.max_episode_steps,
         "episode_cap": settings.episode_cap,
+        "timeout": settings.timeout,
     }
 
 

@@ -6,10 +6,9 @@ from rlpg.rollouts.environments import (
     MadeEnvs,
     can_be_copied,
     copy_of,
-    find_spec,
-    full_id,
     make_envs,
 )
+from rlpg.rollouts.ids import find_spec, full_id
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask

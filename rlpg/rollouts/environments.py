@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator, parse_env_id, registry
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rlpg.errors import EnvironmentSetupError, RlpgError
+from rlpg.errors import EnvironmentSetupError
+from rlpg.rollouts.ids import find_spec, own_words, unknown_id
 from rlpg.rollouts.seeds import (
     OURS,
     EpisodeSeeds,
@@ -27,20 +24,11 @@ from rlpg.rollouts.seeds import (
     seed_streams,
 )
 from rlpg.rollouts.vector import autoreset_mode
+from rlpg.rollouts.workers import WorkerEnvs
 
 AnyEnv = gymnasium.Env[Any, Any]
 
 BACKENDS = ("auto", "native", "sync", "async", "envpool")
-
-_INSTALL = {  # word in the import error -> what to type
-    "box2d": 'pip install "rlpg[box2d]"',
-    "mujoco is not": 'pip install "rlpg[mujoco]"',
-    "'mujoco'": 'pip install "rlpg[mujoco]"',
-    "ale_py": 'pip install "rlpg[atari]"',
-    "jax": 'pip install "gymnasium[jax]"',
-    "envpool": 'pip install "rlpg[envpool]"',
-    "pygame": 'pip install "rlpg[video]"',
-}
 
 
 class MadeEnvs(NamedTuple):
@@ -59,6 +47,7 @@ def make_envs(
     backend: str = "auto",
     max_episode_steps: int | None = None,
     episode_cap: int | None = 1000,
+    timeout: float = 60.0,
 ) -> MadeEnvs:
     """`num_envs` copies of an environment in one seeded vector environment.
 
@@ -73,6 +62,7 @@ def make_envs(
             `async` (a process each), `envpool`, or `auto`: native where there is one, else sync.
         max_episode_steps: time limit that replaces the registered one.
         episode_cap: time limit for environments that have none, in steps; None for no cap.
+        timeout: seconds that a step of `async` environments may take before they count as hanging.
 
     EnvPool reports an episode that terminates on the very step of its time limit as truncated
     only; every other backend keeps both flags.
@@ -92,14 +82,15 @@ def make_envs(
         )
     run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     options = dict(kwargs or {})
-    with _own_words(env):
+    with own_words(env):
         if isinstance(env, VectorEnv):
             return _given_vector(env, run, options, backend, max_episode_steps)
         if isinstance(env, gymnasium.Env):
             return _given_env(env, num_envs, run, options, backend, max_episode_steps, episode_cap)
         if backend == "envpool":
             return _envpool(env, num_envs, run, options, max_episode_steps, episode_cap)
-        return _from_id(env, num_envs, run, options, backend, max_episode_steps, episode_cap)
+        limits = max_episode_steps, episode_cap
+        return _from_id(env, num_envs, run, options, backend, limits, timeout)
 
 
 # ---------------------------------------------------------------------------- the four sources
@@ -169,9 +160,10 @@ def _from_id(
     run: np.random.SeedSequence,
     options: dict[str, Any],
     backend: str,
-    max_episode_steps: int | None,
-    episode_cap: int | None,
+    limits: tuple[int | None, int | None],
+    timeout: float,
 ) -> MadeEnvs:
+    max_episode_steps, episode_cap = limits
     spec, version_note = find_spec(env_id)
     registered = spec.max_episode_steps
     if "max_num_frames_per_episode" in spec.kwargs:  # Atari counts frames itself
@@ -192,8 +184,10 @@ def _from_id(
         makers: list[Callable[[], AnyEnv]] = [
             partial(_make_one, spec, options, limit, run, n) for n in range(num_envs)
         ]
-        made = AsyncVectorEnv if backend == "async" else SyncVectorEnv
-        envs = made(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        if backend == "async":
+            envs = WorkerEnvs(makers, timeout=timeout)
+        else:
+            envs = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         mark_seeded(envs, by_episode=True)
     return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
 
@@ -262,7 +256,7 @@ def _envpool(
 
     known = envpool.list_all_envs()
     if env_id not in known:
-        raise EnvironmentSetupError(_unknown(env_id, known, "an id that EnvPool has"))
+        raise EnvironmentSetupError(unknown_id(env_id, known, "an id that EnvPool has"))
     default = int(envpool.make_spec(env_id).config.max_episode_steps)
     registered = default if default < 2**31 - 1 else None
     limit, note = _limit(registered, max_episode_steps, episode_cap)
@@ -288,57 +282,6 @@ def can_be_copied(env: AnyEnv) -> bool:
     """Whether `gymnasium.make(env.spec)` gives another one: it has an id, its wrappers a record."""
     spec = env.spec
     return spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers)
-
-
-def find_spec(env_id: str) -> tuple[EnvSpec, str]:
-    """The registered spec of an id, and a note where the id does not name its latest version.
-
-    Raises:
-        EnvironmentSetupError: unknown id (with the closest ones), or its module cannot be
-            imported.
-    """
-    module, _, name = env_id.rpartition(":")
-    if not module and name.startswith("ALE/"):
-        module = "ale_py"  # registers its environments when it is imported
-    if module:
-        importlib.import_module(module)
-    try:
-        namespace, base, version = parse_env_id(name)
-    except gymnasium.error.Error:
-        raise EnvironmentSetupError(_unknown(name, list(registry), "an id like Name-v0")) from None
-    versions = sorted(
-        (spec for spec in registry.values() if (spec.namespace, spec.name) == (namespace, base)),
-        key=lambda spec: spec.version or 0,
-    )
-    spec = registry.get(name)
-    if spec is None and version is None and versions:
-        return versions[-1], f"the latest version of {name}"
-    if spec is None:
-        raise EnvironmentSetupError(_unknown(name, list(registry), "a registered id"))
-    latest = versions[-1]
-    return spec, "" if latest is spec else f"there is a newer version, {latest.id}"
-
-
-def full_id(env_id: str) -> str:
-    """The id with a version: the latest of `CartPole` is `CartPole-v1`; others as they are."""
-    module, colon, name = env_id.rpartition(":")
-    with _own_words(env_id), suppress(gymnasium.error.Error, EnvironmentSetupError):
-        if parse_env_id(name)[2] is None:
-            return f"{module}{colon}{find_spec(env_id)[0].id}"
-    return env_id
-
-
-def _unknown(name: str, known: list[str], expected: str) -> str:
-    lower = {env_id.lower(): env_id for env_id in known}
-    close = [lower[near] for near in difflib.get_close_matches(name.lower(), lower, n=3)]
-    advice = f"did you mean {' or '.join(close)}?" if close else "write `module:Id-v0` to import it"
-    return f"env: expected {expected}, got {name!r}; {advice}"
-
-
-def copy_of(env: AnyEnv) -> AnyEnv | None:
-    """Another environment like this one, or None where Gymnasium cannot make it."""
-    with _own_words(env):
-        return gymnasium.make(env.spec) if env.spec is not None and can_be_copied(env) else None
 
 
 def _limit(
@@ -371,26 +314,7 @@ def _describe(name: str, num_envs: int, backend: str, *notes: str) -> str:
     return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend} ({how})", *notes)))
 
 
-@contextmanager
-def _own_words(env: object) -> Iterator[None]:
-    """Says in one line what Gymnasium says in many, and keeps its remarks off the terminal."""
-    name = env if isinstance(env, str) else type(env).__name__
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
-            # Importing Box2D warns so, and crashes the interpreter where warnings are errors.
-            warnings.filterwarnings("ignore", message="builtin type [sS]wig")
-            yield
-    except RlpgError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        advice = "check the environment's arguments"
-        if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
-            advice = next(
-                (f"run `{line}`" for word, line in _INSTALL.items() if word in text.lower()),
-                "install what it needs, or use a newer version of the environment",
-            )
-        raise EnvironmentSetupError(
-            f"env: expected {name} to start, got {type(error).__name__}: {text}; {advice}"
-        ) from error
+def copy_of(env: AnyEnv) -> AnyEnv | None:
+    """Another environment like this one, or None where Gymnasium cannot make it."""
+    with own_words(env):
+        return gymnasium.make(env.spec) if env.spec is not None and can_be_copied(env) else None

@@ -74,6 +74,8 @@ class EnvironmentSettings(Settings):
     """time limit in steps (none: the environment's own)"""
     episode_cap: Count = 1000
     """time limit for environments that have none of their own"""
+    timeout: Positive = 60.0
+    """seconds a step of async environments may take before they count as hanging"""
 
 
 @dataclass(frozen=True)

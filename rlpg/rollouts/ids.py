@@ -1,0 +1,97 @@
+"""Environment ids: finding what is registered under them, and saying what is wrong in one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
+
+from rlpg.errors import EnvironmentSetupError, RlpgError
+
+_INSTALL = {  # word in the import error -> what to type
+    "box2d": 'pip install "rlpg[box2d]"',
+    "mujoco is not": 'pip install "rlpg[mujoco]"',
+    "'mujoco'": 'pip install "rlpg[mujoco]"',
+    "ale_py": 'pip install "rlpg[atari]"',
+    "jax": 'pip install "gymnasium[jax]"',
+    "envpool": 'pip install "rlpg[envpool]"',
+    "pygame": 'pip install "rlpg[video]"',
+}
+
+
+def find_spec(env_id: str) -> tuple[EnvSpec, str]:
+    """The registered spec of an id, and a note where the id does not name its latest version.
+
+    Raises:
+        EnvironmentSetupError: unknown id (with the closest ones), or its module cannot be
+            imported.
+    """
+    module, _, name = env_id.rpartition(":")
+    if not module and name.startswith("ALE/"):
+        module = "ale_py"  # registers its environments when it is imported
+    if module:
+        importlib.import_module(module)
+    try:
+        namespace, base, version = parse_env_id(name)
+    except gymnasium.error.Error:
+        raise EnvironmentSetupError(
+            unknown_id(name, list(registry), "an id like Name-v0")
+        ) from None
+    versions = sorted(
+        (spec for spec in registry.values() if (spec.namespace, spec.name) == (namespace, base)),
+        key=lambda spec: spec.version or 0,
+    )
+    spec = registry.get(name)
+    if spec is None and version is None and versions:
+        return versions[-1], f"the latest version of {name}"
+    if spec is None:
+        raise EnvironmentSetupError(unknown_id(name, list(registry), "a registered id"))
+    latest = versions[-1]
+    return spec, "" if latest is spec else f"there is a newer version, {latest.id}"
+
+
+def full_id(env_id: str) -> str:
+    """The id with a version: the latest of `CartPole` is `CartPole-v1`; others as they are."""
+    module, colon, name = env_id.rpartition(":")
+    with own_words(env_id), suppress(gymnasium.error.Error, EnvironmentSetupError):
+        if parse_env_id(name)[2] is None:
+            return f"{module}{colon}{find_spec(env_id)[0].id}"
+    return env_id
+
+
+def unknown_id(name: str, known: list[str], expected: str) -> str:
+    """One line with the closest known ids."""
+    lower = {env_id.lower(): env_id for env_id in known}
+    close = [lower[near] for near in difflib.get_close_matches(name.lower(), lower, n=3)]
+    advice = f"did you mean {' or '.join(close)}?" if close else "write `module:Id-v0` to import it"
+    return f"env: expected {expected}, got {name!r}; {advice}"
+
+
+@contextmanager
+def own_words(env: object) -> Iterator[None]:
+    """Says in one line what Gymnasium says in many, and keeps its remarks off the terminal."""
+    name = env if isinstance(env, str) else type(env).__name__
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
+            # Importing Box2D warns so, and crashes the interpreter where warnings are errors.
+            warnings.filterwarnings("ignore", message="builtin type [sS]wig")
+            yield
+    except RlpgError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        advice = "check the environment's arguments"
+        if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
+            advice = next(
+                (f"run `{line}`" for word, line in _INSTALL.items() if word in text.lower()),
+                "install what it needs, or use a newer version of the environment",
+            )
+        raise EnvironmentSetupError(
+            f"env: expected {name} to start, got {type(error).__name__}: {text}; {advice}"
+        ) from error

@@ -1,0 +1,183 @@
+"""`AsyncVectorEnv` whose workers may die, hang or raise: one clear error, and nothing left behind.
+
+Gymnasium's waits for ever for a worker that is gone, and `close` with it. This one watches the
+processes while it waits, gives up after a time-out, and ends them all before it reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import wait
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from rlpg.errors import EnvironmentFault
+
+GRACE_SECONDS = 2.0  # that workers have to close their environments
+
+
+class WorkerEnvs(AsyncVectorEnv):
+    """Environments in processes of their own; autoreset is `SAME_STEP`.
+
+    Args:
+        makers: make one environment each.
+        timeout: seconds that a step or reset of all environments may take.
+
+    Every method that talks to the workers raises EnvironmentFault, with the index of the
+    environment, if its worker has died or has not answered in time. All workers are gone then.
+    """
+
+    def __init__(
+        self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], *, timeout: float = 60.0
+    ) -> None:
+        self._timeout = timeout
+        guarded = [_Guarded(maker, os.getpid()) for maker in makers]
+        super().__init__(guarded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def reset(self, **options: Any) -> Any:
+        """Start an episode in every environment."""
+        with self._reporting():
+            return super().reset(**options)
+
+    def step(self, actions: Any) -> Any:
+        """Take an action in every environment."""
+        with self._reporting():
+            return super().step(actions)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of every environment."""
+        with self._reporting():
+            return super().call(name, *args, **kwargs)
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Ask the workers to close, and end those that do not."""
+        for pipe in self.parent_pipes:
+            with contextlib.suppress(OSError, ValueError):
+                pipe.send(("close", None))
+        self._end_workers(time.monotonic() + GRACE_SECONDS)
+
+    def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
+        """Gymnasium asks this before it reads the answers: wait until all are there."""
+        self._assert_is_running()
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        pending = dict(zip(self.parent_pipes, range(self.num_envs), strict=True))
+        while pending:
+            sentinels = {self.processes[index].sentinel: index for index in pending.values()}
+            ready = wait([*pending, *sentinels], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise self._fault(
+                    min(pending.values()), f"no answer within {self._timeout:g} s; it hangs"
+                )
+            answered = [pipe for pipe in ready if pipe in pending]
+            if not answered:  # a process ended, and had not sent its answer before
+                dead = min(sentinels[sentinel] for sentinel in ready)  # type: ignore[index]
+                if not self.parent_pipes[dead].poll():
+                    raise self._fault(dead, f"its worker {self._obituary(dead)}")
+                answered = [self.parent_pipes[dead]]
+            for pipe in answered:
+                pending.pop(pipe)
+        return True
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        """Gymnasium asks this when it has read the answers: the first error, as it was raised."""
+        succeeded = list(successes)
+        if all(succeeded):
+            return
+        index, error, trace = succeeded.index(False), "an error that cannot be passed on", ""
+        with contextlib.suppress(queue.Empty):
+            index, _, error, trace = self.error_queue.get(timeout=GRACE_SECONDS)
+        self._end_workers(time.monotonic())
+        name, what = f"environment {index}", str(error)
+        fault = EnvironmentFault(what if what.startswith(name) else f"{name}: {what}")
+        fault.add_note(f"In its worker:\n{trace}")
+        raise fault
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Any:
+        try:
+            yield
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            time.sleep(0.05)  # the process that closed its pipe is about to be gone
+            dead = next((i for i, p in enumerate(self.processes) if not p.is_alive()), 0)
+            raise self._fault(dead, f"its worker {self._obituary(dead)}") from None
+        except EnvironmentFault:
+            self._end_workers(time.monotonic())
+            raise
+
+    def _fault(self, index: int, what: str) -> EnvironmentFault:
+        self._end_workers(time.monotonic())
+        return EnvironmentFault(f"environment {index}: {what}")
+
+    def _obituary(self, index: int) -> str:
+        process = self.processes[index]
+        process.join(GRACE_SECONDS)
+        code = process.exitcode
+        if code is not None and code < 0:
+            return f"died of {signal.Signals(-code).name}"
+        return f"ended with exit code {code}"
+
+    def _end_workers(self, deadline: float) -> None:
+        """Wait for the workers until the deadline, end those that remain, free what they held."""
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+        for process, pipe in zip(self.processes, self.parent_pipes, strict=True):
+            process.join()
+            pipe.close()
+        self.error_queue.close()
+        self.error_queue.join_thread()
+        self.closed = True
+
+
+class _Guarded:
+    """Makes an environment; in a worker also sees to it that the worker ends when it should."""
+
+    def __init__(self, maker: Callable[[], gymnasium.Env[Any, Any]], parent: int) -> None:
+        self._maker, self._parent = maker, parent
+
+    def __call__(self) -> gymnasium.Env[Any, Any]:
+        if multiprocessing.parent_process() is not None and os.getpid() != self._parent:
+            # Ctrl-C is for the parent to handle: it lets the step end and saves.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            threading.Thread(target=self._outlive_no_parent, daemon=True).start()
+            return _Contained(self._maker())
+        return self._maker()
+
+    def _outlive_no_parent(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+
+class _Contained(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Turns an environment's own SystemExit or KeyboardInterrupt into an error with its name."""
+
+    def reset(self, **options: Any) -> Any:
+        """The environment's own reset."""
+        with _contained():
+            return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        """The environment's own step."""
+        with _contained():
+            return self.env.step(action)
+
+
+@contextlib.contextmanager
+def _contained() -> Any:
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise EnvironmentFault(f"the environment raised {type(error).__name__}: {error}") from error
