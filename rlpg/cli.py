@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from types import UnionType
 from typing import (
-    Annotated,
     Any,
-    Literal,
     NoReturn,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
 )
 
 from rlpg.errors import FileError, RlpgError, UsageError
+from rlpg.options import add_settings, chosen_settings, hyphenated
 from rlpg.runs import recipe as recipes
 from rlpg.runs.recipe import Recipe
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-KWARGS = "environment.kwargs."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,14 +45,6 @@ def complain(error: BaseException, code: int) -> int:
     parts = (str(error), *getattr(error, "__notes__", ()))
     print("rlpg: " + " ".join("; ".join(parts).split()), file=sys.stderr)
     return code
-
-
-def hyphenated(word: str) -> str:
-    """`--total_steps=1_000` as `--total-steps=1_000`; keyword arguments keep their spelling."""
-    if not word.startswith("--") or word.startswith(f"--{KWARGS}"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 class Parser(argparse.ArgumentParser):
@@ -139,68 +121,12 @@ def add_train(verbs: Any) -> None:
         help="where the run is kept (default: runs/ENV/AGENT/SEED)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the result only")
-    groups = {"": parser.add_argument_group("settings")}
-    for key, kind, default, text in settings():
-        section = key.rpartition(".")[0]
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        groups[section].add_argument(
-            f"--{key.replace('_', '-')}",
-            dest=key,
-            default=argparse.SUPPRESS,
-            metavar=placeholder(kind),
-            help=f"{text} ({default})",
-        )
-    groups["environment"].description = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
-
-
-def settings() -> Iterator[tuple[str, Any, str, str]]:
-    """Dotted key, annotation, default and help of every setting that an option sets."""
-    texts = docstrings()
-    for entry in fields(Recipe):
-        value = getattr(Recipe(), entry.name)
-        table, prefix = (value, f"{entry.name}.") if is_dataclass(value) else (Recipe(), "")
-        kinds = get_type_hints(type(table), include_extras=True)
-        for inner in fields(table) if prefix else (entry,):
-            key = f"{prefix}{inner.name}"
-            if key not in ("environment.id", "environment.kwargs"):
-                text = texts[type(table).__name__, inner.name]
-                yield key, kinds[inner.name], shown(getattr(table, inner.name)), text
-
-
-def placeholder(kind: Any) -> str:
-    """What stands for the value in the help: its choices, or `N` for an integer ..."""
-    while get_origin(kind) in (Annotated, Union, UnionType):
-        kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return {bool: "true|false", int: "N", float: "X"}.get(kind, "N,N")
-
-
-def shown(value: object) -> str:
-    """A default as it would be typed."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def docstrings() -> dict[tuple[str, str], str]:
-    """The text under each setting in the recipe's source: `(class, field) -> help`."""
-    found = {}
-    for node in ast.parse(inspect.getsource(recipes)).body:
-        if isinstance(node, ast.ClassDef):
-            for before, after in zip(node.body, node.body[1:], strict=False):
-                if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
-                    name, text = ast.unparse(before.target), ast.literal_eval(after.value)
-                    found[node.name, name] = " ".join(text.split()).replace("%", "%%")
-    return found
+    add_settings(parser)
 
 
 def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Train once per seed; what was trained and what to do next."""
-    known = {key for key, *_ in settings()}
-    changes: dict[str, object] = {k: v for k, v in vars(arguments).items() if k in known}
-    changes |= environment_arguments(rest)
+    changes = chosen_settings(arguments, rest)
     agent = str(changes.pop("agent", "reinforce"))
 
     from rlpg.prepare import find_recipe
@@ -228,21 +154,6 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
         print(f"next:  rlpg evaluate {paths[0]} --episodes 100")
         print(f"       tensorboard --logdir {paths[0] if arguments.run_dir else 'runs'}")
     return 0
-
-
-def environment_arguments(rest: list[str]) -> dict[str, object]:
-    """`--environment.kwargs.NAME VALUE` pairs; anything else is not an option that exists."""
-    changes: dict[str, object] = {}
-    words = iter(rest)
-    for word in words:
-        name, equals, value = word.partition("=")
-        key = name.removeprefix("--")
-        if not name.startswith("--"):
-            raise UsageError(f"{word}: expected an option, got a word; see `rlpg train --help`")
-        if not key.startswith(KWARGS):
-            recipes.override(Recipe(), {key.replace("-", "_"): ""})  # says what is close
-        changes[key] = value if equals else next(words, "")
-    return changes
 
 
 # ---- resume ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 from gymnasium import spaces
 
 import rlpg
-from rlpg import cli
+from rlpg import cli, options
 from rlpg.runs.checkpoint import newest
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 
@@ -87,7 +87,7 @@ def test_the_help_of_train_shows_every_setting_with_its_default(
     for key, value in flatten(Recipe()).items():
         if key not in ("environment.id", "environment.kwargs"):
             assert f"--{key.replace('_', '-')} " in words, key
-            assert f"({cli.shown(value)})" in words, key
+            assert f"({options.shown(value)})" in words, key
     assert "clipped|squashed|beta" in words, "choices are listed"
 
 

@@ -1,0 +1,110 @@
+"""The recipe's settings as command-line options: one each, with its default and its help."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rlpg.errors import UsageError
+from rlpg.runs import recipe as recipes
+from rlpg.runs.recipe import Recipe
+
+KWARGS = "environment.kwargs."
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option per setting, grouped as the recipe's tables are."""
+    groups = {"": parser.add_argument_group("settings")}
+    for key, kind, default, text in settings():
+        section = key.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        groups[section].add_argument(
+            f"--{key.replace('_', '-')}",
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar=placeholder(kind),
+            help=f"{text} ({default})",
+        )
+    groups["environment"].description = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
+
+
+def chosen_settings(arguments: argparse.Namespace, rest: list[str]) -> dict[str, object]:
+    """What was set on the command line, as text by dotted key.
+
+    Raises:
+        UsageError: a word that no option took, with the closest setting.
+    """
+    known = {key for key, *_ in settings()}
+    chosen = {key: value for key, value in vars(arguments).items() if key in known}
+    return chosen | environment_arguments(rest)
+
+
+def settings() -> Iterator[tuple[str, Any, str, str]]:
+    """Dotted key, annotation, default and help of every setting that an option sets."""
+    texts = docstrings()
+    for entry in fields(Recipe):
+        value = getattr(Recipe(), entry.name)
+        table, prefix = (value, f"{entry.name}.") if is_dataclass(value) else (Recipe(), "")
+        kinds = get_type_hints(type(table), include_extras=True)
+        for inner in fields(table) if prefix else (entry,):
+            key = f"{prefix}{inner.name}"
+            if key not in ("environment.id", "environment.kwargs"):
+                text = texts[type(table).__name__, inner.name]
+                yield key, kinds[inner.name], shown(getattr(table, inner.name)), text
+
+
+def placeholder(kind: Any) -> str:
+    """What stands for the value in the help: its choices, or `N` for an integer ..."""
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {bool: "true|false", int: "N", float: "X"}.get(kind, "N,N")
+
+
+def shown(value: object) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def docstrings() -> dict[tuple[str, str], str]:
+    """The text under each setting in the recipe's source: `(class, field) -> help`."""
+    found = {}
+    for node in ast.parse(inspect.getsource(recipes)).body:
+        if isinstance(node, ast.ClassDef):
+            for before, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    name, text = ast.unparse(before.target), ast.literal_eval(after.value)
+                    found[node.name, name] = " ".join(text.split()).replace("%", "%%")
+    return found
+
+
+def environment_arguments(rest: list[str]) -> dict[str, object]:
+    """`--environment.kwargs.NAME VALUE` pairs; anything else is not an option that exists."""
+    changes: dict[str, object] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        key = name.removeprefix("--")
+        if not name.startswith("--"):
+            raise UsageError(f"{word}: expected an option, got a word; see `rlpg train --help`")
+        if not key.startswith(KWARGS):
+            recipes.override(Recipe(), {key.replace("-", "_"): ""})  # says what is close
+        changes[key] = value if equals else next(words, "")
+    return changes
+
+
+def hyphenated(word: str) -> str:
+    """`--total_steps=1_000` as `--total-steps=1_000`; keyword arguments keep their spelling."""
+    if not word.startswith("--") or word.startswith(f"--{KWARGS}"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
