@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 import rlpg
+from rlpg.runs.policy_files import load_policy, save_policy
 from rlpg.runs.recipe import flatten, load_recipe
 from rlpg.runs.run import versions
 
@@ -148,7 +149,7 @@ def first_step(run: Path, target: float) -> int | None:
 
 
 def publish(name: str, seeds: list[int], work: Path) -> None:
-    """Write agents/NAME/results.json and copy the median seed's policy."""
+    """Write agents/NAME/results.json and the median seed's policy beside it."""
     recipe, target = load_recipe(AGENTS / name / "recipe.toml"), TARGETS[name]
     rows = [json.loads((work / name / f"{seed}.json").read_text()) for seed in sorted(seeds)]
     settings = {key: value for key, value in rows[0]["recipe"].items() if key != "seed"}
@@ -156,7 +157,6 @@ def publish(name: str, seeds: list[int], work: Path) -> None:
     ordered = sorted(rows, key=lambda row: row["mean"])
     chosen = ordered[(len(ordered) - 1) // 2]["seed"]
     num_met = sum(row["mean"] >= target.mean for row in rows)
-    known = versions()
     results = {
         "environment": recipe.environment.id,
         "agent": recipe.agent,
@@ -171,12 +171,18 @@ def publish(name: str, seeds: list[int], work: Path) -> None:
         "policy_is": "that of the median seed",
         "seeds": rows,
         "recipe": settings,
-        "versions": {key: known[key] for key in known if key not in ("platform", "machine")},
+        "versions": without_machine(versions()),
         "command": f"scripts/retrain_agents.py {name} --seeds {' '.join(map(str, seeds))}",
     }
     (AGENTS / name / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    shutil.rmtree(AGENTS / name / "policy", ignore_errors=True)
-    shutil.copytree(work / name / str(chosen) / "policy", AGENTS / name / "policy")
+    description, arrays = load_policy(work / name / str(chosen) / "policy")
+    description["versions"] = without_machine(description["versions"])
+    save_policy(AGENTS / name / "policy", description, arrays)
+
+
+def without_machine(known: dict[str, str]) -> dict[str, str]:
+    """Versions that mean something to others."""
+    return {key: known[key] for key in known if key not in ("platform", "machine")}
 
 
 def write_table() -> None:
