@@ -78,6 +78,16 @@ def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> No
     assert all(f"    {verb} " in text for verb in VERBS)
 
 
+def as_typed(value: object) -> str:
+    match value:
+        case bool() | None:
+            return str(value).lower()
+        case tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
+
+
 def test_the_help_of_train_shows_every_setting_with_its_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -465,9 +475,13 @@ def test_a_fault_of_the_environment(
     assert "what was saved until then is in run, see error.log there" in err
     assert "Traceback (most recent call last)" in Path("run/error.log").read_text()
     kept(Path("run"))
-    # A second start works, and the stopped run can be continued.
-    Faulty.made = count(100)
-    assert cli.main([*faulty, "--environment.kwargs.fault", "none", "--run-dir", "again"]) == 0
+
+
+def test_after_a_fault_a_second_start_works_and_so_does_resuming(faulty: list[str]) -> None:
+    faulty += ["--environment.kwargs.fault", "raise"]
+    assert cli.main(faulty) == 1
+    Faulty.made = count(100)  # repaired: none of the next ones is environment 2
+    assert cli.main([*faulty, "--run-dir", "again"]) == 0
     assert cli.main(["resume", "run", "--quiet"]) == 0
 
 

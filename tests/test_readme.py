@@ -42,10 +42,7 @@ def test_the_commands_of_the_readme_parse(line: str) -> None:
     words = [cli.hyphenated(word) for word in shlex.split(line)[1:]]
     arguments, rest = cli.build_parser().parse_known_args(words)
     assert callable(arguments.command)
-    if words[0] == "train":
-        cli.environment_arguments(rest)
-    else:
-        assert rest == []
+    assert all(word.startswith("--environment.kwargs.") for word in rest[::2])
 
 
 def test_the_files_of_a_run_are_those_of_the_tables(tmp_path: Path) -> None:

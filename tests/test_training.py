@@ -55,7 +55,7 @@ TAGS = {
 
 
 def train(
-    env: Any, path: Path, *, seed: int = 0, steps: int = 500, quiet: bool = True, **settings: Any
+    env: Any, path: Path, *, seed: int = 0, steps: int = 320, quiet: bool = True, **settings: Any
 ) -> rlpg.Run:
     """A short run; `learner__lr=1e-3` sets learner.lr."""
     overrides = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
@@ -76,7 +76,7 @@ def bits(policy: Policy) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> rlpg.Run:
-    """CartPole-v1, 500 steps; no test changes its folder."""
+    """CartPole-v1, 320 steps; no test changes its folder."""
     return train("CartPole-v1", tmp_path_factory.mktemp("plain") / "run")
 
 
@@ -177,7 +177,7 @@ def test_the_recipe_is_complete_and_makes_the_same_run(plain: rlpg.Run, tmp_path
 def test_progress_has_every_tag_and_steps_that_rise(progress: list[dict[str, Any]]) -> None:
     steps = [entry["step"] for entry in progress]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 512, "the first multiple of 4 x 16 from 500 on"
+    assert steps[-1] == 320
     assert set().union(*progress) >= TAGS
     assert all(np.isfinite(value) for entry in progress for value in entry.values() if value)
 
@@ -208,7 +208,7 @@ def test_training_episodes_are_in_the_monitor(plain: rlpg.Run) -> None:
     assert header == "r,l,t"
     table = np.array([[float(cell) for cell in row.split(",")] for row in rows])
     assert np.array_equal(table[:, 0], table[:, 1]), "CartPole-v1 pays 1 per step"
-    assert 400 < table[:, 1].sum() <= 512
+    assert 200 < table[:, 1].sum() <= 320
     assert (np.diff(table[:, 2]) >= 0).all()
 
 
@@ -218,7 +218,7 @@ def test_evaluations_have_the_shape_of_stable_baselines3(plain: rlpg.Run) -> Non
         count = len(table["timesteps"])
         assert table["results"].shape == table["ep_lengths"].shape == (count, 2)
         assert (np.diff(table["timesteps"]) > 0).all()
-        assert table["timesteps"][-1] == 512
+        assert table["timesteps"][-1] == 320
         assert np.array_equal(table["results"], table["ep_lengths"])
 
 
@@ -237,7 +237,7 @@ def test_the_best_policy_is_the_best_of_the_evaluations(plain: rlpg.Run) -> None
     assert best["evaluation"]["mean"] == means.max()
     last = load_policy(plain.path / "policy")[0]["training"]
     assert plain.evaluation is not None
-    assert (last["steps"], last["evaluation"]["mean"]) == (512, plain.evaluation.mean)
+    assert (last["steps"], last["evaluation"]["mean"]) == (320, plain.evaluation.mean)
     assert bits(rlpg.load(plain.path)) == bits(plain.policy)
     assert bits(rlpg.load(plain.path, "best")) == bits(rlpg.load(plain.path / "best_policy"))
 
@@ -252,7 +252,7 @@ def test_the_final_evaluation_is_in_a_file_of_its_own(plain: rlpg.Run) -> None:
 def test_the_last_checkpoint_holds_the_last_policy(plain: rlpg.Run) -> None:
     checkpoint, skipped = newest(plain.path / "checkpoints")
     assert checkpoint is not None
-    assert (checkpoint.step, skipped) == (512, [])
+    assert (checkpoint.step, skipped) == (320, [])
     saved = checkpoint.state["learner"]["policy"]
     assert {name: value.tobytes() for name, value in saved.items()} == bits(plain.policy)
 
