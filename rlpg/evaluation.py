@@ -58,9 +58,12 @@ class Evaluation:
         """
         size, generator = len(self.returns), np.random.default_rng(0)
         resamples = max(min(RESAMPLES, DRAWS // size), 1000)
-        # One after the other: all at once would take resamples x episodes numbers of memory.
-        means = [self.returns[generator.integers(size, size=size)].mean() for _ in range(resamples)]
-        low, high = np.percentile(means, [2.5, 97.5])
+        rows = max(1, BLOCK // size)  # at a time: all at once would take much memory
+        means = [
+            self.returns[generator.integers(size, size=(min(rows, resamples - done), size))].mean(1)
+            for done in range(0, resamples, rows)
+        ]
+        low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
         return float(low), float(high)
 
     def summary(self) -> dict[str, Any]:
