@@ -58,7 +58,7 @@ class Evaluation:
         """
         size, generator = len(self.returns), np.random.default_rng(0)
         resamples = max(min(RESAMPLES, DRAWS // size), 1000)
-        rows = max(1, BLOCK // size)  # at a time: all at once would take much memory
+        rows = max(1, DRAWS_AT_ONCE // size)  # at a time: all at once would take much memory
         means = [
             self.returns[generator.integers(size, size=(min(rows, resamples - done), size))].mean(1)
             for done in range(0, resamples, rows)
