@@ -234,6 +234,10 @@ def add_evaluate(verbs: Any) -> None:
         "--num-envs", type=int, metavar="N", help="copies side by side (as many as episodes, <= 64)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and episodes here")
+    parser.add_argument(
+        "--video", type=Path, nargs="?", const=Path("episode.mp4"), metavar="FILE",
+        help="film one episode more (episode.mp4)",
+    )  # fmt: skip
 
 
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -242,8 +246,10 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     from rlpg.evaluation import evaluate_saved
     from rlpg.loading import load_saved
 
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UsageError(f"--json: expected a file in a folder that exists, got {arguments.json}")
+    for name in ("json", "video"):
+        path = getattr(arguments, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"--{name}: expected a file in a folder that exists, got {path}")
     saved = load_saved(arguments.source, "best" if arguments.best else "last")
     evaluation = evaluate_saved(
         saved,
@@ -262,6 +268,17 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
 
         content = {"env": name, "seed": arguments.seed, **evaluation.summary()}
         write(arguments.json, to_json({**content, "table": evaluation.table()}))
+    if arguments.video is not None:
+        from rlpg.video import film
+
+        played = film(
+            saved,
+            arguments.video,
+            env=arguments.env,
+            seed=arguments.seed,
+            deterministic=not arguments.stochastic,
+        )
+        print(f"filmed {arguments.video}: {played.lengths[0]} steps, return {played.mean:.2f}")
     return 0
 
 
