@@ -29,7 +29,6 @@ LOGITS = (0.0, 1.0, 0.5, -1.0)  # of the bandit's policy
 TAPES: Mapping[str, Callable[[], rlpg.Tape]] = {
     "score": lambda: rlpg.Tape("score"),
     "score, leave one out": lambda: rlpg.Tape("score", baseline=rlpg.LeaveOneOut()),
-    "score, best constant": lambda: rlpg.Tape("score", baseline=rlpg.OptimalConstant()),
     "weak": lambda: rlpg.Tape("weak"),
     "expect": lambda: rlpg.Tape("expect"),
     "straight-through": lambda: rlpg.Tape("biased_straight_through"),
@@ -53,7 +52,7 @@ def gradient(eta: float) -> float:
 def moments(estimator: str, eta: float) -> tuple[float, float, float]:
     """Mean, variance and fourth central moment of one sample's estimate.
 
-    score: `(f(b) - c)(b - p)` with c = 0, c = E f (what leaving one out tends to) or the best c;
+    score: `(f(b) - c)(b - p)` with c = 0, or c = E f, what leaving one out tends to;
     weak and expect: `p (1 - p) (f(1) - f(0))`, no randomness left; straight-through:
     `f'(b) p (1 - p)`; Gumbel-softmax: `f'(y) y (1 - y) / temperature` at y = sigmoid((eta + L) /
     temperature), L logistic, integrated by the trapezoidal rule.
@@ -72,14 +71,10 @@ def moments(estimator: str, eta: float) -> tuple[float, float, float]:
         y = 0.5 + 0.5 * np.tanh((eta + logistic) / temperature / 2)
         estimate = 2 * (y - TARGET) * y * (1 - y) / temperature
     else:
-        constant = {
-            "score": 0.0,
-            "score, leave one out": float(probability @ f),
-            "score, best constant": float(probability @ (f * score**2) / (p * (1 - p))),
-        }[estimator]
-        estimate = (f - constant) * score
         if estimator == "score, leave one out":
-            return central(probability, estimate, f - constant, score)
+            off = f - probability @ f
+            return central(probability, off * score, off, score)
+        estimate = f * score
     return central(probability, estimate)
 
 
@@ -108,10 +103,7 @@ def measure(etas: list[float], *, num_lanes: int, seed: int) -> dict[tuple[str, 
     for name, make in TAPES.items():
         for eta in etas:
             found = per_lane(program, make(), {"eta": eta}, num_lanes, seed + len(lines))["eta"]
-            mean, *higher = moments(name, eta)
-            # Of one coin the best constant takes all variance off; what is left is its estimate.
-            exact = (mean,) if name == "score, best constant" else (mean, *higher)
-            lines[name, eta] = line(found, name, "eta", *exact)
+            lines[name, eta] = line(found, name, "eta", *moments(name, eta))
     return lines
 
 

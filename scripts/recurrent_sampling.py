@@ -27,6 +27,7 @@ from rlpg.errors import RlpgError
 
 START = {"a": 0.9, "b": 0.1, "s": 0.3}
 STEPS, PERIOD, AT_END = 8, 12, 4.0
+NOISE, LEAST = 0.1, 0.05  # of the sine, and deviation that the GRU predicts at least
 TAPES: Mapping[str, Callable[[], rlpg.Tape]] = {
     "score": lambda: rlpg.Tape("score"),
     "score, leave one out": lambda: rlpg.Tape("score", baseline=rlpg.LeaveOneOut()),
@@ -153,8 +154,8 @@ class Recurrent(nn.Module):
         for t in range(1, steps + 1):
             carry = self.cell(x[:, None], carry)
             mean, spread = self.head(carry).unbind(1)
-            x = tape.sample(Normal(mean, 0.05 + nn.functional.softplus(spread)))
-            noisy = target(t) + 0.1 * torch.randn(lanes)
+            x = tape.sample(Normal(mean, LEAST + nn.functional.softplus(spread)))
+            noisy = target(t) + NOISE * torch.randn(lanes)
             tape.add(weight(t, steps) * (x - noisy).square())
             points.append(x.detach())
         return torch.stack(points)
@@ -223,15 +224,20 @@ def draw(
         smooth = torch.tensor(curves[name])[: len(curves[name]) // width * width]
         smooth = smooth.reshape(-1, width).mean(1)
         learning.plot([width * (k + 0.5) for k in range(len(smooth))], smooth, color=color)
+    # What no model can avoid: the target's noise, and the least deviation the head allows.
+    total = sum(weight(t, PERIOD) for t in range(1, PERIOD + 1))
+    floor = total * (NOISE**2 + LEAST**2)
+    learning.axhline(floor, color="#222222", linestyle="--", linewidth=1)
+    learning.annotate("least possible", (0, floor), (2, -11), textcoords="offset points", size=8)
     variances.set(yscale="log", xlabel="steps", title="linear: variance of one lane's d/da")
-    learning.set(yscale="log", xlabel="update", title="GRU: loss while learning")
+    learning.set(yscale="log", ylim=(0.12, None), xlabel="update", title="GRU: loss while learning")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         points = model.draw(rlpg.Tape("pathwise"), 40)
     times = range(1, len(points) + 1)
     samples.plot(times, points, color=COLORS["pathwise"], alpha=0.25, linewidth=0.8)
     samples.plot(times, [target(t) for t in times], color="#222222", linestyle="--", label="sine")
-    samples.set(xlabel="step", title="GRU, pathwise: 40 samples")
+    samples.set(xlabel="step", xticks=(1, 3, 6, 9, 12), title="GRU, pathwise: 40 samples")
     samples.legend(frameon=False, fontsize=8)
     handles = variances.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from bernoulli import BIASED, ETA, LOGITS, TAPES, TARGET, bandit, gradient, measure, moments
 from rlpg.envs.bandit import REWARDS
+from study import per_lane
+
+import rlpg
 
 
 def sigmoid(x: float) -> float:
@@ -57,6 +60,14 @@ def test_tape_agrees_in_mean_and_variance() -> None:
     for row in measure([ETA, 0.5], num_lanes=40_000, seed=0).values():
         assert abs(row.mean_z) < 4, row
         assert row.variance_z is None or abs(row.variance_z) < 4, row
+
+
+def test_best_constant_leaves_one_coin_without_variance() -> None:
+    # (f(1) - c)(1 - p) = -(f(0) - c) p has a solution c: of two outcomes nothing random is left.
+    tape = rlpg.Tape("score", baseline=rlpg.OptimalConstant())
+    found = per_lane(bernoulli.program, tape, {"eta": ETA}, 10_000, seed=0)["eta"]
+    assert found.tolist() == pytest.approx([gradient(ETA)] * len(found), abs=1e-3)
+    assert float(found.var()) < 1e-4 * moments("score", ETA)[1]
 
 
 def test_tape_shows_the_wrong_sign() -> None:
