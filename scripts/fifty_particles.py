@@ -173,6 +173,7 @@ def compare_particles(
     resamples: int,
     repeats: int,
     seed: int,
+    num: int = NUM,
     network: Network = linear,
 ) -> Mapping[str, Tensor]:
     """`[repeats, 2]` gradients by estimator, from `compare`."""
@@ -181,7 +182,7 @@ def compare_particles(
         lambda tape, num: particles(tape, leaf, resamples=resamples, num=num, network=network),
         leaf,
         how,
-        num_lanes=NUM,
+        num_lanes=num,
         repeats=repeats,
         seed=seed,
     ).gradients
@@ -191,25 +192,26 @@ def compare_particles(
 class Bent:
     """A network that is not linear: the shaped reward's mean beside the path's."""
 
+    num: int
     parameter: str
     pathwise: float
     shaped: float
-    z: float
+    error: float  # standard error of the difference
 
 
-def bent_network(*, repeats: int, seed: int) -> list[Bent]:
+def bent_network(num: int, *, repeats: int, seed: int) -> list[Bent]:
     found = compare_particles(
         {"pathwise": lambda: rlpg.Tape("pathwise"), "score": shaped_tape},
         resamples=2,
         repeats=repeats,
         seed=seed,
+        num=num,
         network=bent,
     )
     path, shaped = found["pathwise"], found["score"]
     error = ((path.var(0) + shaped.var(0)) / repeats).sqrt()
-    z = (shaped.mean(0) - path.mean(0)) / error
     return [
-        Bent(name, float(path.mean(0)[k]), float(shaped.mean(0)[k]), float(z[k]))
+        Bent(num, name, float(path.mean(0)[k]), float(shaped.mean(0)[k]), float(error[k]))
         for k, name in enumerate(START)
     ]
 
@@ -322,11 +324,16 @@ def main() -> None:
     names = list(ratios[0])
     print("variance for mu, pathwise = 1")
     print(layout([names, *([str(row[name]) for name in names] for row in ratios)], left=0))
-    bias = bent_network(repeats=repeats, seed=seed + 7)
+    bias = [
+        row for num in (5, 10, NUM) for row in bent_network(num, repeats=2 * repeats, seed=seed + 7)
+    ]
     print("\na network that is not linear, 2 resamplings")
-    head = ("parameter", "pathwise", "shaped", "z")
-    rows = [(b.parameter, f"{b.pathwise:.5f}", f"{b.shaped:.5f}", f"{b.z:+.1f}") for b in bias]
-    print(layout([head, *rows]))
+    head = ("particles", "parameter", "pathwise", "shaped", "standard error")
+    rows = [
+        (str(b.num), b.parameter, f"{b.pathwise:.4f}", f"{b.shaped:.4f}", f"{b.error:.4f}")
+        for b in bias
+    ]
+    print(layout([head, *rows], left=2))
     for num in (NUM, math.inf):
         print(f"exact gradient, {num} particles: {exact_gradient(resamples=3, num=num)}")
     content = {

@@ -11,6 +11,7 @@ from recurrent_sampling import (
     exact,
     exact_gradient,
     expected_loss,
+    linear,
     measure,
     recurrent,
     spreads,
@@ -18,6 +19,8 @@ from recurrent_sampling import (
     weight,
     what_torch_normal_does,
 )
+
+import rlpg
 
 
 def by_density(a: float, b: float, s: float, steps: int) -> float:
@@ -89,3 +92,15 @@ def test_gru_orders_its_estimators_as_the_linear_case_does() -> None:
     order = [found[name] for name in TAPES]
     assert order == sorted(order, reverse=True)
     assert order[0] > 5 * order[2]
+
+
+def test_gradcheck_agrees_with_the_recursions() -> None:
+    leaf = {k: torch.tensor(v, dtype=torch.float64, requires_grad=True) for k, v in START.items()}
+
+    def program(tape: rlpg.Tape, lanes: int) -> None:
+        linear(tape, {name: value.expand(lanes) for name, value in leaf.items()}, 4)
+
+    want = {name: torch.tensor(value) for name, value in exact_gradient(4).items()}
+    for how in ("pathwise", lambda: rlpg.Tape("score", baseline=rlpg.LeaveOneOut())):
+        found = rlpg.gradcheck(program, leaf, how, against=want, num_lanes=4000, resolution=0.1)
+        assert found.resolution < 0.1
