@@ -84,7 +84,7 @@ def train(env: str, seed: int, work: Path) -> dict[str, Any]:
     folder, done = work / env / str(seed), work / env / f"{seed}.json"
     if done.exists():
         row: dict[str, Any] = json.loads(done.read_text())
-        if row.pop("recipe") == settings:
+        if row.pop("recipe").items() <= settings.items():  # a newer setting changes nothing
             return row
     done.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

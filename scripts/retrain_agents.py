@@ -54,10 +54,14 @@ TARGETS = {
     "CartPole-v1-reinforce": Target(475, 1.0, num_seeds=10),
     "Acrobot-v1-reinforce": Target(-90, 0.8),
     "MountainCarContinuous-v0-reinforce": Target(90, 0.8),
-    "Pendulum-v1-reinforce": Target(-200, 0.8),
+    "Pendulum-v1-reinforce": Target(
+        -200, 0.8, note="the seed that misses it stays near -800 from 200,000 steps on"
+    ),
     "LunarLander-v3-reinforce": Target(200, 0.8),
     "InvertedPendulum-v5-reinforce": Target(990, 0.8),
-    "rlpg-UnitCommitment-v0-reinforce": Target(-5, 0.8, note="optimum -4.34, random -15.86"),
+    "rlpg-UnitCommitment-v0-reinforce": Target(
+        -5, 0.8, note="optimum -4.34, random -15.86; the target is our own, missed narrowly"
+    ),
     "rlpg-Replenishment-v0-reinforce": Target(45, 0.8, note="optimum 53.67, random -50.99"),
     "rlpg-Catch-v0-reinforce": Target(4.5, 0.8, note="optimum 5, random -3.13"),
 }
@@ -107,7 +111,7 @@ def train_one(name: str, seed: int, work: Path) -> dict[str, Any]:
     folder, done = work / name / str(seed), work / name / f"{seed}.json"
     if done.exists():
         row: dict[str, Any] = json.loads(done.read_text())
-        if row["recipe"] == settings:
+        if row["recipe"].items() <= settings.items():  # a newer setting changes nothing
             return row
     done.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

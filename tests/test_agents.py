@@ -1,0 +1,102 @@
+"""The shipped agents: each loads, fits its environment, and does about what its results say.
+
+The full reproduction is `scripts/retrain_agents.py --check`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+import rlpg
+from rlpg.evaluation import check_spaces, evaluate_saved
+from rlpg.loading import load_saved, shipped_agents, shipped_folder, shipped_recipe, shipped_results
+from rlpg.runs.recipe import flatten, load_recipe
+
+EXPECTED = {
+    "Acrobot-v1-reinforce",
+    "CartPole-v1-reinforce",
+    "InvertedPendulum-v5-reinforce",
+    "LunarLander-v3-reinforce",
+    "MountainCarContinuous-v0-reinforce",
+    "Pendulum-v1-reinforce",
+    "rlpg-Catch-v0-reinforce",
+    "rlpg-Replenishment-v0-reinforce",
+    "rlpg-UnitCommitment-v0-reinforce",
+}
+EPISODES = 20
+LARGEST_POLICY = 300_000  # bytes
+
+every_agent = pytest.mark.parametrize("name", shipped_agents())
+
+
+def results_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((shipped_folder(name) / "results.json").read_text())
+    return found
+
+
+def shipped_row(results: dict[str, Any]) -> dict[str, Any]:
+    """The seed whose policy is shipped."""
+    rows: list[dict[str, Any]] = results["seeds"]
+    return next(row for row in rows if row["seed"] == results["policy_seed"])
+
+
+def test_what_was_promised_is_shipped() -> None:
+    assert set(shipped_agents()) >= EXPECTED
+
+
+def test_the_list_of_agents_has_a_line_of_results_for_each() -> None:
+    lines = dict(shipped_results())
+    assert list(lines) == shipped_agents()
+    assert all("steps" in line and "seeds" in line for line in lines.values())
+
+
+@every_agent
+def test_an_agent_is_found_by_its_environment(name: str) -> None:
+    results = results_of(name)
+    recipe = load_recipe(shipped_folder(name) / "recipe.toml")
+    assert recipe.environment.id == results["environment"]
+    assert shipped_recipe(recipe.environment.id, recipe.agent) == recipe
+    assert recipe.total_steps == results["total_steps"]
+
+
+@every_agent
+def test_results_were_made_with_the_recipe_that_is_shipped(name: str) -> None:
+    made_with = results_of(name)["recipe"]
+    recipe = json.loads(json.dumps(flatten(load_recipe(shipped_folder(name) / "recipe.toml"))))
+    # A setting that is newer than the results did not exist for them; the others must agree.
+    assert {key: recipe[key] for key in made_with} == made_with
+
+
+@every_agent
+def test_results_have_at_least_five_seeds_and_ship_the_median_one(name: str) -> None:
+    results = results_of(name)
+    seeds = [row["seed"] for row in results["seeds"]]
+    means = sorted(row["mean"] for row in results["seeds"])
+    assert len(set(seeds)) == len(seeds) >= 5
+    assert shipped_row(results)["mean"] == means[(len(means) - 1) // 2]
+
+
+@every_agent
+def test_the_policy_is_small_and_fits_its_environment(name: str) -> None:
+    saved = load_saved(name)
+    size = sum(file.stat().st_size for file in saved.path.iterdir())
+    assert size < LARGEST_POLICY
+    made = rlpg.make_envs(saved.environment["id"], 1, seed=0)
+    try:
+        check_spaces(saved.policy, made.envs)
+    finally:
+        made.envs.close()
+
+
+@every_agent
+def test_a_few_episodes_do_about_what_the_results_say(name: str) -> None:
+    row = shipped_row(results_of(name))
+    evaluation = evaluate_saved(load_saved(name), episodes=EPISODES, seed=1)
+    # Two samples of one law: their means differ by a few standard errors. A policy that hardly
+    # ever fails may do so here for the first time: hence also 5 % of the return.
+    error = row["std"] * math.sqrt(1 / EPISODES + 1 / 100)
+    assert abs(evaluation.mean - row["mean"]) < 4 * error + 0.05 * abs(row["mean"])
