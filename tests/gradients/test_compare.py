@@ -153,3 +153,15 @@ def test_bad_arguments_are_named() -> None:
 
     with pytest.raises(EstimatorError, match="sample 0: expected independent lanes"):
         compare(coupled, mean)
+
+
+def test_a_program_that_draws_noise_of_its_own_is_not_taken_for_coupled_lanes() -> None:
+    """The replay with one swapped sample must see the same noise, or every lane seems to change."""
+    mean = torch.tensor(0.5, requires_grad=True)
+
+    def program(tape: Tape, num_lanes: int) -> None:
+        x = tape.sample(Normal(mean.expand(num_lanes), 1.0))
+        tape.add(x * torch.randn(num_lanes))
+
+    found = compare(program, {"mean": mean}, ["score"], num_lanes=20, repeats=20)
+    assert len(found.rows) == 1
