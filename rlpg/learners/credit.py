@@ -58,7 +58,8 @@ class CreditRule:
             )
         if gae_lambda is not None and truncated_return not in (None, "bootstrap"):
             raise UsageError(
-                f"truncated_return: expected bootstrap with gae_lambda, got {truncated_return}"
+                f"truncated_return: expected bootstrap with gae_lambda, got {truncated_return}; "
+                "set gae_lambda to none"
             )
         self.baseline = baseline
         self.gamma, self.gae_lambda = gamma, gae_lambda
