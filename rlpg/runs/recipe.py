@@ -284,7 +284,9 @@ def _did_you_mean(key: str) -> str:
     by_last = {k.rpartition(".")[2]: k for k in known}
     close += [by_last[k] for k in difflib.get_close_matches(last, list(by_last), n=3, cutoff=0.7)]
     if close:
-        return "did you mean " + " or ".join(list(dict.fromkeys(close))[:3]) + "?"
+        is_setting = "." in key  # then a section is no answer
+        keys = [k for k in dict.fromkeys(close) if not (is_setting and k in sections)]
+        return "did you mean " + " or ".join(keys[:3] or sections) + "?"
     return "the sections are " + ", ".join(sections)
 
 
