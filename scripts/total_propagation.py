@@ -327,6 +327,7 @@ def draw(report: dict[str, Any], sweep: list[list[float]]) -> None:
         dots = [report[str(h)][name]["variance"] for h in horizons]
         left.plot(horizons, dots, marker, color=colour, ms=5, ls="", label=label)
     left.set(yscale="log", xlabel="horizon", ylabel="variance per lane", title="beta = 2.4")
+    left.set_ylim(top=3e5)
     left.legend(fontsize=7.5, loc="upper left", frameon=False)
     left.annotate("lines: exact", (0.97, 0.03), xycoords="axes fraction", ha="right", fontsize=8)
     betas, objective, slope = (np.array(column) for column in zip(*sweep, strict=True))
@@ -336,6 +337,7 @@ def draw(report: dict[str, Any], sweep: list[list[float]]) -> None:
     tangent = np.array([-0.025, 0.025])
     here = int(np.abs(betas - BETA).argmin())
     right.plot(BETA + tangent, objective[here] + slope[here] * tangent, color="tab:green", lw=2.5)
+    right.annotate("exact gradient", (BETA, objective[here] - 0.007), ha="center", fontsize=8)
     right.set(xlabel="beta", ylabel="objective", title="horizon 100: order, then chaos")
     right.legend(fontsize=8, loc="lower left", frameon=False)
     figure.savefig(PICTURES / "total_propagation.png", dpi=90)
