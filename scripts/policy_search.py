@@ -2,7 +2,7 @@
 """Policy search through a model: cart-pole swing-up, known simulator or one learned from episodes.
 
     scripts/policy_search.py                      # both parts, two seeds: 10 minutes of one core
-    scripts/policy_search.py --quick              # one seed, fewer updates: a few minutes
+    scripts/policy_search.py --quick              # one seed, far too few updates: one minute
     scripts/policy_search.py --part simulator --seeds 0 1
     scripts/policy_search.py --part learned --seeds 0
 
