@@ -331,9 +331,9 @@ def draw(report: dict[str, dict[str, Any]]) -> None:
             right.plot(played, promised, color=colour, lw=0.7, ls=":")
     left.set(xlabel="update", ylabel="return from hanging", title="known simulator")
     right.set(xlabel="episodes played", title="learned model; dotted: what it promises")
-    for axis in (left, right):
+    for axis, place in ((left, "center right"), (right, "lower right")):
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8, loc="center right")
+            axis.legend(frameon=False, fontsize=8, loc=place)
     figure.savefig(PICTURES / "policy_search.png", dpi=90)
 
 
