@@ -75,8 +75,9 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
     """k in [0, 1], the weight of the score function with the least variance of the mixture.
 
     With `a` the pathwise and `s` the score gradient and variances summed over D,
-    `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out, which is
-    inverse-variance weighting as published (Parmas et al. 2018, eq. 12).
+    `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out, which is the
+    published inverse-variance weighting (Parmas et al. 2018, eq. 12) of these D parameters: the
+    tape's are the node's own, the paper's those of the policy.
 
     Args:
         path, score: `[lanes, D]` gradients of the same parameters, lane by lane.

@@ -68,7 +68,8 @@ class Tape:
         gae_lambda: the credit rule. 1: the return as it was sampled. Below 1, a node whose baseline
             is a value of its state (`Value` or a tensor) stands in for what follows it, as in
             generalised advantage estimation; biased unless that value is exact.
-        exact_ivw: "combine" with the published inverse-variance weights from the same samples.
+        exact_ivw: "combine" with the published formula: inverse-variance weights from the same
+            samples (biased). Both kinds are measured on the node's own parameters.
         temperature: of "biased_gumbel_softmax".
     """
 
