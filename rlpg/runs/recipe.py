@@ -149,9 +149,9 @@ class LearnerSettings(Settings):
     """keep the learning rates, or lower them linearly to 0 over the run"""
     value_lr: Positive = 3e-3
     """learning rate of the value network"""
-    value_epochs: Count = 4
+    value_epochs: Count = 2
     """passes of the value network over a rollout"""
-    value_minibatches: Count = 4
+    value_minibatches: Count = 2
     """pieces a rollout is cut into for the value network"""
     reward_scaling: bool = True
     """the learner sees rewards divided by the running standard deviation of the return"""
