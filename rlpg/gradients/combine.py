@@ -17,35 +17,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 
 from rlpg.errors import EstimatorError
+from rlpg.gradients.guards import naming
 
 
-def parameters_of(distribution: Distribution) -> list[Tensor]:
-    """The tensors inside a distribution (and inside those it is built from) with a gradient."""
+def parameters_of(part: Distribution | Transform | list[Any]) -> list[Tensor]:
+    """The tensors with a gradient inside a distribution, and inside those and the transforms that
+    it is built from."""
     found = []
-    for value in vars(distribution).values():
+    for value in part if isinstance(part, list) else vars(part).values():
         if isinstance(value, Tensor) and value.requires_grad:
             found.append(value)
-        elif isinstance(value, Distribution):
+        elif isinstance(value, Distribution | Transform | list):
             found += parameters_of(value)
     return found
 
 
 def detached_twin(distribution: Distribution) -> tuple[Distribution, list[Tensor]]:
     """The same distribution on leaves of its own, in the order of `parameters_of`."""
-    twin, leaves = copy.copy(distribution), []
-    for name, value in vars(distribution).items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            leaf = value.detach().requires_grad_()
-            leaves.append(leaf)
-            setattr(twin, name, leaf)
-        elif isinstance(value, Distribution):
-            inner, inner_leaves = detached_twin(value)
-            leaves += inner_leaves
-            setattr(twin, name, inner)
-    return twin, leaves
+    leaves: list[Tensor] = []
+    return _twin(distribution, leaves), leaves
+
+
+def _twin(part: Any, leaves: list[Tensor]) -> Any:
+    if isinstance(part, Tensor) and part.requires_grad:
+        leaves.append(part.detach().requires_grad_())
+        return leaves[-1]
+    if isinstance(part, list):
+        return [_twin(value, leaves) for value in part]
+    if not isinstance(part, Distribution | Transform):
+        return part
+    twin = copy.copy(part)
+    for name, value in vars(part).items():
+        changed = _twin(value, leaves)
+        if changed is not value:
+            vars(twin)[name] = changed
+    return twin
 
 
 def lane_gradients(output: Tensor, parameters: list[Tensor], grad_output: Tensor) -> list[Tensor]:
@@ -75,7 +84,7 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
     """k in [0, 1], the weight of the score function with the least variance of the mixture.
 
     With `a` the pathwise and `s` the score gradient and variances summed over D,
-    `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out, which is the
+    `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out: the
     published inverse-variance weighting (Parmas et al. 2018, eq. 12) of these D parameters: the
     tape's are the node's own, the paper's those of the policy.
 
@@ -106,7 +115,8 @@ class Mixture:
         distribution: has rsample; its parameters have lanes first.
     """
 
-    def __init__(self, distribution: Distribution, *, exact_ivw: bool) -> None:
+    def __init__(self, distribution: Distribution, *, name: str, exact_ivw: bool) -> None:
+        self.name = name
         twin, self.leaves = detached_twin(distribution)
         self.path = twin.rsample()  # [lanes, ...]
         log_prob = twin.log_prob(self.path.detach())
@@ -121,8 +131,9 @@ class Mixture:
     def gradients(self, grad_path: Tensor, scale: Tensor) -> list[Tensor]:
         """The mixed gradient of every parameter."""
         lanes = len(self.credit)
-        path = lane_gradients(self.path, self.leaves, grad_path)
-        score = lane_gradients(self.log_prob, self.leaves, scale * self.credit / lanes)
+        with naming(self.name):
+            path = lane_gradients(self.path, self.leaves, grad_path)
+            score = lane_gradients(self.log_prob, self.leaves, scale * self.credit / lanes)
         share = self._measure(path, score) if self.score_share is None else self.score_share
         mixed = []
         for a, s in zip(path, score, strict=True):
