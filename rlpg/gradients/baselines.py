@@ -170,7 +170,7 @@ class Value:
 
     def __call__(self, state: Tensor) -> ValueAt:
         """The baseline of one node, at its state."""
-        estimate = self.net(state)
+        estimate = self.net(state.detach())  # its loss must not reach what led to the state
         if estimate.dim() == 2 and estimate.shape[1] == 1:
             estimate = estimate[:, 0]
         if estimate.shape != state.shape[:1]:

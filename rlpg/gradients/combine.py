@@ -23,38 +23,37 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.guards import naming
 
 
-def parameters_of(part: Distribution | Transform | list[Any]) -> list[Tensor]:
+def parameters_of(distribution: Distribution) -> list[Tensor]:
     """The tensors with a gradient inside a distribution, and inside those and the transforms that
     it is built from."""
-    found = []
-    for value in part if isinstance(part, list) else vars(part).values():
-        if isinstance(value, Tensor) and value.requires_grad:
-            found.append(value)
-        elif isinstance(value, Distribution | Transform | list):
-            found += parameters_of(value)
-    return found
+    found: list[tuple[Tensor, Tensor]] = []
+    _twin(distribution, found, {})
+    return [value for value, _ in found]
 
 
 def detached_twin(distribution: Distribution) -> tuple[Distribution, list[Tensor]]:
     """The same distribution on leaves of its own, in the order of `parameters_of`."""
-    leaves: list[Tensor] = []
-    return _twin(distribution, leaves), leaves
+    found: list[tuple[Tensor, Tensor]] = []
+    return _twin(distribution, found, {}), [leaf for _, leaf in found]
 
 
-def _twin(part: Any, leaves: list[Tensor]) -> Any:
+def _twin(part: Any, found: list[tuple[Tensor, Tensor]], twins: dict[int, Any]) -> Any:
+    """`part` on new leaves; a transform and its inverse know each other, hence `twins` by id."""
     if isinstance(part, Tensor) and part.requires_grad:
-        leaves.append(part.detach().requires_grad_())
-        return leaves[-1]
+        leaf = part.detach().requires_grad_()
+        found.append((part, leaf))
+        return leaf
     if isinstance(part, list):
-        return [_twin(value, leaves) for value in part]
+        return [_twin(value, found, twins) for value in part]
     if not isinstance(part, Distribution | Transform):
         return part
-    twin = copy.copy(part)
-    for name, value in vars(part).items():
-        changed = _twin(value, leaves)
-        if changed is not value:
-            vars(twin)[name] = changed
-    return twin
+    if id(part) not in twins:
+        twin = twins[id(part)] = copy.copy(part)
+        for name, value in vars(part).items():
+            changed = _twin(value, found, twins)
+            if changed is not value:
+                vars(twin)[name] = changed
+    return twins[id(part)]
 
 
 def lane_gradients(output: Tensor, parameters: list[Tensor], grad_output: Tensor) -> list[Tensor]:

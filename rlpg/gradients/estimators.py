@@ -106,6 +106,12 @@ def biased_straight_through(distribution: Distribution) -> Tensor:
 
     Source: Bengio et al. 2013.
     """
+    known: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical)
+    if not isinstance(distribution, known):
+        raise EstimatorError(
+            "biased_straight_through: expected Bernoulli or OneHotCategorical, got "
+            f"{type(distribution).__name__}; use how='score' or 'pathwise'"
+        )
     sample = distribution.sample()
     return sample + (distribution.mean - distribution.mean.detach())
 

@@ -104,7 +104,7 @@ def refuse_coupled_lanes(
     """
     if num_lanes < 2:
         return
-    first = _Replay(num_lanes, [])
+    first = _Replay(num_lanes)
     with seeded(seed, params), torch.no_grad():
         own = problem(first, num_lanes)
     if own is not None or first.lanes_meet or not first.samples:
@@ -113,7 +113,7 @@ def refuse_coupled_lanes(
         script = list(first.samples)
         script[k] = script[k].clone()
         script[k][0] = script[k][1]
-        second = _Replay(num_lanes, script)
+        second = _Replay(num_lanes, script, first.generator_states)
         with seeded(seed, params), torch.no_grad():
             problem(second, num_lanes)
         pairs = zip(first.outcomes(), second.outcomes(), strict=False)
@@ -128,12 +128,15 @@ def refuse_coupled_lanes(
 class _Replay(Tape):
     """Samples what the script says, and remembers what every lane saw."""
 
-    def __init__(self, num_lanes: int, script: Sequence[Tensor]) -> None:
+    def __init__(
+        self, num_lanes: int, script: Sequence[Tensor] = (), states: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__(num_lanes=num_lanes)
-        self.script = script
+        self.script, self.states = script, states
         self.names: list[str] = []
         self.samples: list[Tensor] = []
         self.log_probs: list[Tensor] = []
+        self.generator_states: list[Tensor] = []
         self.lanes_meet = False
 
     def sample(
@@ -144,11 +147,22 @@ class _Replay(Tape):
         name: str | None = None,
     ) -> Tensor:
         k = len(self.samples)
-        x = dist.sample()  # always: the program's own draws are to be the same each time
-        x = self.script[k] if k < len(self.script) else x
+        drawn = x = dist.sample()
+        log_prob = None
+        if k < len(self.script):
+            # How many numbers a draw takes may depend on lane 0: the program's own are not to.
+            torch.default_generator.set_state(self.states[k])
+            x = self.script[k]
+            try:
+                log_prob = dist.log_prob(x)
+            except ValueError:  # what lane 0 drew then is impossible now
+                x = x.clone()
+                x[0] = drawn[0]
+        else:
+            self.generator_states.append(torch.default_generator.get_state())
         self.names.append(name or f"sample {k}")
         self.samples.append(x)
-        self.log_probs.append(dist.log_prob(x))
+        self.log_probs.append(dist.log_prob(x) if log_prob is None else log_prob)
         return x
 
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from rlpg.gradients.surrogate import Node
 from rlpg.gradients.tape import How, Subtract, Tape
 
 MAX_DIRECTIONS = 12
+SHORTER = 6  # times that a step is quartered where the parameters may not go so far
 
 
 class Check:
@@ -120,14 +121,28 @@ class Check:
         try:
             for direction in self.directions:
                 h = self.step * float((direction.abs() * scale).max())
-                values = {}
-                for k in (-2, -1, 1, 2):
-                    self._move_to(self.start + (k * h * direction).to(self.start))
-                    values[k] = function()
+                for _ in range(SHORTER):
+                    try:
+                        values = self._around(h * direction, function)
+                        break
+                    except ValueError:  # outside of what a distribution takes: a deviation below 0
+                        h /= 4
+                else:
+                    raise EstimatorError(
+                        "gradcheck: expected parameters that can be moved by "
+                        f"{4 * h:.2g}, got a distribution that refuses them; choose a smaller step"
+                    )
                 slopes.append((8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * h))
         finally:
             self._move_to(self.start)
         return torch.tensor(slopes, dtype=torch.float64)
+
+    def _around(self, move: Tensor, function: Callable[[], float]) -> dict[int, float]:
+        values = {}
+        for k in (-2, -1, 1, 2):
+            self._move_to(self.start + (k * move).to(self.start))
+            values[k] = function()
+        return values
 
     def _move_to(self, flat: Tensor) -> None:
         parts = flat.split([tensor.numel() for tensor in self.tensors.values()])

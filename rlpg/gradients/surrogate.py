@@ -27,6 +27,7 @@ class Node:
     baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
     dist: Distribution
     mixture: Mixture | None = None  # set for "combine"
+    subtracted: Tensor | float | None = None  # what a baseline gave before it learned from this
 
     @property
     def grad_fn(self) -> GradFn | None:
@@ -115,7 +116,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     segment, surrogate, link = _Segment(lanes), torch.zeros(()), torch.zeros(())
     mixtures: list[Mixture] = []
     mixed_parameters: list[Tensor] = []
-    learn: list[tuple[Baseline, Tensor]] = []
+    learn: list[tuple[Node, Tensor, Tensor | float]] = []
     earlier_nodes = sum(isinstance(event, Node) for event in events)
     for event in reversed(events):
         if isinstance(event, Term):
@@ -128,12 +129,9 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
             earlier_nodes -= 1
-            returns = to_go
-            if to_go.shape != event.log_prob.shape:
-                returns = to_go.sum_to_size(event.log_prob.shape)
+            returns = _returns_at(event, to_go)
             baseline = _baseline(event, returns, halves=mixed)
-            if isinstance(event.baseline, Baseline):
-                learn.append((event.baseline, returns))
+            learn.append((event, returns, baseline))
             left = returns if shaped is None else returns + shaped
             if event.baseline is not None:
                 left = left - _in_branches(event, baseline)
@@ -147,7 +145,8 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
                 mixtures.append(event.mixture)
                 mixed_parameters += parameters_of(event.dist)
             if gae_lambda < 1 and isinstance(event.baseline, ValueAt | Tensor):
-                to_go = gae_lambda * returns + (1 - gae_lambda) * baseline
+                stands_in = baseline if event.branch is None else baseline * event.branch.detach()
+                to_go = gae_lambda * to_go + (1 - gae_lambda) * stands_in
         elif isinstance(event, Barrier):
             total = segment.total()
             surrogate = surrogate + total
@@ -158,8 +157,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     surrogate = surrogate + segment.total()
     if mixtures:
         measure(surrogate, mixtures, mixed_parameters)
-    for baseline_object, returns in learn:
-        baseline_object.update(returns)
+    _learn(learn)
     return surrogate
 
 
@@ -171,7 +169,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
     """
     _check_finite(events)
     _check_paths(events)
-    learn: list[tuple[Baseline, Tensor]] = []
+    learn: list[tuple[Node, Tensor, Tensor | float]] = []
     returns_of = _returns(events, lanes)
     total, history = torch.zeros(()), _zeros(events, lanes)
     for event in events:
@@ -185,8 +183,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
             after = history + event.log_prob
             returns = returns_of[id(event)]
             baseline = _baseline(event, returns)
-            if isinstance(event.baseline, Baseline):
-                learn.append((event.baseline, returns))
+            learn.append((event, returns, baseline))
             if event.baseline is not None:
                 scale = event.weight if event.branch is None else event.weight * event.branch
                 drop = magic_box(history) - magic_box(after)
@@ -199,9 +196,17 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
                 history = torch.where(goes_on, history, 0.0)
             elif not goes_on:
                 history = _zeros(events, lanes)
-    for baseline_object, returns in learn:
-        baseline_object.update(returns)
+    _learn(learn)
     return total
+
+
+def _learn(learn: Sequence[tuple[Node, Tensor, Tensor | float]]) -> None:
+    """Baselines learn once from each node; a second surrogate of the same tape subtracts what the
+    first did, for what has been learned since contains these samples."""
+    for node, returns, subtracted in learn:
+        if isinstance(node.baseline, Baseline) and node.subtracted is None:
+            node.baseline.update(returns)
+            node.subtracted = subtracted
 
 
 def _returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
@@ -214,8 +219,17 @@ def _returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
         elif isinstance(event, Branching):
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
-            found[id(event)] = to_go.sum_to_size(event.log_prob.shape)
+            found[id(event)] = _returns_at(event, to_go)
     return found
+
+
+def _returns_at(node: Node, to_go: Tensor) -> Tensor:
+    """The return in the node's own shape; after the last term it is 0 and has no branches yet."""
+    if to_go.shape == node.log_prob.shape:
+        return to_go
+    if to_go.dim() < node.log_prob.dim():
+        return to_go.expand(node.log_prob.shape)
+    return to_go.sum_to_size(node.log_prob.shape)
 
 
 def _zeros(events: Sequence[Event], lanes: int) -> Tensor:
@@ -244,6 +258,8 @@ def _baseline(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor | 
     if isinstance(given, Baseline):
         if halves and isinstance(given, LeaveOneOut | OptimalConstant):
             return _by_halves(node, given, returns)
+        if isinstance(node.subtracted, float):
+            return node.subtracted
         value = given.before(returns, lambda: _score_square(node))
         return _per_lane(node, value, returns) if isinstance(value, Tensor) else value
     if halves:
@@ -251,11 +267,13 @@ def _baseline(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor | 
             f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
             "function; its two halves must know nothing of each other: use LeaveOneOut()"
         )
-    value = _per_lane(node, given(returns), returns)
+    value = _per_lane(node, torch.as_tensor(given(returns)), returns)
     # A function that is given the returns must not use lane i's for lane i: change one and look.
     changed = returns.clone()
     changed[0] += 1.0 + returns.abs().max()
-    if not torch.equal(given(changed)[0], value[0]):
+    again = torch.as_tensor(given(changed))
+    rounding = 32 * torch.finfo(returns.dtype).eps * float(changed.abs().max())
+    if float((again - value).expand(returns.shape)[0].abs()) > rounding:
         raise EstimatorError(
             f"{node.name}: expected a baseline that leaves each lane's own return out, got one "
             "that depends on it; the gradient would be biased: use LeaveOneOut()"

@@ -41,6 +41,13 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.combine import Mixture, parameters_of
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
+from rlpg.gradients.guards import (
+    check_distribution,
+    check_support,
+    checked_discount,
+    density,
+    naming,
+)
 from rlpg.gradients.surrogate import Barrier, Branching, Event, Node, Path, Term, build, dice
 from rlpg.gradients.weak import weak_branches
 
@@ -115,15 +122,17 @@ class Tape:
         name = name or f"sample {self._num_samples}"
         self._num_samples += 1
         how = _known(name, how or self.how)
+        check_distribution(name, dist, how)
         lane = self._lane_dim(name, dist)
         if how == "score":
             return self._score(name, dist, baseline, lane)
         if how in ("expect", "weak"):
             return self._branching(name, dist, how, lane)
-        if how == "biased_straight_through":
-            return biased_straight_through(dist)
-        if how == "biased_gumbel_softmax":
-            return biased_gumbel_softmax(dist, self.temperature)
+        with naming(name):
+            if how == "biased_straight_through":
+                return biased_straight_through(dist)
+            if how == "biased_gumbel_softmax":
+                return biased_gumbel_softmax(dist, self.temperature)
         if not dist.has_rsample:
             raise EstimatorError(
                 f"{name}: expected a distribution with rsample for how={how!r}, got "
@@ -172,10 +181,7 @@ class Tape:
             )
         if not term.is_floating_point():
             term = term.to(torch.get_default_dtype())
-        if isinstance(discount, Tensor):
-            discount = discount.detach()
-        elif not 0.0 <= discount <= 1.0:
-            raise EstimatorError(f"{name}: expected a discount in [0, 1], got {discount}")
+        discount = checked_discount(name, discount, term.shape[-1], sizes)
         self.events.append(Term(name, term, discount, self._weight, self._branch))
         if isinstance(discount, Tensor):
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
@@ -255,6 +261,9 @@ class Tape:
                 "surrogate: expected at least one node, got none; draw with tape.sample (what "
                 "torch.normal or dist.sample() draw carries no gradient)"
             )
+        for event in self.events:
+            if isinstance(event, Node):
+                check_support(event.name, event.dist)
         if order == 1:
             return build(self.events, self.num_lanes, self.gae_lambda)
         if order == 2 and self.gae_lambda == 1.0:
@@ -278,7 +287,7 @@ class Tape:
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
                 "with one; log_prob of a reparametrised sample is no score: use how='pathwise'"
             )
-        log_prob = dist.log_prob(x)  # [*branches, lanes, ...]
+        log_prob = density(name, dist, x)  # [*branches, lanes, ...]
         if log_prob.requires_grad:
             if log_prob.dim() > lane + 1:
                 log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
@@ -316,7 +325,7 @@ class Tape:
                 f"{name}: expected at least 4 lanes to mix, got {dist.batch_shape[0]}; two halves "
                 "have to show a variance"
             )
-        mixture = Mixture(dist, exact_ivw=self.exact_ivw)
+        mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw)
         self._node(name, dist, mixture.log_prob, baseline, mixture)
         sample: Tensor = mixture.sample
         return sample
@@ -325,7 +334,8 @@ class Tape:
         if how == "weak":
             if lane != 0 or self._branch is not None:
                 raise EstimatorError(f"{name}: expected 'weak' for one node, got a branch before")
-            x, weight = weak_branches(dist)
+            with naming(name):
+                x, weight = weak_branches(dist)
         else:
             if not dist.has_enumerate_support or len(dist.batch_shape) != lane + 1:
                 raise EstimatorError(
