@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import (
@@ -24,15 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the run failed, 2 it was asked wrongly."""
     if "" not in sys.path:
         sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
+    open_closed_streams()
     try:
         words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
         arguments, rest = build_parser().parse_known_args(words)
-        return int(arguments.command(arguments, rest))
+        code = int(arguments.command(arguments, rest))
+        sys.stdout.flush()  # a full disk is told here, not by the interpreter as it exits
+        return code
     except (UsageError, FileError) as error:
         return complain(error, EXIT_USAGE)
     except RlpgError as error:
         return complain(error, EXIT_FAILED)
     except OSError as error:
+        silence_broken_output()
         place = f"{error.filename}: " if error.filename else ""
         return complain(UsageError(f"{place}{error.strerror}; choose another place"), EXIT_USAGE)
     except KeyboardInterrupt as stop:
@@ -43,8 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complain(error: BaseException, code: int) -> int:
     """One line on the error stream, whatever the message and its notes contain."""
     parts = (str(error), *getattr(error, "__notes__", ()))
-    print("rlpg: " + " ".join("; ".join(parts).split()), file=sys.stderr)
+    with suppress(OSError, ValueError):
+        print("rlpg: " + " ".join("; ".join(parts).split()), file=sys.stderr)
     return code
+
+
+def report(line: object) -> None:
+    """Print about what is on disk already: if nobody can read it, nothing else is lost."""
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError):
+        silence_broken_output()
+
+
+def silence_broken_output() -> None:
+    """Send what the output stream still holds, and cannot get rid of, nowhere."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def open_closed_streams() -> None:
+    """Streams that were closed at the start (`2>&-`) lead nowhere, not into a file of the run."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,14 +178,14 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
         run = run_recipe(arguments.env, chosen, run_dir, quiet=arguments.quiet)
         paths.append(run.path)
         means += [run.evaluation.mean] if run.evaluation else []
-        print(f"seed {seed}: {run.evaluation or 'trained'}")
+        report(f"seed {seed}: {run.evaluation or 'trained'}")
     if len(means) > 1:
         low, high = min(means), max(means)
-        print(f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})")
-    print(f"saved in {', '.join(map(str, paths))}")
+        report(f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})")
+    report(f"saved in {', '.join(map(str, paths))}")
     if not arguments.quiet:
-        print(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-        print(f"       tensorboard --logdir {paths[0] if arguments.run_dir else 'runs'}")
+        report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
+        report(f"       tensorboard --logdir {paths[0] if arguments.run_dir else 'runs'}")
     return 0
 
 
@@ -197,8 +230,8 @@ def resume(arguments: argparse.Namespace, rest: list[str]) -> int:
         exact=arguments.exact,
         quiet=arguments.quiet,
     )
-    print(run.evaluation or "trained")
-    print(f"saved in {run.path}")
+    report(run.evaluation or "trained")
+    report(f"saved in {run.path}")
     return 0
 
 

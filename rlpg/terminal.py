@@ -27,22 +27,26 @@ def duration(seconds: float) -> str:
 class Forgiving:
     """A stream that may go away: what cannot be written is lost, and nothing stops for it.
 
+    A process without an error stream has None there.
+
     The thread that redraws the bar writes to it too, where no one could catch an error.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Always the length of the text."""
         with suppress(OSError, ValueError):
-            self._stream.write(text)
+            if self._stream is not None:
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """If it still can."""
         with suppress(OSError, ValueError):
-            self._stream.flush()
+            if self._stream is not None:
+                self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -511,3 +511,37 @@ def test_an_interrupt_saves_and_says_how_to_go_on(
     assert not Path("run/error.log").exists()
     Faulty.made = count(100)
     assert cli.main(["resume", "run", "--quiet"]) == 0
+
+
+# ----------------------------------------------------------------------------- streams that fail
+
+
+def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What the shell made of a line in which `"$@"` is rlpg with these words."""
+    command = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
+    return subprocess.run(
+        ["sh", "-c", line, "sh", *command, *words], check=False, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_start_without_output_streams_trained_nothing(closed: str) -> None:
+    done = shell(f'"$@" {closed}', "train", "CartPole-v1", *FAST, "--run-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert newest(Path("run/checkpoints"))[0] is not None
+    assert not Path("run/error.log").exists()
+
+
+def test_results_that_could_not_be_printed_lost_the_other_seeds() -> None:
+    words = ("train", "CartPole-v1", *FAST, "--seeds", "1", "2", "--run-dir", "run", "--quiet")
+    done = shell('PYTHONUNBUFFERED=1 "$@" > /dev/full', *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("run/1/evaluation.json").exists()
+    assert Path("run/2/evaluation.json").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_takes_was_told_by_the_interpreter(unbuffered: str) -> None:
+    done = shell(f'PYTHONUNBUFFERED={unbuffered} "$@" > /dev/full', "agents")
+    assert done.returncode == 2
+    assert done.stderr == "rlpg: No space left on device; choose another place\n"

@@ -111,3 +111,12 @@ def test_losing_the_terminal_stops_nothing(
         display.update(5, FIGURES)
         display.line("a line")
         display.update(10, FIGURES)
+
+
+def test_a_process_without_an_error_stream_could_not_train(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Display("title", 10, notes=("a note",)) as display:
+        clock[0] += 100.0
+        display.update(5, FIGURES)
