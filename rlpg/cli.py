@@ -294,13 +294,13 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
     name = arguments.env or saved.environment["id"]
     print(evaluation.environments, file=sys.stderr)
-    print(f"{name}: {evaluation}")
-    if arguments.json is not None:
+    if arguments.json is not None:  # before printing: a closed pipe costs the words only
         from rlpg.runs.encoding import to_json
         from rlpg.runs.files import write
 
         content = {"env": name, "seed": arguments.seed, **evaluation.summary()}
         write(arguments.json, to_json({**content, "table": evaluation.table()}))
+    print(f"{name}: {evaluation}")
     if arguments.video is not None:
         from rlpg.video import film
 
@@ -356,11 +356,11 @@ def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
     found = diagnosis.diagnose(
         arguments.run, env=arguments.env, episodes=arguments.episodes, seed=arguments.seed
     )
-    print(found)
     if arguments.json is not None:
         write(arguments.json, to_json(found.as_dict()))
     if arguments.plot is not None:
         diagnosis.plot(found, arguments.plot)
+    print(found)
     return 0
 
 

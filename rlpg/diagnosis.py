@@ -63,8 +63,13 @@ class Diagnosis:
     reference: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+        """Ready for JSON, which has no infinity: what is not finite is None."""
+        content = asdict(self)
+        for row in content["estimates"]:
+            for key, value in row.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    row[key] = None
+        return content
 
     @property
     def best(self) -> Estimate:

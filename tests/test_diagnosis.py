@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 
 import rlpg
 from rlpg.cli import main
-from rlpg.diagnosis import differs, measured, plot
+from rlpg.diagnosis import Diagnosis, differs, measured, plot
 from rlpg.errors import FileError, UsageError
 from rlpg.learners.baselines import NoBaseline
 from rlpg.learners.credit import CreditRule
@@ -125,3 +127,26 @@ def test_plot_needs_matplotlib(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(UsageError, match=r'pip install "rlpg\[plot\]"'):
         plot(found, tmp_path / "d.png")
+
+
+class Full(io.TextIOBase):
+    """A stream with no space left."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_output_does_not_cost_the_json(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", Full())
+    main(["diagnose", str(run), "--episodes", "4", "--json", str(tmp_path / "d.json")])
+    assert json.loads((tmp_path / "d.json").read_text())["episodes"] == 4
+
+
+def test_what_is_not_finite_is_null_in_the_json() -> None:
+    rules = {"exact": rule()}
+    found = measured(rules, torch.zeros(8, 1, 3), 1, 10.0, 20)
+    made = Diagnosis(env="E", episodes=8, mean_length=10.0, batch_steps=20, **found)
+    assert made.as_dict()["estimates"][0]["critical_steps"] is None
+    json.dumps(made.as_dict(), allow_nan=False)
