@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 help:
 	@echo "make install   .venv with a working .venv/bin/rlpg"
 	@echo "make train     train CartPole-v1, evaluate it, say what to do next"
-	@echo "make test      install everything, run every test, the linters and the type checker"
+	@echo "make test      install everything, run the tests, the linters and the type checker"
+	@echo "make soak      the tests that take minutes: learning to a threshold"
 
 install: .venv/installed
 
@@ -28,6 +29,9 @@ train: install
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -m "not slow"
+
+soak: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
