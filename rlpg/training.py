@@ -31,7 +31,7 @@ from rlpg.record import Record, differences, to_tensors, versions_now
 from rlpg.rollouts import Collector, Rollout, copy_of, make_envs, reseed
 from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe, override
-from rlpg.runs.run import create_run, open_run, versions
+from rlpg.runs.run import create_run, open_run
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
@@ -89,7 +89,7 @@ def run_recipe(
     recipe = completed(recipe)
     with assembled(env, recipe, quiet=quiet) as parts:
         # Whatever can be refused has been refused: from here on there is something on disk.
-        folder = create_run(recipe, versions(), path=None if run_dir is None else Path(run_dir))
+        folder = create_run(recipe, versions_now(), path=None if run_dir is None else Path(run_dir))
         with folder.held():
             return finish(parts, Record(folder, recipe, parts.display.line))
 
@@ -196,7 +196,8 @@ def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
     checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total, done)
     parts.display.done_steps = done
-    while collector.env_steps < total and stop.received is None:
+    is_stopping = False
+    while collector.env_steps < total and not is_stopping:
         remaining = 1.0 - collector.env_steps / total
         lr_scale = remaining if recipe.learner.lr_schedule == "linear" else 1.0
         with meter.timing("collect"):
@@ -212,7 +213,8 @@ def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
         if evaluation_due(step):
             record.evaluated(step, policy, parts.evaluator(step, policy))
             parts.display.update(step, record.latest)
-        if checkpoint_due(step) or stop.received is not None:
+        is_stopping = stop.received is not None  # read once: what ends the loop is what saves
+        if checkpoint_due(step) or is_stopping:
             state = {
                 "learner": learner.state_dict(),
                 "collector": collector.state_dict(),

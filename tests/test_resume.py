@@ -23,6 +23,7 @@ from rlpg.learners import Reinforce
 from rlpg.runs import checkpoint
 from rlpg.runs.policy_files import load_policy
 from rlpg.runs.run import open_run
+from rlpg.stopping import StopSignals
 
 SMALL = {
     "rollout.num_envs": 4,
@@ -249,3 +250,36 @@ def test_a_file_may_not_choose_modules_to_import(tmp_path: Path) -> None:
     train(tmp_path / "run", "gymnasium:CartPole-v1")
     with pytest.raises(UsageError, match="--env gymnasium:CartPole-v1"):
         rlpg.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("reads", range(6))
+def test_a_signal_at_any_moment_of_an_iteration_saves_that_iteration(
+    reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal between two looks at it once ended the loop without a checkpoint."""
+    updates = []
+    update = Reinforce.update
+
+    def counted(self: Reinforce, rollout: Any, **options: Any) -> Any:
+        updates.append(self)
+        return update(self, rollout, **options)
+
+    class Signalled(StopSignals):
+        looks = 0
+
+        @property
+        def received(self) -> signal.Signals | None:
+            self.looks += 1
+            return signal.SIGINT if self.looks > reads else None
+
+        @received.setter
+        def received(self, value: object) -> None:
+            pass
+
+    monkeypatch.setattr(Reinforce, "update", counted)
+    monkeypatch.setattr("rlpg.training.StopSignals", Signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", **{"checkpoint.every": 10**6})
+    saved, _ = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert saved is not None
+    assert saved.state["learner"]["num_updates"] == len(updates) > 0
