@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import (
-    Any,
-    NoReturn,
-)
+from typing import Any, NoReturn
 
 from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.options import add_settings, chosen_settings, hyphenated
@@ -125,24 +122,33 @@ class Version(argparse.Action):
         parser.exit()
 
 
+def add_verb(
+    verbs: Any, command: Callable[[argparse.Namespace, list[str]], int], **texts: str
+) -> argparse.ArgumentParser:
+    """The parser of a verb that is called what its command is called."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        command.__name__, allow_abbrev=False, formatter_class=HelpFormatter, **texts
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
 # ---- train -----------------------------------------------------------------------------------
 
 
 def add_train(verbs: Any) -> None:
     """`rlpg train ENV`."""
-    parser = verbs.add_parser(
-        "train",
+    parser = add_verb(
+        verbs,
+        train,
         help="train an agent",
         usage="rlpg train ENV [options]",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
         description="Train an agent on an environment. Settings come from the defaults shown here, "
         "the recipe\n(shipped for some environments, or --recipe), and the options, in this order.",
         epilog="examples:\n  rlpg train CartPole-v1\n"
         "  rlpg train LunarLander-v3 --seeds 0 1 2 --total-steps 1_000_000\n"
         "  rlpg train FrozenLake-v1 --environment.kwargs.is_slippery false --learner.lr 1e-3",
     )
-    parser.set_defaults(command=train)
     parser.add_argument("env", metavar="ENV", help="a Gymnasium id, or module:Id-v0")
     parser.add_argument("--recipe", metavar="FILE", help="a TOML recipe; `default`: none, not even "
                         "the shipped one")  # fmt: skip
@@ -194,17 +200,15 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def add_resume(verbs: Any) -> None:
     """`rlpg resume RUN`."""
-    parser = verbs.add_parser(
-        "resume",
+    parser = add_verb(
+        verbs,
+        resume,
         help="continue a run that was stopped, killed or finished",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
         description="Continue a run from its newest checkpoint, to the same bits as if it had not "
         "stopped.",
         epilog="examples:\n  rlpg resume runs/CartPole-v1/reinforce/0\n"
         "  rlpg resume runs/Hopper-v5/reinforce/0 --total-steps 2_000_000",
     )
-    parser.set_defaults(command=resume)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument("--total-steps", metavar="N", help="a new budget (the run's own)")
     parser.add_argument("--env", metavar="ENV", help="where the run does not know how to make it")
@@ -240,16 +244,14 @@ def resume(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def add_evaluate(verbs: Any) -> None:
     """`rlpg evaluate SOURCE`."""
-    parser = verbs.add_parser(
-        "evaluate",
+    parser = add_verb(
+        verbs,
+        evaluate,
         help="evaluate a saved policy",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
         description="Play whole episodes with a saved policy.",
         epilog="examples:\n  rlpg evaluate runs/CartPole-v1/reinforce/0 --episodes 100\n"
         "  rlpg evaluate CartPole-v1-reinforce --stochastic --json result.json",
     )
-    parser.set_defaults(command=evaluate)
     parser.add_argument("source", metavar="RUN|AGENT", help="a run, a policy folder, or the name "
                         "of a shipped agent")  # fmt: skip
     parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (100)")
@@ -326,16 +328,14 @@ def refuse(rest: list[str], verb: str) -> None:
 
 def add_diagnose(verbs: Any) -> None:
     """`rlpg diagnose RUN`."""
-    parser = verbs.add_parser(
-        "diagnose",
+    parser = add_verb(
+        verbs,
+        diagnose,
         help="measure a run's gradient: which baseline, which batch size",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
         description="Measure the policy gradient of a run at its newest checkpoint, by every "
         "baseline:\nnoise, bias, and the batch size at which signal and noise are equally strong.",
         epilog="example: rlpg diagnose runs/CartPole-v1/reinforce/0 --plot gradient.png",
     )
-    parser.set_defaults(command=diagnose)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.add_argument(
         "--episodes", type=int, default=256, metavar="N", help="episodes to measure with (256)"
@@ -369,14 +369,13 @@ def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def add_agents(verbs: Any) -> None:
     """`rlpg agents`."""
-    parser = verbs.add_parser(
-        "agents",
+    add_verb(
+        verbs,
+        agents,
         help="list the trained agents that come with the library",
-        formatter_class=HelpFormatter,
         description="List the shipped agents and what they reach.",
         epilog="example: rlpg evaluate CartPole-v1-reinforce",
     )
-    parser.set_defaults(command=agents)
 
 
 def agents(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -195,7 +195,6 @@ def play(
 ) -> Evaluation:
     """`evaluate` on vector environments that exist: reset first, left open."""
     collector = Collector(envs, policy, seed, log_prob=False, deterministic=deterministic)
-    collector.restart()
     quota = np.full(envs.num_envs, episodes // envs.num_envs)  # [N]
     quota[: episodes % envs.num_envs] += 1
     returns: list[list[float]] = [[] for _ in quota]
