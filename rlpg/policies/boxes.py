@@ -129,7 +129,10 @@ class GaussianHead(Head):
             raw = deviation + self._raw_init
         else:
             mean, raw = _shaped(outputs, self.action_shape), self.raw_log_std
-        return mean, (F.softplus(raw - self._floor) + self._floor).exp()
+        return mean, self._std(raw)
+
+    def _std(self, raw: Tensor) -> Tensor:
+        return (F.softplus(raw - self._floor) + self._floor).exp()
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         mean, std = self._moments(outputs)
@@ -140,15 +143,26 @@ class GaussianHead(Head):
             law = Normal(mean, std, validate_args=False)
         return independent(law, len(self.action_shape))
 
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        if self.raw_log_std is None:
+            return None
+        std = self._std(self.raw_log_std.detach()).reshape(self._size)
+        return std * _normal((*shape, self._size), generator)
+
     def draw(
         self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
     ) -> Tensor:
+        if self.raw_log_std is not None:
+            return super().draw(outputs, generator, mask)
         mean, std = self._moments(outputs)
-        noise = torch.empty_like(mean).normal_(generator=generator)
-        return torch.addcmul(mean, std, noise).detach()
+        return torch.addcmul(mean, std, _normal(mean.shape, generator)).detach()
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._moments(outputs)[0].detach()
+
+    def mode_array(self, outputs: Array) -> Array:
+        mean = outputs[..., : self._size]
+        return mean.reshape((*outputs.shape[:-1], *self.action_shape))
 
     def to_env(self, action: Array) -> Array:
         return self._bounds.to_env(np.tanh(action) if self._is_squashed else action)
@@ -205,6 +219,11 @@ class BetaHead(Head):
     def from_env(self, env_action: Any) -> Tensor:
         unit = (self._bounds.from_env(env_action) + 1.0) / 2.0
         return unit.float().clamp(_UNIT_EPS, 1.0 - _UNIT_EPS)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal noise."""
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _shaped(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -59,16 +59,31 @@ class Head(nn.Module, ABC):
                 others is exactly 0. A choice of which nothing is allowed ignores its mask.
         """
 
-    @abstractmethod
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        """`[*shape, num_outputs]` such that `mode(outputs + noise)` has the law of `forward`.
+
+        Gumbel noise for a choice, logistic for a coin, normal for a Normal: what is random can be
+        drawn before the outputs are known. None where no noise does that.
+        """
+        return None
+
     def draw(
         self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
     ) -> Tensor:
         """Actions `[..., *A]` with the law of `forward`, without its objects; no gradient."""
+        noise = self.noise(outputs.shape[:-1], generator)
+        assert noise is not None, "a head without noise has a draw of its own"
+        return self.mode(outputs + noise, mask)
 
     @abstractmethod
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """The deterministic actions `[..., *A]`: the most likely category, the centre of a Normal
         (squashed: of u, so that it is the median of the action), the mode of a Beta."""
+
+    def mode_array(self, outputs: Array) -> Array:
+        """`mode` without a mask for numpy arrays."""
+        array: Array = self.mode(torch.from_numpy(outputs)).numpy()
+        return array
 
     @abstractmethod
     def to_env(self, action: Array) -> Any:
@@ -92,13 +107,14 @@ class CategoricalHead(Head):
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         return Categorical(logits=masked_logits(outputs, mask), validate_args=False)
 
-    def draw(
-        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
-    ) -> Tensor:
-        return _race(masked_logits(outputs, mask), generator)
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return _gumbel((*shape, self.num_outputs), generator)
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return masked_logits(outputs, mask).argmax(-1)
+
+    def mode_array(self, outputs: Array) -> Array:
+        return outputs.argmax(-1)
 
     def to_env(self, action: Array) -> Array:
         shifted = action + self._start if self._start else action
@@ -128,10 +144,8 @@ class BernoulliHead(Head):
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         return IntegerBernoulli(logits=self._logit(outputs, mask), validate_args=False)
 
-    def draw(
-        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
-    ) -> Tensor:
-        return _coins(self._logit(outputs, mask), generator).long()
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return _logistic((*shape, 1), generator)
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return (self._logit(outputs, mask) > 0).long()
@@ -189,10 +203,8 @@ class MultiCategoricalHead(Head):
         choices = Categorical(logits=self._logits(outputs, mask), validate_args=False)
         return independent(choices, len(self.action_shape))
 
-    def draw(
-        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
-    ) -> Tensor:
-        return _race(self._logits(outputs, mask), generator)
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return _gumbel((*shape, self.num_outputs), generator)
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._logits(outputs, mask).argmax(-1)
@@ -221,10 +233,8 @@ class MultiBinaryHead(Head):
         bits = Bernoulli(logits=self._logits(outputs, mask), validate_args=False)
         return independent(bits, len(self.action_shape))
 
-    def draw(
-        self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
-    ) -> Tensor:
-        return _coins(self._logits(outputs, mask), generator).float()
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return _logistic((*shape, self.num_outputs), generator)
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return (self._logits(outputs, mask) > 0).float()
@@ -241,16 +251,16 @@ def independent(distribution: Distribution, rank: int) -> Distribution:
     return Independent(distribution, rank, validate_args=False) if rank else distribution
 
 
-def _race(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Indices `[...]` with law softmax(logits `[..., K]`): the first arrival of K exponential
-    clocks with these rates (one pass, where `multinomial` takes several)."""
-    rates = torch.softmax(logits, -1)
-    arrivals = torch.empty_like(rates).exponential_(generator=generator)
-    # Some builds can draw an arrival of 0, and 0 / 0 would win the race for a masked action.
-    return rates.div(arrivals.clamp_(min=1e-30)).argmax(-1)
+def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise: argmax(logits + noise) has the law softmax(logits).
+
+    A float32 uniform has 24 bits: probabilities below about 1e-7 are not resolved.
+    """
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    # Without the clamp a 0 would be -inf, and let a masked action win where one alone is allowed.
+    return uniform.clamp_(min=1e-30).log_().neg_().log_().neg_()
 
 
-def _coins(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Bool `[...]`, true with probability sigmoid(logits)."""
-    probs = torch.sigmoid(logits)
-    return torch.rand(probs.shape, generator=generator, device=probs.device) < probs
+def _logistic(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard logistic noise: logit + noise > 0 has the probability sigmoid(logit)."""
+    return torch.rand(shape, generator=generator, device=generator.device).logit_(eps=1e-30)

@@ -60,16 +60,16 @@ class MLP(nn.Module):
             )
         self.activation = activation
         gains = [HIDDEN_GAIN] * len(hidden) + [output_gain]
-        self._layers = [
+        self.linears = [
             _initialised(nn.utils.skip_init(nn.Linear, a, b), gain, generator)
             for (a, b), gain in zip(itertools.pairwise(sizes), gains, strict=True)
         ]
-        self.layers = nn.ModuleList(self._layers)  # registers them; the list is quicker to walk
+        self.layers = nn.ModuleList(self.linears)  # registers them; the list is quicker to walk
 
     def forward(self, inputs: Tensor) -> Tensor:
         # Plain F.linear: calling a module costs more than a tiny product.
         activation = ACTIVATIONS[self.activation]
-        *first, last = self._layers
+        *first, last = self.linears
         for layer in first:
             inputs = activation(F.linear(inputs, layer.weight, layer.bias))
         return F.linear(inputs, last.weight, last.bias)

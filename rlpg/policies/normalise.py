@@ -52,6 +52,16 @@ class Normaliser(nn.Module):
         """`[K]` float64, the population variance so far."""
         return self.m2 / self.count.clamp(min=1.0)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing has been counted yet."""
+        return self._is_identity
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`[F]` each: centre, scale and shift of `(x - centre) * scale + shift`."""
+        return self._centre, self._scale, self._shift
+
     def forward(self, features: Tensor) -> Tensor:
         """Normalised features `[..., F]` of features `[..., F]`."""
         if self._is_identity:

@@ -114,6 +114,17 @@ class Observations:
         """M, the number of entries of the action mask; 0 without one."""
         return 0 if self.mask_slice is None else self.mask_slice.stop - self.mask_slice.start
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether packed observations are their own features: a float Box of rank 1."""
+        leaf = self._leaves[0]
+        return (
+            not self._is_vector
+            and leaf.is_normalised
+            and self.numpy_dtype == np.float32
+            and (len(self.shape) == 1)
+        )
+
     # ---- numpy: what arrives
 
     def batch_size(self, obs: object) -> int | None:
@@ -131,15 +142,20 @@ class Observations:
         return shape[0]
 
     def pack(
-        self, obs: object, batch_size: int | None = None, mask: object = None
+        self,
+        obs: object,
+        batch_size: int | None = None,
+        mask: object = None,
+        out: np.ndarray[Any, Any] | None = None,
     ) -> np.ndarray[Any, Any]:
-        """Packed observations `[B, *O]`, or `[*O]` for one observation; always a fresh copy.
+        """Packed observations `[B, *O]`, or `[*O]` for one observation; a copy in any case.
 
         Args:
             obs: a batch as gymnasium.vector returns it (an array, or a dict or tuple of arrays
                 with the batch in front), or with `batch_size=None` one observation.
             batch_size: B.
             mask: `info["action_mask"]`, `[B, M]` or `[M]`; given if and only if `info_mask` is.
+            out: where to put them, in the packed shape and dtype; a new array without it.
 
         Raises:
             SpaceError: a part is missing or has the wrong shape, kind of number, or a category
@@ -151,13 +167,15 @@ class Observations:
                 f"action mask: expected {self.info_mask or 'no'} entries beside the observation, "
                 f'got {"none" if mask is None else "some"}; pass info["action_mask"] if it exists'
             )
+        vector = np.empty((*batch, *self.shape), self.numpy_dtype) if out is None else out
         if not self._is_vector:
-            return self._leaves[0].packed(obs, batch)
-        vector = np.empty((*batch, *self.shape), np.float32)  # [*B, D]
+            self._leaves[0].pack(obs, vector)
+            return vector
         start = 0
         for leaf in self._leaves:
-            part = leaf.packed(obs, batch)
-            vector[..., start : start + leaf.size] = part.reshape(*batch, leaf.size)
+            part = np.empty((*batch, *leaf.shape), leaf.dtype)
+            leaf.pack(obs, part)
+            vector[..., start : start + leaf.size] = part.reshape(*batch, leaf.size)  # [*B, D]
             start += leaf.size
         if self.info_mask:
             array = np.asarray(mask)
@@ -266,13 +284,14 @@ class _Leaf:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise self.unfit(f"an array of shape {list(self.shape)}", error) from error
 
-    def packed(self, obs: object, batch: tuple[int, ...]) -> np.ndarray:
-        """A checked copy `[*B, *shape]` of this leaf's part of `obs`, in the packed dtype."""
+    def pack(self, obs: object, out: np.ndarray) -> None:
+        """Checks this leaf's part of `obs` and copies it to `out` `[*B, *shape]`."""
         array = self.array(obs)
-        if array.shape != (*batch, *self.shape):
-            raise self.unfit(f"shape {[*batch, *self.shape]}", list(array.shape))
+        if array.shape != out.shape:
+            raise self.unfit(f"shape {list(out.shape)}", list(array.shape))
         if array.dtype == self.dtype and self._range is None:
-            return array.copy()
+            out[...] = array
+            return
         if array.dtype.kind not in self._kinds or (self._kinds == "u" and array.dtype != np.uint8):
             names = {"fiu": "real numbers", "biu": "integers", "u": "uint8"}
             raise self.unfit(names[self._kinds], array.dtype.name)
@@ -282,9 +301,10 @@ class _Leaf:
             if outside.any():
                 raise self.unfit(f"values from {low} to {high}", array[outside].flat[0])
             if self._one_hot is not None:
-                return np.asarray(np.subtract(array, low, dtype=np.int64))
+                np.subtract(array, low, out=out, dtype=np.int64)
+                return
         with np.errstate(over="ignore"):  # 1e39 becomes inf, which the collector reports
-            return array.astype(self.dtype)
+            out[...] = array
 
     def features(self, flat: Tensor) -> Tensor:
         """`[..., num_features]` of the packed, flattened leaf `[..., size]`."""

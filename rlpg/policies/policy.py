@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from rlpg.errors import SpaceError, UsageError
+from rlpg.policies.acting import Actor, array_actor, torch_actor
 from rlpg.policies.actions import first, make_head
 from rlpg.policies.networks import Network
 from rlpg.policies.normalise import Normaliser
@@ -164,6 +165,21 @@ class Policy(nn.Module):
         return self.head.mode(outputs, self.observations.mask(obs)), carry
 
     # ---- numpy
+
+    def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Actor:
+        """`draw` (`mode` without a generator) for the many calls until the next update.
+
+        It takes packed observations `[N, *O]` and the carry, and returns actions `[N, *A]` and the
+        next carry: numpy arrays, under `torch.inference_mode()`. The actions have the law of
+        `draw`, not its bits: the noise of many steps is drawn at once.
+
+        Args:
+            generator: of the draws, on the policy's device. None: the deterministic actions.
+            num_envs: N.
+            num_steps: how many calls to expect.
+        """
+        quick = array_actor(self, generator, num_envs, num_steps)
+        return torch_actor(self, generator) if quick is None else quick
 
     def seed(self, seed: int) -> None:
         """Fix what stochastic `act` draws from now on."""

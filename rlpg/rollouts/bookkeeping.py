@@ -70,19 +70,25 @@ class Slots:
         Raises:
             EnvironmentFault: not one number or flag per environment.
         """
-        shape = (self.num_envs,)
-        reward_shape, reward_kind = _form(reward)
-        if reward_shape != shape or reward_kind not in "fiub":
+        if not self._fits(reward, "fiub"):
             raise _unfit("reward", self.num_envs, "numbers", reward)
-        if _form(terminated) != (shape, "b"):
+        if not self._fits(terminated, "b"):
             raise _unfit("terminated", self.num_envs, "booleans", terminated)
-        if _form(truncated) != (shape, "b"):
+        if not self._fits(truncated, "b"):
             raise _unfit("truncated", self.num_envs, "booleans", truncated)
         self.reward[t] = reward
         self.terminated[t] = terminated
         self.truncated[t] = truncated
         ended: np.ndarray = terminated | truncated
         return ended
+
+    def _fits(self, value: Any, kinds: str) -> bool:
+        """Whether it is one entry per environment, of these numpy kinds."""
+        return (
+            isinstance(value, np.ndarray)
+            and value.shape == (self.num_envs,)
+            and value.dtype.kind in kinds
+        )
 
     def put_final(self, t: int, envs: np.ndarray, obs: np.ndarray) -> None:
         """Keeps last observations `[K, *O]` that `obs[t + 1]` does not hold."""
@@ -236,12 +242,6 @@ def check_finite(slots: Slots, num_steps: int, first_step: int) -> None:
 
 def _not_finite(value: float, where: list[int]) -> str:
     return f"observation: expected finite float32 numbers, got {value} at {where}"
-
-
-def _form(value: Any) -> tuple[tuple[int, ...], str]:
-    if not isinstance(value, np.ndarray):
-        return (), type(value).__name__
-    return value.shape, value.dtype.kind
 
 
 def _unfit(name: str, num_envs: int, what: str, value: Any) -> EnvironmentFault:

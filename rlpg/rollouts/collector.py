@@ -52,8 +52,8 @@ class Collector:
             pass by turning it off.
         deterministic: take the policy's most likely action instead of a draw.
 
-    One step is one `policy.draw`, one `envs.step` and a few copies into preallocated arrays;
-    everything else is computed once per rollout on whole `[T, N]` arrays.
+    One step is one call of the policy's actor, one `envs.step` and a few copies into preallocated
+    arrays; everything else is computed once per rollout on whole `[T, N]` arrays.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Collector:
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
         self._log_prob = log_prob
-        self._deterministic = deterministic
         self._seed = (
             seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         )
         self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
         self._generator = torch.Generator(self._device)
         self._generator.manual_seed(int(self._seed.generate_state(1, np.uint64)[0]))
+        self._drawing = None if deterministic else self._generator
         self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
         self._running = RunningEpisodes.none(self.num_envs)
@@ -95,6 +95,7 @@ class Collector:
         slots = self._slots(num_steps)
         ended_before = self._ended
         with torch.inference_mode():
+            self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
             for t in range(num_steps):
                 self._step(slots, t)
         return self._rollout(slots, num_steps, ended_before, quota=None)
@@ -122,10 +123,11 @@ class Collector:
         limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
         t = 0
         with torch.inference_mode():
+            self._act = self.policy.actor(self._drawing, self.num_envs, _FIRST_CHUNK)
             while True:
                 ended = self._step(slots, t)
                 t += 1
-                if ended.any():
+                if np.count_nonzero(ended):
                     owed -= ended
                     if owed.max() <= 0:
                         break
@@ -210,13 +212,8 @@ class Collector:
 
     def _step(self, slots: Slots, t: int) -> np.ndarray:
         """Fills slot t of the rollout; returns `[N]` bool, whose episode ended in it."""
-        obs = slots.obs[t].to(self._device)  # [N, *O]
         try:
-            if self._deterministic:
-                action, carry = self.policy.mode(obs, self._carry)
-            else:
-                action, carry = self.policy.draw(obs, self._carry, self._generator)
-            drawn = action.cpu().numpy()  # [N, *A]
+            drawn, carry = self._act(slots.obs_array[t], self._carry)  # [N, *A]
             slots.action_array[t] = drawn
             env_action = self.policy.head.to_env(drawn)
         except Exception:
@@ -227,15 +224,13 @@ class Collector:
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
             ended = slots.put_outcome(t, reward, terminated, truncated)  # [N]
-            packed = self._pack(
-                raw, info, maskless=None if self._mode is AutoresetMode.SAME_STEP else ended
-            )  # [N, *O]
-            if self._mode is not AutoresetMode.NEXT_STEP and ended.any():
+            maskless = None if self._mode is AutoresetMode.SAME_STEP else ended
+            packed = self._pack(raw, info, maskless, out=slots.obs_array[t + 1])  # [N, *O]
+            if self._mode is not AutoresetMode.NEXT_STEP and np.count_nonzero(ended):
                 self._turn_over(slots, t, ended, packed, info)
         except Exception as error:
             check_finite(slots, t, self.vector_steps - t)  # what began earlier is told first
             raise _fault(f"step {self.vector_steps}", error) from error
-        slots.obs_array[t + 1] = packed
         if carry is not None:
             begins = self._ended if self._mode is AutoresetMode.NEXT_STEP else ended
             carry = restarted(carry, torch.from_numpy(begins).to(self._device))
@@ -261,12 +256,18 @@ class Collector:
             obs, info = self.envs.reset(options={"reset_mask": ended.copy()})
             packed[rows] = self._pack(obs, info, maskless=~ended)[rows]
 
-    def _pack(self, obs: Any, info: Mapping[str, Any], maskless: np.ndarray | None) -> np.ndarray:
+    def _pack(
+        self,
+        obs: Any,
+        info: Mapping[str, Any],
+        maskless: np.ndarray | None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """`[N, *O]`; the environments in `maskless` need not have given an action mask."""
         mask = None
         if self._observations.info_mask:
             mask = batched_mask(info, self.num_envs, maskless)
-        packed: np.ndarray = self._observations.pack(obs, self.num_envs, mask=mask)
+        packed: np.ndarray = self._observations.pack(obs, self.num_envs, mask, out)
         return packed
 
     def _rollout(

@@ -81,16 +81,17 @@ def final_observations(
     """
     last = info.get("final_obs")
     one_by_one = isinstance(last, np.ndarray) and last.dtype == object
-    if last is None or (one_by_one and any(last[n] is None for n in rows)):
+    chosen = list(last[rows]) if one_by_one else []
+    if last is None or any(one is None for one in chosen):
         raise EnvironmentFault(
             f'info["final_obs"]: expected the last observations of environments {rows.tolist()}, '
             "got none; a SAME_STEP environment must give them in the step that resets"
         )
     num_masks = observations.info_mask  # nothing is chosen any more: any mask will do
-    if one_by_one and not isinstance(last[rows[0]], np.ndarray):
+    if one_by_one and not isinstance(chosen[0], np.ndarray):
         mask = np.ones(num_masks) if num_masks else None
-        return np.stack([observations.pack(last[n], mask=mask) for n in rows])
-    batch = np.stack(list(last[rows])) if one_by_one else last
+        return np.stack([observations.pack(one, mask=mask) for one in chosen])
+    batch = np.array(chosen) if one_by_one else last
     num_envs = len(rows) if one_by_one else len(info["_final_obs"])
     masks = np.ones((num_envs, num_masks)) if num_masks else None
     packed: np.ndarray = observations.pack(batch, num_envs, mask=masks)

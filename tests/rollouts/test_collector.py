@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError, UsageError
+from rlpg.policies.acting import torch_actor
 from rlpg.policies.observations import Observations
 from rlpg.rollouts import Collector, EpisodeSeeds, Rollout, make_envs, probe_action_mask
 
@@ -135,6 +136,9 @@ class Rule(torch.nn.Module):
         space = space or spaces.Box(-100, 100, (4,), np.float32)
         self.observations = Observations(space, info_mask=info_mask)
         self.head = Head()
+
+    def actor(self, generator: torch.Generator, num_envs: int, num_steps: int = 1) -> Any:
+        return torch_actor(self, generator)
 
     def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
         assert obs.dtype == torch.float32
