@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlpg.rollouts.rollout import rows
+
 
 def signal_to_noise(per_group: Tensor, sizes: Sequence[int]) -> float:
     """|E g|^2 / tr Cov g, from K gradients that independent groups contributed to g = sum of them.
@@ -54,8 +56,8 @@ def explained_variance(returns: Tensor, advantage: Tensor, weight: Tensor) -> fl
     Args:
         returns, advantage, weight: `[T, N]`; `advantage` is `returns` minus the baseline.
     """
-    keep = weight > 0
-    target, error = returns[keep], advantage[keep]
+    slots = rows(weight > 0)
+    target, error = slots(returns), slots(advantage)
     if len(target) < 2:
         return math.nan
     variance = float(torch.var(target))

@@ -20,11 +20,19 @@ from rlpg.learners.baselines import Baseline
 from rlpg.learners.credit import Credit, CreditRule
 from rlpg.learners.figures import explained_variance, signal_to_noise, variance_removed
 from rlpg.learners.scaling import RewardScale
-from rlpg.learners.values import load_optimiser_state, make_baseline, module_state, optimiser_state
+from rlpg.learners.values import (
+    PIECE,
+    load_optimiser_state,
+    make_baseline,
+    module_state,
+    optimiser_state,
+)
 from rlpg.policies import Policy
-from rlpg.rollouts.rollout import Rollout
+from rlpg.rollouts.rollout import Rollout, rows
 
 KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at
+
+Samples = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Reinforce:
@@ -116,7 +124,7 @@ class Reinforce:
     def surrogate(self, rollout: Rollout) -> Tensor:
         """Scalar: its value estimates the objective, its gradient is the REINFORCE estimator."""
         credit = self.credit(rollout)
-        gain, _, _ = self._gain(rollout, credit, slice(None))
+        gain, _, _ = self._gain(*_samples(rollout, credit, slice(None)))
         return credit.objective + gain
 
     def credit(self, rollout: Rollout) -> Credit:
@@ -127,19 +135,28 @@ class Reinforce:
         """`[T, N]` rewards in the learner's units."""
         return rollout.reward / self.reward_scale.scale if self.reward_scale else rollout.reward
 
-    def _gain(self, rollout: Rollout, credit: Credit, envs: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """What some environments add to the surrogate; `[S]` log-probs and the entropy, detached.
-
-        Only the S slots that count reach the network: the others may hold anything.
-        """
-        counts = credit.weight[:, envs] > 0  # [T, n]
-        weight, multiplier = credit.weight[:, envs][counts], credit.multiplier[:, envs][counts]
-        distribution, _ = self.policy(rollout.obs[:-1, envs][counts])
-        log_prob = distribution.log_prob(rollout.action[:, envs][counts])  # [S]
+    def _gain(
+        self, obs: Tensor, action: Tensor, multiplier: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What S samples add to the surrogate; their `[S]` log-probs and entropy, detached."""
+        distribution, _ = self.policy(obs)
+        log_prob = distribution.log_prob(action)  # [S]
         gain = estimators.score_function(log_prob, multiplier, weight=weight)
         with torch.set_grad_enabled(self.entropy_weight != 0.0):
             entropy = (weight * distribution.entropy()).sum()
         return gain + self.entropy_weight * entropy, log_prob.detach(), entropy.detach()
+
+    def _gradient(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient `[P]` of the loss; `[S]` log-probs and the entropy of the samples."""
+        gradient, log_probs, entropies = torch.zeros(()), [], []
+        for piece in zip(*(part.split(PIECE) for part in samples), strict=True):
+            gain, log_prob, entropy = self._gain(*piece)
+            # The one minus sign: everything above is maximised, the optimiser minimises.
+            grads = torch.autograd.grad(-gain, self._parameters)
+            gradient = torch.cat([grad.reshape(-1) for grad in grads]) + gradient
+            log_probs.append(log_prob)
+            entropies.append(entropy)
+        return gradient, torch.cat(log_probs), torch.stack(entropies).sum()
 
     def update(self, rollout: Rollout, *, lr_scale: float = 1.0) -> dict[str, float]:
         """One gradient step on the policy; then the baseline, the scale and the normaliser learn.
@@ -160,10 +177,9 @@ class Reinforce:
         gradients, entropy = [], 0.0
         groups = _groups(rollout.reward.shape[1])
         for envs in groups:
-            gain, log_prob, bonus = self._gain(rollout, credit, envs)
-            # The one minus sign: everything above is maximised, the optimiser minimises.
-            grads = torch.autograd.grad(-gain, self._parameters)
-            gradients.append(torch.cat([grad.reshape(-1) for grad in grads]))
+            samples = _samples(rollout, credit, envs)
+            gradient, log_prob, bonus = self._gradient(samples)
+            gradients.append(gradient)
             entropy += float(bonus)
         per_group = torch.stack(gradients)  # [K, P]
         total = float(credit.weight.sum())
@@ -184,14 +200,14 @@ class Reinforce:
         }
         if total:  # else every episode was dropped: no step, not even one of momentum
             self._step(per_group.sum(dim=0), lr_scale)
-            figures["train/approx_kl"] = self._divergence(rollout, credit, envs, log_prob)
+            figures["train/approx_kl"] = self._divergence(samples, log_prob)
         figures |= self.baseline.update(
             rollout, credit.returns, (credit.weight > 0).to(credit.weight.dtype), lr_scale
         )
         if self.reward_scale:
             self.reward_scale.update(rollout)
         if self.policy.normaliser is not None:
-            seen = rollout.obs[:-1][rollout.valid]  # [S, *O]
+            seen = rows(rollout.valid)(rollout.obs[:-1])  # [S, *O]
             self.policy.normaliser.update(self.policy.observations.features(seen))
         self.num_updates += 1
         return figures
@@ -211,13 +227,12 @@ class Reinforce:
         self._optimiser.step()
 
     @torch.no_grad()
-    def _divergence(self, rollout: Rollout, credit: Credit, envs: slice, log_prob: Tensor) -> float:
+    def _divergence(self, samples: Samples, log_prob: Tensor) -> float:
         """KL(old || new) on some of the batch, by the low-variance estimator (Schulman 2020)."""
-        counts = credit.weight[:, envs] > 0  # [T, n]
         some = slice(None, None, max(1, len(log_prob) // KL_SAMPLES))
-        distribution, _ = self.policy(rollout.obs[:-1, envs][counts][some])
-        action = rollout.action[:, envs][counts][some]
-        log_ratio = distribution.log_prob(action) - log_prob[some]
+        obs, action, *_ = samples
+        distribution, _ = self.policy(obs[some])
+        log_ratio = distribution.log_prob(action[some]) - log_prob[some]
         return float((torch.expm1(log_ratio) - log_ratio).mean())
 
     def _fault(self, gradient: Tensor) -> str:
@@ -251,6 +266,21 @@ class Reinforce:
             self.reward_scale.load_state_dict(state["reward_scale"])
         self._generator.set_state(state["generator"])
         self.num_updates = state["num_updates"]
+
+
+def _samples(rollout: Rollout, credit: Credit, envs: slice) -> Samples:
+    """`[S, ...]` each: observation, action, multiplier and weight of the slots that count.
+
+    The others may hold anything, and never reach a network.
+    """
+    weight = credit.weight[:, envs]
+    slots = rows(weight > 0)
+    return (
+        slots(rollout.obs[:-1, envs]),
+        slots(rollout.action[:, envs]),
+        slots(credit.multiplier[:, envs]),
+        slots(weight),
+    )
 
 
 def _groups(num_envs: int) -> list[slice]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlpg.gradients import returns
-from rlpg.rollouts.rollout import Rollout
+from rlpg.rollouts.rollout import Rollout, rows
 
 
 def standardise(x: Tensor, weight: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class RewardScale:
         so_far, self._running = returns.discounted_so_far(
             rollout.reward, done=rollout.done, valid=rollout.valid, gamma=self._gamma, before=before
         )
-        batch = so_far[rollout.valid].double()
+        batch = rows(rollout.valid)(so_far).double()
         count = len(batch)
         if count == 0:
             return

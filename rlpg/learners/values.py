@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.learners.baselines import STATISTICAL, Baseline
 from rlpg.policies import Network, Policy
-from rlpg.rollouts.rollout import Rollout
+from rlpg.rollouts.rollout import Rollout, rows
 
+PIECE = 4096  # most samples that go through the network at once, so that they stay in the cache
 MAX_GRAD_NORM = 1.0  # of the value network: an outlier return moves it by no more than others
 
 
@@ -130,15 +131,16 @@ class ValueNetwork(StateValue):
     @torch.no_grad()
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`."""
-        value = self._value(rollout.obs)  # [T + 1, N]
+        slots = rollout.obs.flatten(0, 1).split(PIECE)
+        value = torch.cat([self._value(obs) for obs in slots]).view(rollout.obs.shape[:2])
         return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
 
     def update(
         self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Minimise the squared error to `returns`, where the weight is positive."""
-        counts = weight > 0
-        obs, target = rollout.obs[:-1][counts], returns[counts]  # [S, *O], [S]
+        slots = rows(weight > 0)
+        obs, target = slots(rollout.obs[:-1]), slots(returns)  # [S, *O], [S]
         if len(target) == 0:
             return {}
         for group in self._optimiser.param_groups:
@@ -146,9 +148,8 @@ class ValueNetwork(StateValue):
         loss = torch.zeros(())
         for _ in range(self._epochs):
             for batch in self._batches(len(target)):
-                loss = (self._value(obs[batch]) - target[batch]).square().mean()
                 self._optimiser.zero_grad()
-                loss.backward()
+                loss = self._accumulate(obs[batch], target[batch])
                 norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
                 if not torch.isfinite(norm):
                     raise NumericalFault(
@@ -157,6 +158,15 @@ class ValueNetwork(StateValue):
                     )
                 self._optimiser.step()
         return {"train/value_loss": loss.item()}
+
+    def _accumulate(self, obs: Tensor, target: Tensor) -> Tensor:
+        """Adds the gradient of the mean squared error; returns that, detached."""
+        losses = []
+        for seen, wanted in zip(obs.split(PIECE), target.split(PIECE), strict=True):
+            loss = (self._value(seen) - wanted).square().sum() / len(target)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def _batches(self, size: int) -> list[Tensor] | list[slice]:
         if self._minibatches == 1:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+from torch.distributions import Bernoulli, Distribution, Independent
 
-from rlpg.policies.distributions import MASKED, IntegerBernoulli, masked_logits
+from rlpg.policies.distributions import MASKED, Choice, IntegerBernoulli, masked_logits
 from rlpg.policies.spaces import Space
 
 Array = np.ndarray[Any, Any]
@@ -105,7 +105,7 @@ class CategoricalHead(Head):
         self._start, self._dtype = int(space.start), np.dtype(space.dtype)
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        return Categorical(logits=masked_logits(outputs, mask), validate_args=False)
+        return Choice(masked_logits(outputs, mask))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return _gumbel((*shape, self.num_outputs), generator)
@@ -200,7 +200,7 @@ class MultiCategoricalHead(Head):
         return logits
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        choices = Categorical(logits=self._logits(outputs, mask), validate_args=False)
+        choices = Choice(self._logits(outputs, mask))
         return independent(choices, len(self.action_shape))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,3 +83,13 @@ class Rollout:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def rows(counts: Tensor) -> Callable[[Tensor], Tensor]:
+    """What takes the S slots that count out of `[T, N, ...]`, as `[S, ...]`.
+
+    Where all of them do, as in most rollouts, nothing has to be looked for.
+    """
+    if bool(counts.all()):
+        return lambda per_slot: per_slot.flatten(0, 1)
+    return lambda per_slot: per_slot[counts]
