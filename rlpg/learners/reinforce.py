@@ -16,16 +16,15 @@ from torch import Tensor
 
 from rlpg.errors import NumericalFault
 from rlpg.gradients import estimators
+from rlpg.learners.adam import Adam, flat_gradient
 from rlpg.learners.baselines import Baseline
 from rlpg.learners.credit import Credit, CreditRule
 from rlpg.learners.figures import explained_variance, signal_to_noise, variance_removed
 from rlpg.learners.scaling import RewardScale
 from rlpg.learners.values import (
     PIECE,
-    load_optimiser_state,
     make_baseline,
     module_state,
-    optimiser_state,
 )
 from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout, rows
@@ -119,7 +118,7 @@ class Reinforce:
         self.reward_scale = RewardScale(gamma) if reward_scaling else None
         self.num_updates = 0
         self._parameters = [p for p in policy.parameters() if p.requires_grad]
-        self._optimiser = torch.optim.Adam(self._parameters, lr=lr, fused=True)
+        self._optimiser = Adam(self._parameters)
 
     def surrogate(self, rollout: Rollout) -> Tensor:
         """Scalar: its value estimates the objective, its gradient is the REINFORCE estimator."""
@@ -152,8 +151,7 @@ class Reinforce:
         for piece in zip(*(part.split(PIECE) for part in samples), strict=True):
             gain, log_prob, entropy = self._gain(*piece)
             # The one minus sign: everything above is maximised, the optimiser minimises.
-            grads = torch.autograd.grad(-gain, self._parameters)
-            gradient = torch.cat([grad.reshape(-1) for grad in grads]) + gradient
+            gradient = flat_gradient(-gain, self._parameters) + gradient
             log_probs.append(log_prob)
             entropies.append(entropy)
         return gradient, torch.cat(log_probs), torch.stack(entropies).sum()
@@ -219,12 +217,7 @@ class Reinforce:
             gradient = gradient * (self.max_grad_norm / norm)
         if not gradient.square().sum().isfinite():  # Adam would never get over it
             raise NumericalFault(self._fault(gradient))
-        sizes = [p.numel() for p in self._parameters]
-        for parameter, part in zip(self._parameters, gradient.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.lr * lr_scale
-        self._optimiser.step()
+        self._optimiser.step(gradient, self.lr * lr_scale)
 
     @torch.no_grad()
     def _divergence(self, samples: Samples, log_prob: Tensor) -> float:
@@ -250,7 +243,7 @@ class Reinforce:
         """All that training needs to continue exactly, the policy's weights included."""
         return {
             "policy": module_state(self.policy),
-            "optimiser": optimiser_state(self._optimiser),
+            "optimiser": self._optimiser.state_dict(),
             "baseline": self.baseline.state_dict(),
             "reward_scale": self.reward_scale.state_dict() if self.reward_scale else {},
             "generator": self._generator.get_state(),
@@ -260,7 +253,7 @@ class Reinforce:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.policy.load_state_dict(state["policy"])
-        load_optimiser_state(self._optimiser, state["optimiser"])
+        self._optimiser.load_state_dict(state["optimiser"])
         self.baseline.load_state_dict(state["baseline"])
         if self.reward_scale:
             self.reward_scale.load_state_dict(state["reward_scale"])

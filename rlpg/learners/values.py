@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpg.errors import NumericalFault, UsageError
+from rlpg.learners.adam import Adam, flat_gradient
 from rlpg.learners.baselines import STATISTICAL, Baseline
 from rlpg.policies import Network, Policy
 from rlpg.rollouts.rollout import Rollout, rows
@@ -122,7 +124,8 @@ class ValueNetwork(StateValue):
         self._observe = observe
         self._lr, self._epochs, self._minibatches = lr, epochs, minibatches
         self._generator = generator
-        self._optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+        self._parameters = list(network.parameters())
+        self._optimiser = Adam(self._parameters)
 
     def _value(self, obs: Tensor) -> Tensor:
         value: Tensor = self.network(self._observe(obs))  # [..., 1]
@@ -143,30 +146,29 @@ class ValueNetwork(StateValue):
         obs, target = slots(rollout.obs[:-1]), slots(returns)  # [S, *O], [S]
         if len(target) == 0:
             return {}
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._lr * lr_scale
         loss = torch.zeros(())
         for _ in range(self._epochs):
             for batch in self._batches(len(target)):
-                self._optimiser.zero_grad()
-                loss = self._accumulate(obs[batch], target[batch])
-                norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
-                if not torch.isfinite(norm):
+                loss, gradient = self._gradient(obs[batch], target[batch])
+                norm = float(gradient.norm())
+                if not norm < math.inf:
                     raise NumericalFault(
                         "value network: expected a finite gradient, got nan or inf; look at the "
                         "rewards, or lower learner.value_lr"
                     )
-                self._optimiser.step()
+                if norm > MAX_GRAD_NORM:
+                    gradient *= MAX_GRAD_NORM / norm
+                self._optimiser.step(gradient, self._lr * lr_scale)
         return {"train/value_loss": loss.item()}
 
-    def _accumulate(self, obs: Tensor, target: Tensor) -> Tensor:
-        """Adds the gradient of the mean squared error; returns that, detached."""
-        losses = []
+    def _gradient(self, obs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared error, detached, and its gradient `[P]`."""
+        total, gradient = torch.zeros(()), torch.zeros(())
         for seen, wanted in zip(obs.split(PIECE), target.split(PIECE), strict=True):
             loss = (self._value(seen) - wanted).square().sum() / len(target)
-            loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
+            gradient = flat_gradient(loss, self._parameters) + gradient
+            total = loss.detach() + total
+        return total, gradient
 
     def _batches(self, size: int) -> list[Tensor] | list[slice]:
         if self._minibatches == 1:
@@ -178,13 +180,13 @@ class ValueNetwork(StateValue):
         """Network and optimiser; the shuffling stream belongs to the learner."""
         return {
             "network": module_state(self.network),
-            "optimiser": optimiser_state(self._optimiser),
+            "optimiser": self._optimiser.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.network.load_state_dict(state["network"])
-        load_optimiser_state(self._optimiser, state["optimiser"])
+        self._optimiser.load_state_dict(state["optimiser"])
 
 
 def make_baseline(
@@ -223,23 +225,3 @@ def make_baseline(
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the module's state, which further training leaves alone."""
     return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def optimiser_state(optimiser: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
-    """A copy of the moments of each parameter, in their order; empty before the first step.
-
-    Hyperparameters are not part of it: they are the recipe's.
-    """
-    moments = optimiser.state_dict()["state"]
-    return [_copy(moments[index]) for index in sorted(moments)]
-
-
-def load_optimiser_state(optimiser: torch.optim.Optimizer, state: list[dict[str, Tensor]]) -> None:
-    """Continue from `optimiser_state`."""
-    groups = optimiser.state_dict()["param_groups"]
-    moments = {index: _copy(entry) for index, entry in enumerate(state)}  # torch would share them
-    optimiser.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def _copy(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in moments.items()}

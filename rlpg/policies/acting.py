@@ -89,9 +89,11 @@ def _normalise(normaliser: Normaliser | None) -> Callable[[Array], Array]:
     clip = normaliser.clip
 
     def forward(features: Array) -> Array:
-        out = (features - centre) * scale
+        out: Array = (features - centre) * scale
         out += shift
-        return np.minimum(np.maximum(out, -clip, out=out), clip, out=out)
+        np.maximum(out, -clip, out=out)
+        np.minimum(out, clip, out=out)
+        return out
 
     return forward
 

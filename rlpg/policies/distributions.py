@@ -59,7 +59,7 @@ class Choice(Categorical):
     def log_prob(self, value: Tensor) -> Tensor:
         if value.shape == self.batch_shape:
             return self._rows.gather(0, value.long().unsqueeze(0)).squeeze(0)
-        result: Tensor = super().log_prob(value)
+        result: Tensor = Categorical.log_prob(self, value)
         return result
 
     def entropy(self) -> Tensor:

@@ -114,7 +114,8 @@ class CategoricalHead(Head):
         return masked_logits(outputs, mask).argmax(-1)
 
     def mode_array(self, outputs: Array) -> Array:
-        return outputs.argmax(-1)
+        best: Array = outputs.argmax(-1)
+        return best
 
     def to_env(self, action: Array) -> Array:
         shifted = action + self._start if self._start else action

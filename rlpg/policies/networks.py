@@ -29,6 +29,16 @@ _MAX_PARAMETERS = 2**26
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Leaves the weights unset: torch would draw them from its global generator."""
+
+
+class _Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """As in `_Linear`."""
+
+
 class MLP(nn.Module):
     """`[..., num_inputs] -> [..., num_outputs]`: linear layers with an activation in between.
 
@@ -61,7 +71,7 @@ class MLP(nn.Module):
         self.activation = activation
         gains = [HIDDEN_GAIN] * len(hidden) + [output_gain]
         self.linears = [
-            _initialised(nn.utils.skip_init(nn.Linear, a, b), gain, generator)
+            _initialised(_Linear(a, b), gain, generator)
             for (a, b), gain in zip(itertools.pairwise(sizes), gains, strict=True)
         ]
         self.layers = nn.ModuleList(self.linears)  # registers them; the list is quicker to walk
@@ -90,7 +100,7 @@ class CNN(nn.Module):
         layers: list[nn.Conv2d] = []
         while len(layers) < 2 or min(height, width) > _CONV_SIDE:
             out = _CONV_CHANNELS[min(len(layers), len(_CONV_CHANNELS) - 1)]
-            conv = nn.utils.skip_init(nn.Conv2d, channels, out, 3, stride=2, padding=1)
+            conv = _Conv2d(channels, out, 3, stride=2, padding=1)
             layers.append(_initialised(conv, HIDDEN_GAIN, generator))
             channels, height, width = out, (height + 1) // 2, (width + 1) // 2
         self.layers = nn.ModuleList(layers)

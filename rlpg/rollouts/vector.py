@@ -79,7 +79,7 @@ def final_observations(
     Raises:
         EnvironmentFault: one of them is missing.
     """
-    last = info.get("final_obs")
+    last: Any = info.get("final_obs")
     one_by_one = isinstance(last, np.ndarray) and last.dtype == object
     chosen = list(last[rows]) if one_by_one else []
     if last is None or any(one is None for one in chosen):

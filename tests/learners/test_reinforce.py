@@ -23,6 +23,7 @@ from torch.distributions import kl_divergence
 from rlpg import Reinforce
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.learners import Baseline
+from rlpg.learners.adam import Adam
 from rlpg.learners.reinforce import KL_SAMPLES
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, Rollout
@@ -104,9 +105,20 @@ def weights(learner: Reinforce) -> Tensor:
 @pytest.fixture
 def _plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradient ascent with step 1 times lr instead of Adam, so that the step shows the gradient."""
-    monkeypatch.setattr(
-        torch.optim, "Adam", lambda parameters, lr, fused: torch.optim.SGD(parameters, lr=lr)
-    )
+
+    class Plain(Adam):
+        def step(self, gradient: Tensor, lr: float) -> None:
+            split_and_move(self._parameters, gradient, lr)
+
+    monkeypatch.setattr("rlpg.learners.reinforce.Adam", Plain)
+    monkeypatch.setattr("rlpg.learners.values.Adam", Plain)
+
+
+@torch.no_grad()
+def split_and_move(parameters: list[Tensor], gradient: Tensor, lr: float) -> None:
+    parts = gradient.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter -= lr * part.view_as(parameter)
 
 
 class TestSlotsThatAreNotValid:
@@ -457,11 +469,9 @@ class TestFaults:
         clipped.update(self.with_one(3e38, draw_rollout(learner.policy, 0)))
         assert weights(clipped).isfinite().all()
         assert not torch.equal(weights(clipped), start)
-        assert all(
-            moment.isfinite().all()
-            for entry in clipped.state_dict()["optimiser"]
-            for moment in entry.values()
-        )
+        moments = clipped.state_dict()["optimiser"]
+        assert moments["mean"].isfinite().all()
+        assert moments["square"].isfinite().all()
 
     def test_a_value_network_is_not_spoilt_either(self) -> None:
         # The policy's gradient is standardised and finite, that of the value network is not: the
