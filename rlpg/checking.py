@@ -314,7 +314,7 @@ class _Check:
             1e6 * float(np.median(seconds)) for seconds in (self.step_seconds, self.reset_seconds)
         )
         slow = "; --environment.backend async runs copies side by side" if step > _SLOW else ""
-        self._add("speed", "ok", f"{step:.3g} µs per step, {reset:.3g} µs per reset{slow}")
+        self._add("speed", "ok", f"{step:.0f} µs per step, {reset:.0f} µs per reset{slow}")
 
     def _add(self, check: str, status: Any, text: str) -> None:
         self.findings.append(Finding(check, status, text))

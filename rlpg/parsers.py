@@ -21,6 +21,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
+        self._action_max_length = 13  # argparse forgets that the verbs are indented twice
 
 
 class Version(argparse.Action):

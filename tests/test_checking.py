@@ -599,6 +599,18 @@ def test_healthy_environments_have_no_fault_and_no_warning(env_id: str) -> None:
     assert 0 < report.step_microseconds < 1e6
 
 
+def test_bipedal_walker_carries_its_world_from_episode_to_episode() -> None:
+    """An episode depends on those before it. The report in the docs shows it."""
+    report = rlpg.check_env("BipedalWalker-v3", steps=1, seed=7)
+    (fault,) = bad(report)
+    assert (fault.status, fault.check) == ("fault", "replay")
+    assert not report.repeats
+    page = (Path(__file__).parents[1] / "docs/environments.md").read_text()
+    shown = page.partition("$ rlpg check-env BipedalWalker-v3")[2].partition("```")[0]
+    named = [line[9:25].strip() for line in shown.splitlines()[2:-1]]
+    assert named == [finding.check for finding in report.findings]
+
+
 def test_at_least_so_many_steps_and_so_many_episodes() -> None:
     assert rlpg.check_env("test/Walk-v0", steps=100, episodes=2).lengths == (12,) * 9
     assert rlpg.check_env("test/Walk-v0", steps=10, episodes=4).lengths == (12,) * 4

@@ -183,4 +183,4 @@ def _collected(envs: VectorEnv[Any, Any, Any], seed: int, how: str) -> str:
             break
     steps = counted(collector.env_steps, "step")
     mode = autoreset_mode(envs).name
-    return f"{how}: {steps} of {envs.num_envs} copies, {ended} ends, {mode} autoreset"
+    return f"{how}: {steps} of {envs.num_envs} copies, {counted(ended, 'end')}, {mode} autoreset"

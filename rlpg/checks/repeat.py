@@ -26,7 +26,7 @@ from rlpg.checks.watch import GeneratorWatch
 from rlpg.errors import EnvironmentSetupError
 
 _OTHER_SEEDS = 3
-_EARLY = 20  # steps
+_EARLY, _LATE = 20, 200  # steps by which most differences show, and nearly all
 
 
 def check_replay(
@@ -70,7 +70,7 @@ def check_reset_anywhere(env: AnyEnv, first: Episode, last: Episode, *, repeats:
     """Whether a reset in the middle of an episode is a reset."""
     name, middle = "early reset", first.length // 2
     replay(env, first, num_steps=middle)
-    again = replay(env, last)
+    again = replay(env, last, num_steps=_LATE)
     if again.failed == "reset":
         text = f"reset after {counted(middle, 'step')} of an unfinished episode {again.problem}"
         return Finding(name, "fault", f"{text}; rlpg resets in mid-episode when it starts anew")
