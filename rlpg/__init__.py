@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rlpg.registration import register_environments
 
 if TYPE_CHECKING:
+    from rlpg.checking import check_env
+    from rlpg.checks.report import Finding, Report
     from rlpg.evaluation import Evaluation, evaluate
     from rlpg.gradients import estimators
     from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
@@ -26,16 +28,19 @@ __all__ = [
     "Baseline",
     "Collector",
     "Evaluation",
+    "Finding",
     "LeaveOneOut",
     "MovingAverage",
     "OptimalConstant",
     "Policy",
     "Recipe",
     "Reinforce",
+    "Report",
     "Rollout",
     "Run",
     "Tape",
     "Value",
+    "check_env",
     "compare",
     "estimators",
     "evaluate",
@@ -52,16 +57,19 @@ _HOME = {
     "Baseline": "rlpg.learners",
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
+    "Finding": "rlpg.checks.report",
     "LeaveOneOut": "rlpg.gradients.baselines",
     "MovingAverage": "rlpg.gradients.baselines",
     "OptimalConstant": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
     "Recipe": "rlpg.runs.recipe",
     "Reinforce": "rlpg.learners",
+    "Report": "rlpg.checks.report",
     "Rollout": "rlpg.rollouts",
     "Run": "rlpg.training",
     "Tape": "rlpg.gradients.tape",
     "Value": "rlpg.gradients.baselines",
+    "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",
     "estimators": "rlpg.gradients",
     "evaluate": "rlpg.evaluation",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 from rlpg.errors import FileError, RlpgError, UsageError
-from rlpg.options import add_settings, chosen_settings, hyphenated
+from rlpg.options import (
+    add_environment_arguments,
+    add_settings,
+    chosen_arguments,
+    chosen_settings,
+    hyphenated,
+)
+from rlpg.parsers import HelpFormatter, Parser, Version, add_verb, refuse
 from rlpg.runs import recipe as recipes
 from rlpg.runs.recipe import Recipe
+from rlpg.streams import complain, open_closed_streams, report, silence_broken_output
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -43,54 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(stop, EXIT_INTERRUPTED)
 
 
-def complain(error: BaseException, code: int) -> int:
-    """One line on the error stream, whatever the message and its notes contain."""
-    parts = (str(error), *getattr(error, "__notes__", ()))
-    with suppress(OSError, ValueError):
-        print("rlpg: " + " ".join("; ".join(parts).split()), file=sys.stderr)
-    return code
-
-
-def report(line: object) -> None:
-    """Print about what is on disk already: if nobody can read it, nothing else is lost."""
-    try:
-        print(line, flush=True)
-    except (OSError, ValueError):
-        silence_broken_output()
-
-
-def silence_broken_output() -> None:
-    """Send what the output stream still holds, and cannot get rid of, nowhere."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def open_closed_streams() -> None:
-    """Streams that were closed at the start (`2>&-`) lead nowhere, not into a file of the run."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are UsageErrors: one line, exit code 2, with the closest choice."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Long option names get a line of their own."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
-
-
 def build_parser() -> Parser:
     """The whole command line."""
     parser = Parser(
@@ -105,31 +63,8 @@ def build_parser() -> Parser:
     add_resume(verbs)
     add_evaluate(verbs)
     add_diagnose(verbs)
+    add_check_env(verbs)
     add_agents(verbs)
-    return parser
-
-
-class Version(argparse.Action):
-    """Prints the version."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "nargs": 0, "help": "print the version"})
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        import rlpg
-
-        print(f"rlpg {rlpg.__version__}")
-        parser.exit()
-
-
-def add_verb(
-    verbs: Any, command: Callable[[argparse.Namespace, list[str]], int], **texts: str
-) -> argparse.ArgumentParser:
-    """The parser of a verb that is called what its command is called."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        command.__name__, allow_abbrev=False, formatter_class=HelpFormatter, **texts
-    )
-    parser.set_defaults(command=command)
     return parser
 
 
@@ -317,12 +252,6 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def refuse(rest: list[str], verb: str) -> None:
-    """UsageError if there are words that no option of the verb took."""
-    if rest:
-        raise UsageError(f"{rest[0]}: no such option; see `rlpg {verb} --help`")
-
-
 # ---- diagnose --------------------------------------------------------------------------------
 
 
@@ -362,6 +291,65 @@ def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
         diagnosis.plot(found, arguments.plot)
     print(found)
     return 0
+
+
+# ---- check-env -------------------------------------------------------------------------------
+
+
+def add_check_env(verbs: Any) -> None:
+    """`rlpg check-env ENV`."""
+    parser = add_verb(
+        verbs,
+        check_env,
+        help="find what is wrong with an environment before training on it",
+        usage="rlpg check-env ENV [options]",
+        description="Play an environment with random actions, look at every call, play episodes "
+        "again, and ask\nGymnasium's checker. Exit code 1 if there is a fault; warnings are none.",
+        epilog="examples:\n  rlpg check-env CartPole-v1\n"
+        "  rlpg check-env my_package.tasks:Crane-v0 --environment.kwargs.load 3 --json crane.json",
+    )
+    parser.add_argument("env", metavar="ENV", help="a Gymnasium id, or module:Id-v0")
+    parser.add_argument(
+        "--steps", type=int, default=1000, metavar="N", help="play at least so many steps (1000)"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=3, metavar="N", help="and at least so many episodes (3)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the episodes and the actions (0)"
+    )
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=Path("-"), metavar="FILE",
+        help="write the report here, too; without FILE print it as JSON",
+    )  # fmt: skip
+    add_environment_arguments(parser)
+
+
+def check_env(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Print the report."""
+    kwargs = chosen_arguments(rest, "check-env")
+    from rlpg.checking import check_env
+    from rlpg.runs.encoding import to_json
+    from rlpg.runs.files import write
+
+    path = arguments.json
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"--json: expected a file in a folder that exists, got {path}")
+    found = check_env(
+        arguments.env,
+        env_kwargs=kwargs,
+        steps=arguments.steps,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+    )
+    content = to_json(found.as_dict())
+    if path == Path("-"):
+        print(content.decode(), end="")
+    else:
+        if path is not None:  # before printing: a closed pipe costs the words only
+            write(path, content)
+        print(found)
+    return 0 if found.passed else EXIT_FAILED
 
 
 # ---- agents ----------------------------------------------------------------------------------

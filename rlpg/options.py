@@ -15,6 +15,7 @@ from rlpg.runs import recipe as recipes
 from rlpg.runs.recipe import Recipe
 
 KWARGS = "environment.kwargs."
+CONSTRUCTOR = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             metavar=placeholder(kind),
             help=f"{text} ({default})",
         )
-    groups["environment"].description = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
+    groups["environment"].description = CONSTRUCTOR
 
 
 def chosen_settings(arguments: argparse.Namespace, rest: list[str]) -> dict[str, object]:
@@ -43,6 +44,21 @@ def chosen_settings(arguments: argparse.Namespace, rest: list[str]) -> dict[str,
     known = {key for key, *_ in settings()}
     chosen = {key: value for key, value in vars(arguments).items() if key in known}
     return chosen | environment_arguments(rest)
+
+
+def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say how the constructor's arguments are given, for a verb without settings."""
+    parser.add_argument_group("environment", CONSTRUCTOR)
+
+
+def chosen_arguments(rest: list[str], verb: str) -> dict[str, Any]:
+    """The constructor's arguments, for a verb without settings.
+
+    Raises:
+        UsageError: another word.
+    """
+    changes = environment_arguments(rest, verb)
+    return dict(recipes.override(Recipe(), changes).environment.kwargs)
 
 
 def settings() -> Iterator[tuple[str, Any, str, str]]:
@@ -87,7 +103,7 @@ def docstrings() -> dict[tuple[str, str], str]:
     return found
 
 
-def environment_arguments(rest: list[str]) -> dict[str, object]:
+def environment_arguments(rest: list[str], verb: str = "train") -> dict[str, object]:
     """`--environment.kwargs.NAME VALUE` pairs; anything else is not an option that exists."""
     changes: dict[str, object] = {}
     words = iter(rest)
@@ -95,8 +111,10 @@ def environment_arguments(rest: list[str]) -> dict[str, object]:
         name, equals, value = word.partition("=")
         key = name.removeprefix("--")
         if not name.startswith("--"):
-            raise UsageError(f"{word}: expected an option, got a word; see `rlpg train --help`")
+            raise UsageError(f"{word}: expected an option, got a word; see `rlpg {verb} --help`")
         if not key.startswith(KWARGS):
+            if verb != "train":  # it has no settings that could be close
+                raise UsageError(f"{name}: no such option; see `rlpg {verb} --help`")
             recipes.override(Recipe(), {key.replace("-", "_"): ""})  # says what is close
         changes[key] = value if equals else next(words, "")
     return changes

@@ -27,7 +27,7 @@ FAST = [
     "--rollout.steps", "16", "--policy.hidden", "8", "--evaluation.episodes", "2",
     "--evaluation.final-episodes", "3", "--log.every", "64",
 ]  # fmt: skip
-VERBS = ("train", "resume", "evaluate", "agents")
+VERBS = ("train", "resume", "evaluate", "check-env", "agents")
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,8 @@ MAY_IMPORT = {
     | {"rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.learners"}
     | {"rlpg.rollouts.rollout"},
     "rlpg.runs": {"numpy", "tensorboard", "safetensors", "rlpg.errors", "rlpg.runs"},
+    "rlpg.checks": NUMERIC
+    | {"gymnasium", "rlpg.errors", "rlpg.policies", "rlpg.rollouts", "rlpg.checks"},
     "rlpg.envs": NUMERIC | {"gymnasium", "rlpg.envs"},
 }
 HEAVY = {"torch", "gymnasium", "tensorboard", "rich", "safetensors"}
