@@ -169,22 +169,22 @@ class DeviceCollector:
         return slots, work
 
     def _new_slots(self, num_steps: int) -> _Slots:
-        steps, device = (num_steps, self.num_envs), self._device
         head, observations = self.policy.head, self.policy.observations
-        obs = {"dtype": observations.torch_dtype, "device": device}
-        flags = {"dtype": torch.bool, "device": device}
+
+        def memory(dtype: torch.dtype, *shape: int, extra: int = 0) -> Tensor:
+            size = (num_steps + extra, self.num_envs, *shape)
+            return torch.empty(size, dtype=dtype, device=self._device)
+
         return _Slots(
-            uniform=torch.empty((*steps, self.env.num_uniforms), dtype=self._dtype, device=device),
-            obs=torch.empty((num_steps + 1, self.num_envs, *observations.shape), **obs),
-            last_obs=torch.empty((*steps, *observations.shape), **obs),
-            action=torch.empty(
-                (*steps, *head.action_shape), dtype=head.action_dtype, device=device
-            ),
-            reward=torch.empty(steps, dtype=torch.float32, device=device),
-            terminated=torch.empty(steps, **flags),
-            truncated=torch.empty(steps, **flags),
-            returns=torch.empty(steps, dtype=torch.float64, device=device),
-            lengths=torch.empty(steps, dtype=torch.int64, device=device),
+            uniform=memory(self._dtype, self.env.num_uniforms),
+            obs=memory(observations.torch_dtype, *observations.shape, extra=1),
+            last_obs=memory(observations.torch_dtype, *observations.shape),
+            action=memory(head.action_dtype, *head.action_shape),
+            reward=memory(torch.float32),
+            terminated=memory(torch.bool),
+            truncated=memory(torch.bool),
+            returns=memory(torch.float64),
+            lengths=memory(torch.int64),
         )
 
     def _fill(self, slots: _Slots, standing: _Standing) -> None:
