@@ -52,7 +52,7 @@ class DeviceCollector:
     Args:
         env: the environment, as functions of tensors.
         policy: draws the actions; on its device before the collector is made.
-        seed: of the actions (the same as `Collector` draws) and of how episodes start.
+        seed: of the actions, and of how episodes start.
         num_envs: N.
         dtype: of the environments' state.
         log_prob: whether rollouts carry `log_prob`.
@@ -157,7 +157,7 @@ class DeviceCollector:
         """Fixed memory for T steps, and the work that fills it; kept while nothing changes."""
         normaliser = self.policy.normaliser
         # An untrained normaliser leaves its work out, and what was recorded then stays without it.
-        is_identity = normaliser is not None and bool(normaliser.count == 0)
+        is_identity = normaliser is not None and normaliser.is_identity
         slots, work = self._slots, self._work
         if slots is None or len(slots.reward) != num_steps:
             slots, work = self._new_slots(num_steps), None

@@ -19,6 +19,7 @@ from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.learners import Reinforce
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import Policy
+from rlpg.policies.acting import torch_actor
 from rlpg.rollouts import Collector, Rollout
 from rlpg.rollouts.device import DeviceCollector
 from rlpg.rollouts.graphs import Replayed
@@ -34,7 +35,7 @@ def policy_for(env: Batched, seed: int = 0, **options: Any) -> Policy:
         env.observation_space, env.action_space, generator=generator, hidden=(16,), **options
     )
     with torch.no_grad():  # not nearly uniform, so that episodes differ
-        policy.network.mlp._layers[-1].weight.mul_(100.0)
+        policy.network.mlp.linears[-1].weight.mul_(100.0)
     return policy
 
 
@@ -69,10 +70,20 @@ class Played(TorchVectorEnv):
         return super().step(actions)
 
 
+class TorchPolicy(Policy):
+    """A policy that always acts in torch."""
+
+    def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Any:
+        return torch_actor(self, generator)
+
+
 def pair(
     name: str, dtype: str, num_envs: int, rollouts: list[int], limit: int, **options: Any
 ) -> tuple[list[Rollout], list[Rollout]]:
-    """The same rollouts from the device's collector and from the ordinary one."""
+    """The same rollouts from the device's collector and from the ordinary one.
+
+    Whose policy draws in torch, step by step: NumPy's short cut has the law, and not the bits.
+    """
     env = limited(name, limit)
     policy = policy_for(env)
     ours = DeviceCollector(env, policy, seed=7, num_envs=num_envs, dtype=DTYPES[dtype], **options)
@@ -85,7 +96,8 @@ def pair(
         tape += list(drawn.double().numpy())
     envs = Played(env, num_envs, dtype, tape)
     mark_seeded(envs, by_episode=False)
-    theirs = Collector(envs, policy, seed=7, **options)
+    theirs = Collector(envs, TorchPolicy(policy.describe()), seed=7, **options)
+    theirs.policy.load_state_dict(policy.state_dict())
     return [ours.steps(t) for t in rollouts], [theirs.steps(t) for t in rollouts]
 
 
