@@ -67,6 +67,10 @@ class ArrayVectorEnv(VectorEnv[Array, Array, Array]):
     def _start(self, generator: np.random.Generator) -> Array:
         """`[S]`: the state at the start of an episode, and all that chance will do in it."""
 
+    def _starts(self, generators: list[np.random.Generator]) -> Array:
+        """`[S, K]`: `_start` for K environments."""
+        return np.array([self._start(generator) for generator in generators]).T
+
     @abstractmethod
     def _advance(self, action: Array) -> tuple[Array, Array]:
         """Move `self.state` by one step; the reward `[N]` float64 and `terminated` `[N]` bool."""
@@ -150,7 +154,7 @@ class ArrayVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _restart(self, envs: Array) -> Array:
         """`[K, *O]`: the first observations of new episodes in the environments `envs` `[K]`."""
-        start = np.array([self._start(self.generators[env]) for env in envs]).T  # [S, K]
+        start = self._starts([self.generators[env] for env in envs])  # [S, K]
         if len(envs) == self.num_envs:
             self.state = start.astype(self.state_dtype)
         else:

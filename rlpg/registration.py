@@ -26,6 +26,17 @@ _OWN = {
     "rlpg/UnitCommitment-v0": ("rlpg.envs.unit_commitment:UnitCommitment", 24),
 }
 
+# Name -> number of steps: differentiable environments on torch tensors, as `rlpg/TorchNAME`. The
+# name says which to one class for all of them.
+_TORCH = {
+    "Acrobot-v1": 500,
+    "CartPole-v1": 500,
+    "CartPoleContinuous-v0": 500,
+    "MountainCar-v0": 200,
+    "MountainCarContinuous-v0": 999,
+    "Pendulum-v1": 200,
+}
+
 
 def register_environments() -> None:
     """Make `gymnasium.make("rlpg:rlpg/Chain-v0")` and its like work; twice does no harm."""
@@ -37,6 +48,15 @@ def register_environments() -> None:
                 vector_entry_point=f"{entry_point}VectorEnv",
                 # One more than it ever takes: it says that episodes are finite, and never cuts one.
                 max_episode_steps=num_steps + 1,
+            )
+    for name, num_steps in _TORCH.items():
+        if f"rlpg/Torch{name}" not in gymnasium.registry:
+            gymnasium.register(
+                f"rlpg/Torch{name}",
+                "rlpg.envs.batched_classic:TorchClassic",
+                vector_entry_point="rlpg.envs.batched_classic:TorchClassicVectorEnv",
+                max_episode_steps=num_steps,
+                kwargs={"name": name},
             )
     for theirs, vector_entry_point in NATIVE_VERSIONS.items():
         if f"rlpg/{theirs}" not in gymnasium.registry:

@@ -206,6 +206,7 @@ def make_baseline(
     """
     if name == "value":
         network = Network(policy.observations, 1, hidden=hidden, generator=generator)
+        network.to(next(policy.parameters()).device)
         return ValueNetwork(
             network,
             policy.features,

@@ -8,6 +8,7 @@ interval reaches half a unit beyond the bounds before it is rounded: each intege
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,14 @@ class _Bounds:
         action = np.rint(action) if self.is_integer else action.astype(self.dtype, copy=False)
         inside: Array = np.minimum(np.maximum(action, self.low), self.high)
         return inside.astype(self.dtype, copy=False)
+
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`to_env` for tensors on a device; SpaceError for an integer Box."""
+        if self.is_integer:
+            raise SpaceError("action: expected a Box of floats, got integers; use to_env")
+        parts = (self.half_width, self.centre, self.low, self.high)
+        half_width, centre, low, high = (torch.as_tensor(part, device=device) for part in parts)
+        return lambda unit: torch.clamp(unit * half_width + centre, low, high)
 
     def from_env(self, env_action: Any) -> Tensor:
         """`[B, *A]` float64 in units of [-1, 1]."""
@@ -167,6 +176,10 @@ class GaussianHead(Head):
     def to_env(self, action: Array) -> Array:
         return self._bounds.to_env(np.tanh(action) if self._is_squashed else action)
 
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        to_env = self._bounds.to_env_on(device)
+        return (lambda action: to_env(torch.tanh(action))) if self._is_squashed else to_env
+
     def from_env(self, env_action: Any) -> Tensor:
         """For "squashed", an action on a bound counts as 2^-24 of the half-width inside it."""
         unit = self._bounds.from_env(env_action)
@@ -215,6 +228,10 @@ class BetaHead(Head):
 
     def to_env(self, action: Array) -> Array:
         return self._bounds.to_env(2.0 * action - 1.0)
+
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        to_env = self._bounds.to_env_on(device)
+        return lambda action: to_env(2.0 * action - 1.0)
 
     def from_env(self, env_action: Any) -> Tensor:
         unit = (self._bounds.from_env(env_action) + 1.0) / 2.0

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent
 
+from rlpg.errors import SpaceError
 from rlpg.policies.distributions import MASKED, Choice, IntegerBernoulli, masked_logits
 from rlpg.policies.spaces import Space
 
@@ -89,6 +91,14 @@ class Head(nn.Module, ABC):
     def to_env(self, action: Array) -> Any:
         """What a vector environment takes for actions `[B, *A]`: always inside the space."""
 
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """`to_env` for tensors `[..., *A]` on a device: a function that never leaves it.
+
+        Raises:
+            SpaceError: actions of this kind cannot be given to an environment as one tensor.
+        """
+        raise SpaceError(f"action: expected Discrete or a float Box, got {self.space}")
+
     @abstractmethod
     def from_env(self, env_action: Any) -> Tensor:
         """Actions `[B, *A]` that `to_env` would turn into `env_action`; its inverse."""
@@ -120,6 +130,9 @@ class CategoricalHead(Head):
     def to_env(self, action: Array) -> Array:
         shifted = action + self._start if self._start else action
         return shifted.astype(self._dtype, copy=False)
+
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        return lambda action: action + self._start if self._start else action
 
     def from_env(self, env_action: Any) -> Tensor:
         return torch.as_tensor(np.asarray(env_action, np.int64) - self._start)
@@ -153,6 +166,9 @@ class BernoulliHead(Head):
 
     def to_env(self, action: Array) -> Array:
         return self._codes.to_env(action)
+
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        return self._codes.to_env_on(device)
 
     def from_env(self, env_action: Any) -> Tensor:
         return self._codes.from_env(env_action)
