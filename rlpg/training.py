@@ -167,6 +167,8 @@ def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
         envs, description = stack.enter_context(training_envs(env, recipe))
         policy = make_policy(envs, recipe)
         learner = make_learner(policy, recipe)
+        if recipe.compile:
+            learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
         collector = Collector(envs, policy, stream(recipe.seed, "actions"), log_prob=False)
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"

@@ -21,25 +21,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributions import Normal
 
 import rlpg
 from rlpg.gradients import returns
 from rlpg.gradients.tape import Tape
-from rlpg.prepare import make_learner, make_policy
+from rlpg.prepare import find_recipe, make_learner, make_policy, stream
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
 
 SECONDS = 0.4  # of one measurement
+TRAINING_STEPS = 1_000_000  # of a run whose speed is measured
+SEEDS, LOOK_EVERY = 10, 2048  # of `solve`
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,27 @@ def update() -> Iterator[Row]:
         sum(net(features).square().mean() for net in networks).backward()
         adam.step()
 
-    ours, peer = alternate(
-        seconds_per_call(lambda: learner.update(rollout)), seconds_per_call(bare)
-    )
+    # Without a step: a policy that is taught one rollout a thousand times has probabilities of
+    # 1e-40, on which processors are slow.
+    idle = partial(learner.update, rollout, lr_scale=0.0)
+    ours, peer = alternate(seconds_per_call(idle), seconds_per_call(bare))
     yield Row("update / bare networks, 128 x 64", ours, peer, "s", "<= 1.3")
+
+
+def compiled() -> Iterator[Row]:
+    """`--compile`: the update with compiled networks, and what compiling costs."""
+    both, first = [], 0.0
+    for is_compiled in (False, True):
+        envs, policy, learner = parts("CartPole-v1", 64)
+        rollout = Collector(envs, policy, 0, log_prob=False).steps(128)
+        if is_compiled:
+            learner.compile()
+            began = time.perf_counter()
+            learner.update(rollout, lr_scale=0.0)
+            first = time.perf_counter() - began
+        both.append(seconds_per_call(partial(learner.update, rollout, lr_scale=0.0)))
+    plain, quick = alternate(*both)
+    yield Row(f"update, compiled in {first:.0f} s / plain", quick, plain, "s", "")
 
 
 def gae() -> Iterator[Row]:
@@ -209,28 +229,9 @@ def tape() -> Iterator[Row]:
 
 def train() -> Iterator[Row]:
     """Environment steps per second of whole training runs."""
-    settings = {
-        "rollout.num_envs": 64,
-        "rollout.steps": 128,
-        "learner.value_epochs": 1,
-        "learner.value_minibatches": 1,
-        "evaluation.every": 10**9,
-        "evaluation.episodes": 1,
-        "evaluation.final_episodes": 1,
-        "checkpoint.every": 10**9,
-    }
 
     def ours() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            rlpg.train(
-                "CartPole-v1",
-                recipe="default",
-                total_steps=200_000,
-                run_dir=Path(folder) / "run",
-                overrides=settings,
-            )
-            return 200_000 / (time.perf_counter() - began)
+        return TRAINING_STEPS / training_seconds(TRAINING_STEPS)
 
     peers: list[tuple[str, Callable[[], float], str]] = []
     if find_spec("stable_baselines3"):
@@ -242,6 +243,31 @@ def train() -> Iterator[Row]:
     yield Row("train CartPole-v1, 64 environments / 150,000", rates[0], 150e3, "steps/s", ">= 1")
     for (name, _, target), rate in zip(peers, rates[1:], strict=True):
         yield Row(f"train / {name}", rates[0], rate, "steps/s", target)
+
+
+def training_seconds(total_steps: int, num_envs: int = 64, num_steps: int = 128) -> float:
+    """Time of a run of `rlpg.train` on CartPole, one optimiser step per network and update."""
+    settings = {
+        "rollout.num_envs": num_envs,
+        "rollout.steps": num_steps,
+        "learner.value_epochs": 1,
+        "learner.value_minibatches": 1,
+        "evaluation.every": 10**9,
+        "evaluation.episodes": 1,
+        "evaluation.final_episodes": 1,
+        "checkpoint.every": 10**9,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        rlpg.train(
+            "CartPole-v1",
+            recipe="default",
+            total_steps=total_steps,
+            run_dir=Path(folder) / "run",
+            overrides=settings,
+            quiet=True,
+        )
+        return time.perf_counter() - began
 
 
 def sb3(algorithm: str, num_envs: int, total_steps: int) -> Callable[[], float]:
@@ -258,6 +284,192 @@ def sb3(algorithm: str, num_envs: int, total_steps: int) -> Callable[[], float]:
         return model.num_timesteps / (time.perf_counter() - began)
 
     return run
+
+
+def solve() -> Iterator[Row]:
+    """Seconds of collecting and learning until 100 evaluation episodes have a mean of 475.
+
+    Both are looked at every 2 048 steps, with the clock stopped, on the same environments.
+    """
+    peers = [solved_by_sb3] if find_spec("stable_baselines3") else []
+    found: list[list[float]] = [[] for _ in (solved_by_us, *peers)]
+    for seed in range(SEEDS):
+        for values, program in zip(found, (solved_by_us, *peers), strict=True):
+            values.append(program(seed))
+    seconds = [statistics.median(values) for values in found]
+    yield Row("solve CartPole-v1 / 0.8 s", seconds[0], 0.8, "s", "<= 1")
+    if peers:
+        yield Row("solve / Stable-Baselines3 PPO, tuned", *seconds, "s", "<= 0.125")
+
+
+def solved_by_us(seed: int) -> float:
+    """With the recipe of the agent that we ship."""
+    clock = Clock()
+    recipe = override(find_recipe("CartPole-v1", "reinforce", None), {"seed": seed})
+    envs, _ = make_envs("CartPole-v1", recipe.rollout.num_envs, seed=stream(seed, "environments"))
+    policy = make_policy(envs, recipe)
+    learner = make_learner(policy, recipe)
+    collector = Collector(envs, policy, stream(seed, "actions"), log_prob=False)
+    due = LOOK_EVERY
+    while collector.env_steps < recipe.total_steps:
+        learner.update(
+            collector.steps(recipe.rollout.steps),
+            lr_scale=1.0 - collector.env_steps / recipe.total_steps,
+        )
+        if collector.env_steps >= due:
+            due += LOOK_EVERY
+            with clock.stopped():
+                if mean_return(partial(policy.act, deterministic=True)) >= 475:
+                    break
+    return clock.seconds()
+
+
+def solved_by_sb3(seed: int) -> float:
+    """With the hyperparameters that rl-baselines3-zoo tuned for CartPole-v1 (ppo.yml)."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    clock = Clock()
+
+    class Look(BaseCallback):  # type: ignore[misc]  # has no types
+        due, is_good = LOOK_EVERY, False
+
+        def _on_step(self) -> bool:
+            return not self.is_good
+
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps >= self.due:
+                self.due += LOOK_EVERY
+                with clock.stopped():
+                    act = partial(self.model.predict, deterministic=True)
+                    self.is_good = mean_return(lambda obs: act(obs)[0]) >= 475
+
+    model = PPO(
+        "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), seed=seed, device="cpu",
+        n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
+        learning_rate=lambda left: 0.001 * left, clip_range=lambda left: 0.2 * left,
+    )  # fmt: skip
+    model.learn(100_000, callback=Look())
+    return clock.seconds()
+
+
+class Clock:
+    """Runs from when it is made, but for the blocks in which it is stopped."""
+
+    def __init__(self) -> None:
+        self._began, self._paused = time.perf_counter(), 0.0
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """For what does not count."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def seconds(self) -> float:
+        """What counts so far."""
+        return time.perf_counter() - self._began - self._paused
+
+
+def mean_return(act: Callable[[Any], Any]) -> float:
+    """Of the first episode of each of 100 CartPoles."""
+    envs, _ = make_envs("CartPole-v1", 100, seed=1)
+    obs, _ = envs.reset()
+    total, running = np.zeros(100), np.ones(100, dtype=bool)
+    while running.any():
+        obs, reward, terminated, truncated, _ = envs.step(act(obs))
+        total += reward * running
+        running &= ~(terminated | truncated)
+    return float(total.mean())
+
+
+def evaluate() -> Iterator[Row]:
+    """100 episodes of the shipped agent, 500 steps each."""
+    policy = rlpg.load("CartPole-v1-reinforce")
+    ours = seconds_per_call(lambda: rlpg.evaluate(policy, "CartPole-v1", episodes=100))
+    if not find_spec("stable_baselines3"):
+        yield Row("evaluate 100 episodes / 1 s", ours(), 1.0, "s", "")
+        return
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    class Theirs:
+        """Their loop around our policy, which acts as fast as theirs."""
+
+        def predict(self, obs: Any, **options: Any) -> tuple[Any, None]:
+            return policy.act(obs, deterministic=True), None
+
+    for num_envs in (1, 8):
+        peer = seconds_per_call(
+            lambda n=num_envs: evaluate_policy(  # type: ignore[misc]
+                Theirs(), make_vec_env("CartPole-v1", n), n_eval_episodes=100, warn=False
+            )
+        )
+        seconds = alternate(ours, peer, repeats=3)
+        name = f"evaluate_policy, {num_envs} environment{'s' * (num_envs > 1)} / evaluate"
+        yield Row(name, seconds[1], seconds[0], "s", ">= 10")
+
+
+def memory() -> Iterator[Row]:
+    """Growth over a million steps, and the peak against what cannot be avoided."""
+    program = """
+import resource, sys
+from pathlib import Path
+import rlpg
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def now():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+settings = {
+    "rollout.num_envs": 64, "rollout.steps": 128,
+    "evaluation.every": 50_000, "checkpoint.every": 50_000,
+}
+from rlpg.meter import Meter
+seen = {}
+before = Meter.figures
+def figures(self):
+    seen[self._collector.env_steps] = now()
+    return before(self)
+Meter.figures = figures
+rlpg.train("CartPole-v1", recipe="default", total_steps=1_500_000, run_dir="run",
+           overrides=settings, quiet=True)
+first = min(step for step in seen if step >= 500_000)
+print(seen[max(seen)] - seen[first], peak())
+"""
+    bare = "import resource as r, torch; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss / 1024)"
+    with tempfile.TemporaryDirectory() as folder:
+        grown, peak = map(float, _output(program, folder).split())
+        limit = float(_output(bare, folder))
+    buffers = 129 * 64 * 4 * 4 + 128 * 64 * (8 + 8 + 2)  # bytes: obs; action, reward, flags
+    yield Row("memory: growth from 0.5 M to 1.5 M steps / 10 MB", grown, 10, "MB", "< 1")
+    yield Row("memory: peak / import torch", peak, limit + buffers / 2**20, "MB", "<= 1.3")
+
+
+def _output(program: str, folder: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=folder
+    ).stdout
+
+
+def scale() -> Iterator[Row]:
+    """Cost over work: training steps per second by length of run and by number of environments."""
+    lengths = [100_000, 1_000_000, 10_000_000]
+    rates = {n: n / training_seconds(n) for n in (100_000, *lengths)}  # the first warms up
+    for n in lengths[1:]:
+        yield Row(
+            f"train {n:,} steps / {lengths[0]:,}", rates[n], rates[lengths[0]], "steps/s", ">= 0.9"
+        )
+    best = 0.0
+    for num_envs in (1, 4, 16, 64, 256, 1024):
+        # 8192 samples per update, whatever the number of environments.
+        num_steps = 8192 // num_envs
+        total = 8192 * (4 if num_envs < 16 else 40)
+        rate = statistics.median(
+            total / training_seconds(total, num_envs, num_steps) for _ in range(3)
+        )
+        best = max(best, rate)
+        yield Row(f"train, {num_envs} environments / best so far", rate, best, "steps/s", ">= 0.9")
 
 
 def start() -> Iterator[Row]:
@@ -284,7 +496,12 @@ def start() -> Iterator[Row]:
     yield Row("rlpg train to its first update / import torch", trained, imported, "s", "<= 3 s")
 
 
-BENCHMARKS = {f.__name__: f for f in (collect, update, gae, tape, train, start)}
+BENCHMARKS = {
+    f.__name__: f
+    for f in (
+        collect, update, compiled, gae, tape, train, solve, evaluate, memory, scale, start,
+    )
+}  # fmt: skip
 
 
 def main() -> None:

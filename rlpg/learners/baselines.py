@@ -39,6 +39,9 @@ class Baseline(ABC):
         """
         return {}
 
+    def compile(self) -> None:  # noqa: B027 (nothing to compile)
+        """Compile what `Reinforce.compile` says, where there is a network."""
+
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to continue exactly."""
         return {}

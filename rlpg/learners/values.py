@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rlpg.learners.baselines import STATISTICAL, Baseline
 from rlpg.policies import Network, Policy
 from rlpg.rollouts.rollout import Rollout, rows
 
-PIECE = 4096  # most samples that go through the network at once, so that they stay in the cache
+PIECE = 4096  # samples
 MAX_GRAD_NORM = 1.0  # of the value network: an outlier return moves it by no more than others
 
 
@@ -134,8 +134,8 @@ class ValueNetwork(StateValue):
     @torch.no_grad()
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`."""
-        slots = rollout.obs.flatten(0, 1).split(PIECE)
-        value = torch.cat([self._value(obs) for obs in slots]).view(rollout.obs.shape[:2])
+        values = [self._value(obs) for (obs,) in pieces(rollout.obs.flatten(0, 1))]
+        value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
         return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
 
     def update(
@@ -164,11 +164,15 @@ class ValueNetwork(StateValue):
     def _gradient(self, obs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The mean squared error, detached, and its gradient `[P]`."""
         total, gradient = torch.zeros(()), torch.zeros(())
-        for seen, wanted in zip(obs.split(PIECE), target.split(PIECE), strict=True):
+        for seen, wanted in pieces(obs, target):
             loss = (self._value(seen) - wanted).square().sum() / len(target)
             gradient = flat_gradient(loss, self._parameters) + gradient
             total = loss.detach() + total
         return total, gradient
+
+    def compile(self) -> None:
+        """Compile the network."""
+        self.network.compile(dynamic=True)
 
     def _batches(self, size: int) -> list[Tensor] | list[slice]:
         if self._minibatches == 1:
@@ -226,3 +230,13 @@ def make_baseline(
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the module's state, which further training leaves alone."""
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def pieces(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same samples of every part `[S, ...]`, as many as go through a network at once.
+
+    On a CPU a few thousand, whose activations stay in the cache (and out of the peak of memory);
+    elsewhere all of them, because there every launch costs.
+    """
+    size = PIECE if parts[0].device.type == "cpu" else max(len(parts[0]), 1)
+    return zip(*(part.split(size) for part in parts), strict=True)

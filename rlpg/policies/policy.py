@@ -140,7 +140,7 @@ class Policy(nn.Module):
         self, features: Tensor, mask: Tensor | None = None
     ) -> Distribution:
         """The distribution with batch shape `[...]` for `features(obs)` and `observations.mask`."""
-        return self.head.forward(self.network.forward(features), mask)
+        return self.head.forward(self.network(features), mask)  # a call: it may be compiled
 
     def forward(self, obs: Tensor, carry: Carry = None) -> tuple[Distribution, Carry]:
         """The distribution with batch shape `[...]` for packed observations `[..., *O]`.

@@ -205,6 +205,8 @@ class Recipe(Settings):
     """seed of every random stream of the run"""
     threads: Count = 1
     """CPU threads for the networks; small ones are fastest on one"""
+    compile: bool = False
+    """compile the networks for learning (torch.compile; half a minute at the start)"""
     environment: EnvironmentSettings = EnvironmentSettings()
     policy: PolicySettings = PolicySettings()
     rollout: RolloutSettings = RolloutSettings()

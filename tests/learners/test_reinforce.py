@@ -558,3 +558,15 @@ class TestLearning:
 def test_an_unknown_baseline_is_named() -> None:
     with pytest.raises(UsageError, match=r"baseline: expected one of none, .*, value, got 'v'"):
         make_learner("v")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses its own past
+def test_a_compiled_update_is_the_same_step() -> None:
+    plain, compiled = make_learner("value", lr=0.1), make_learner("value", lr=0.1)
+    compiled.compile()
+    for seed, num_steps in enumerate([9, 17, 9]):  # of changing size, without compiling anew
+        rollout = draw_rollout(plain.policy, seed, num_steps=num_steps)
+        plain.update(rollout)
+        compiled.update(rollout)
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-3, atol=1e-4)
