@@ -3,6 +3,7 @@
     python scripts/benchmark.py                 # everything that is installed
     python scripts/benchmark.py collect tape    # some of it
     python scripts/benchmark.py --json speed.json
+    python scripts/benchmark.py --write         # everything, into README.md and docs/speed.md
 
 The peers are the limits (the bare environment, the bare network, the same formula written by hand)
 and, where it is installed (`pip install "rlpg[bench]"`), Stable-Baselines3. A ratio is worth more
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +42,9 @@ from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
 
+ROOT = Path(__file__).resolve().parents[1]
+IN_README = ("collect", "update", "train", "solve", "evaluate", "start")
+BEGIN, END = "<!-- speed: written by scripts/benchmark.py -->", "<!-- end of speed -->"
 SECONDS = 0.4  # of one measurement
 TRAINING_STEPS = 1_000_000  # of a run whose speed is measured
 SEEDS, LOOK_EVERY = 10, 2048  # of `solve`
@@ -510,16 +515,19 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which; all by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("--write", action="store_true", help="write the tables in the documents")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"expected some of {', '.join(BENCHMARKS)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     print(f"one torch thread, {platform.machine()}, {os.cpu_count()} cores; {versions()}\n")
     print(f"{'what':58}{'ours':>12}{'peer':>12}{'unit':>9}{'ratio':>8}  target")
-    rows = []
+    rows, headlines = [], []
     for name in arguments.names or BENCHMARKS:
         for row in BENCHMARKS[name]():
             rows.append(row)
+            if name in IN_README:
+                headlines.append(row)
             print(
                 f"{row.name:58}{row.ours:12.4g}{row.peer:12.4g}{row.unit:>9}{row.ratio:8.2f}  "
                 f"{row.target}",
@@ -528,6 +536,42 @@ def main() -> None:
     if arguments.json:
         content = {"versions": versions(), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.write:
+        fill(ROOT / "README.md", headlines)
+        fill(ROOT / "docs" / "speed.md", rows)
+
+
+def fill(document: Path, rows: list[Row]) -> None:
+    """Puts the table between the marks that the document has for it."""
+    text = document.read_text()
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    lines = [
+        f"{date.today():%B %Y}, {os.cpu_count()} cores of {processor()}, one torch thread; "
+        + ", ".join(f"{name} {versions()[name]}" for name in ("python", "torch", "numpy"))
+        + ".",
+        "",
+        "| what / against what | rlpg | the other | ratio | to reach |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        ours, peer = (
+            f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in (row.ours, row.peer)
+        )
+        unit = row.unit
+        lines.append(
+            f"| {row.name} | {ours} {unit} | {peer} {unit} | {row.ratio:.2g} | {row.target} |"
+        )
+    document.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + after)
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":
