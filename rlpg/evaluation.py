@@ -194,7 +194,9 @@ def play(
     deterministic: bool,
 ) -> Evaluation:
     """`evaluate` on vector environments that exist: reset first, left open."""
-    collector = Collector(envs, policy, seed, log_prob=False, deterministic=deterministic)
+    collector = Collector(
+        envs, policy, seed, log_prob=False, deterministic=deterministic, warn=lambda _: None
+    )  # out of bounds is the concern of training
     quota = np.full(envs.num_envs, episodes // envs.num_envs)  # [N]
     quota[: episodes % envs.num_envs] += 1
     returns: list[list[float]] = [[] for _ in quota]

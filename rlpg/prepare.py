@@ -90,9 +90,9 @@ def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, 
 
 def environment_options(env: AnyEnv, recipe: Recipe) -> dict[str, Any]:
     """How to make the environment; a vector environment is used as it is."""
-    if isinstance(env, VectorEnv):
-        return {}
     settings = recipe.environment
+    if isinstance(env, VectorEnv):
+        return {"timeout": settings.timeout}
     return {
         "kwargs": settings.kwargs,
         "backend": settings.backend,

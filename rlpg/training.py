@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from rlpg.errors import UsageError
+from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.evaluation import Evaluation, play
 from rlpg.learners import Reinforce
 from rlpg.loading import environment_to_make
@@ -28,7 +28,14 @@ from rlpg.prepare import (
     training_envs,
 )
 from rlpg.record import Record, differences, to_tensors, versions_now
-from rlpg.rollouts import Collector, Rollout, copy_of, make_envs, reseed
+from rlpg.rollouts import (
+    Collector,
+    Rollout,
+    copy_of,
+    hangs_end_the_process,
+    make_envs,
+    reseed,
+)
 from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
@@ -87,9 +94,15 @@ def run_recipe(
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
     recipe = completed(recipe)
-    with assembled(env, recipe, quiet=quiet) as parts:
+    path = None if run_dir is None else Path(run_dir)
+    with ExitStack() as stack:
+        try:
+            parts = stack.enter_context(assembled(env, recipe, quiet=quiet))
+        except EnvironmentFault:  # in its first reset: the traceback needs a place
+            with create_run(recipe, versions_now(), path=path).held():
+                raise
         # Whatever can be refused has been refused: from here on there is something on disk.
-        folder = create_run(recipe, versions_now(), path=None if run_dir is None else Path(run_dir))
+        folder = create_run(recipe, versions_now(), path=path)
         with folder.held():
             return finish(parts, Record(folder, recipe, parts.display.line))
 
@@ -170,18 +183,21 @@ def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
-        collector = Collector(envs, policy, stream(recipe.seed, "actions"), log_prob=False)
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
         display = Display(
             title, recipe.total_steps, notes=(description, evaluator.note), quiet=quiet
         )
+        seed = stream(recipe.seed, "actions")
+        collector = Collector(envs, policy, seed, log_prob=False, warn=display.line)
         yield Parts(recipe, collector, learner, evaluator, Meter(collector), display)
 
 
 def finish(parts: Parts, record: Record) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
     policy = parts.learner.policy
-    with record, parts.display, StopSignals() as stop:
+    environments = [parts.collector.envs, *parts.evaluator.environments]
+    fatal_hangs = hangs_end_the_process(environments, record.folder.last_words)
+    with record, parts.display, fatal_hangs, StopSignals() as stop:
         loop(parts, record, stop)
         if stop.received is None:
             evaluation = parts.evaluator.final(policy)
@@ -251,6 +267,11 @@ class Evaluator:
         seed = stream(recipe.seed, "evaluation")
         options = environment_options(env, recipe)
         self._envs = make_envs(env, copies, seed=seed, **options).envs
+
+    @property
+    def environments(self) -> list[VectorEnv[Any, Any, Any]]:
+        """What it plays on: one vector environment, or none."""
+        return [] if self._envs is None else [self._envs]
 
     @property
     def note(self) -> str:

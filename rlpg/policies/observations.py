@@ -299,7 +299,8 @@ class _Leaf:
             low, high = self._range
             outside = (array < low) | (array > high)
             if outside.any():
-                raise self.unfit(f"values from {low} to {high}", array[outside].flat[0])
+                at = np.argwhere(outside)[0].tolist()  # of a batch: the environment comes first
+                raise self.unfit(f"values from {low} to {high}", f"{array[outside][0]} at {at}")
             if self._one_hot is not None:
                 np.subtract(array, low, out=out, dtype=np.int64)
                 return

@@ -12,6 +12,7 @@ from rlpg.rollouts.ids import find_spec, full_id
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
+from rlpg.rollouts.watchdog import hangs_end_the_process
 
 __all__ = [
     "BACKENDS",
@@ -26,6 +27,7 @@ __all__ = [
     "derived_seed",
     "find_spec",
     "full_id",
+    "hangs_end_the_process",
     "make_envs",
     "probe_action_mask",
     "reseed",

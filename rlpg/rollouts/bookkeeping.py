@@ -237,7 +237,12 @@ def check_finite(slots: Slots, num_steps: int, first_step: int) -> None:
                 break
     if wrong:
         t, n, what = min(wrong)
-        raise EnvironmentFault(f"step {first_step + t}, environment {n}: {what}")
+        raise EnvironmentFault(f"{step_name(t, first_step)}, environment {n}: {what}")
+
+
+def step_name(t: int, first_step: int) -> str:
+    """Where slot t + 1 of a rollout comes from; slot 0 was shown before unless a reset gave it."""
+    return f"step {first_step + t}" if t >= 0 else f"reset before step {first_step}"
 
 
 def _not_finite(value: float, where: list[int]) -> str:

@@ -12,7 +12,8 @@ an episode is found:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
 from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble, check_finite
+from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_streams
@@ -51,6 +53,8 @@ class Collector:
         log_prob: whether rollouts carry `log_prob`; a learner that computes it anyway saves the
             pass by turning it off.
         deterministic: take the policy's most likely action instead of a draw.
+        warn: is told once if an observation is out of the bounds of its space; None: a Python
+            warning.
 
     One step is one call of the policy's actor, one `envs.step` and a few copies into preallocated
     arrays; everything else is computed once per rollout on whole `[T, N]` arrays.
@@ -64,6 +68,7 @@ class Collector:
         *,
         log_prob: bool = True,
         deterministic: bool = False,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         self.envs = envs
         self.policy = policy
@@ -85,6 +90,9 @@ class Collector:
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
         self._running = RunningEpisodes.none(self.num_envs)
         self._carry: Any = None
+        self._warn = warn or warnings.warn
+        self._bounds = Bounds(self._observations)
+        self._checks_bounds = self._bounds.exist  # until there was something to say
 
     def steps(self, num_steps: int) -> Rollout:
         """The next `num_steps` steps of every environment; episodes run on into the next call."""
@@ -284,6 +292,9 @@ class Collector:
             quota=quota,
             first_step=first,
         )
+        if self._checks_bounds and (remark := self._bounds.remark(rollout, first)):
+            self._checks_bounds = False
+            self._warn(remark)
         self._obs = slots.obs_array[num_steps].copy()
         self.env_steps += rollout.num_steps
         if not self._log_prob:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentSetupError
 from rlpg.rollouts.ids import find_spec, own_words, unknown_id
@@ -24,6 +24,7 @@ from rlpg.rollouts.seeds import (
     seed_streams,
 )
 from rlpg.rollouts.vector import autoreset_mode
+from rlpg.rollouts.watchdog import SyncEnvs, watch
 from rlpg.rollouts.workers import WorkerEnvs
 
 AnyEnv = gymnasium.Env[Any, Any]
@@ -62,7 +63,8 @@ def make_envs(
             `async` (a process each), `envpool`, or `auto`: native where there is one, else sync.
         max_episode_steps: time limit that replaces the registered one.
         episode_cap: time limit for environments that have none, in steps; None for no cap.
-        timeout: seconds that a step of `async` environments may take before they count as hanging.
+        timeout: seconds that a step or reset may take before it counts as hanging: of all
+            environments together, or of each where they run one after the other.
 
     EnvPool reports an episode that terminates on the very step of its time limit as truncated
     only; every other backend keeps both flags.
@@ -82,14 +84,14 @@ def make_envs(
         )
     run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     options = dict(kwargs or {})
+    limits = max_episode_steps, episode_cap
     with own_words(env):
         if isinstance(env, VectorEnv):
-            return _given_vector(env, run, options, backend, max_episode_steps)
+            return _given_vector(env, run, options, backend, max_episode_steps, timeout)
         if isinstance(env, gymnasium.Env):
-            return _given_env(env, num_envs, run, options, backend, max_episode_steps, episode_cap)
+            return _given_env(env, num_envs, run, options, backend, limits, timeout)
         if backend == "envpool":
-            return _envpool(env, num_envs, run, options, max_episode_steps, episode_cap)
-        limits = max_episode_steps, episode_cap
+            return _envpool(env, num_envs, run, options, limits, timeout)
         return _from_id(env, num_envs, run, options, backend, limits, timeout)
 
 
@@ -102,6 +104,7 @@ def _given_vector(
     options: dict[str, Any],
     backend: str,
     max_episode_steps: int | None,
+    timeout: float,
 ) -> MadeEnvs:
     if options or backend != "auto" or max_episode_steps is not None:
         raise EnvironmentSetupError(
@@ -109,6 +112,8 @@ def _given_vector(
             "set them where the vector environment is made"
         )
     autoreset_mode(envs)
+    if not isinstance(envs.unwrapped, WorkerEnvs):
+        watch(envs, timeout)
     reseed(envs, run)  # whatever they did before: the same seed makes the same episodes
     return MadeEnvs(envs, f"{envs.num_envs} environments as given, {type(envs.unwrapped).__name__}")
 
@@ -119,9 +124,10 @@ def _given_env(
     run: np.random.SeedSequence,
     options: dict[str, Any],
     backend: str,
-    max_episode_steps: int | None,
-    episode_cap: int | None,
+    limits: tuple[int | None, int | None],
+    timeout: float,
 ) -> MadeEnvs:
+    max_episode_steps, episode_cap = limits
     if options or backend not in ("auto", "sync"):
         raise EnvironmentSetupError(
             f"env: expected an id to apply kwargs or backend={backend!r} to, got {env}; "
@@ -145,11 +151,7 @@ def _given_env(
             one = gymnasium.wrappers.TimeLimit(one, limit)
         return EpisodeSeeds(one, run, index)
 
-    envs = SyncVectorEnv(
-        [partial(make_one, n) for n in range(copies)],
-        copy=False,
-        autoreset_mode=AutoresetMode.SAME_STEP,
-    )
+    envs = _sync([partial(make_one, n) for n in range(copies)], timeout)
     mark_seeded(envs, by_episode=True)
     return MadeEnvs(envs, _describe(str(spec.id if spec else env), copies, "sync", alone, note))
 
@@ -179,15 +181,13 @@ def _from_id(
         backend = "sync" if native is None or not _accepts(native, options, limit) else "native"
     envs: VectorEnv[Any, Any, Any]
     if backend == "native" and native is not None:
-        envs = _make_native(native, num_envs, run, options, limit)
+        envs = _make_native(native, num_envs, run, options, limit, timeout)
     else:
         makers: list[Callable[[], AnyEnv]] = [
             partial(_make_one, spec, options, limit, run, n) for n in range(num_envs)
         ]
-        if backend == "async":
-            envs = WorkerEnvs(makers, timeout=timeout)
-        else:
-            envs = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        is_async = backend == "async"
+        envs = WorkerEnvs(makers, timeout=timeout) if is_async else _sync(makers, timeout)
         mark_seeded(envs, by_episode=True)
     return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
 
@@ -218,6 +218,7 @@ def _make_native(
     run: np.random.SeedSequence,
     options: dict[str, Any],
     limit: int | None,
+    timeout: float,
 ) -> VectorEnv[Any, Any, Any]:
     if limit is not None:
         options = {**options, "max_episode_steps": limit}
@@ -225,7 +226,14 @@ def _make_native(
         native, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
     )
     autoreset_mode(envs)
+    watch(envs, timeout)
     seed_streams(envs, run)
+    return envs
+
+
+def _sync(makers: list[Callable[[], AnyEnv]], timeout: float) -> VectorEnv[Any, Any, Any]:
+    envs = SyncEnvs(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    watch(envs, timeout)
     return envs
 
 
@@ -249,11 +257,12 @@ def _envpool(
     num_envs: int,
     run: np.random.SeedSequence,
     options: dict[str, Any],
-    max_episode_steps: int | None,
-    episode_cap: int | None,
+    limits: tuple[int | None, int | None],
+    timeout: float,
 ) -> MadeEnvs:
     import envpool
 
+    max_episode_steps, episode_cap = limits
     known = envpool.list_all_envs()
     if env_id not in known:
         raise EnvironmentSetupError(unknown_id(env_id, known, "an id that EnvPool has"))
@@ -265,6 +274,7 @@ def _envpool(
     seeds = [derived_seed(run, n, 0) for n in range(num_envs)]
     envs: Any = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **options)
     _ = envs.single_observation_space, envs.single_action_space  # built once, and may warn
+    watch(envs, timeout)
     return MadeEnvs(envs, _describe(env_id, num_envs, "envpool", note))
 
 

@@ -7,7 +7,9 @@ environment 0 sees the same episodes whether it has 7 neighbours or 700.
 from __future__ import annotations
 
 import copy
+import dis
 import hashlib
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentFault
+from rlpg.rollouts.answers import Answers
 
 OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per environment
 
@@ -45,8 +48,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seeds: list[int] = []  # of the episodes in this block
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
-        space = env.observation_space
-        self._shape = space.shape if isinstance(space, gymnasium.spaces.Box) else None
+        self._answers = Answers(env.observation_space)
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -64,24 +66,30 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._actions = []
         try:
             obs, info = self.env.reset(seed=self.episode_seed, options=options)
-        except Exception as error:
+            fitted = self._answers.observation(obs)
+            self._answers.outcome(0.0, False, False, info)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            if is_from_a_signal(error):
+                raise
             raise self._fault("reset", error) from error
-        self._check(obs)
         self._obs = obs
-        return obs, info
+        return fitted, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """The environment's own step."""
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-        except Exception as error:
+            fitted = self._answers.observation(obs)
+            self._answers.outcome(reward, terminated, truncated, info)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            if is_from_a_signal(error):
+                raise
             raise self._fault("step", error) from error
-        self._check(obs)
         if terminated or truncated:
-            obs = copy.deepcopy(obs)
+            fitted = copy.deepcopy(fitted)
         self._actions.append(copy.copy(action))
         self._obs = obs
-        return obs, reward, terminated, truncated, info
+        return fitted, reward, terminated, truncated, info
 
     def episode_state(self) -> dict[str, Any]:
         """Where the running episode stands: its number, its seed and its actions so far."""
@@ -116,22 +124,34 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         """`replay_episode` for one of several environments that are all told the same."""
         self.replay_episode(states[self.env_index], mid_episode=mid_episode)
 
-    def _check(self, obs: Any) -> None:
-        """EnvironmentFault if the shape is wrong: put beside the others, it would have no index."""
-        if self._shape is not None and np.shape(obs) != self._shape:
-            raise EnvironmentFault(
-                f"{self._whereabouts}: expected an observation of shape {self._shape}, "
-                f"got {np.shape(obs)}; correct the environment or its observation_space"
-            )
-
     @property
-    def _whereabouts(self) -> str:
+    def whereabouts(self) -> str:
         return f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed})"
 
-    def _fault(self, call: str, error: Exception) -> EnvironmentFault:
+    def _fault(self, call: str, error: BaseException) -> EnvironmentFault:
+        words = f"{call}() raised {type(error).__name__}: {error}"
         return EnvironmentFault(
-            f"{self._whereabouts}: {call}() raised {type(error).__name__}: {error}"
+            f"{self.whereabouts}: {error if isinstance(error, EnvironmentFault) else words}"
         )
+
+
+def is_from_a_signal(error: BaseException) -> bool:
+    """Whether a Ctrl-C or a signal handler of the caller's raised it, and not the code it hit.
+
+    Ctrl-C raises between two instructions; code that means it has a `raise` at the end of the
+    traceback. What `sys.exit` raises is a signal's if a handler is in the traceback.
+    """
+    if isinstance(error, Exception):
+        return False
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = [getattr(handler, "__code__", None) for handler in handlers]
+    trace = error.__traceback__
+    while trace is not None:
+        code, at = trace.tb_frame.f_code, trace.tb_lasti
+        if code in codes:
+            return True
+        trace = trace.tb_next
+    return isinstance(error, KeyboardInterrupt) and code.co_code[at] != dis.opmap["RAISE_VARARGS"]
 
 
 def _stacked(actions: Sequence[Any]) -> Any:

@@ -29,7 +29,10 @@ def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
 
 def probe_action_mask(envs: VectorEnv[Any, Any, Any]) -> int:
     """Length of the `info["action_mask"]` that a reset gives per environment, 0 without one."""
-    _, info = envs.reset()
+    try:
+        _, info = envs.reset()
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(f"reset before step 0: {fault}") from fault
     return batched_mask(info, envs.num_envs).shape[1] if "action_mask" in info else 0
 
 

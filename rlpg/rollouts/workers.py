@@ -134,9 +134,13 @@ class WorkerEnvs(AsyncVectorEnv):
                 process.kill()
         for process, pipe in zip(self.processes, self.parent_pipes, strict=True):
             process.join()
+            process.close()
             pipe.close()
-        self.error_queue.close()
-        self.error_queue.join_thread()
+        self.processes, self.parent_pipes = [], []
+        errors: Any = self.error_queue
+        errors.close()
+        errors._reader.close()  # Gymnasium and multiprocessing leave both to the garbage collector
+        errors._writer.close()
         self.closed = True
 
 
@@ -152,32 +156,9 @@ class _Guarded:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             threading.Thread(target=self._outlive_no_parent, daemon=True).start()
-            return _Contained(self._maker())
         return self._maker()
 
     def _outlive_no_parent(self) -> None:
         while os.getppid() == self._parent:
             time.sleep(0.5)
         os._exit(1)
-
-
-class _Contained(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Turns an environment's own SystemExit or KeyboardInterrupt into an error with its name."""
-
-    def reset(self, **options: Any) -> Any:
-        """The environment's own reset."""
-        with _contained():
-            return self.env.reset(**options)
-
-    def step(self, action: Any) -> Any:
-        """The environment's own step."""
-        with _contained():
-            return self.env.step(action)
-
-
-@contextlib.contextmanager
-def _contained() -> Any:
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise EnvironmentFault(f"the environment raised {type(error).__name__}: {error}") from error

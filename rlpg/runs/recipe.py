@@ -75,7 +75,7 @@ class EnvironmentSettings(Settings):
     episode_cap: Count = 1000
     """time limit for environments that have none of their own"""
     timeout: Positive = 60.0
-    """seconds a step of async environments may take before they count as hanging"""
+    """seconds a step or reset may take before the environment counts as hanging"""
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,17 @@ class RunFolder:
 
     def _keep_traceback(self, error: Exception) -> None:
         """Of the exception being handled; and let the user know where it is."""
+        error.add_note(self.keep_error(traceback.format_exc()))
+
+    def keep_error(self, text: str) -> str:
+        """Write the error log; one line on where it is."""
         with suppress(OSError):
-            files.write(self.errors, traceback.format_exc().encode())
-        error.add_note(f"what was saved until then is in {self.path}, see error.log there")
+            files.write(self.errors, text.encode())
+        return f"what was saved until then is in {self.path}, see error.log there"
+
+    def last_words(self, message: str, stack: str) -> str:
+        """`keep_error` for a process that is about to end in a call that hangs."""
+        return self.keep_error(f"Traceback (most recent call last):\n{stack}{message}\n")
 
     def discard(self) -> None:
         """Leave nothing behind: for a run that failed before it did anything."""

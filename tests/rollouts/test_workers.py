@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -91,7 +92,7 @@ def assert_nothing_is_left(vector: WorkerEnvs) -> None:
     began = time.monotonic()
     vector.close()
     assert time.monotonic() - began < 5
-    assert all(not process.is_alive() for process in vector.processes)
+    assert multiprocessing.active_children() == []
 
 
 FAULTS = [

@@ -1,0 +1,66 @@
+"""Observations outside the bounds that their space promises: said once, never refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from gymnasium import spaces
+
+from rlpg.policies.observations import Observations
+from rlpg.policies.spaces import leaves, path_name
+from rlpg.rollouts.bookkeeping import step_name
+from rlpg.rollouts.rollout import Rollout
+
+
+class Bounds:
+    """The finite bounds of the float Boxes in an observation space, in its packed form."""
+
+    def __init__(self, observations: Observations) -> None:
+        shape = observations.shape
+        self._names: list[str] = []  # of the packed numbers
+        low = np.full(math.prod(shape), -np.inf, np.float32)
+        high = -low
+        for path, part in leaves(observations.space, "observation"):
+            start, size = len(self._names), math.prod(part.shape or ())
+            self._names += [path_name("observation", path)] * size
+            if isinstance(part, spaces.Box) and part.dtype.kind == "f":
+                with np.errstate(over="ignore"):  # 1e300 is no bound for float32
+                    low[start : start + size] = part.low.ravel()
+                    high[start : start + size] = part.high.ravel()
+        self._low, self._high = low.reshape(shape), high.reshape(shape)
+        self.exist = bool((np.isfinite(low) | np.isfinite(high)).any())
+
+    def remark(self, rollout: Rollout, first_step: int) -> str:
+        """One line about the first observation that is out of bounds, or "".
+
+        Args:
+            rollout: T steps.
+            first_step: number of the first of them.
+        """
+        found = self._outside(rollout.obs.numpy())  # [T + 1, N, *O]
+        if found is not None:
+            (t, n, *where), words = found
+            place = step_name(t - 1, first_step)
+        else:
+            found = self._outside(rollout.final_obs.numpy())  # [K, *O]
+            if found is None:
+                return ""
+            (k, *where), words = found
+            n = int(rollout.final_env[k])
+            place = f"step {first_step + int(rollout.final_step[k])}"
+        return (
+            f"{place}, environment {n}: {words} at {where}, which is out of the space's bounds; "
+            "training goes on, and this is said once"
+        )
+
+    def _outside(self, obs: np.ndarray) -> tuple[list[int], str] | None:
+        """Where the first number out of bounds is, and what it is."""
+        outside = (obs < self._low) | (obs > self._high)
+        if not outside.any():
+            return None
+        at: list[int] = np.argwhere(outside)[0].tolist()
+        value, inner = obs[tuple(at)], tuple(at[len(at) - self._low.ndim :])
+        name = self._names[int(np.ravel_multi_index(inner, self._low.shape))]
+        low, high = self._low[inner], self._high[inner]
+        return at, f"{name}: expected {low:.6g} to {high:.6g}, got {value:.6g}"
