@@ -88,13 +88,18 @@ class WorkerEnvs(AsyncVectorEnv):
         return True
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        """Gymnasium asks this when it has read the answers: the first error, as it was raised."""
-        succeeded = list(successes)
-        if all(succeeded):
+        """Gymnasium asks this when it has read the answers: the error of the first environment."""
+        failed = [index for index, succeeded in enumerate(successes) if not succeeded]
+        if not failed:
             return
-        index, error, trace = succeeded.index(False), "an error that cannot be passed on", ""
+        found: dict[int, tuple[Any, str]] = {}  # in the queue they are in the order of their end
         with contextlib.suppress(queue.Empty):
-            index, _, error, trace = self.error_queue.get(timeout=GRACE_SECONDS)
+            while failed[0] not in found:
+                index, _, error, trace = self.error_queue.get(timeout=GRACE_SECONDS)
+                found[index] = (error, trace)
+        unknown = ("an error that cannot be passed on", "")
+        index = failed[0] if failed[0] in found else min(found, default=failed[0])
+        error, trace = found.get(index, unknown)
         self._end_workers(time.monotonic())
         name, what = f"environment {index}", str(error)
         fault = EnvironmentFault(what if what.startswith(name) else f"{name}: {what}")

@@ -1,0 +1,362 @@
+"""A call that hangs in this process ends; nothing else does."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+from rlpg.errors import EnvironmentFault
+from rlpg.policies import Policy
+from rlpg.rollouts import Collector, make_envs
+from rlpg.rollouts.watchdog import SIGNAL, Watchdog
+
+STUCK_IN_C = """
+import ctypes, sys
+import numpy as np
+import gymnasium
+import rlpg
+from rlpg.cli import main
+
+class Stuck(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 70:
+            mutex = ctypes.create_string_buffer(64)
+            lock = ctypes.CDLL(None).pthread_mutex_lock  # lets the interpreter go on
+            lock(mutex), lock(mutex)
+        return np.zeros(2, np.float32), 1.0, self.steps % 10 == 0, False, {}
+
+gymnasium.register("Stuck-v0", Stuck)
+words = "train Stuck-v0 --recipe default --total-steps 1000 --rollout.num-envs 2 --rollout.steps 16"
+words += " --checkpoint.every 32 --evaluation.every 1000 --environment.timeout 1 --run-dir run"
+sys.exit(main(words.split()))
+"""
+
+
+class Calls(gymnasium.Env[Any, Any]):
+    """Does `what` in its step number 3."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, what: Callable[[], None] | None = None, closing: Any = None) -> None:
+        self.what, self.closing, self.steps = what, closing, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.what is not None and self.steps == 3:
+            self.what()
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    def close(self) -> None:
+        if self.closing is not None:
+            self.closing()
+
+
+def collecting(envs: Any) -> Collector:
+    generator = torch.Generator().manual_seed(0)
+    spaces_of = envs.single_observation_space, envs.single_action_space
+    return Collector(envs, Policy.create(*spaces_of, hidden=(4,), generator=generator))
+
+
+def collect(what: Callable[[], None], timeout: float = 0.4) -> None:
+    envs, _ = make_envs(Calls(what), seed=0, timeout=timeout)
+    try:
+        collecting(envs).steps(5)
+    finally:
+        envs.close()
+
+
+def sleep_for_ever() -> None:
+    time.sleep(60)
+
+
+def wait_for_a_lock() -> None:
+    threading.Event().wait(60)
+
+
+def wait_for_a_child() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            child.wait()
+        finally:
+            child.kill()
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    "what", [sleep_for_ever, wait_for_a_lock, wait_for_a_child, loop], ids=lambda f: f.__name__
+)
+def test_what_hangs_is_interrupted_where_it_hangs(what: Callable[[], None]) -> None:
+    began = time.monotonic()
+    with pytest.raises(
+        EnvironmentFault, match=r"step 2: environment 0, .*: no answer within 0\.4 s; it hangs"
+    ) as caught:
+        collect(what)
+    assert time.monotonic() - began < 5
+    names = []
+    cause: BaseException | None = caught.value
+    while cause is not None:
+        trace = cause.__traceback__
+        while trace is not None:
+            names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        cause = cause.__cause__
+    assert what.__name__ in names, "the traceback shows the place"
+
+
+def test_a_call_that_goes_on_after_the_interrupt_is_told_about(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Outside a run the process is not ours to end."""
+    ended = time.monotonic() + 4
+
+    def stubborn() -> None:
+        while time.monotonic() < ended:
+            try:
+                time.sleep(0.05)
+            except EnvironmentFault:
+                continue
+
+    collect(stubborn)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "rlpg: step 2: environment 0, " in err
+    assert "no answer within 0.4 s; it hangs and cannot be interrupted" in err
+
+
+def test_a_training_that_hangs_in_c_ends_with_its_last_checkpoint(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK_IN_C],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert time.monotonic() - began < 45
+    last = done.stderr.splitlines()[-1]
+    assert "rlpg: step 69: environment 0, episode " in last
+    assert "no answer within 1 s; it hangs and cannot be interrupted, so this process" in last
+    assert last.endswith("what was saved until then is in run, see error.log there")
+    log = (tmp_path / "run/error.log").read_text()
+    assert log.startswith("Traceback (most recent call last):")
+    assert "in step" in log
+    assert "step 69: environment 0, " in log.splitlines()[-1]
+    program = "import rlpg; print(rlpg.load('run')); import rlpg.runs.checkpoint as c, pathlib;"
+    program += "print(c.newest(pathlib.Path('run/checkpoints'))[0].step)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert loaded.stdout.splitlines()[-1] == "128", loaded.stderr
+
+
+def test_in_another_thread_it_is_said_and_nothing_is_interrupted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    thread = threading.Thread(target=collect, args=(lambda: time.sleep(1.0),))
+    thread.start()
+    thread.join()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "step 2: environment 0, " in err
+    assert "it hangs and only the main thread can be interrupted" in err
+
+
+def test_a_debugger_is_not_hanging() -> None:
+    def traced() -> None:
+        def tracer(*_: Any) -> Any:
+            return tracer
+
+        frame = sys._getframe()
+        before = sys.gettrace()
+        sys.settrace(tracer)
+        try:
+            frame.f_trace = tracer  # as `breakpoint()` does it
+            time.sleep(1.0)
+        finally:
+            sys.settrace(before)
+            frame.f_trace = None
+
+    collect(traced)
+
+
+STOPPED = """
+import time
+import numpy as np
+from test_watchdog import Calls, collecting
+from rlpg.rollouts import make_envs
+
+def work():
+    print("working", flush=True)
+    time.sleep(0.5)  # of a second that the time-out allows; stopped in the middle of it
+
+envs, _ = make_envs(Calls(work), seed=0, timeout=1.0)
+collecting(envs).steps(5)
+print("done")
+"""
+
+
+def test_a_stopped_process_is_not_hanging() -> None:
+    """As after Ctrl-Z, or on a suspended computer."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=30)
+    assert (out, err) == ("done\n", "")
+
+
+def test_close_returns_although_an_environment_hangs_or_raises_in_it() -> None:
+    closed = []
+
+    def fail() -> None:
+        raise OSError("the window is gone")
+
+    from rlpg.rollouts.watchdog import SyncEnvs, watch
+
+    makers = [partial(Calls, closing=what) for what in (fail, sleep_for_ever, closed.append)]
+    makers[2] = partial(Calls, closing=partial(closed.append, 3))
+    envs = SyncEnvs(makers, copy=False)
+    watch(envs, 0.4)
+    envs.reset()
+    began = time.monotonic()
+    envs.close()
+    assert time.monotonic() - began < 5
+    assert closed == [3]
+
+
+def test_a_given_vector_environment_is_watched_too() -> None:
+    given = SyncVectorEnv([Calls, partial(Calls, sleep_for_ever)])
+    envs, _ = make_envs(given, seed=0, timeout=0.4)
+    with pytest.raises(EnvironmentFault, match=r"^step 2: no answer within 0\.4 s; it hangs$"):
+        collecting(envs).steps(5)
+    given.close()
+
+
+def test_gymnasium_s_own_workers_are_watched_too() -> None:
+    """It waits for ever for a worker that does not answer."""
+    given = AsyncVectorEnv([Calls, Calls])
+    envs, _ = make_envs(given, seed=0, timeout=0.4)
+    collector = collecting(envs)
+    collector.steps(2)
+    os.kill(given.processes[1].pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(EnvironmentFault, match=r"^step 2: no answer within 0\.4 s; it hangs$"):
+            collector.steps(5)
+    finally:
+        for process in given.processes:
+            process.kill()
+        given._state = type(given._state).DEFAULT
+        given.close(terminate=True)
+
+
+def test_an_alarm_that_comes_after_the_call_raises_nothing() -> None:
+    envs, _ = make_envs(Calls(), seed=0, timeout=60.0)
+    envs.reset()
+    (dog,) = (t for t in threading.enumerate() if isinstance(t, Watchdog) and t.envs() is envs)
+    frames: list[Any] = []
+    Calls.step, original = (
+        (lambda self, action: frames.append(sys._getframe(1)) or original(self, action)),
+        Calls.step,
+    )  # type: ignore[method-assign]
+    try:
+        envs.step(np.zeros(1, int))
+    finally:
+        Calls.step = original  # type: ignore[method-assign]
+    dog.alarm = (frames[0], EnvironmentFault("too late"))
+    os.kill(os.getpid(), SIGNAL)
+    time.sleep(0.01)
+    envs.step(np.zeros(1, int))
+    dog.alarm = None
+    envs.close()
+
+
+@pytest.fixture
+def _no_watchdogs() -> Iterator[None]:
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(
+        isinstance(thread, Watchdog) for thread in threading.enumerate()
+    ):
+        time.sleep(0.05)
+    assert not [t for t in threading.enumerate() if isinstance(t, Watchdog)]
+
+
+@pytest.mark.usefixtures("_no_watchdogs")
+def test_the_thread_ends_with_its_environments() -> None:
+    closed, _ = make_envs("CartPole-v1", 2, seed=0, timeout=1.0)
+    closed.close()
+    forgotten, _ = make_envs("CartPole-v1", 2, seed=0, timeout=1.0, backend="sync")
+    collecting(forgotten).steps(3)
+    del forgotten
+
+
+def test_no_environment_is_watched_twice() -> None:
+    given = SyncVectorEnv([Calls])
+    for timeout in (5.0, 7.0):
+        make_envs(given, seed=0, timeout=timeout)
+    dogs = [t for t in threading.enumerate() if isinstance(t, Watchdog) and t.envs() is given]
+    assert [dog.timeout for dog in dogs] == [7.0]
+    given.close()
+
+
+def test_a_handler_that_somebody_else_installed_is_left_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def theirs(*_: object) -> None:
+        pass
+
+    before = signal.signal(SIGNAL, theirs)
+    try:
+        collect(lambda: time.sleep(1.0))
+        assert signal.getsignal(SIGNAL) is theirs
+    finally:
+        signal.signal(SIGNAL, before)
+    assert "it hangs and cannot be interrupted" in capsys.readouterr().err
+
+
+def test_c_code_that_returns_now_and_then_is_interrupted() -> None:
+    """`pause` of the C library ends at any signal."""
+    with pytest.raises(EnvironmentFault, match="no answer"):
+        collect(lambda: ctypes.CDLL(None).pause())
