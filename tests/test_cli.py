@@ -459,7 +459,7 @@ def kept(path: Path) -> None:
         ("raise", "step() raised ValueError: the motor is on fire"),
         ("nan", "environment 2"),
         ("infinite", "reward: expected a finite float32, got inf"),
-        ("shape", "expected an observation of shape (2,), got (3,)"),
+        ("shape", "observation: expected float32 of shape (2,), got float32 of shape (3,)"),
         ("exit", "OSError: [Errno 5] broken cable"),
     ],
 )

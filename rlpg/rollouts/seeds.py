@@ -129,10 +129,10 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         return f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed})"
 
     def _fault(self, call: str, error: BaseException) -> EnvironmentFault:
-        words = f"{call}() raised {type(error).__name__}: {error}"
-        return EnvironmentFault(
-            f"{self.whereabouts}: {error if isinstance(error, EnvironmentFault) else words}"
-        )
+        said = " ".join(str(error).split())
+        if not isinstance(error, EnvironmentFault):
+            said = f"{call}() raised {type(error).__name__}: {said}"
+        return EnvironmentFault(f"{self.whereabouts}: {said}")
 
 
 def is_from_a_signal(error: BaseException) -> bool:

@@ -13,16 +13,19 @@ import queue
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import _async_worker
 
 from rlpg.errors import EnvironmentFault
 
 GRACE_SECONDS = 2.0  # that workers have to close their environments
+MAKING_SECONDS = 1e6  # for making one, which has no time-out: large models are compiled there
 
 
 class WorkerEnvs(AsyncVectorEnv):
@@ -41,7 +44,9 @@ class WorkerEnvs(AsyncVectorEnv):
     ) -> None:
         self._timeout = timeout
         guarded = [_Guarded(maker, os.getpid()) for maker in makers]
-        super().__init__(guarded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+        super().__init__(
+            guarded, copy=False, worker=_worker, autoreset_mode=AutoresetMode.SAME_STEP
+        )
 
     def reset(self, **options: Any) -> Any:
         """Start an episode in every environment."""
@@ -64,6 +69,13 @@ class WorkerEnvs(AsyncVectorEnv):
             with contextlib.suppress(OSError, ValueError):
                 pipe.send(("close", None))
         self._end_workers(time.monotonic() + GRACE_SECONDS)
+
+    def _check_spaces(self) -> None:
+        """Gymnasium asks this first: wait until the environments are made, then compare them."""
+        with self._reporting():
+            self.call_async("render_mode")
+            self.call_wait(timeout=MAKING_SECONDS)
+            super()._check_spaces()
 
     def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
         """Gymnasium asks this before it reads the answers: wait until all are there."""
@@ -147,6 +159,20 @@ class WorkerEnvs(AsyncVectorEnv):
         errors._reader.close()  # Gymnasium and multiprocessing leave both to the garbage collector
         errors._writer.close()
         self.closed = True
+
+
+def _worker(index: int, env_fn: Callable[[], Any], pipe: Any, *rest: Any) -> None:
+    """Gymnasium's worker; an environment that cannot be made is an answer like any other error."""
+    try:
+        env = env_fn()
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        fault = EnvironmentFault(f"making it raised {type(error).__name__}: {said}")
+        rest[2].put((index, EnvironmentFault, fault, traceback.format_exc()))
+        pipe.recv()
+        pipe.send((None, False))
+        return
+    _async_worker(index, lambda: env, pipe, *rest)
 
 
 class _Guarded:

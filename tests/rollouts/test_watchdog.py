@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,25 +311,19 @@ def test_an_alarm_that_comes_after_the_call_raises_nothing() -> None:
     envs.close()
 
 
-@pytest.fixture
-def _no_watchdogs() -> Iterator[None]:
-    yield
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(
-        isinstance(thread, Watchdog) for thread in threading.enumerate()
-    ):
-        time.sleep(0.05)
-    assert not [t for t in threading.enumerate() if isinstance(t, Watchdog)]
-
-
-@pytest.mark.usefixtures("_no_watchdogs")
 def test_the_thread_ends_with_its_environments() -> None:
     closed, _ = make_envs("CartPole-v1", 2, seed=0, timeout=1.0)
-    closed.close()
     forgotten, _ = make_envs("CartPole-v1", 2, seed=0, timeout=1.0, backend="sync")
+    threads = [t for t in threading.enumerate() if isinstance(t, Watchdog)]
+    dogs = [dog for dog in threads if dog.envs() in (closed, forgotten)]
+    assert len(dogs) == 2
+    closed.close()
     collecting(forgotten).steps(3)
     del forgotten
+    gc.collect()
+    for dog in dogs:
+        dog.join(5)
+        assert not dog.is_alive()
 
 
 def test_no_environment_is_watched_twice() -> None:

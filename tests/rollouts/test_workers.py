@@ -118,6 +118,35 @@ def test_a_fault_is_one_error_with_the_index(fault: str, message: str, bad: int,
     assert_nothing_is_left(vector)
 
 
+class Unmade(Faulty):
+    """Fails in the constructor, but not where its spaces are looked up."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        if multiprocessing.parent_process() is not None:
+            self.fail()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise", r"environment 1: making it raised ValueError: the physics exploded"),
+        ("exit", r"environment 1: making it raised SystemExit: 3"),
+        ("os exit", r"environment 1: its worker ended with exit code 7"),
+        ("kill", r"environment 1: its worker died of SIGKILL"),
+    ],
+)
+def test_a_worker_that_cannot_make_its_environment_had_no_name(fault: str, message: str) -> None:
+    """It was a BrokenPipeError, or nothing at all."""
+    with pytest.raises(EnvironmentFault, match=message):
+        WorkerEnvs([partial(Unmade, ""), partial(Unmade, fault)], timeout=0.5)
+    assert multiprocessing.active_children() == []
+
+
+def test_making_an_environment_may_take_longer_than_a_step() -> None:
+    assert_nothing_is_left(WorkerEnvs([partial(Unmade, "slow")], timeout=0.3))
+
+
 def test_slow_is_not_hanging() -> None:
     vector = envs("slow", 1, 2)
     play(vector)

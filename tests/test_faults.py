@@ -1,0 +1,256 @@
+"""An environment that fails in a run: traceback and last checkpoint are kept, and it goes on.
+
+Every kind of fault at every moment is in tests/rollouts/test_environment_faults.py.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+import rlpg
+from rlpg import cli
+from rlpg.errors import EnvironmentFault
+from rlpg.prepare import stream
+from rlpg.rollouts import derived_seed
+from rlpg.runs.checkpoint import newest
+
+SMALL = {
+    "total_steps": 512,
+    "rollout.num_envs": 2,
+    "rollout.steps": 16,
+    "policy.hidden": (4,),
+    "checkpoint.every": 64,
+    "evaluation.every": 64,
+    "evaluation.episodes": 1,
+    "evaluation.final_episodes": 2,
+    "environment.timeout": 1.0,
+}
+BAD = derived_seed(stream(0, "environments"), 1, 0)  # the first seed of environment 1
+
+
+class Fragile(gymnasium.Env[Any, Any]):
+    """As long as the file `broken` is there, environment 1 fails at its step number `at`."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, broken: str, fault: str = "raise", at: int = 40, bad: int = BAD) -> None:
+        self.broken, self.fault, self.at, self.bad = Path(broken), fault, at, bad
+        self.is_bad, self.resets, self.steps = False, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.is_bad |= self.resets == 0 and seed == self.bad
+        self.resets += 1
+        self.left = 7
+        self.fail_if_due(0)
+        return self.np_random.random(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.left -= 1
+        obs = self.np_random.random(2, np.float32)
+        if self.fail_if_due(self.steps):
+            obs[1] = {"nan": np.nan, "out of bounds": 1.5}[self.fault]
+        return obs, float(action), self.left == 0, False, {}
+
+    def fail_if_due(self, at: int) -> bool:
+        if not self.is_bad or at != self.at or not self.broken.exists():
+            return False
+        match self.fault:
+            case "raise":
+                raise ValueError("the motor\nis on fire")
+            case "exit":
+                sys.exit(3)
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(60)
+        return True
+
+
+@pytest.fixture(autouse=True)
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Fragile-v0 is broken; the working folder is empty."""
+    gymnasium.register("test/Fragile-v0", Fragile)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "broken"
+    path.touch()
+    yield path
+    del gymnasium.registry["test/Fragile-v0"]
+
+
+def train(fault: str, backend: str, at: int = 40, **overrides: Any) -> rlpg.Run:
+    kwargs: dict[str, Any] = {"broken": str(Path("broken").absolute()), "fault": fault, "at": at}
+    settings = {"environment.backend": backend, "environment.kwargs": kwargs}
+    return rlpg.train(
+        "test/Fragile-v0", run_dir="run", recipe="default", overrides=SMALL | settings | overrides
+    )
+
+
+def held() -> tuple[int, list[str]]:
+    """Open file descriptors and shared memory."""
+    return len(os.listdir("/proc/self/fd")), sorted(os.listdir("/dev/shm"))
+
+
+FAULTS = [
+    ("sync", "raise", "raised ValueError: the motor is on fire"),
+    ("sync", "exit", "raised SystemExit: 3"),
+    ("sync", "interrupt", "raised KeyboardInterrupt"),
+    ("sync", "nan", "expected finite float32 numbers, got nan"),
+    ("sync", "hang", "no answer within 1 s; it hangs"),
+    ("async", "raise", "raised ValueError: the motor is on fire"),
+    ("async", "exit", "raised SystemExit: 3"),
+    ("async", "nan", "expected finite float32 numbers, got nan"),
+    ("async", "kill", "its worker died of SIGKILL"),
+    ("async", "hang", "no answer within 1 s; it hangs"),
+]
+
+
+@pytest.mark.parametrize(("backend", "fault", "said"), FAULTS)
+def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> None:
+    if backend == "async":  # what a process keeps from its first workers on
+        rlpg.evaluate(rlpg.load("CartPole-v1-reinforce"), "CartPole-v1", 1, backend="async")
+    before = held()
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault) as caught:
+        train(fault, backend)
+    assert time.monotonic() - began < 30
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("step 39"), "the first step is step 0"
+    assert "environment 1" in message
+    assert said in message
+    assert multiprocessing.active_children() == []
+    assert held() == before
+    log = Path("run/error.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert said in " ".join(log.split())
+    if fault in ("raise", "exit", "interrupt") or (backend, fault) == ("sync", "hang"):
+        assert "in fail_if_due" in log, "where in the environment it happened"
+    checkpoint, skipped = newest(Path("run/checkpoints"))
+    assert checkpoint is not None
+    assert (checkpoint.step, skipped) == (64, [])
+    assert rlpg.load("run").act(np.zeros(2, np.float32)) in (0, 1)
+    broken.unlink()
+    assert rlpg.resume("run").evaluation is not None
+    assert newest(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_fault_in_the_first_reset_has_its_traceback_kept(backend: str, broken: Path) -> None:
+    with pytest.raises(
+        EnvironmentFault, match=r"^reset before step 0: environment 1, episode 0 .*on fire"
+    ):
+        train("raise", backend, at=0)
+    assert "in fail_if_due" in Path("run/error.log").read_text()
+    broken.unlink()
+    rlpg.resume("run")
+    assert newest(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
+
+
+def test_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "test/Fragile-v0", "--recipe", "default", "--quiet", "--run-dir", "run"]
+    for key, value in SMALL.items():
+        words += [f"--{key.replace('_', '-')}", "4" if isinstance(value, tuple) else str(value)]
+    kwargs = ["--environment.kwargs.broken", str(Path("broken").absolute())]
+    assert cli.main([*words, *kwargs, "--environment.backend", "async"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("rlpg: step 39: environment 1, episode ")
+    assert err.endswith("what was saved until then is in run, see error.log there\n")
+
+
+def test_out_of_bounds_is_one_line_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = {"broken": str(Path("broken").absolute()), "fault": "out of bounds"}
+    run = rlpg.train(
+        "test/Fragile-v0",
+        run_dir="run",
+        recipe="default",
+        overrides=SMALL | {"environment.kwargs": kwargs},
+        quiet=False,
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if "bounds" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("step 39, environment 1: observation: expected -1 to 1, got 1.5")
+    assert newest(run.path / "checkpoints")[0].step == 512  # type: ignore[union-attr]
+    rows = [json.loads(row) for row in (run.path / "progress.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 512
+
+
+class Given(VectorEnv[Any, Any, Any]):
+    """Three environments of a user's own; what `step` gives back is changed once."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, change: Any, at: int = 40) -> None:
+        self.num_envs = 3
+        self.single_observation_space = spaces.Box(-1, 1, (2,), np.float64)
+        self.single_action_space = spaces.Discrete(2)
+        self.change, self.at, self.steps = change, at, 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        right = (np.zeros((3, 2)), {})
+        return self.change(right) if self.at == 0 else right
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        over = np.full(3, self.steps % 7 == 0)
+        info = {"final_obs": np.zeros((3, 2)), "_final_obs": over} if over.any() else {}
+        right = (np.zeros((3, 2)), np.ones(3), over, np.zeros(3, bool), info)
+        return self.change(right) if self.steps == self.at else right
+
+
+def with_number(place: int, at: tuple[int, ...], value: float) -> Any:
+    def change(right: tuple[Any, ...]) -> tuple[Any, ...]:
+        right[place][at] = value
+        return right
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda right: None, "step 39: TypeError: cannot unpack non-iterable NoneType object"),
+        (lambda right: right[:4], "step 39: ValueError: not enough values to unpack"),
+        (lambda right: (None, *right[1:]), r"step 39: observation: expected .*shape \[3, 2\]"),
+        (lambda right: (right[0][:2], *right[1:]), r"shape \[3, 2\], got \[2, 2\]"),
+        (lambda right: (right[0].astype(str), *right[1:]), "expected real numbers, got str"),
+        (lambda right: (right[0], right[1][:2], *right[2:]), r"reward: expected 3 numbers"),
+        (lambda right: (*right[:2], right[2] * 1, *right[3:]), "terminated: expected 3 booleans"),
+        (with_number(0, (2, 1), 1e39), "step 39, environment 2: observation: .*inf at"),
+        (with_number(1, (2,), np.nan), "step 39, environment 2: reward: .*nan"),
+    ],
+)
+def test_a_given_vector_environment_that_answers_nonsense(change: Any, said: str) -> None:
+    with pytest.raises(EnvironmentFault, match=said) as caught:
+        rlpg.train(Given(change), run_dir="run", recipe="default", overrides=SMALL)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" in Path("run/error.log").read_text()
+    assert newest(Path("run/checkpoints"))[0].step == 96  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", [1e39, np.inf, np.nan])
+def test_a_number_that_no_float32_holds_in_a_reset_was_called_step_minus_1(value: float) -> None:
+    given = Given(with_number(0, (2, 1), value), at=0)
+    with pytest.raises(
+        EnvironmentFault, match=r"^reset before step 0, environment 2: observation: "
+    ):
+        rlpg.train(given, run_dir="run", recipe="default", overrides=SMALL)
