@@ -135,7 +135,8 @@ def diagnose(
         learner = make_learner(policy, recipe)
         learner.load_state_dict(to_tensors(saved.state["learner"]))
         check_spaces(policy, envs)
-        collector = Collector(envs, policy, stream(seed, "actions"), log_prob=False)
+        actions = stream(seed, "actions")
+        collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)
         rounds = max(2, math.ceil(episodes / copies))
         calibration = [collector.episodes(1) for _ in range(rounds)]
         rules = variants(learner, recipe, calibration)

@@ -292,11 +292,11 @@ class Collector:
             quota=quota,
             first_step=first,
         )
+        self._obs = slots.obs_array[num_steps].copy()
+        self.env_steps += rollout.num_steps
         if self._checks_bounds and (remark := self._bounds.remark(rollout, first)):
             self._checks_bounds = False
             self._warn(remark)
-        self._obs = slots.obs_array[num_steps].copy()
-        self.env_steps += rollout.num_steps
         if not self._log_prob:
             return rollout
         with torch.no_grad():

@@ -75,7 +75,7 @@ class WorkerEnvs(AsyncVectorEnv):
         with self._reporting():
             self.call_async("render_mode")
             self.call_wait(timeout=MAKING_SECONDS)
-            super()._check_spaces()
+            super()._check_spaces()  # type: ignore[no-untyped-call]  # Gymnasium's own
 
     def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
         """Gymnasium asks this before it reads the answers: wait until all are there."""
