@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.seeds import is_seeded_by_episode
+from rlpg.rollouts.workers import WorkerEnvs
 
 
 @runtime_checkable
@@ -58,7 +59,10 @@ def restore(
         elif "episodes" in state and isinstance(base, SyncVectorEnv | AsyncVectorEnv):
             if len(state["episodes"]) != envs.num_envs:
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
-            base.call("replay_own_episode", state["episodes"], mid_episode=mid_episode)
+            if isinstance(base, WorkerEnvs):
+                base.replay(state["episodes"], mid_episode=mid_episode)
+            else:
+                base.call("replay_own_episode", state["episodes"], mid_episode=mid_episode)
         else:
             return "the environments are of another kind than before"
     except (RlpgError, KeyError, TypeError, ValueError) as error:

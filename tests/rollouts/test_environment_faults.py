@@ -259,6 +259,27 @@ def test_slow_is_not_hanging(backend: str) -> None:
     assert collected(envs, 9).num_steps == 18
 
 
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_replaying_a_long_episode_was_taken_for_hanging(backend: str) -> None:
+    """Eight steps of 0.1 s with a time-out of 0.5 s: each step has its time, not all together."""
+    kwargs = {"odd": "each step slow", "length": 20}
+    made = [
+        make_envs("test/Odd-v0", NUM_ENVS, seed=0, backend=backend, kwargs=kwargs, timeout=0.5).envs
+        for _ in range(2)
+    ]
+    try:
+        generator = torch.Generator().manual_seed(0)
+        spaces_of = made[0].single_observation_space, made[0].single_action_space
+        policy = Policy.create(*spaces_of, hidden=(4,), generator=generator)
+        first, second = (Collector(envs, policy) for envs in made)
+        first.steps(8)
+        assert second.load_state_dict(first.state_dict()) == ""
+        assert torch.equal(second.steps(1).obs, first.steps(1).obs)
+    finally:
+        for envs in made:
+            envs.close()
+
+
 def collected(envs: Any, steps: int) -> Rollout:
     try:
         generator = torch.Generator().manual_seed(0)
@@ -291,6 +312,8 @@ class Odd(gymnasium.Env[Any, Any]):
         self.left -= 1
         if self.odd == "slow" and self.total == 3:
             time.sleep(0.5)
+        if self.odd == "each step slow":
+            time.sleep(0.1)
         over = self.left == 0
         return self.seen(), float(self.total), over, over and self.odd == "both", {}
 
