@@ -59,12 +59,16 @@ def restore(
         elif "episodes" in state and isinstance(base, SyncVectorEnv | AsyncVectorEnv):
             if len(state["episodes"]) != envs.num_envs:
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
+            episodes = state["episodes"]
             if isinstance(base, WorkerEnvs):
-                base.replay(state["episodes"], mid_episode=mid_episode)
+                problems = base.replay(episodes, mid_episode=mid_episode)
             else:
-                base.call("replay_own_episode", state["episodes"], mid_episode=mid_episode)
+                problems = base.call("replay_own_episode", episodes, mid_episode=mid_episode)
+            return next(filter(None, problems), "")
         else:
             return "the environments are of another kind than before"
     except (RlpgError, KeyError, TypeError, ValueError) as error:
+        if base.closed:  # its workers are gone, and with them what could go on
+            raise
         return str(error)
     return ""

@@ -120,9 +120,17 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
                 "not repeat itself"
             )
 
-    def replay_own_episode(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> None:
-        """`replay_episode` for one of several environments that are all told the same."""
-        self.replay_episode(states[self.env_index], mid_episode=mid_episode)
+    def replay_own_episode(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> str:
+        """`replay_episode` for one of several environments that are all told the same.
+
+        Returns:
+            "", or why it could not be: an error would end the worker, and training with it.
+        """
+        try:
+            self.replay_episode(states[self.env_index], mid_episode=mid_episode)
+        except EnvironmentFault as fault:
+            return str(fault)
+        return ""
 
     @property
     def whereabouts(self) -> str:

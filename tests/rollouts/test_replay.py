@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlpg.errors import EnvironmentFault
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs.encoding import join, split
@@ -141,6 +143,43 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out(tmp_path: Any) 
     rollout = other.steps(5)  # fresh episodes
     assert rollout.time[0].tolist() == [0]
     assert other.env_steps == 22
+
+
+class Unrepeatable(Composite):
+    """No two resets are alike, in whatever process; a lethal one ends its process."""
+
+    def __init__(self, lethal: bool = False) -> None:
+        self.lethal = lethal
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        _, info = super().reset(seed=seed)
+        if self.lethal:
+            os._exit(7)
+        self.x = self.x + np.frombuffer(os.urandom(2), np.uint8) / 255
+        return {"x": self.x}, info
+
+
+def test_workers_that_do_not_repeat_themselves_ended_the_resumed_run(tmp_path: Any) -> None:
+    gymnasium.register("test/Unrepeatable-v0", Unrepeatable)
+    try:
+        one = collector("test/Unrepeatable-v0", "async")
+        one.steps(7)
+        state = through_a_file(one.state_dict(), tmp_path)
+        one.close()
+        other = collector("test/Unrepeatable-v0", "async")
+        assert "environment 0: the same seed and actions led elsewhere" in other.load_state_dict(
+            state
+        )
+        assert other.steps(5).time[0].tolist() == [0, 0, 0]  # fresh episodes
+        other.close()
+        del gymnasium.registry["test/Unrepeatable-v0"]
+        gymnasium.register("test/Unrepeatable-v0", Unrepeatable, kwargs={"lethal": True})
+        lethal = collector("test/Unrepeatable-v0", "async")
+        with pytest.raises(EnvironmentFault, match="its worker ended with exit code 7"):
+            lethal.load_state_dict(state)
+        lethal.close()
+    finally:
+        del gymnasium.registry["test/Unrepeatable-v0"]
 
 
 def test_another_number_or_kind_of_environments_is_found_out(tmp_path: Any) -> None:
