@@ -44,7 +44,7 @@ def dangers(tree: ast.AST) -> list[str]:
                 hits = [module]
             case ast.ImportFrom(module=str(module), names=names):
                 hits = [a.name for a in names if (module.split(".")[-1], a.name) in LOADERS]
-            case ast.Name(id=name) if name in BUILTINS:
+            case ast.Name(id=name, ctx=ast.Load()) if name in BUILTINS:  # a field may be called so
                 hits = [name]
             case ast.Attribute(value=ast.Name(id="builtins"), attr=name) if name in BUILTINS:
                 hits = [name]
