@@ -77,6 +77,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """The environment's own step."""
+        taken = copy.copy(action) if isinstance(action, np.ndarray) else copy.deepcopy(action)
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
             fitted = self._answers.observation(obs)
@@ -87,7 +88,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise self._fault("step", error) from error
         if terminated or truncated:
             fitted = copy.deepcopy(fitted)
-        self._actions.append(copy.copy(action))
+        self._actions.append(taken)
         self._obs = obs
         return fitted, reward, terminated, truncated, info
 

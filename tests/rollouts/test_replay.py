@@ -192,3 +192,42 @@ def test_another_number_or_kind_of_environments_is_found_out(tmp_path: Any) -> N
     assert "expected 3 environments, got 2" in collector("CartPole-v1", "sync").load_state_dict(
         state
     )
+
+
+class Clipping(gymnasium.Env[Any, Any]):
+    """Changes the action it is given in place, and remembers how often it was beyond 0.1."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def __init__(self, nested: bool) -> None:
+        box = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = spaces.Dict({"a": box}) if nested else box
+        self.nested, self.beyond = nested, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.beyond = 0.0
+        return np.array([0.0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        array = action["a"] if self.nested else action
+        self.beyond += float((np.abs(array) > 0.1).sum())
+        np.clip(array, -0.1, 0.1, out=array)
+        return np.array([self.beyond], np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_action_that_the_environment_changes_in_place_is_kept_as_it_was_taken(
+    nested: bool,
+) -> None:
+    gymnasium.register("Clipping-v0", lambda: Clipping(nested), max_episode_steps=50)
+    try:
+        first = collector("Clipping-v0")
+        first.steps(20)
+        state = first.state_dict()
+        expected = first.steps(20)
+        other = collector("Clipping-v0")
+        assert other.load_state_dict(state) == ""
+        assert_same(other.steps(20), expected)
+    finally:
+        del gymnasium.registry["Clipping-v0"]
