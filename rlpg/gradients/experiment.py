@@ -62,14 +62,21 @@ def seeds(seed: int, stream: int) -> Iterator[int]:
 def seeded(seed: int, params: Mapping[str, Tensor]) -> Iterator[None]:
     """Runs the block from `seed` and puts the global random numbers back as they were.
 
-    torch.distributions draw from the global generators and can be given no other.
+    torch.distributions draw from the global generators and can be given no other. They check their
+    arguments in the block, because a refusal tells where a parameter's range ends: the first use of
+    torch.compile turns that off for the whole process.
     """
+    checked = Distribution._validate_args
     devices = sorted({value.get_device() for value in params.values() if value.is_cuda})
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed)
-        yield
+        Distribution.set_default_validate_args(True)
+        try:
+            yield
+        finally:
+            Distribution.set_default_validate_args(checked)
 
 
 def surrogate_of(problem: Problem, tape: Tape, num_lanes: int, order: int = 1) -> Tensor:

@@ -224,7 +224,12 @@ def test_gradcheck_takes_own_noise_after_draws_of_varying_cost() -> None:
     gradcheck(noisy, theta, maker, against="score", resolution=0.3)
 
 
-def test_gradcheck_shortens_a_step_that_leaves_a_parameters_range() -> None:
+@pytest.mark.parametrize("after_compiling", [False, True])
+def test_gradcheck_shortens_a_step_that_leaves_a_parameters_range(
+    after_compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first torch.compile of a process turns off the checks by which the range is known.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", not after_compiling)
     theta = leaf(0.01)
 
     def narrow(tape: Tape, lanes: int) -> None:
