@@ -155,18 +155,27 @@ def create_run(
         "versions.json": to_json(dict(versions)),
     }
     made = files.make_folder(parent)
+    run: RunFolder | None = None
     try:
-        for name in names:
-            with suppress(FileExistsError):
-                files.publish(parent / name, contents)
-                return RunFolder(parent / name, tuple(made))
+        with files.alone_in(parent) as is_alone:
+            for name in names:
+                if is_alone:  # what is there was left by a process that was killed
+                    files.remove_temporaries(parent, of=name)
+                with suppress(FileExistsError):
+                    files.publish(parent / name, contents)
+                    run = RunFolder(parent / name, tuple(made))
+                    break
     except BaseException:
+        if run is not None:
+            run.discard()
         files.remove_empty(made)
         raise
-    raise UsageError(
-        f"{path}: expected a folder that is new or empty, got one in use; "
-        "choose another or `rlpg resume` it"
-    )
+    if run is None:
+        raise UsageError(
+            f"{path}: expected a folder that is new or empty, got one in use; "
+            "choose another or `rlpg resume` it"
+        )
+    return run
 
 
 def open_run(path: Path) -> RunFolder:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -101,6 +102,29 @@ def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch, faul
         if faulty.operations <= k:
             break
     assert k > 20
+
+
+def test_a_process_killed_while_it_made_a_run_leaves_nothing_after_the_next_start(tmp_path):
+    """The half-made folder beside the run has no lock of its own, so no later start removed it."""
+    (tmp_path / ".tmp-run-new-7").mkdir()
+    (tmp_path / ".tmp-run-new-7" / "recipe.toml").write_text("total_")
+    (tmp_path / ".tmp-run-old-7").mkdir()
+    strangers = [".tmp-run", ".tmp-run-new-x", ".tmp-running-new-7", ".tmp-notes"]
+    for name in strangers:
+        (tmp_path / name).write_text("mine")
+    create_run(RECIPE, {}, path=tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*strangers, "run"])
+
+
+def test_runs_that_begin_together_do_not_remove_each_others_folders(tmp_path):
+    script = "import sys, pathlib; from rlpg.runs.run import create_run\n"
+    script += "from rlpg.runs.recipe import Recipe\n"
+    script += "for _ in range(12): create_run(Recipe(), {}, root=pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    starters = [subprocess.Popen(command) for _ in range(4)]
+    assert [starter.wait(60) for starter in starters] == [0] * 4
+    runs = list((tmp_path / "environment" / "reinforce").iterdir())
+    assert sorted(run.name for run in runs) == sorted(["0", *(f"0-{k}" for k in range(1, 48))])
 
 
 def test_discarding_a_run_leaves_what_was_there_before(tmp_path):
