@@ -55,6 +55,7 @@ class Sample:
 
     minutes: float
     steps: int
+    cpu: float  # seconds the training process has worked
     memory: float  # MB, resident, workers included; pages that they share count for each
     descriptors: int  # of the training process
     threads: int  # of the training process
@@ -79,6 +80,12 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def worked(pid: int) -> float:
+    """Seconds of CPU time; a busy machine gives a run fewer of them per minute."""
+    times = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def last_step(folder: Path) -> int:
     """Environment steps in the log."""
     with (
@@ -95,6 +102,7 @@ def look(pid: int, folder: Path, began: float) -> Sample:
     return Sample(
         minutes=(time.monotonic() - began) / 60,
         steps=last_step(folder),
+        cpu=worked(pid),
         memory=sum(map(resident, processes)),
         descriptors=len(os.listdir(PROC / str(pid) / "fd")),
         threads=len(os.listdir(PROC / str(pid) / "task")),
@@ -175,8 +183,8 @@ def table(samples: Sequence[Sample], rows: int) -> str:
     lines = [f"| {' | '.join(names)} |", "|" + "---:|" * len(names)]
     places = sorted({round(k * (len(samples) - 1) / max(rows - 1, 1)) for k in range(rows)})
     for sample in (samples[place] for place in places):
-        minutes, steps, memory, *counts = astuple(sample)
-        cells = [f"{minutes:.1f}", f"{steps:,}", f"{memory:.1f}", *map(str, counts)]
+        minutes, steps, cpu, memory, *counts = astuple(sample)
+        cells = [f"{minutes:.1f}", f"{steps:,}", f"{cpu:.0f}", f"{memory:.1f}", *map(str, counts)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -203,6 +211,10 @@ def main() -> int:
                 after = [s for s in samples if s.minutes >= WARM_UP * samples[-1].minutes]
                 print(table(samples, arguments.rows))
                 print(f"memory after warm-up: {slope(after):+.4f} MB per 100,000 steps")
+                half = after[len(after) // 2]
+                for begin, end in ((after[0], half), (half, after[-1])):
+                    speed = (end.steps - begin.steps) / max(end.cpu - begin.cpu, 1e-9)
+                    print(f"until minute {end.minutes:.1f}: {speed:,.0f} steps per CPU second")
                 for name in COUNTS:
                     values = [getattr(sample, name) for sample in after]
                     usual = statistics.median(values)

@@ -85,9 +85,15 @@ class RunFolder:
 
         Raises:
             UsageError: another process holds it; the message has its process id.
+            FileError: one of its folders is a link.
             TrainingError: any other error than ours, once the run has begun.
         """
         with files.lock(self.path / "run.lock"):
+            for folder in (self.checkpoints, self.policy, self.best_policy):
+                if files.exists(folder) and not files.is_folder(folder):
+                    raise FileError(  # what is removed and written there may be somebody's
+                        f"{folder}: expected a folder of the run, got a link or a file"
+                    )
             for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
             try:

@@ -176,7 +176,7 @@ def test_save_load_diff(tmp_path):
     with pytest.raises(FileError, match=r"nowhere\.toml: expected a readable file, got No such"):
         load_recipe(tmp_path / "nowhere.toml")
     (tmp_path / "latin.toml").write_bytes(b'agent = "\xe9"')
-    with pytest.raises(RecipeError, match=r"latin\.toml: expected UTF-8 text"):
+    with pytest.raises(FileError, match=r"latin\.toml: expected UTF-8 text"):
         load_recipe(tmp_path / "latin.toml")
 
 
