@@ -62,6 +62,8 @@ def restore(saved: Checkpoint, learner: Reinforce, collector: Collector, meter: 
             raise ValueError(f"curves.step: expected at most {saved.step}, got more")
         problem = collector.load_state_dict(state["collector"])
         meter.load_state_dict(state["meter"])
+        running = (state["learner"].get("reward_scale") or {}).get("running")
+        _require_place("reward_scale.running", running, (collector.num_envs,))
         if not problem:
             _require_places(state["collector"], collector)
             _require_same(state["collector"], to_arrays(collector.state_dict()), "collector")
@@ -117,8 +119,12 @@ def _require_places(state: Mapping[str, Any], collector: Collector) -> None:
         "returns": (collector.num_envs,),
         "lengths": (collector.num_envs,),
     }.items():
-        if state[name] is not None and np.shape(state[name]) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {np.shape(state[name])}")
+        _require_place(name, state[name], shape)
+
+
+def _require_place(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    if value is not None and np.shape(value) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {np.shape(value)}")
 
 
 def _require_same(saved: Any, own: Any, where: str) -> None:

@@ -155,7 +155,7 @@ def tables(text: str) -> dict[str, Any]:
 MOST_PARTS = 8
 _TEXTS = re.compile(  # in TOML: strings of four kinds, closed or not, and comments
     r'''"""(?:\\.|[^\\])*?(?:"{3,5}|\\?\Z)|'{3}.*?(?:'{3,5}|\Z)'''
-    r'''|"(?:\\.|[^"\\\n])*+"?|'[^'\n]*+'?|\#[^\n]*+''',
+    r"""|"(?:\\.|[^"\\\n])*+"?|'[^'\n]*+'?|\#[^\n]*+""",
     re.DOTALL,
 )
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}")
