@@ -63,7 +63,7 @@ def restore(saved: Checkpoint, learner: Reinforce, collector: Collector, meter: 
         problem = collector.load_state_dict(state["collector"])
         meter.load_state_dict(state["meter"])
         running = (state["learner"].get("reward_scale") or {}).get("running")
-        _require_place("reward_scale.running", running, (collector.num_envs,))
+        _require_place("reward_scale.running", running, (collector.num_envs,), "f")
         if not problem:
             _require_places(state["collector"], collector)
             _require_same(state["collector"], to_arrays(collector.state_dict()), "collector")
@@ -113,18 +113,23 @@ def _require_best(best: object) -> None:
 
 def _require_places(state: Mapping[str, Any], collector: Collector) -> None:
     """Each environment has its own entry: numpy would repeat one that stands for several."""
+    each = (collector.num_envs,)
     for name, shape in {
-        "obs": (collector.num_envs, *collector.policy.observations.shape),
-        "ended": (collector.num_envs,),
-        "returns": (collector.num_envs,),
-        "lengths": (collector.num_envs,),
+        "obs": each + collector.policy.observations.shape,
+        "ended": each,
+        "returns": each,
+        "lengths": each,
     }.items():
         _require_place(name, state[name], shape)
 
 
-def _require_place(name: str, value: Any, shape: tuple[int, ...]) -> None:
-    if value is not None and np.shape(value) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {np.shape(value)}")
+def _require_place(name: str, value: Any, shape: tuple[int, ...], kinds: str = "biuf") -> None:
+    """ValueError if an array has another shape, or a dtype of none of these kinds."""
+    if value is not None and not (
+        isinstance(value, np.ndarray) and value.shape == shape and value.dtype.kind in kinds
+    ):
+        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
+        raise ValueError(f"{name}: expected an array of shape {shape}, got {got}")
 
 
 def _require_same(saved: Any, own: Any, where: str) -> None:

@@ -252,12 +252,12 @@ class SavedCheckpoint(Subject):
     def __init__(self, folder: Path, other: Path, recipe: Recipe) -> None:
         super().__init__(folder, other)
         self.recipe = recipe
-        self.envs = make_envs("CartPole-v1", recipe.rollout.num_envs, seed=0).envs
 
     def load(self, folder: Path) -> Any:
         saved = checkpoint.load(folder)
-        learner = make_learner(make_policy(self.envs, self.recipe), self.recipe)
-        collector = Collector(self.envs, learner.policy, 0, log_prob=False)
+        envs = make_envs("CartPole-v1", self.recipe.rollout.num_envs, seed=0).envs
+        learner = make_learner(make_policy(envs, self.recipe), self.recipe)
+        collector = Collector(envs, learner.policy, 0, log_prob=False)
         meter = Meter(collector)
         restore(saved, learner, collector, meter)
         return fingerprint(saved.state)
@@ -415,7 +415,8 @@ def main() -> int:
             kind, how, outcome = fuzzer.once(first + done)
             if outcome not in OUTCOMES:
                 failures += 1
-                print(f"--seed {first + done}: {kind}, {how}: {outcome}"[:500], flush=True)
+                if failures <= 20:
+                    print(f"--seed {first + done}: {kind}, {how}: {outcome}"[:500], flush=True)
             counts[kind, outcome if outcome in OUTCOMES else "WRONG"] += 1
             done += 1
     finally:
