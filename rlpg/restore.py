@@ -63,7 +63,7 @@ def restore(saved: Checkpoint, learner: Reinforce, collector: Collector, meter: 
         problem = collector.load_state_dict(state["collector"])
         meter.load_state_dict(state["meter"])
         running = (state["learner"].get("reward_scale") or {}).get("running")
-        _require_place("reward_scale.running", running, (collector.num_envs,), "f")
+        _require_place("reward_scale.running", running, (collector.num_envs,), "float32")
         if not problem:
             _require_places(state["collector"], collector)
             _require_same(state["collector"], to_arrays(collector.state_dict()), "collector")
@@ -123,13 +123,14 @@ def _require_places(state: Mapping[str, Any], collector: Collector) -> None:
         _require_place(name, state[name], shape)
 
 
-def _require_place(name: str, value: Any, shape: tuple[int, ...], kinds: str = "biuf") -> None:
-    """ValueError if an array has another shape, or a dtype of none of these kinds."""
-    if value is not None and not (
-        isinstance(value, np.ndarray) and value.shape == shape and value.dtype.kind in kinds
+def _require_place(name: str, value: Any, shape: tuple[int, ...], dtype: str = "") -> None:
+    """ValueError where there is no array of that shape, and of that dtype if one is asked for."""
+    if value is None or (
+        isinstance(value, np.ndarray) and value.shape == shape and dtype in ("", value.dtype.name)
     ):
-        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
-        raise ValueError(f"{name}: expected an array of shape {shape}, got {got}")
+        return
+    got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
+    raise ValueError(f"{name}: expected an array {dtype} {shape}, got {got}")
 
 
 def _require_same(saved: Any, own: Any, where: str) -> None:

@@ -17,8 +17,8 @@ from rlpg.runs import checkpoint, policy_files
 from rlpg.runs.encoding import seal, unseal
 from rlpg.runs.recipe import flatten, load_recipe
 
-GOLDEN = Path(__file__).parent / "golden"
-sys.path.append(str(GOLDEN))
+sys.path.append(str(Path(__file__).parent / "golden"))
+from make import HERE as GOLDEN
 from make import NAME, RUNS, digests
 
 KEPT = sorted(path for path in GOLDEN.iterdir() if path.is_dir() and path.name[0] != "_")
