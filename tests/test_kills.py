@@ -25,7 +25,11 @@ def curve(run: Path) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars("train/policy_loss")]
 
 
-@pytest.mark.parametrize("kills", [30, pytest.param(300, marks=pytest.mark.slow)])
+MANY = int(os.environ.get("KILLS", "300"))
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kills", [30, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     kills: int, tmp_path: Path
 ) -> None:
