@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -399,6 +400,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first mutation (the time)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # a file that is refused leaves no warning behind
     first = int(time.time()) << 20 if arguments.seed is None else arguments.seed
     home = Path(tempfile.mkdtemp(prefix="rlpg-fuzz-"))
     counts: Counter[tuple[str, str]] = Counter()

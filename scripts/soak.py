@@ -198,6 +198,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if not (PROC / "self/task").exists():
         raise SystemExit("soak: expected Linux with /proc")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends with it
     failed = False
     home = Path(tempfile.mkdtemp(prefix="rlpg-soak-"))
     try:
