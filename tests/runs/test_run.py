@@ -159,6 +159,19 @@ def test_a_link_in_a_strangers_run_is_no_policy(tmp_path):
         find_policy(run.path)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "policy", "best_policy"])
+def test_a_run_whose_folder_is_a_link_is_refused_before_anything_is_removed(tmp_path, name):
+    """What was behind the link was cleaned, pruned and written to."""
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".tmp-notes").write_text("mine")
+    (run.path / name).symlink_to(tmp_path / "mine")
+    refused = pytest.raises(FileError, match=f"{name}: expected a folder of the run, got a link")
+    with refused, run.held():
+        pass
+    assert (tmp_path / "mine" / ".tmp-notes").read_text() == "mine"
+
+
 def test_what_is_no_run_says_so(tmp_path):
     with pytest.raises(FileError, match=r"expected a run's folder with recipe\.toml, got none"):
         open_run(tmp_path)
