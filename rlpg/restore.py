@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpg.errors import FileError, RlpgError
+from rlpg.errors import FileError, RlpgError, TrainingError
 from rlpg.learners import Reinforce
 from rlpg.meter import Meter
 from rlpg.record import to_arrays, to_tensors
@@ -35,6 +35,8 @@ def fitting(path: Path) -> Iterator[None]:
     """Makes what goes wrong inside a FileError that names the checkpoint."""
     try:
         yield
+    except TrainingError:  # an environment that died while its episode was replayed
+        raise
     except MISFITS as error:
         reason = " ".join(f"{error}".split()) or type(error).__name__
         raise FileError(

@@ -12,8 +12,9 @@ import pytest
 
 import rlpg
 from rlpg.diagnosis import diagnose
-from rlpg.errors import FileError
+from rlpg.errors import EnvironmentFault, FileError
 from rlpg.record import versions_now
+from rlpg.rollouts import Collector
 from rlpg.runs import checkpoint
 
 SMALL = {
@@ -91,6 +92,17 @@ def test_a_state_that_is_not_of_this_run_is_refused_and_not_bent_to_fit(
         rlpg.resume(forged, total_steps=160)
     assert str(got.value).startswith(str(forged / "checkpoints"))
     assert named in str(got.value)
+
+
+def test_an_environment_that_dies_while_it_is_replayed_is_no_fault_of_the_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*_: Any) -> str:
+        raise EnvironmentFault("environment 0: its worker died")
+
+    monkeypatch.setattr(Collector, "load_state_dict", dying)
+    with pytest.raises(EnvironmentFault, match="its worker died"):
+        rlpg.resume(changed(run, tmp_path / "copy", lambda state: None), total_steps=160)
 
 
 def test_a_run_with_another_network_in_its_recipe_says_so(run: Path, tmp_path: Path) -> None:
