@@ -60,7 +60,7 @@ class Sample:
     descriptors: int  # of the training process
     threads: int  # of the training process
     children: int  # processes below it
-    shm: int  # entries of /dev/shm
+    shm: int  # entries of /dev/shm that they have mapped or opened, removed ones included
 
 
 COUNTS = ("descriptors", "threads", "children", "shm")
@@ -107,8 +107,22 @@ def look(pid: int, folder: Path, began: float) -> Sample:
         descriptors=len(os.listdir(PROC / str(pid) / "fd")),
         threads=len(os.listdir(PROC / str(pid) / "task")),
         children=len(processes) - 1,
-        shm=len(os.listdir(SHM)),
+        shm=len(shared_memory(processes)),
     )
+
+
+def shared_memory(processes: Sequence[int]) -> set[str]:
+    """Names in /dev/shm in use by these processes; those of others are none of our business."""
+    names = set()
+    for pid in processes:
+        folder = PROC / str(pid)
+        lines = (folder / "maps").read_text().splitlines()
+        places = [line.split(maxsplit=5)[-1] for line in lines]
+        for entry in os.listdir(folder / "fd"):
+            with suppress(OSError):  # closed since it was listed
+                places.append(os.readlink(folder / "fd" / entry))
+        names |= {place for place in places if place.startswith(f"{SHM}/")}
+    return names
 
 
 def slope(samples: Sequence[Sample]) -> float:
@@ -141,7 +155,6 @@ def soak(backend: str, folder: Path, minutes: float, every: float) -> tuple[list
     Returns:
         the samples, and what was not clean about the end, "" if nothing.
     """
-    shm_before = set(os.listdir(SHM))
     words = ["train", "CartPole-v1", *RUN, *BACKENDS[backend], f"--environment.backend={backend}"]
     errors = folder.with_suffix(".stderr")
     with errors.open("wb") as stderr:
@@ -157,6 +170,7 @@ def soak(backend: str, folder: Path, minutes: float, every: float) -> tuple[list
                 sample = look(process.pid, folder, began)
                 samples += [sample] if sample.steps else []
         processes = list(below(process.pid)) if process.poll() is None else []
+        shared = shared_memory(processes)
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
         code = process.wait(60)
@@ -168,9 +182,9 @@ def soak(backend: str, folder: Path, minutes: float, every: float) -> tuple[list
         return samples, f"exit code {code} after {seconds:.1f} s: {errors.read_text()[-500:]}"
     time.sleep(1)
     alive = [pid for pid in processes if (PROC / str(pid)).exists()]
-    left = set(os.listdir(SHM)) - shm_before
+    left = sorted(name for name in shared if Path(name).exists())
     if alive or left:
-        return samples, f"left behind: processes {alive}, /dev/shm {sorted(left)}"
+        return samples, f"left behind: processes {alive}, shared memory {left}"
     step = samples[-1].steps if samples else 0
     more = [*CLI, "resume", str(folder), f"--total-steps={step + 100_000}", "--quiet"]
     resumed = subprocess.run(more, capture_output=True, text=True)
