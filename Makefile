@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# How long `make soak` is.
+KILLS ?= 300
+FUZZ_MINUTES ?= 10
+SOAK_MINUTES ?= 120
+
 .PHONY: help install train test lint soak clean
 
 help:
 	@echo "make install   .venv with a working .venv/bin/rlpg"
 	@echo "make train     train CartPole-v1, evaluate it, say what to do next"
 	@echo "make test      install everything, run the tests, the linters and the type checker"
-	@echo "make soak      the tests that take minutes: learning to a threshold"
+	@echo "make soak      what takes hours: learning to a threshold, 300 kills, fuzzing, two hours of"
+	@echo "               training; shorter: make soak KILLS=30 FUZZ_MINUTES=1 SOAK_MINUTES=4"
 
 install: .venv/installed
 
@@ -31,7 +37,9 @@ test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -m "not slow"
 
 soak: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	KILLS=$(KILLS) $(BIN)/python -m pytest -m slow
+	$(BIN)/python scripts/fuzz.py --minutes $(FUZZ_MINUTES)
+	$(BIN)/python scripts/soak.py --minutes $(SOAK_MINUTES)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

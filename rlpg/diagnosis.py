@@ -23,7 +23,7 @@ from rlpg.learners.credit import CreditRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
 from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
-from rlpg.record import to_tensors
+from rlpg.restore import restore_learner
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe
@@ -133,7 +133,7 @@ def diagnose(
     with cpu_threads(recipe.threads), closing(envs):
         policy = make_policy(envs, recipe)
         learner = make_learner(policy, recipe)
-        learner.load_state_dict(to_tensors(saved.state["learner"]))
+        restore_learner(saved, learner)
         check_spaces(policy, envs)
         actions = stream(seed, "actions")
         collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)

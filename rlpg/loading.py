@@ -50,6 +50,9 @@ def load_saved(source: str | Path, which: Literal["best", "last"] = "last") -> S
     record, arrays = load_policy(path)
     try:
         policy = Policy.from_description(record["policy"])
+        for name, tensor in policy.state_dict().items():
+            if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
+                raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")
         policy.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         environment, training = dict(record["environment"]), dict(record["training"])
         if not isinstance(environment.get("id"), str):
@@ -78,10 +81,10 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
     """The environment id a file recorded, or the one the caller gives instead.
 
     Raises:
-        UsageError: a file may name an environment, but not a module to import.
+        FileError: a file may name an environment, but not a module to import.
     """
     if given is None and ":" in recorded:
-        raise UsageError(
+        raise FileError(
             f"{path}: it was trained on {recorded}, and a file may not choose modules to import; "
             f"name it yourself: --env {recorded}"
         )

@@ -45,6 +45,10 @@ class Record:
         # Mean return and step of the best evaluation.
         self.best: tuple[float, int] | None = None if state is None else state["best"]
         self._warn = warn
+        # Policies that the disk has refused: a best one may stay the best to the end.
+        self._waiting: dict[Path, tuple[int, dict[str, Any], Any]] = {}
+        self._told: set[Path] = set()  # of these it was said that they cannot be saved
+        self._failing: dict[Path, int] = {}  # what could not be saved, and since which step
         self._versions = versions_now()
         self._curves = Writers(
             folder.path,
@@ -89,13 +93,15 @@ class Record:
                 keep=() if self.best is None else (self.best[1],),
             )
         except OSError as error:
-            self._warn(f"{self.folder.checkpoints}: no checkpoint at step {step} ({error})")
+            self._refused(self.folder.checkpoints, step, error)
+        else:
+            self._failing.pop(self.folder.checkpoints, None)
         self.save_policy(self.folder.policy, step, policy, None)
 
     def save_policy(
         self, folder: Path, step: int, policy: Policy, evaluation: Evaluation | None
     ) -> None:
-        """The policy with all that is needed to use it elsewhere."""
+        """The policy with all that is needed to use it elsewhere, and what waits for the disk."""
         settings = self.recipe.environment
         description = {
             "policy": policy.describe(),
@@ -113,10 +119,22 @@ class Record:
             },
             "versions": self._versions,
         }
-        try:
-            save_policy(folder, description, to_arrays(policy.state_dict()))
-        except OSError as error:
-            self._warn(f"{folder}: not saved at step {step} ({error})")
+        self._waiting[folder] = (step, description, to_arrays(policy.state_dict()))
+        for place, (since, *content) in list(self._waiting.items()):
+            try:
+                save_policy(place, *content)
+            except OSError as error:
+                self._refused(place, since, error)
+            else:
+                self._failing.pop(place, None)
+                del self._waiting[place]
+
+    def _refused(self, what: Path, step: int, error: OSError) -> None:
+        """Say so once, not at every attempt; what is still missing at the end is said then."""
+        if what not in self._told:
+            self._told.add(what)
+            self._warn(f"{what}: not saved at step {step} ({error.strerror}); training goes on")
+        self._failing.setdefault(what, step)
 
     def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None:
         """The last policy and how good it is."""
@@ -132,6 +150,8 @@ class Record:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for what, step in self._failing.items():
+            self._warn(f"{what}: nothing was saved there from step {step} on")
         self._curves.close()  # the curves are complete on disk, however the run ends
 
 

@@ -27,7 +27,8 @@ from rlpg.prepare import (
     stream,
     training_envs,
 )
-from rlpg.record import Record, differences, to_tensors, versions_now
+from rlpg.record import Record, differences, versions_now
+from rlpg.restore import fitting, restore
 from rlpg.rollouts import (
     Collector,
     Rollout,
@@ -131,8 +132,8 @@ def resume(
         quiet: print nothing.
 
     Raises:
-        FileError: there is no run, or it cannot be read.
-        UsageError: another process is training it; the environment is not known; or `exact`.
+        FileError: there is no run, it cannot be read, or names a module to import.
+        UsageError: another process is training it; or `exact`.
     """
     folder = open_run(Path(path))
     recipe = folder.load_recipe()
@@ -146,15 +147,14 @@ def resume(
         state = saved.state if saved is not None else None
         if saved is not None:
             notes += differences(saved.versions, versions_now())
-            parts.learner.load_state_dict(to_tensors(saved.state["learner"]))
-            problem = parts.collector.load_state_dict(saved.state["collector"])
-            parts.meter.load_state_dict(saved.state["meter"])
+            problem = restore(saved, parts.learner, parts.collector, parts.meter)
             if problem:
                 notes.append(f"bits may differ: going on with fresh episodes, because {problem}")
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
         folder.save_recipe(recipe)
-        record = Record(folder, recipe, parts.display.line, state)
+        with fitting(folder.checkpoints):
+            record = Record(folder, recipe, parts.display.line, state)
         at = f"step {parts.collector.env_steps:,}" if saved else "the start"
         parts.display.notes += (f"resumed from {at}", *notes)
         return finish(parts, record)

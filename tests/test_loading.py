@@ -131,6 +131,16 @@ def test_every_array_must_be_there_and_have_its_shape(folder: Path) -> None:
     rlpg.load(folder)
 
 
+def test_weights_of_another_dtype_are_not_cast(folder: Path) -> None:
+    """float16 weights of a stranger became other float32 weights without a word."""
+    description, arrays = load_policy(folder)
+    for name, array in arrays.items():
+        dtype = np.float16 if array.dtype.kind == "f" else np.int16
+        save_policy(folder, description, {**arrays, name: array.astype(dtype)})
+        with pytest.raises(FileError, match="expected a policy, got one that does not fit"):
+            rlpg.load(folder)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -171,7 +181,7 @@ def test_a_file_may_not_choose_modules_to_import(folder: Path, tmp_path: Path) -
     description["environment"]["id"] = "antigravity:CartPole-v1"
     save_policy(folder, description, arrays)
     saved = loading.load_saved(folder)
-    with pytest.raises(UsageError, match="a file may not choose modules to import"):
+    with pytest.raises(FileError, match="a file may not choose modules to import"):
         evaluate_saved(saved, episodes=1)
     assert "antigravity" not in sys.modules
 

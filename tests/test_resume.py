@@ -248,7 +248,7 @@ def test_there_is_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_a_file_may_not_choose_modules_to_import(tmp_path: Path) -> None:
     train(tmp_path / "run", "gymnasium:CartPole-v1")
-    with pytest.raises(UsageError, match="--env gymnasium:CartPole-v1"):
+    with pytest.raises(FileError, match="--env gymnasium:CartPole-v1"):
         rlpg.resume(tmp_path / "run")
 
 

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 HIDDEN_GAIN = math.sqrt(2.0)
 _CONV_CHANNELS = (16, 32, 64, 64)  # then 64
 _CONV_SIDE = 4
-_MAX_PARAMETERS = 2**26
+_MAX_PARAMETERS = 2**23  # with Adam, and a value network as large, a checkpoint can hold them
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 

@@ -224,8 +224,11 @@ def _bounds_from_data(
     for entry in entries:
         if entry != infinity and not (isinstance(entry, number) and math.isfinite(entry)):
             raise _malformed(f'finite bounds of {dtype.name} or "{infinity}"', entry)
-    values = np.array([unbounded if entry == infinity else entry for entry in entries], dtype)
+    with np.errstate(over="ignore"):
+        values = np.array([unbounded if entry == infinity else entry for entry in entries], dtype)
     bounded = np.array([entry != infinity for entry in entries], np.bool_)
+    if dtype.kind == "f" and not np.isfinite(values[bounded]).all():
+        raise _malformed(f"bounds that fit {dtype.name}", "larger ones")
     if not isinstance(data, list):  # one number stands for all
         return np.full(shape, values[0]), np.full(shape, bounded[0])
     return values.reshape(shape), bounded.reshape(shape)

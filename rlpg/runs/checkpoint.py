@@ -34,7 +34,9 @@ VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"
 ARRAYS: Final = "arrays.safetensors"
-LARGEST: Final = {STATE: LARGEST_JSON, ARRAYS: 1 << 30}  # bytes
+# Bytes. The largest networks that policies may have need 192 MiB: weights and Adam's two moments,
+# of policy and value network. Reading a file of strangers takes its size once, before it is judged.
+LARGEST: Final = {STATE: LARGEST_JSON, ARRAYS: 256 << 20}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ a float; NaN is nothing. `"none"` stands for None, because TOML has no null.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -138,6 +139,26 @@ def _toml_value(text: str) -> object:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         return text
+
+
+def tables(text: str) -> dict[str, Any]:
+    """What TOML text says. ValueError where it says nothing, RecursionError where it is too deep.
+
+    tomllib takes memory and time with the square of the number of dots in a key: a file of 60 kB
+    would take 4 GB. So the keys are counted first, outside of strings and comments.
+    """
+    if _LONG_KEY.search(_TEXTS.sub(lambda found: "" if found[0][0] == "#" else "t", text)):
+        raise ValueError(f"expected keys of at most {MOST_PARTS} parts, got more")
+    return tomllib.loads(text)
+
+
+MOST_PARTS = 8
+_TEXTS = re.compile(  # in TOML: strings of four kinds, closed or not, and comments
+    r'''"""(?:\\.|[^\\])*?(?:"{3,5}|\\?\Z)|'{3}.*?(?:'{3,5}|\Z)'''
+    r"""|"(?:\\.|[^"\\\n])*+"?|'[^'\n]*+'?|\#[^\n]*+""",
+    re.DOTALL,
+)
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}")
 
 
 def expected(kind: Any) -> str:

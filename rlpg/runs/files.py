@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -185,10 +186,15 @@ def discard(path: Path) -> None:
         remove_tree(temporary)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed left in the folder. Call it under the folder's lock."""
+def remove_temporaries(folder: Path, of: str = "") -> None:
+    """Remove what writers that were killed left in the folder. Call it under the folder's lock.
+
+    Args:
+        of: only what was meant to become the entry of this name; "" for all.
+    """
+    ours = re.compile(re.escape(f"{TEMPORARY}{of}") + (r"-(new|old)-\d+" if of else ".*"), re.S)
     for entry in entries(folder):
-        if entry.name.startswith(TEMPORARY):
+        if ours.fullmatch(entry.name):
             remove_tree(entry)
 
 
@@ -225,6 +231,24 @@ def lock(path: Path) -> Iterator[None]:
         yield
     finally:
         _close_all(held)  # the file stays: removing it would race with the next holder
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Wait until no other process is in such a `with` for this folder; nothing is left in it.
+
+    Gives False where the file system cannot lock a folder (NFS): then others may be in it too.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_alone = True
+        except OSError:
+            is_alone = False
+        yield is_alone
+    finally:
+        os.close(descriptor)
 
 
 def _close_all(descriptors: list[int]) -> None:

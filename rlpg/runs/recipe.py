@@ -8,15 +8,14 @@ fit is a RecipeError of one line.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
-from rlpg.errors import RecipeError
+from rlpg.errors import FileError, RecipeError
 from rlpg.runs import files
-from rlpg.runs.fields import MisfitError, Within, accept, expected, from_text, toml
+from rlpg.runs.fields import MisfitError, Within, accept, expected, from_text, tables, toml
 
 LARGEST_FILE = 1 << 20  # bytes; a recipe is a page of text
 DISCRETE_ENTROPY_WEIGHT = 0.02  # where learner.entropy_weight is none
@@ -300,13 +299,13 @@ def loads(text: str, source: str = "recipe") -> Recipe:
     """
     try:
         flat: dict[str, object] = {}
-        for name, value in tomllib.loads(text).items():
+        for name, value in tables(text).items():
             if isinstance(value, dict) and _is_table(_kinds(Recipe).get(name)):
                 flat |= {f"{name}.{key}": entry for key, entry in value.items()}
             else:
                 flat[name] = value
         return _with(Recipe(), flat)
-    except (tomllib.TOMLDecodeError, RecipeError, RecursionError) as error:
+    except (ValueError, RecipeError, RecursionError) as error:
         raise RecipeError(f"{source}: {error}") from None
 
 
@@ -319,14 +318,15 @@ def load_recipe(path: str | Path) -> Recipe:
     """The recipe in a TOML file.
 
     Raises:
-        FileError: the file cannot be read.
-        RecipeError: what it says does not fit.
+        FileError: the file cannot be read, or what it says does not fit.
     """
     data = files.read(Path(path), limit=LARGEST_FILE)
     try:
         return loads(data.decode(), source=str(path))
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: expected UTF-8 text, got {error.reason}") from None
+        raise FileError(f"{path}: expected UTF-8 text, got {error.reason}") from None
+    except RecipeError as error:
+        raise FileError(str(error)) from None
 
 
 def save(recipe: Recipe, path: str | Path) -> None:

@@ -85,9 +85,15 @@ class RunFolder:
 
         Raises:
             UsageError: another process holds it; the message has its process id.
+            FileError: one of its folders is a link.
             TrainingError: any other error than ours, once the run has begun.
         """
         with files.lock(self.path / "run.lock"):
+            for folder in (self.checkpoints, self.policy, self.best_policy):
+                if files.exists(folder) and not files.is_folder(folder):
+                    raise FileError(  # what is removed and written there may be somebody's
+                        f"{folder}: expected a folder of the run, got a link or a file"
+                    )
             for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
             try:
@@ -155,18 +161,27 @@ def create_run(
         "versions.json": to_json(dict(versions)),
     }
     made = files.make_folder(parent)
+    run: RunFolder | None = None
     try:
-        for name in names:
-            with suppress(FileExistsError):
-                files.publish(parent / name, contents)
-                return RunFolder(parent / name, tuple(made))
+        with files.alone_in(parent) as is_alone:
+            for name in names:
+                if is_alone:  # what is there was left by a process that was killed
+                    files.remove_temporaries(parent, of=name)
+                with suppress(FileExistsError):
+                    files.publish(parent / name, contents)
+                    run = RunFolder(parent / name, tuple(made))
+                    break
     except BaseException:
+        if run is not None:
+            run.discard()
         files.remove_empty(made)
         raise
-    raise UsageError(
-        f"{path}: expected a folder that is new or empty, got one in use; "
-        "choose another or `rlpg resume` it"
-    )
+    if run is None:
+        raise UsageError(
+            f"{path}: expected a folder that is new or empty, got one in use; "
+            "choose another or `rlpg resume` it"
+        )
+    return run
 
 
 def open_run(path: Path) -> RunFolder:

@@ -65,6 +65,12 @@ class Writers:
                     f"writers.{key}: expected {type(example).__name__} in the checkpoint, "
                     f"got {state.get(key)!r:.80}"
                 )
+        places = state["step"] + 1, state["progress"], state["monitor"]
+        if min(places) < 0 or not math.isfinite(state["t_start"]):
+            raise FileError(
+                "writers: expected places in the curves >= 0 and a time in the checkpoint, "
+                f"got {places} and {state['t_start']}"
+            )
         self._folder = folder
         self._warn = warn
         self._step: int = state["step"]

@@ -94,6 +94,7 @@ DAMAGED = {
     "bound is a word": {**BOX, "high": "high"},
     "infinity of the wrong sign": {**BOX, "low": "inf"},
     "bound is a list": {**BOX, "low": [[0], [0], [0]]},
+    "bound too large for float32": {**BOX, "high": 1e300},
     "integer too large": {**BOX, "dtype": "int8", "low": 0, "high": 1000},
     "float for an integer": {**BOX, "dtype": "int8", "low": 0, "high": 1.5},
     "discrete of none": {"type": "Discrete", "n": 0, "start": 0, "dtype": "int64"},

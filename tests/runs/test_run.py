@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,6 +104,29 @@ def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch, faul
     assert k > 20
 
 
+def test_a_process_killed_while_it_made_a_run_leaves_nothing_after_the_next_start(tmp_path):
+    """The half-made folder beside the run has no lock of its own, so no later start removed it."""
+    (tmp_path / ".tmp-run-new-7").mkdir()
+    (tmp_path / ".tmp-run-new-7" / "recipe.toml").write_text("total_")
+    (tmp_path / ".tmp-run-old-7").mkdir()
+    strangers = [".tmp-run", ".tmp-run-new-x", ".tmp-running-new-7", ".tmp-notes"]
+    for name in strangers:
+        (tmp_path / name).write_text("mine")
+    create_run(RECIPE, {}, path=tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*strangers, "run"])
+
+
+def test_runs_that_begin_together_do_not_remove_each_others_folders(tmp_path):
+    script = "import sys, pathlib; from rlpg.runs.run import create_run\n"
+    script += "from rlpg.runs.recipe import Recipe\n"
+    script += "for _ in range(12): create_run(Recipe(), {}, root=pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    starters = [subprocess.Popen(command) for _ in range(4)]
+    assert [starter.wait(60) for starter in starters] == [0] * 4
+    runs = list((tmp_path / "environment" / "reinforce").iterdir())
+    assert sorted(run.name for run in runs) == sorted(["0", *(f"0-{k}" for k in range(1, 48))])
+
+
 def test_discarding_a_run_leaves_what_was_there_before(tmp_path):
     (tmp_path / "runs").mkdir()
     first = create_run(RECIPE, {}, root=tmp_path / "runs")
@@ -133,6 +157,19 @@ def test_a_link_in_a_strangers_run_is_no_policy(tmp_path):
     run.policy.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileError, match="got neither"):
         find_policy(run.path)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "policy", "best_policy"])
+def test_a_run_whose_folder_is_a_link_is_refused_before_anything_is_removed(tmp_path, name):
+    """What was behind the link was cleaned, pruned and written to."""
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".tmp-notes").write_text("mine")
+    (run.path / name).symlink_to(tmp_path / "mine")
+    refused = pytest.raises(FileError, match=f"{name}: expected a folder of the run, got a link")
+    with refused, run.held():
+        pass
+    assert (tmp_path / "mine" / ".tmp-notes").read_text() == "mine"
 
 
 def test_what_is_no_run_says_so(tmp_path):

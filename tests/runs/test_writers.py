@@ -143,6 +143,10 @@ def test_resuming_cuts_the_curves_even_if_nothing_is_added(tmp_path):
     "change",
     [
         {"step": "1"},
+        {"step": -2},
+        {"progress": -1},
+        {"monitor": -1},
+        {"t_start": math.nan},
         {"progress": None},
         {"evaluations": {"../../canary": {}}},
         {"evaluations": {"evaluations": {"timesteps": "x"}}},

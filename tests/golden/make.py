@@ -1,0 +1,80 @@
+"""Writes `tests/golden/<formats>/`: finished runs as this version of rlpg keeps them.
+
+    python tests/golden/make.py
+
+Once a version is released, its folder is never made again: what was written then must load for
+ever. A new folder comes when a format number changes; its name is that of the formats.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rlpg
+from rlpg.runs import checkpoint, policy_files
+from rlpg.runs.encoding import sha256
+from rlpg.runs.recipe import flatten, load_recipe
+
+HERE = Path(__file__).parent
+NAME = f"checkpoint-{checkpoint.VERSION}-policy-{policy_files.VERSION}"
+SETTINGS = {
+    "policy.hidden": (4,),
+    "rollout.num_envs": 2,
+    "rollout.steps": 16,
+    "evaluation.every": 64,
+    "evaluation.episodes": 2,
+    "evaluation.num_envs": 2,
+    "evaluation.final_episodes": 2,
+    "checkpoint.keep_last": 1,
+    "environment.max_episode_steps": 30,
+}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "discrete": ("CartPole-v1", {}),
+    "continuous": ("Pendulum-v1", {"environment.backend": "sync", "policy.gaussian": "squashed"}),
+}
+
+
+def digests(tree: Any) -> Any:
+    """A state as plain JSON: its arrays as dtype, shape and sha256, the rest as text."""
+    if isinstance(tree, dict):
+        return {str(key): digests(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [digests(value) for value in tree]
+    if isinstance(tree, np.ndarray):
+        return f"{tree.dtype} {list(tree.shape)} {sha256(tree.tobytes())[:16]}"
+    return repr(tree)
+
+
+def make(folder: Path) -> None:
+    """One folder with every run in it, and what has to come out of them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    platform.platform = lambda *_: "Linux"  # which machine made them is nobody's business
+    expected: dict[str, Any] = {}
+    for name, (env, settings) in RUNS.items():
+        run = rlpg.train(
+            env, seed=7, total_steps=192, run_dir=folder / name, recipe="default",
+            overrides=SETTINGS | settings,
+        )  # fmt: skip
+        (run.path / "run.lock").unlink()
+        saved, _ = checkpoint.newest(run.path / "checkpoints")
+        assert saved is not None
+        space = run.policy.observations.space
+        obs = np.random.default_rng(0).uniform(-0.5, 0.5, (16, *space.shape)).astype(np.float32)
+        expected[name] = {
+            "recipe": flatten(load_recipe(run.path / "recipe.toml")),
+            "step": saved.step,
+            "state": digests(saved.state),
+            "observations": obs.tolist(),
+            "actions": run.policy.act(obs, deterministic=True).tolist(),
+        }
+    (folder / "expected.json").write_text(json.dumps(expected, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    make(HERE / NAME)

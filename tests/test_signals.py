@@ -1,0 +1,93 @@
+"""SIGTERM and SIGINT to a real training: saved within ten seconds, or ended at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rlpg.runs import checkpoint
+
+COMMAND = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+EVENTS = "events.out.tfevents.*"  # there once the loop is about to begin
+
+
+@contextmanager
+def training(path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A training that would go on for ever, in a process group of its own."""
+    words = ["train", "CartPole-v1", "--total-steps=1_000_000_000", "--quiet", *options]
+    process = subprocess.Popen(
+        [*COMMAND, *words, f"--run-dir={path}"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 60
+    while not list(path.glob(pattern)):
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize("backend", ["native", "async"])
+def test_a_signal_to_the_terminals_group_saves_within_ten_seconds(
+    backend: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """A terminal sends Ctrl-C to the workers too; `kill` to one process only."""
+    options = [f"--environment.backend={backend}", "--rollout.num-envs=2", "--checkpoint.every=64"]
+    with training(
+        tmp_path / "run", *options, "--evaluation.every=1_000_000", "--evaluation.num-envs=1"
+    ) as process:
+        wait_for(tmp_path / "run", "checkpoints/step-*")
+        began = time.monotonic()
+        if number is signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        seconds = time.monotonic() - began
+    assert process.returncode == code, errors
+    assert seconds < 10, f"{seconds:.1f} s"
+    assert b"Traceback" not in errors
+    saved, skipped = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert saved is not None
+    assert skipped == []
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(
+    first: signal.Signals, second: signal.Signals, tmp_path: Path
+) -> None:
+    """In an iteration of a minute and more, which the first signal lets end."""
+    long = ["--rollout.num-envs=1", "--rollout.steps=5_000_000"]
+    with training(tmp_path / "run", *long) as process:
+        wait_for(tmp_path / "run", EVENTS)
+        time.sleep(1)  # into the first iteration
+        process.send_signal(first)
+        time.sleep(1)
+        assert process.poll() is None  # it waits for the end of the iteration
+        began = time.monotonic()
+        process.send_signal(second)
+        _, errors = process.communicate(timeout=30)
+        assert time.monotonic() - began < 5
+    assert process.returncode in ((130,) if second is signal.SIGINT else (143, -signal.SIGTERM))
+    assert b"Traceback" not in errors
+    assert checkpoint.newest(tmp_path / "run/checkpoints") == (None, [])  # it ended before saving
