@@ -112,7 +112,7 @@ def collect() -> Iterator[Row]:
         envs, policy, _ = parts(env, num_envs, backend)
         with closing(envs):
             collector = Collector(envs, policy, 0, log_prob=False)
-            num_steps = 64
+            num_steps = 128
             drawn = collector.steps(num_steps).action.numpy()
             actions = [policy.head.to_env(drawn[t]) for t in range(num_steps)]
 

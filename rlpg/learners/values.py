@@ -16,7 +16,7 @@ from rlpg.learners.baselines import STATISTICAL, Baseline
 from rlpg.policies import Network, Policy
 from rlpg.rollouts.rollout import Rollout, rows
 
-PIECE = 4096  # samples
+PIECE = 2048  # samples
 MAX_GRAD_NORM = 1.0  # of the value network: an outlier return moves it by no more than others
 
 
