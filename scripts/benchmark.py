@@ -35,6 +35,7 @@ import torch
 from torch.distributions import Normal
 
 import rlpg
+import rlpg.errors
 from rlpg.gradients import returns
 from rlpg.gradients.tape import Tape
 from rlpg.prepare import find_recipe, make_learner, make_policy, stream
@@ -107,9 +108,11 @@ def collect() -> Iterator[Row]:
         ("Acrobot-v1", 64, "envpool", ">= 0.5"),
     ]
     for env, num_envs, backend, target in cases:
-        if backend == "envpool" and find_spec("envpool") is None:
+        try:
+            envs, policy, _ = parts(env, num_envs, backend)
+        except rlpg.errors.EnvironmentSetupError as error:
+            print(f"not measured: {error}")
             continue
-        envs, policy, _ = parts(env, num_envs, backend)
         with closing(envs):
             collector = Collector(envs, policy, 0, log_prob=False)
             num_steps = 128
@@ -422,6 +425,7 @@ def memory() -> Iterator[Row]:
 import resource, sys
 from pathlib import Path
 import rlpg
+import rlpg.errors
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def now():

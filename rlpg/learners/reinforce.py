@@ -26,6 +26,7 @@ from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout, rows
 
 KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at
+FOUR_GROUPS = 2048  # samples from which on the noise of the gradient is told from four groups
 
 Samples = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -177,7 +178,7 @@ class Reinforce:
         credit = self.credit(rollout)
         # Independent groups of environments cost no extra pass and show the gradient's noise.
         gradients, entropy = [], 0.0
-        groups = _groups(rollout.reward.shape[1])
+        groups = _groups(*rollout.reward.shape)
         for envs in groups:
             samples = _samples(rollout, credit, envs)
             gradient, log_prob, bonus = self._gradient(samples)
@@ -280,8 +281,8 @@ def _samples(rollout: Rollout, credit: Credit, envs: slice) -> Samples:
     )
 
 
-def _groups(num_envs: int) -> list[slice]:
-    """Four groups of environments, or one each where there are fewer."""
-    num_groups = min(4, num_envs)
+def _groups(num_steps: int, num_envs: int) -> list[slice]:
+    """Four groups of environments, or two where four would cost more in calls than in work."""
+    num_groups = min(4 if num_steps * num_envs >= FOUR_GROUPS else 2, num_envs)
     bounds = [num_envs * k // num_groups for k in range(num_groups + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]

@@ -238,5 +238,6 @@ def pieces(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
     On a CPU a few thousand, whose activations stay in the cache (and out of the peak of memory);
     elsewhere all of them, because there every launch costs.
     """
-    size = PIECE if parts[0].device.type == "cpu" else max(len(parts[0]), 1)
-    return zip(*(part.split(size) for part in parts), strict=True)
+    if len(parts[0]) <= PIECE or parts[0].device.type != "cpu":
+        return iter([parts])
+    return zip(*(part.split(PIECE) for part in parts), strict=True)

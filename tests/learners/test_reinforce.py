@@ -174,7 +174,7 @@ class TestSlotsThatAreNotValid:
         learner = make_learner("value", truncated_return="drop")
         rollout = draw_rollout(learner.policy, 0, num_envs=4)
         over = torch.zeros_like(rollout.valid)
-        over[-1, :3] = True  # the last environment's episode goes on
+        over[-1, :2] = True  # the episodes of the last two, a group, go on
         nothing = torch.zeros_like(over)
         rollout = replace(rollout, valid=~nothing, terminated=over, truncated=nothing)
         before = weights(learner)
