@@ -15,6 +15,7 @@ from rlpg.runs import recipe as recipes
 from rlpg.runs.recipe import Recipe
 
 KWARGS = "environment.kwargs."
+SHORT = {"environment.backend": ("--backend",)}
 CONSTRUCTOR = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
 
 
@@ -25,8 +26,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         section = key.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
+        name = f"--{key.replace('_', '-')}"
+        bare: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
         groups[section].add_argument(
-            f"--{key.replace('_', '-')}",
+            name,
+            *SHORT.get(key, ()),
+            **bare,
             dest=key,
             default=argparse.SUPPRESS,
             metavar=placeholder(kind),

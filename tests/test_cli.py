@@ -545,3 +545,19 @@ def test_output_that_nobody_takes_was_told_by_the_interpreter(unbuffered: str) -
     done = shell(f'PYTHONUNBUFFERED={unbuffered} "$@" > /dev/full', "agents")
     assert done.returncode == 2
     assert done.stderr == "rlpg: No space left on device; choose another place\n"
+
+
+def test_a_switch_needs_no_value_and_the_backend_no_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Recipe] = []
+
+    def instead(env: Any, recipe: Recipe, *rest: Any, **options: Any) -> Any:
+        seen.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlpg.training.run_recipe", instead)
+    for words in (["--compile", "--backend", "sync"], ["--compile", "false"]):
+        cli.main(["train", "CartPole-v1", *words])
+    assert [recipe.compile for recipe in seen] == [True, False]
+    assert [recipe.environment.backend for recipe in seen] == ["sync", "auto"]
