@@ -130,7 +130,7 @@ def diagnose(
     copies = min(episodes // 2, 32)  # at least two rounds
     options = environment_options(env, recipe)
     envs, _ = make_envs(env, copies, seed=stream(seed, "evaluation"), **options)
-    with cpu_threads(recipe.threads or 1), closing(envs):
+    with cpu_threads(recipe.threads), closing(envs):
         policy = make_policy(envs, recipe)
         learner = make_learner(policy, recipe)
         restore_learner(saved, learner)

@@ -42,7 +42,7 @@ from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
-from rlpg.threads import cpu_threads, threads_for
+from rlpg.threads import cpu_threads
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 
@@ -176,10 +176,9 @@ class Parts:
 def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
     """The parts at the start of a run; closed at the end."""
     with ExitStack() as stack:
+        stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe))
-        with cpu_threads(1):
-            policy = make_policy(envs, recipe)
-        stack.enter_context(cpu_threads(recipe.threads or threads_for(policy)))
+        policy = make_policy(envs, recipe)
         learner = make_learner(policy, recipe)
         if recipe.compile:
             learner.compile()

@@ -202,8 +202,8 @@ class Recipe(Settings):
     """environment steps to train for"""
     seed: Natural = 0
     """seed of every random stream of the run"""
-    threads: Count | None = None
-    """CPU threads for learning (none: one for small networks, up to four for large ones)"""
+    threads: Count = 1
+    """CPU threads for the networks; more help large ones on a machine that has nothing else to do"""
     compile: bool = False
     """compile the networks for learning (torch.compile; half a minute at the start)"""
     environment: EnvironmentSettings = EnvironmentSettings()
