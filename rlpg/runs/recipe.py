@@ -203,7 +203,7 @@ class Recipe(Settings):
     seed: Natural = 0
     """seed of every random stream of the run"""
     threads: Count = 1
-    """CPU threads for the networks; more help large ones on a machine that has nothing else to do"""
+    """CPU threads for the networks; more help large ones, where nothing else runs"""
     compile: bool = False
     """compile the networks for learning (torch.compile; half a minute at the start)"""
     environment: EnvironmentSettings = EnvironmentSettings()
