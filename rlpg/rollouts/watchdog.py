@@ -18,6 +18,7 @@ is no hanging environment. Under a debugger nothing is watched.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -68,6 +69,11 @@ class Watchdog(threading.Thread):
         self.alarm: tuple[FrameType, EnvironmentFault] | None = None  # for the main thread
         self._stopped = threading.Event()
         weakref.finalize(envs, self._stopped.set)
+
+    def end(self) -> None:
+        """Returns when it no longer runs."""
+        self._stopped.set()
+        self.join(LARGEST_TICK)
 
     def run(self) -> None:
         """Looks now and then; a call found twice has been going on all the time between."""
@@ -199,6 +205,14 @@ def _place(call: FrameType) -> str:
             return f"step {collector.vector_steps}: {place}"
         frame = frame.f_back
     return place
+
+
+@atexit.register
+def _end_all() -> None:
+    """Before the interpreter goes: a thread that wakes up while it does may abort the process,
+    and one that still holds a frame of MuJoCo's did."""
+    for dog in _watchdogs():
+        dog.end()
 
 
 def _say(line: str) -> None:

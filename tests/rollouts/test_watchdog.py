@@ -354,3 +354,14 @@ def test_c_code_that_returns_now_and_then_is_interrupted() -> None:
     """`pause` of the C library ends at any signal."""
     with pytest.raises(EnvironmentFault, match="no answer"):
         collect(lambda: ctypes.CDLL(None).pause())
+
+
+def test_a_process_that_used_mujoco_ends_well(tmp_path: Path) -> None:
+    """The thread woke up in a process that was ending, with a frame of MuJoCo's in its hands."""
+    program = """
+import sys
+from rlpg.cli import main
+sys.exit(main(["evaluate", "InvertedPendulum-v5-reinforce", "--episodes", "100"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
