@@ -6,15 +6,13 @@ leaves no process, no shared memory and no file descriptor behind.
 
 from __future__ import annotations
 
-import faulthandler
 import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -27,6 +25,9 @@ from rlpg.errors import EnvironmentFault
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, Rollout, derived_seed, make_envs
 
+sys.path.append(str(Path(__file__).parent))
+from misbehaving import misbehave
+
 LENGTH = 5  # steps of an episode
 NUM_ENVS = 2
 HANG_TIMEOUT = 0.6
@@ -36,12 +37,6 @@ MOMENTS = {  # what the message calls them
     "later": "step 7",  # in the middle of the second episode
     "next reset": "step 4",  # which ends the first episode
 }
-
-
-class Unpicklable(Exception):
-    def __init__(self) -> None:
-        super().__init__("boom")
-        self.lock = threading.Lock()
 
 
 RAISING = {
@@ -115,27 +110,7 @@ class Faulty(gymnasium.Env[Any, Any]):
         if outcome and self.fault in OUTCOMES:
             for place, value in OUTCOMES[self.fault][0].items():
                 right[place] = value
-        match self.fault:
-            case "raise":
-                raise ValueError("the physics exploded")
-            case "unpicklable":
-                raise Unpicklable
-            case "interrupt":
-                raise KeyboardInterrupt("stop")
-            case "exit":
-                sys.exit(3)
-            case "os exit":
-                os._exit(7)
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "segfault":
-                faulthandler.disable()  # pytest's would write to the terminal
-                os.kill(os.getpid(), signal.SIGSEGV)
-            case "hang":
-                time.sleep(60)
-            case "hang busily":
-                while True:
-                    pass
+        misbehave(self.fault)
         return tuple(right)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import faulthandler
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -22,11 +20,8 @@ from rlpg.errors import EnvironmentFault
 from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.workers import WorkerEnvs
 
-
-class Unpicklable(Exception):
-    def __init__(self) -> None:
-        super().__init__("boom")
-        self.handle = open(os.devnull)  # noqa: SIM115 (that it stays open is the point)
+sys.path.append(str(Path(__file__).parent))
+from misbehaving import misbehave
 
 
 class Faulty(gymnasium.Env[Any, Any]):
@@ -41,36 +36,14 @@ class Faulty(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
         if self.at == 0:
-            self.fail()
+            misbehave(self.fault)
         return np.zeros(2, dtype=np.float32), {}
 
     def step(self, action: Any) -> Any:
         self.steps += 1
         if self.steps == self.at:
-            self.fail()
+            misbehave(self.fault)
         return np.zeros(2, dtype=np.float32), 1.0, False, False, {}
-
-    def fail(self) -> None:
-        match self.fault:
-            case "raise":
-                raise ValueError("the physics exploded")
-            case "unpicklable":
-                raise Unpicklable
-            case "interrupt":
-                raise KeyboardInterrupt
-            case "exit":
-                sys.exit(3)
-            case "os exit":
-                os._exit(7)
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "segfault":
-                faulthandler.disable()  # pytest's would write to the terminal
-                os.kill(os.getpid(), signal.SIGSEGV)
-            case "hang":
-                time.sleep(60)
-            case "slow":
-                time.sleep(0.6)
 
 
 def make(fault: str, at: int, index: int) -> gymnasium.Env[Any, Any]:
@@ -124,7 +97,7 @@ class Unmade(Faulty):
     def __init__(self, fault: str) -> None:
         super().__init__(fault)
         if multiprocessing.parent_process() is not None:
-            self.fail()
+            misbehave(self.fault)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""What an environment can do to those who run it."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("boom")
+        self.lock = threading.Lock()
+
+
+def misbehave(fault: str) -> None:
+    """Does what the name says; nothing for a name that is none of these."""
+    match fault:
+        case "raise":
+            raise ValueError("the physics exploded")
+        case "unpicklable":
+            raise Unpicklable
+        case "interrupt":
+            raise KeyboardInterrupt("stop")
+        case "exit":
+            sys.exit(3)
+        case "os exit":
+            os._exit(7)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            faulthandler.disable()  # pytest's would write to the terminal
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "hang":
+            time.sleep(60)
+        case "hang busily":
+            while True:
+                pass
+        case "slow":
+            time.sleep(0.6)
