@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy import pi
 
-from .vectorised import Array, ArrayVectorEnv
+from .vectorized import Array, ArrayVectorEnv
 
 MAX_SPEED = np.array([[4 * pi], [9 * pi]])  # [2, 1] rad/s, of the first and the second joint
 TIME_STEP = 0.2  # s
@@ -81,7 +81,7 @@ class AcrobotVectorEnv(ArrayVectorEnv):
 def _derivative(y: Array, torque: Array) -> Array:
     """`[4, N]`: d/dt of both angles and both velocities (Sutton and Barto's equations).
 
-    All masses, lengths and moments of inertia are 1 and the centres of mass at 0.5. Factors of 1
+    All masses, lengths and moments of inertia are 1 and the centers of mass at 0.5. Factors of 1
     and 0.5 are folded into constants where that changes no bit; the order of the rest is kept.
     """
     angle1, angle2, speed1, speed2 = y

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
-from .vectorised import Array, ArrayVectorEnv, SingleEnv
+from .vectorized import Array, ArrayVectorEnv, SingleEnv
 
 REWARDS = (1.0, 0.0, -0.5, 2.0)
 

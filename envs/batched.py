@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from .vectorised import Array, ArrayVectorEnv
+from .vectorized import Array, ArrayVectorEnv
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

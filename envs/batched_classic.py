@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import acrobot, cartpole, mountain_car, pendulum
 from .batched import Batched, TorchVectorEnv
-from .vectorised import ArrayVectorEnv, SingleEnv
+from .vectorized import ArrayVectorEnv, SingleEnv
 
 
 class Classic(Batched):
@@ -239,7 +239,7 @@ def _wrapped(angle: Tensor) -> Tensor:
 def _swing(state: Tensor, torque: Tensor) -> Tensor:
     """`[..., 4]`: d/dt of both angles and both velocities (Sutton and Barto's equations).
 
-    All masses, lengths and moments of inertia are 1, the centres of mass at 0.5.
+    All masses, lengths and moments of inertia are 1, the centers of mass at 0.5.
     """
     angle1, angle2, speed1, speed2 = state.unbind(-1)
     gravity = acrobot.GRAVITY

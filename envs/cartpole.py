@@ -7,7 +7,7 @@ import math
 import numpy as np
 from gymnasium import spaces
 
-from .vectorised import Array, ArrayVectorEnv
+from .vectorized import Array, ArrayVectorEnv
 
 GRAVITY = 9.8
 POLE_MASS, TOTAL_MASS = 0.1, 0.1 + 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from .vectorised import Array, ArrayVectorEnv, SingleEnv
+from .vectorized import Array, ArrayVectorEnv, SingleEnv
 
 SIZE = 16  # pixels, height and width
 NUM_BALLS = 5

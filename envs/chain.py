@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from .vectorised import Array, ArrayVectorEnv, SingleEnv
+from .vectorized import Array, ArrayVectorEnv, SingleEnv
 
 NUM_STEPS = 4
 START = 0.3  # probability to start in state 1

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy import pi
 
-from .vectorised import Array, ArrayVectorEnv
+from .vectorized import Array, ArrayVectorEnv
 
 MAX_SPEED = 8.0  # rad/s
 MAX_TORQUE = 2.0  # N m

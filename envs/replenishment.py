@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from .vectorised import Array, ArrayVectorEnv, SingleEnv
+from .vectorized import Array, ArrayVectorEnv, SingleEnv
 
 DAYS = 30
 NUM_PRODUCTS = 3
@@ -84,7 +84,7 @@ class Replenishment(SingleEnv):
 
     ## Description
     All products of an order share one delivery, so it pays to order them together and not every day
-    (the joint replenishment problem); towards the end of the season it pays to sell out.
+    (the joint replenishment problem); toward the end of the season it pays to sell out.
 
     ## Action space
     `MultiDiscrete([4, 4, 4])`: how many of each product to order, 0 to 3; they arrive at once, and

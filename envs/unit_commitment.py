@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from .vectorised import Array, ArrayVectorEnv, SingleEnv
+from .vectorized import Array, ArrayVectorEnv, SingleEnv
 
 HOURS = 24
 CAPACITY = np.array([10.0, 20.0, 30.0, 50.0])  # MW of each unit

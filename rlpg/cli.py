@@ -82,7 +82,7 @@ def add_train(verbs: Any) -> None:
         "the recipe\n(shipped for some environments, or --recipe), and the options, in this order.",
         epilog="examples:\n  rlpg train CartPole-v1\n"
         "  rlpg train LunarLander-v3 --seeds 0 1 2 --total-steps 1_000_000\n"
-        "  rlpg train FrozenLake-v1 --environment.kwargs.is_slippery false --learner.lr 1e-3",
+        "  rlpg train FrozenLake-v1 --environment.kwargs.is_slippery false --learner.gamma 0.9",
     )
     parser.add_argument("env", metavar="ENV", help="a Gymnasium id, or module:Id-v0")
     parser.add_argument("--recipe", metavar="FILE", help="a TOML recipe; `default`: none, not even "

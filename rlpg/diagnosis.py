@@ -147,7 +147,7 @@ def diagnose(
             steps += rollout.num_steps
             gradients.append(group_gradients(learner, list(rules.values()), rollout, size))
     mean_length = steps / (rounds * copies)
-    per_env = recipe.rollout.steps
+    per_env = recipe.rollout.num_steps
     if recipe.rollout.episodes_per_env is not None:
         per_env = round(recipe.rollout.episodes_per_env * mean_length)
     batch_steps = per_env * recipe.rollout.num_envs
@@ -185,7 +185,7 @@ def variants(
             truncated_return="terminal" if gae_lambda is None else None,
             gamma_weight=weighted,
             average="episodes",
-            standardise_advantages=False,
+            normalize_advantages=False,
         )
     return rules
 
@@ -198,7 +198,7 @@ def fitted(name: str, learner: Reinforce, recipe: Recipe, calibration: list[Roll
         name,
         learner.policy,
         hidden=recipe.policy.hidden,
-        lr=recipe.learner.value_lr,
+        learning_rate=recipe.learner.value_learning_rate,
         epochs=1,
         minibatches=4,
         generator=torch_generator(stream(0, "learner")),
@@ -210,7 +210,7 @@ def fitted(name: str, learner: Reinforce, recipe: Recipe, calibration: list[Roll
         truncated_return="terminal",
         gamma_weight=False,
         average="episodes",
-        standardise_advantages=False,
+        normalize_advantages=False,
     )
     for _ in range(FIT_EPOCHS if name == "value" else 1):
         for rollout in calibration:
@@ -265,11 +265,11 @@ def measured(
     gradients = gradients.double()
     num_groups = len(gradients)
     mean = gradients.mean(dim=0)  # [V, P]
-    centred = gradients - mean
+    centerd = gradients - mean
 
     def product(i: int, j: int) -> tuple[float, float]:
         """`(E g_i . E g_j, tr Cov(g_i, g_j))`, both without bias."""
-        covariance = float((centred[:, i] * centred[:, j]).sum()) / (num_groups - 1)
+        covariance = float((centerd[:, i] * centerd[:, j]).sum()) / (num_groups - 1)
         return float(mean[i] @ mean[j]) - covariance / num_groups, covariance
 
     names = list(rules)
@@ -338,8 +338,8 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
             linestyle="-" if e.unbiased else "--",
             label=f"{e.name}{bias}",
         )
-    axes.axvline(diagnosis.batch_steps, color="grey", linewidth=0.8, linestyle=":")
-    axes.annotate(" this run", (diagnosis.batch_steps, 0.02), color="grey")
+    axes.axvline(diagnosis.batch_steps, color="gray", linewidth=0.8, linestyle=":")
+    axes.annotate(" this run", (diagnosis.batch_steps, 0.02), color="gray")
     axes.set_xlabel("environment steps per update")
     axes.set_ylabel("expected cosine with the policy gradient")
     axes.set_ylim(0.0, 1.02)

@@ -52,4 +52,4 @@ class EnvironmentFault(TrainingError):
 
 
 class NumericalFault(TrainingError):
-    """A loss, gradient or parameter that is not finite; raised before the optimiser step."""
+    """A loss, gradient or parameter that is not finite; raised before the optimizer step."""

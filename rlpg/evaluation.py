@@ -114,7 +114,7 @@ def evaluate(
     """Play whole episodes and return their returns and lengths. The policy is not changed.
 
     Every copy of the environment contributes its first episodes up to a quota fixed beforehand
-    (taking the first to finish, whoever they are, would favour short ones).
+    (taking the first to finish, whoever they are, would favor short ones).
 
     Args:
         policy: what is evaluated.

@@ -17,7 +17,7 @@ from rlpg.learners import Reinforce
 from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy
 from rlpg.rollouts import full_id, make_envs, probe_action_mask
-from rlpg.runs.recipe import DISCRETE_ENTROPY_WEIGHT, Recipe, load_recipe, override
+from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF, Recipe, load_recipe, override
 
 AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
@@ -110,7 +110,7 @@ def make_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Policy:
         envs.single_action_space,
         hidden=settings.hidden,
         activation=settings.activation,
-        normalise_observations=settings.normalise_observations,
+        normalize_observations=settings.normalize_observations,
         observation_clip=settings.observation_clip,
         gaussian=settings.gaussian,
         std=settings.std,
@@ -122,7 +122,7 @@ def make_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Policy:
     )
 
 
-def entropy_weight(policy: Policy, setting: float | None) -> float:
+def entropy_coef(policy: Policy, setting: float | None) -> float:
     """The setting, or what suits the kind of action.
 
     Without a bonus, a policy that a large penalty has taught to do nothing keeps doing nothing
@@ -130,7 +130,7 @@ def entropy_weight(policy: Policy, setting: float | None) -> float:
     """
     if setting is not None:
         return setting
-    return DISCRETE_ENTROPY_WEIGHT if policy.head.is_discrete else 0.0
+    return DISCRETE_ENTROPY_COEF if policy.head.is_discrete else 0.0
 
 
 def make_learner(policy: Policy, recipe: Recipe) -> Reinforce:
@@ -144,14 +144,14 @@ def make_learner(policy: Policy, recipe: Recipe) -> Reinforce:
         truncated_return=settings.truncated_return,
         gamma_weight=settings.gamma_weight,
         average=settings.average,
-        entropy_weight=entropy_weight(policy, settings.entropy_weight),
-        standardise_advantages=settings.standardise_advantages,
+        entropy_coef=entropy_coef(policy, settings.entropy_coef),
+        normalize_advantages=settings.normalize_advantages,
         max_grad_norm=settings.max_grad_norm,
-        lr=settings.lr,
+        learning_rate=settings.learning_rate,
         reward_scaling=settings.reward_scaling,
         value_hidden=recipe.policy.hidden,
-        value_lr=settings.value_lr,
-        value_epochs=settings.value_epochs,
-        value_minibatches=settings.value_minibatches,
+        value_learning_rate=settings.value_learning_rate,
+        num_value_epochs=settings.num_value_epochs,
+        num_value_minibatches=settings.num_value_minibatches,
         generator=torch_generator(stream(recipe.seed, "learner")),
     )

@@ -25,7 +25,7 @@ from rlpg.runs.checkpoint import Checkpoint
 MISFITS = (RlpgError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
            ValueError)  # fmt: skip
 
-# A state with the moments of its optimisers, in bytes of one without, and what grows besides: the
+# A state with the moments of its optimizers, in bytes of one without, and what grows besides: the
 # entries per time step of a baseline, the running returns.
 MOST_PER_BYTE, SPARE = 4, 16 << 20
 

@@ -217,7 +217,7 @@ def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
         remaining = 1.0 - collector.env_steps / total
-        lr_scale = remaining if recipe.learner.lr_schedule == "linear" else 1.0
+        lr_scale = remaining if recipe.learner.learning_rate_schedule == "linear" else 1.0
         with meter.timing("collect"):
             rollout = collect(collector, recipe)
         with meter.timing("learn"):
@@ -245,7 +245,7 @@ def collect(collector: Collector, recipe: Recipe) -> Rollout:
     """One update's worth of experience."""
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)
-    return collector.steps(recipe.rollout.steps)
+    return collector.steps(recipe.rollout.num_steps)
 
 
 class Evaluator:

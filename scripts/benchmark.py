@@ -134,7 +134,7 @@ def collect() -> Iterator[Row]:
 def update() -> Iterator[Row]:
     """The learner's update against forward, backward and Adam of the same networks and batch."""
     envs, policy, learner = parts(
-        "CartPole-v1", 64, **{"learner.value_epochs": 1, "learner.value_minibatches": 1}
+        "CartPole-v1", 64, **{"learner.num_value_epochs": 1, "learner.num_value_minibatches": 1}
     )
     collector = Collector(envs, policy, 0, log_prob=False)
     rollout = collector.steps(128)
@@ -257,12 +257,12 @@ def train() -> Iterator[Row]:
 
 
 def training_seconds(total_steps: int, num_envs: int = 64, num_steps: int = 128) -> float:
-    """Time of a run of `rlpg.train` on CartPole, one optimiser step per network and update."""
+    """Time of a run of `rlpg.train` on CartPole, one optimizer step per network and update."""
     settings = {
         "rollout.num_envs": num_envs,
-        "rollout.steps": num_steps,
-        "learner.value_epochs": 1,
-        "learner.value_minibatches": 1,
+        "rollout.num_steps": num_steps,
+        "learner.num_value_epochs": 1,
+        "learner.num_value_minibatches": 1,
         "evaluation.every": 10**9,
         "evaluation.episodes": 1,
         "evaluation.final_episodes": 1,
@@ -324,7 +324,7 @@ def solved_by_us(seed: int) -> float:
     due = LOOK_EVERY
     while collector.env_steps < recipe.total_steps:
         learner.update(
-            collector.steps(recipe.rollout.steps),
+            collector.steps(recipe.rollout.num_steps),
             lr_scale=1.0 - collector.env_steps / recipe.total_steps,
         )
         if collector.env_steps >= due:
@@ -437,7 +437,7 @@ def figures(self):
     return before(self)
 Meter.figures = figures
 settings = {
-    "rollout.num_envs": 64, "rollout.steps": 128,
+    "rollout.num_envs": 64, "rollout.num_steps": 128,
     "evaluation.every": 50_000, "checkpoint.every": 50_000,
 }
 rlpg.train("CartPole-v1", recipe="default", total_steps=1_500_000, run_dir="run",

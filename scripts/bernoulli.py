@@ -176,8 +176,8 @@ def draw(
             variances.plot(
                 etas, [r.variance for r in rows], "o", color=color, markersize=3.5, label=name
             )
-    means.axvline(ETA, color="grey", linewidth=0.8, linestyle=":")
-    means.axhline(0, color="grey", linewidth=0.8)
+    means.axvline(ETA, color="gray", linewidth=0.8, linestyle=":")
+    means.axhline(0, color="gray", linewidth=0.8)
     means.set(xlabel="eta", title="mean of the estimate", ylabel="d/d eta E (b - 0.45)²")
     variances.set(xlabel="eta", yscale="log", title="variance of one sample", ylim=(3e-7, 1))
     for name, path in paths.items():

@@ -43,7 +43,7 @@ def learner_and_policy(name: str, device: torch.device) -> tuple[Reinforce, Poli
     policy = Policy.create(
         env.observation_space, env.action_space, generator=torch.Generator().manual_seed(0)
     ).to(device)
-    return Reinforce(policy, gae_lambda=0.95, value_epochs=1, value_minibatches=1), policy
+    return Reinforce(policy, gae_lambda=0.95, num_value_epochs=1, num_value_minibatches=1), policy
 
 
 def drawn_actions(name: str, num_envs: int) -> list[np.ndarray]:

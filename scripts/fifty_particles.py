@@ -88,8 +88,8 @@ def exact_gradient(*, resamples: int, num: float = NUM) -> dict[str, float]:
 def exact_variances(*, resamples: int) -> dict[str, float]:
     """Variance of d/d mu from one cloud, for every estimator that sees the cloud's loss only.
 
-    Each cloud enters through two independent numbers: sqrt(N) times its standardised mean is
-    standard normal, (N - 1) times its standardised variance chi-square. In them loss and score are
+    Each cloud enters through two independent numbers: sqrt(N) times its standardized mean is
+    standard normal, (N - 1) times its standardized variance chi-square. In them loss and score are
     polynomials (roots of variances appear in even powers only, once the signs of the means are
     summed over), so a product of small Gauss rules is exact. For mu only the first cloud is a
     node: score = sum_i eps_i = N mean(eps); path: dL/d mu = 2 (mean of z) w^(K + 1).
@@ -163,7 +163,7 @@ def shaped_lines(*, resamples: int, repeats: int, seed: int) -> list[Line]:
 
 
 def shaped_tape() -> rlpg.Tape:
-    """Shaped rewards are centred; what lanes earn themselves needs a baseline."""
+    """Shaped rewards are centerd; what lanes earn themselves needs a baseline."""
     return rlpg.Tape("score", baseline=rlpg.LeaveOneOut())
 
 

@@ -40,7 +40,7 @@ from rlpg.runs.recipe import Recipe, dumps, load_recipe, override
 Files = dict[str, bytes]
 SETTINGS = {
     "rollout.num_envs": 2,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "policy.hidden": (4,),
     "evaluation.episodes": 1,
     "evaluation.final_episodes": 1,

@@ -98,16 +98,16 @@ class Controller(nn.Module):
     Deterministic: all that is random, and all that is differentiated, is the model's next state.
     """
 
-    def __init__(self, generator: torch.Generator, num_centres: int = 50) -> None:
+    def __init__(self, generator: torch.Generator, num_centers: int = 50) -> None:
         super().__init__()
         spread = torch.tensor([0.5, 0.7, 0.7, 1.0, 1.0])
-        self.centres = nn.Parameter(torch.randn(num_centres, 5, generator=generator) * spread)
-        self.weights = nn.Parameter(torch.randn(num_centres, generator=generator) * 0.1)
+        self.centers = nn.Parameter(torch.randn(num_centers, 5, generator=generator) * spread)
+        self.weights = nn.Parameter(torch.randn(num_centers, generator=generator) * 0.1)
         self.log_width = nn.Parameter(torch.zeros(5))
         self.linear = nn.Parameter(torch.zeros(5))
 
     def forward(self, state: Tensor) -> Tensor:
-        x, c = features(state) / self.log_width.exp(), self.centres / self.log_width.exp()
+        x, c = features(state) / self.log_width.exp(), self.centers / self.log_width.exp()
         half = x @ c.T - 0.5 * (x.square().sum(1, keepdim=True) + c.square().sum(1))  # [N, C]
         return FORCE * torch.tanh(half.exp() @ self.weights + features(state) @ self.linear)
 
@@ -159,22 +159,22 @@ class Ensemble(nn.Module):
         return state + mean, log_deviation.reshape(-1, 4).exp() * self.change_scale
 
     def fit(self, state: Tensor, force: Tensor, after: Tensor, updates: int) -> float:
-        """Maximise the likelihood of transitions `[B, 4]`, `[B]`, `[B, 4]`; the last loss."""
+        """Maximize the likelihood of transitions `[B, 4]`, `[B]`, `[B, 4]`; the last loss."""
         inputs = torch.cat([features(state), force[:, None] / FORCE], dim=1)
         change = after - state
         self.input_mean, self.input_scale = inputs.mean(0), inputs.std(0) + 1e-3
         self.change_mean, self.change_scale = change.mean(0), change.std(0) + 1e-3
         inputs = ((inputs - self.input_mean) / self.input_scale).expand(self.members, -1, -1)
         target = (change - self.change_mean) / self.change_scale
-        optimiser = torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
         for _ in range(updates):
             mean, log_deviation = self._change(inputs)
             error = (target - mean) * (-log_deviation).exp()
             loss = (0.5 * error.square() + log_deviation).mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         return float(loss.detach())
 
@@ -214,8 +214,8 @@ def improve(
 
     Returns `[update, mean return on the true system]` every 20 updates, for the record only.
     """
-    optimiser = torch.optim.Adam(controller.parameters(), lr=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, updates)
+    optimizer = torch.optim.Adam(controller.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, updates)
     curve = []
     with seeded(seed, dict(controller.named_parameters())):
         for update in range(updates):
@@ -226,10 +226,10 @@ def improve(
             tape = Tape(how, baseline=LeaveOneOut() if how != "pathwise" else None)
             rollout(tape, PARTICLES, model, controller, horizon)
             surrogate = tape.surrogate()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (-surrogate).backward()
             nn.utils.clip_grad_norm_(controller.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return curve
 
@@ -316,19 +316,19 @@ def draw(report: dict[str, dict[str, Any]]) -> None:
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    colours = {"score": "tab:blue", "pathwise": "tab:red", "combine": "tab:green"}
+    colors = {"score": "tab:blue", "pathwise": "tab:red", "combine": "tab:green"}
     for key, run in report.items():
         part, how, _ = key.split("/")
         first = not any(k.startswith(f"{part}/{how}/") and k < key for k in report)
-        label, colour = how if first else None, colours[how]
+        label, color = how if first else None, colors[how]
         if part == "simulator":
-            left.plot(*zip(*run["curve"], strict=True), color=colour, lw=1.2, label=label)
+            left.plot(*zip(*run["curve"], strict=True), color=color, lw=1.2, label=label)
         else:
             played = range(2, 2 + len(run["rows"]))
             true = [row["return"] for row in run["rows"]]
-            right.plot(played, true, color=colour, marker="o", ms=4, label=label)
+            right.plot(played, true, color=color, marker="o", ms=4, label=label)
             promised = [row["promised"] for row in run["rows"]]
-            right.plot(played, promised, color=colour, lw=0.7, ls=":")
+            right.plot(played, promised, color=color, lw=0.7, ls=":")
     left.set(xlabel="update", ylabel="return from hanging", title="known simulator")
     right.set(xlabel="episodes played", title="learned model; dotted: what it promises")
     for axis, place in ((left, "center right"), (right, "lower right")):

@@ -449,21 +449,21 @@ def draw(lines: list[Line], paths: int, seed: int) -> Figure:
         "call, surrogate(order=2), price as baseline": ("s", "tab:cyan"),
     }
     names = ("delta", "vega", "rho", "theta", "gamma")
-    labelled = set()
+    labeled = set()
     for row in lines:
         if row.estimator in marks:
-            marker, colour = marks[row.estimator]
+            marker, color = marks[row.estimator]
             label = row.estimator.removeprefix("call, ")
             known = {"score of score": "score", "surrogate(order=2), price as baseline": ""}
             label = known.get(label, label)
             needed = row.variance / (0.01 * row.exact_mean) ** 2
             at = names.index(row.parameter)
-            new = "" if label in labelled or not label else label
-            labelled.add(label)
-            left.plot(at, needed, marker, color=colour, ms=7, label=new or None)
+            new = "" if label in labeled or not label else label
+            labeled.add(label)
+            left.plot(at, needed, marker, color=color, ms=7, label=new or None)
             if row.exact_variance is not None:
                 exact = row.exact_variance / (0.01 * row.exact_mean) ** 2
-                left.plot([at - 0.25, at + 0.25], [exact, exact], color=colour, lw=0.8)
+                left.plot([at - 0.25, at + 0.25], [exact, exact], color=color, lw=0.8)
     left.set(yscale="log", xticks=range(5), xticklabels=names)
     left.set(ylabel="paths for a standard error of 1 %", title="European call; lines: exact")
     left.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")

@@ -89,14 +89,14 @@ def exact(steps: int = STEPS) -> dict[tuple[str, str], Polynomial]:
         slopes = {name: slopes[name] + 2 * weight(t, steps) * off * path[name] for name in START}
     found = {}
     for name in START:
-        plain = centred = Polynomial.constant(0.0)
+        plain = centerd = Polynomial.constant(0.0)
         for t in range(steps):
             score, to_go = noise[t] * direct[t][name] * (1 / s), sum(losses[t:])
             score = score - 1 / s if name == "s" else score
             plain = plain + score * to_go
-            centred = centred + score * (to_go - to_go.mean())
+            centerd = centerd + score * (to_go - to_go.mean())
         found["score", name] = plain
-        found["score, leave one out", name] = centred
+        found["score, leave one out", name] = centerd
         found["pathwise", name] = slopes[name]
     return found
 
@@ -190,16 +190,16 @@ def spreads(model: Recurrent, *, repeats: int, seed: int) -> dict[str, float]:
 def train(name: str, *, updates: int, seed: int, lanes: int = 50) -> tuple[Recurrent, list[float]]:
     """The model trained with one estimator, and its loss at each update."""
     model, losses = recurrent(seed), []
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(updates):
             tape = TAPES[name]()
             model.draw(tape, lanes)
             surrogate = tape.surrogate()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             surrogate.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(surrogate.item())
     return model, losses
 

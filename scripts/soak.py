@@ -37,7 +37,7 @@ RUN = [
     "--checkpoint.every=50_000",
     "--log.every=10_000",
     "--total-steps=100_000_000_000",
-    "--learner.lr-schedule=constant",
+    "--learner.learning-rate-schedule=constant",
 ]
 BACKENDS = {
     "native": ["--rollout.num-envs=16"],

@@ -139,7 +139,7 @@ def save(out: Path, name: str, figure: Figure, content: Mapping[str, Any]) -> No
     out.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
-    # A palette is a third of the size, and these pictures have few colours.
+    # A palette is a third of the size, and these pictures have few colors.
     Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(
         out / f"{name}.png", optimize=True
     )

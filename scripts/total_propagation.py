@@ -156,7 +156,7 @@ def exact(beta: float, horizon: int, grid: int = 24001) -> Exact:
 
 
 def _cubic(grid: Array, at: Array) -> tuple[NDArray[np.int64], list[Array]]:
-    """For each point the first of four neighbours on the grid, and their weights (Lagrange).
+    """For each point the first of four neighbors on the grid, and their weights (Lagrange).
 
     A spline would let the huge values of the second moment ring into the small ones.
     """
@@ -312,10 +312,10 @@ def draw(report: dict[str, Any], sweep: list[list[float]]) -> None:
     figure = Figure(figsize=(9.5, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     horizons = [int(h) for h in report]
-    colours = {"pathwise": "tab:red", "score": "tab:blue"}
-    for name, colour in colours.items():
+    colors = {"pathwise": "tab:red", "score": "tab:blue"}
+    for name, color in colors.items():
         line = [report[str(h)]["exact"][f"{name} variance"] for h in horizons]
-        left.plot(horizons, line, color=colour, lw=1.2)
+        left.plot(horizons, line, color=color, lw=1.2)
     marks = {
         "pathwise": ("o", "tab:red", "pathwise"),
         "score": ("s", "tab:blue", "score"),
@@ -323,9 +323,9 @@ def draw(report: dict[str, Any], sweep: list[list[float]]) -> None:
         "combine": ("^", "tab:green", "combine, cross-fitted"),
         "published, measured on beta": ("D", "black", "published weights, taken on beta"),
     }
-    for name, (marker, colour, label) in marks.items():
+    for name, (marker, color, label) in marks.items():
         dots = [report[str(h)][name]["variance"] for h in horizons]
-        left.plot(horizons, dots, marker, color=colour, ms=5, ls="", label=label)
+        left.plot(horizons, dots, marker, color=color, ms=5, ls="", label=label)
     left.set(yscale="log", xlabel="horizon", ylabel="variance per lane", title="beta = 2.4")
     left.set_ylim(top=3e5)
     left.legend(fontsize=7.5, loc="upper left", frameon=False)

@@ -34,7 +34,7 @@ from rlpg.runs.writers import Writers
 CANARY = "canary"  # in the working folder; whoever makes it has run code or left its folder
 SETTINGS = {
     "rollout.num_envs": 2,
-    "rollout.steps": 8,
+    "rollout.num_steps": 8,
     "policy.hidden": (4,),
     "environment.backend": "sync",
     "evaluation.episodes": 1,
@@ -307,7 +307,7 @@ def forge_checkpoint(
 
 
 def open_checkpoint(run: Path) -> None:
-    """What is damaged is skipped in favour of an older one; here there is none, so look at it."""
+    """What is damaged is skipped in favor of an older one; here there is none, so look at it."""
     checkpoint.load(next((run / "checkpoints").iterdir()))
     rlpg.resume(run, total_steps=400)
 
@@ -377,7 +377,7 @@ def all_checkpoints() -> None:
         "large": np.zeros(60_000_000, np.float32),
     }.items():
         checkpoint_case(f"{name} weights", change=put(*weight, value=value))
-    moments = ("learner", "optimiser")
+    moments = ("learner", "optimizer")
     for value in ([{}], [{}] * 9, [{"exp_avg": np.zeros(7)}] * 4):
         checkpoint_case(f"moments {value!r:.30}", change=put(*moments, value=value))
     for key, value in {
@@ -456,7 +456,7 @@ def all_recipes() -> None:
         "a nested EnvSpec": "[environment]\nkwargs = {spec = {entry_point = 'os:system'}}",
         "another agent": "agent = '../../canary'",
         "null": "[environment]\nid = 'a\0b'",
-        "nan": "[learner]\nlr = nan",
+        "nan": "[learner]\nlearning_rate = nan",
     }.items():
         recipe_case(name, text)
     CASES["recipe: a link"] = (

@@ -24,7 +24,7 @@ from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 
 FAST = [
     "--recipe", "default", "--total-steps", "200", "--rollout.num-envs", "4",
-    "--rollout.steps", "16", "--policy.hidden", "8", "--evaluation.episodes", "2",
+    "--rollout.num_steps", "16", "--policy.hidden", "8", "--evaluation.episodes", "2",
     "--evaluation.final-episodes", "3", "--log.every", "64",
 ]  # fmt: skip
 VERBS = ("train", "resume", "evaluate", "check-env", "agents")
@@ -121,7 +121,7 @@ def another(value: object, key: str) -> str:
         "agent": "reinforce", "environment.backend": "sync", "policy.activation": "relu",
         "policy.gaussian": "squashed", "policy.std": "dependent", "learner.baseline": "linear",
         "learner.truncated_return": "bootstrap", "learner.average": "episodes",
-        "learner.lr_schedule": "constant",
+        "learner.learning_rate_schedule": "constant",
     }  # fmt: skip
     if key in words:
         return words[key]
@@ -166,11 +166,23 @@ def test_keyword_arguments_reach_the_environment() -> None:
 
 
 def test_options_win_over_the_recipe_file() -> None:
-    Path("mine.toml").write_text("total_steps = 64\n[learner]\nlr = 0.5\ngamma = 0.9\n")
-    words = ["--recipe", "mine.toml", "--learner.lr", "1e-3", "--run-dir", "run", "--quiet"]
+    Path("mine.toml").write_text("total_steps = 64\n[learner]\nlearning_rate = 0.5\ngamma = 0.9\n")
+    words = [
+        "--recipe",
+        "mine.toml",
+        "--learner.learning_rate",
+        "1e-3",
+        "--run-dir",
+        "run",
+        "--quiet",
+    ]
     assert cli.main(["train", "CartPole-v1", *words, "--evaluation.final_episodes", "2"]) == 0
     recipe = load_recipe("run/recipe.toml")
-    assert (recipe.total_steps, recipe.learner.lr, recipe.learner.gamma) == (64, 1e-3, 0.9)
+    assert (recipe.total_steps, recipe.learner.learning_rate, recipe.learner.gamma) == (
+        64,
+        1e-3,
+        0.9,
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,10 +317,10 @@ def test_evaluate_refuses_another_environment(
         ("train no_such_module:CartPole-v1", "No module named 'no_such_module'"),
         ("train CartPole-v1 --agent ppx", "agent: expected one of reinforce"),
         ("train CartPole-v1 --learner.lrr 1", "learner.lrr: no such setting; did you mean"),
-        ("train CartPole-v1 --lr 1e-3", "did you mean learner.lr"),
-        ("train CartPole-v1 --learner.lr fast", "learner.lr: expected a number > 0, got 'fast'"),
+        ("train CartPole-v1 --lr 1e-3", "did you mean learner.learning_rate"),
+        ("train CartPole-v1 --learner.learning-rate fast", "expected a number > 0, got 'fast'"),
         ("train CartPole-v1 --learner.gamma 1.5", "expected a number in [0, 1], got 1.5"),
-        ("train CartPole-v1 --learner.lr", "--learner.lr: expected one argument"),
+        ("train CartPole-v1 --learner.gamma", "--learner.gamma: expected one argument"),
         ("train CartPole-v1 --total-steps 0", "total_steps: expected an integer >= 1, got 0"),
         ("train CartPole-v1 --rollout.num-envs 1.5", "expected an integer >= 1, got '1.5'"),
         ("train CartPole-v1 --policy.hidden 8,x", "policy.hidden: expected a list"),

@@ -29,7 +29,7 @@ def rule(*, gae_lambda: float | None = None, gamma_weight: bool = True) -> Credi
         truncated_return="terminal",
         gamma_weight=gamma_weight,
         average="episodes",
-        standardise_advantages=False,
+        normalize_advantages=False,
     )
     made.gae_lambda = gae_lambda
     return made

@@ -107,15 +107,15 @@ def first_to_finish(seed: int, episodes: int, copies: int) -> list[int]:
     return [length for _, length in sorted(ends)[:episodes]]
 
 
-def test_short_episodes_are_not_favoured(policy: Policy) -> None:
+def test_short_episodes_are_not_favored(policy: Policy) -> None:
     # Half the episodes have 1 step, half 40: mean 20.5, deviation 19.5; 16 x 40 episodes.
     mean, four_deviations = 20.5, 4 * 19.5 / np.sqrt(16 * 40)
     fair = [
         evaluate(policy, "test/ShortOrLong-v0", 40, seed, num_envs=20).mean for seed in range(16)
     ]
     assert abs(np.mean(fair) - mean) < four_deviations
-    favoured = [first_to_finish(seed, 40, 20) for seed in range(16)]
-    assert np.mean(favoured) < mean - four_deviations, "this test would have noticed"
+    favored = [first_to_finish(seed, 40, 20) for seed in range(16)]
+    assert np.mean(favored) < mean - four_deviations, "this test would have noticed"
 
 
 def test_a_cap_ends_what_has_no_end_and_is_said() -> None:

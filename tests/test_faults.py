@@ -31,7 +31,7 @@ from rlpg.runs.checkpoint import newest
 SMALL = {
     "total_steps": 512,
     "rollout.num_envs": 2,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "policy.hidden": (4,),
     "checkpoint.every": 64,
     "evaluation.every": 64,

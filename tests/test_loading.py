@@ -213,7 +213,7 @@ def test_a_name_that_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def ship(root: Path, name: str, policy: Path) -> None:
     (root / name).mkdir(parents=True)
-    (root / name / "recipe.toml").write_text("total_steps = 123\n[learner]\nlr = 0.5\n")
+    (root / name / "recipe.toml").write_text("total_steps = 123\n[learner]\nlearning_rate = 0.5\n")
     shutil.copytree(policy, root / name / "policy")
 
 
@@ -229,7 +229,7 @@ def test_shipped_agents_are_found_by_name(
         rlpg.load("CartPole-v1-reinforced")
     recipe = loading.shipped_recipe("CartPole-v1", "reinforce")
     assert recipe is not None
-    assert (recipe.total_steps, recipe.learner.lr) == (123, 0.5)
+    assert (recipe.total_steps, recipe.learner.learning_rate) == (123, 0.5)
     assert loading.shipped_recipe("rlpg:rlpg/Chain-v0", "reinforce") is not None
     assert loading.shipped_recipe("Pendulum-v1", "reinforce") is None
 

@@ -7,8 +7,8 @@ import torch
 from gymnasium import spaces
 
 from rlpg.policies import Policy
-from rlpg.prepare import entropy_weight
-from rlpg.runs.recipe import DISCRETE_ENTROPY_WEIGHT
+from rlpg.prepare import entropy_coef
+from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF
 
 
 def policy_for(action_space: spaces.Space) -> Policy:
@@ -20,8 +20,8 @@ def policy_for(action_space: spaces.Space) -> Policy:
 @pytest.mark.parametrize(
     ("action_space", "expected"),
     [
-        (spaces.Discrete(3), DISCRETE_ENTROPY_WEIGHT),
-        (spaces.MultiBinary(3), DISCRETE_ENTROPY_WEIGHT),
+        (spaces.Discrete(3), DISCRETE_ENTROPY_COEF),
+        (spaces.MultiBinary(3), DISCRETE_ENTROPY_COEF),
         (spaces.Box(-1, 1, (2,)), 0.0),
         (spaces.Tuple((spaces.Discrete(3), spaces.Box(-1, 1, (2,)))), 0.0),
     ],
@@ -30,6 +30,6 @@ def test_the_entropy_bonus_suits_the_kind_of_action_unless_it_is_set(
     action_space: spaces.Space, expected: float
 ) -> None:
     policy = policy_for(action_space)
-    assert entropy_weight(policy, None) == expected
-    assert entropy_weight(policy, 0.3) == 0.3
-    assert entropy_weight(policy, 0.0) == 0.0
+    assert entropy_coef(policy, None) == expected
+    assert entropy_coef(policy, 0.3) == 0.3
+    assert entropy_coef(policy, 0.0) == 0.0

@@ -17,7 +17,7 @@ from rlpg.runs.policy_files import load_policy
 
 SETTINGS = {
     "rollout.num_envs": 4,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "evaluation.every": 128,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,

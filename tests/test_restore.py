@@ -19,7 +19,7 @@ from rlpg.runs import checkpoint
 
 SMALL = {
     "rollout.num_envs": 2,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "policy.hidden": (4,),
     "evaluation.episodes": 1,
     "evaluation.final_episodes": 1,
@@ -73,7 +73,7 @@ WEIGHT = ("learner", "policy", "network.mlp.layers.0.weight")
         (set_to(*WEIGHT, value=lambda w: w * np.nan), "layers.0.weight: expected finite"),
         (set_to("learner", "more", value=1), "learner: expected"),
         (set_to("learner", "reward_scale", "running", value=np.zeros(1, "f4")), "running"),
-        (set_to("learner", "optimiser", value={}), "count"),
+        (set_to("learner", "optimizer", value={}), "count"),
         (set_to("learner", "large", value=np.zeros(2**24)), "expected a state of"),
         (set_to("collector", "obs", value=lambda obs: obs[:1]), "obs: expected"),
         (set_to("collector", "generator", value=np.zeros(3, np.uint8)), "RNG"),

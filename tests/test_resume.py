@@ -27,7 +27,7 @@ from rlpg.stopping import StopSignals
 
 SMALL = {
     "rollout.num_envs": 4,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "evaluation.every": 300,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 3,
@@ -102,15 +102,15 @@ def assert_same(one: Path, other: Path) -> None:
     [
         ("CartPole-v1", {}),
         ("CartPole-v1", {"environment.backend": "sync", "learner.baseline": "linear"}),
-        ("Pendulum-v1", {"policy.gaussian": "squashed", "learner.entropy_weight": 0.01}),
+        ("Pendulum-v1", {"policy.gaussian": "squashed", "learner.entropy_coef": 0.01}),
         ("FrozenLake-v1", {"learner.baseline": "time_step", "learner.truncated_return": "drop"}),
         (
             "CartPole-v1",
             {"learner.baseline": "moving_average", "learner.truncated_return": "terminal"},
         ),
-        ("LunarLander-v3", {"learner.lr_schedule": "constant"}),
+        ("LunarLander-v3", {"learner.learning_rate_schedule": "constant"}),
         ("InvertedPendulum-v5", {"policy.gaussian": "beta"}),
-        ("rlpg:rlpg/UnitCommitment-v0", {"policy.normalise_observations": False}),
+        ("rlpg:rlpg/UnitCommitment-v0", {"policy.normalize_observations": False}),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(
@@ -168,7 +168,11 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(tmp_path: P
 
 def test_a_finished_run_grows(tmp_path: Path) -> None:
     """A run of 1500 steps and then 700 more is one of 2200: with a constant learning rate."""
-    constant = {"learner.lr_schedule": "constant", "log.every": 64, "evaluation.every": 64}
+    constant = {
+        "learner.learning_rate_schedule": "constant",
+        "log.every": 64,
+        "evaluation.every": 64,
+    }
     short = train(tmp_path / "a", **constant)
     first = progress(short.path)
     again = rlpg.resume(short.path, total_steps=2200)

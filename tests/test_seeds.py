@@ -21,7 +21,7 @@ from rlpg.rollouts.seeds import _KEY, derived_seed
 RUNS, ENVIRONMENTS = 100, 64
 SMALL = {
     "rollout.num_envs": 2,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "evaluation.every": 64,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,

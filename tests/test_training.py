@@ -26,7 +26,7 @@ from rlpg.runs.recipe import Recipe, flatten, load_recipe
 
 SMALL = {
     "rollout.num_envs": 4,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 3,
     "policy.hidden": (16,),
@@ -57,7 +57,7 @@ TAGS = {
 def train(
     env: Any, path: Path, *, seed: int = 0, steps: int = 320, quiet: bool = True, **settings: Any
 ) -> rlpg.Run:
-    """A short run; `learner__lr=1e-3` sets learner.lr."""
+    """A short run; `learner__learning_rate=1e-3` sets learner.learning_rate."""
     overrides = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
     return rlpg.train(
         env,

@@ -43,7 +43,7 @@ def test_a_film_of_an_episode(env: str, capsys: pytest.CaptureFixture[str]) -> N
     assert not [path for path in Path().iterdir() if path.name.startswith(".tmp")]
 
 
-class Coloured(gymnasium.Env[Any, Any]):
+class Colored(gymnasium.Env[Any, Any]):
     """Its picture shows the step: red 0, 1, 2 ... in each episode of 3 steps."""
 
     observation_space = gymnasium.spaces.Discrete(2)
@@ -63,7 +63,7 @@ class Coloured(gymnasium.Env[Any, Any]):
 
 def test_every_state_of_the_first_whole_episode_is_shown() -> None:
     seen: list[int] = []
-    env = Filmed(Coloured(), lambda frame: seen.append(int(frame[0, 0, 0])))
+    env = Filmed(Colored(), lambda frame: seen.append(int(frame[0, 0, 0])))
     env.reset()
     env.reset()  # looking for action masks resets once more
     for _ in range(3):

@@ -23,7 +23,7 @@ _COPIES = 2
 _STEPS = 64  # at once; until an episode has ended, but not for ever
 _MOST_CHUNKS = 16
 
-# Gymnasium's words that are no matter here: observations are normalised, actions are scaled, and
+# Gymnasium's words that are no matter here: observations are normalized, actions are scaled, and
 # pictures, limits and closing are looked at elsewhere.
 _STYLE = (
     r"infinity\. This is probably too",
@@ -117,7 +117,7 @@ def check_by_gymnasium(
 
 
 def _plain(text: str) -> str:
-    """Without colours and the word WARN."""
+    """Without colors and the word WARN."""
     return " ".join(re.sub(r"\x1b\[\d+m", "", text).removeprefix("WARN: ").split())
 
 

@@ -158,7 +158,7 @@ class Value:
     """A network's estimate of the return: `tape.sample(dist, baseline=value(state))`.
 
     The state is what is known *before* the sample. Nothing is trained behind the caller's back:
-    after `surrogate()`, minimise `value.loss()` with an optimiser of its own.
+    after `surrogate()`, minimize `value.loss()` with an optimizer of its own.
 
     Args:
         net: maps `[lanes, ...]` to `[lanes]` or `[lanes, 1]`.

@@ -38,7 +38,7 @@ class Row:
     mean: float
     variance_per_lane: float  # of the surrogate's gradient, times the number of lanes
     signal_to_noise: float  # length of the mean over standard deviation, at num_lanes lanes
-    bias_z: float  # standard errors from the reference; for D > 1 a normalised chi-square
+    bias_z: float  # standard errors from the reference; for D > 1 a normalized chi-square
     lanes_needed: float  # for a signal-to-noise of 1; inf where no signal was seen
     ms_per_lane: float  # program, surrogate and gradient
 

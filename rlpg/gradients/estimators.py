@@ -6,7 +6,7 @@ estimate of the objective:
 
     surrogate = objective.detach() + score_function(log_prob, advantage, weight=weight)
 
-Everything is maximised; who minimises puts the minus sign in front of the whole.
+Everything is maximized; who minimizes puts the minus sign in front of the whole.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def log_prob_of(distribution: Distribution, sample: Tensor) -> Tensor:
     """
     if sample.requires_grad:
         raise EstimatorError(
-            "log_prob_of: expected a sample without a gradient, got a reparametrised one; "
+            "log_prob_of: expected a sample without a gradient, got a reparametrized one; "
             "draw with sample() for the score function, or leave log_prob out and use the path"
         )
     return distribution.log_prob(sample)
@@ -117,7 +117,7 @@ def biased_straight_through(distribution: Distribution) -> Tensor:
 
 
 def biased_gumbel_softmax(distribution: Distribution, temperature: float) -> Tensor:
-    """A relaxed, reparametrised stand-in for a discrete sample. **Biased** in value and gradient.
+    """A relaxed, reparametrized stand-in for a discrete sample. **Biased** in value and gradient.
 
     The bias vanishes as the temperature goes to 0, and the variance then explodes.
 

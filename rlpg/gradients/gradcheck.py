@@ -21,7 +21,7 @@ from rlpg.gradients.experiment import (
     seeds,
     tape_maker,
 )
-from rlpg.gradients.mistakes import Check, recognise
+from rlpg.gradients.mistakes import Check, recognize
 from rlpg.gradients.tape import How
 
 Z = 4.5  # repeated looks at up to 12 directions: a false alarm in fewer than 1 of 500 checks
@@ -127,7 +127,7 @@ def _decide(
             raise EstimatorError(
                 f"gradcheck: expected {float(b.mean(0)[worst]):.5g} {check.labels[worst]}, got "
                 f"{float(a.mean(0)[worst]):.5g} ({repeats} repeats, standard error of the "
-                f"difference {float(error[worst]):.2g}); {recognise(check, a, b, Z, tolerance)}"
+                f"difference {float(error[worst]):.2g}); {recognize(check, a, b, Z, tolerance)}"
             )
         if visible <= max(resolution, tolerance):
             return Agreement(a.mean(0), b.mean(0), error, visible, repeats)

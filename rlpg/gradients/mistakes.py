@@ -151,7 +151,7 @@ class Check:
                 tensor.copy_(part.reshape(tensor.shape))
 
 
-def recognise(check: Check, got: Tensor, want: Tensor, z: float, tolerance: float) -> str:
+def recognize(check: Check, got: Tensor, want: Tensor, z: float, tolerance: float) -> str:
     """A sentence that names the mistake whose signature the difference carries.
 
     Suspects that can be made on purpose are made, and their gradient is compared with what was got.
@@ -193,9 +193,9 @@ def recognise(check: Check, got: Tensor, want: Tensor, z: float, tolerance: floa
             "the gradient is 0 in every repeat: a comparison, rounding, detach or integer lies "
             "between the sample and the terms; use how='score' for this node"
         )
-    if made_on_purpose(_Reparametrised):
+    if made_on_purpose(_Reparametrized):
         return (
-            "this is the gradient of log_prob at a reparametrised sample (rsample): the score "
+            "this is the gradient of log_prob at a reparametrized sample (rsample): the score "
             "cancels along the sample's path; draw with sample(), or drop log_prob"
         )
     if _has_discount(check) and made_on_purpose(_left_out, _forget_discount):
@@ -221,7 +221,7 @@ def _factor(check: Check, ratio: float, margin: float) -> str:
     if abs(ratio) <= margin:
         return "next to nothing arrives; a step function or detach lies on its way"
     if ratio < 0:
-        return "maximise the surrogate (the minus sign belongs to the optimiser's loss)"
+        return "maximize the surrogate (the minus sign belongs to the optimizer's loss)"
     if ratio > 1:
         return "something is counted twice, or summed over lanes where a mean is meant"
     of_steps, of_lanes = abs(ratio - 1 / max(nodes, 1)), abs(ratio - (1 - 1 / lanes))
@@ -280,7 +280,7 @@ def _forget_discount(tape: Tape) -> None:
             event.weight = 1.0
 
 
-class _Reparametrised(Tape):
+class _Reparametrized(Tape):
     """A score tape whose samples keep their path while log_prob is taken."""
 
     def sample(

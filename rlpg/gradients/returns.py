@@ -66,7 +66,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """`[T, N]` generalised advantages: `A_t = delta_t + gamma lambda A_{t+1}` within an episode,
+    """`[T, N]` generalized advantages: `A_t = delta_t + gamma lambda A_{t+1}` within an episode,
     `delta_t = r_t + gamma V(s_{t+1}) - V(s_t)`, with no `V(s_{t+1})` after a termination.
 
     lambda = 1 is return minus value (unbiased in full episodes, whatever the value function);

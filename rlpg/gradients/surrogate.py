@@ -37,7 +37,7 @@ class Node:
 
 @dataclass
 class Path:
-    """A reparametrised sample; `grad_fn` is where the gradient of later terms must arrive."""
+    """A reparametrized sample; `grad_fn` is where the gradient of later terms must arrive."""
 
     name: str
     grad_fn: GradFn | None
@@ -110,7 +110,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     _check_paths(events)
     to_go = _zeros(events, lanes)  # G, times the weight of its branch
     shaped: Tensor | None = (
-        None  # the part of G that lies beyond a barrier; centred, so no baseline is taken off
+        None  # the part of G that lies beyond a barrier; centerd, so no baseline is taken off
     )
     mixed = any(isinstance(event, Node) and event.mixture for event in events)
     segment, surrogate, link = _Segment(lanes), torch.zeros(()), torch.zeros(())

@@ -74,7 +74,7 @@ class Tape:
         num_lanes: checked if given, else taken from the first sample or term.
         gae_lambda: the credit rule. 1: the return as it was sampled. Below 1, a node whose baseline
             is a value of its state (`Value` or a tensor) stands in for what follows it, as in
-            generalised advantage estimation; biased unless that value is exact.
+            generalized advantage estimation; biased unless that value is exact.
         exact_ivw: "combine" with the published formula: inverse-variance weights from the same
             samples (biased). Both kinds are measured on the node's own parameters.
         temperature: of "biased_gumbel_softmax".
@@ -146,7 +146,7 @@ class Tape:
         return x
 
     def add(self, term: Tensor, discount: Tensor | float = 1.0, name: str | None = None) -> None:
-        """A term of the objective, to be maximised.
+        """A term of the objective, to be maximized.
 
         Args:
             term: `[lanes]`, or `[K, lanes]` where it depends on a branching node.
@@ -247,7 +247,7 @@ class Tape:
 
     def surrogate(self, order: int = 1) -> Tensor:
         """Scalar J: its value is the mean over lanes of the discounted sum of terms, its gradient
-        the estimator. Maximise it; `J.backward()` once.
+        the estimator. Maximize it; `J.backward()` once.
 
         With `order=2` J can be differentiated twice (`torch.autograd.grad(..., create_graph=True)`)
         and both derivatives are estimators of the objective's: nodes enter as DiCE boxes, baselines
@@ -285,7 +285,7 @@ class Tape:
         if x.requires_grad:
             raise EstimatorError(
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
-                "with one; log_prob of a reparametrised sample is no score: use how='pathwise'"
+                "with one; log_prob of a reparametrized sample is no score: use how='pathwise'"
             )
         log_prob = density(name, dist, x)  # [*branches, lanes, ...]
         if log_prob.requires_grad:

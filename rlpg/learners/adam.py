@@ -30,7 +30,7 @@ class Adam:
         self._count = 0
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, lr: float) -> None:
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
         """Against the gradient `[P]` of a loss."""
         self._count += 1
         self._mean.lerp_(gradient, 1 - _MEAN_DECAY)
@@ -38,7 +38,7 @@ class Adam:
         # Both averages began at 0; dividing by the weight of what they have seen makes up for it.
         deviation = (self._square / (1 - _SQUARE_DECAY**self._count)).sqrt_().add_(_EPS)
         direction = self._mean / deviation
-        length = lr / (1 - _MEAN_DECAY**self._count)
+        length = learning_rate / (1 - _MEAN_DECAY**self._count)
         for parameter, part in zip(self._parameters, direction.split(self._sizes), strict=True):
             parameter.sub_(part.view_as(parameter), alpha=length)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.learners.baselines import Baseline
-from rlpg.learners.scaling import standardise
+from rlpg.learners.scaling import standardize
 from rlpg.learners.values import StateValue
 from rlpg.rollouts.rollout import Rollout
 
@@ -22,7 +22,7 @@ class Credit:
 
     returns: Tensor  # return-to-go, in the learner's reward units
     advantage: Tensor  # return-to-go minus baseline, 0 where the weight is 0
-    multiplier: Tensor  # what multiplies grad log pi: the advantage, standardised on request
+    multiplier: Tensor  # what multiplies grad log pi: the advantage, standardized on request
     weight: Tensor  # share of the step in the mean; 0 where a slot is not real or was dropped
     objective: Tensor  # scalar: the Monte-Carlo estimate that a surrogate takes as its value
 
@@ -43,7 +43,7 @@ class CreditRule:
         truncated_return: Literal["bootstrap", "drop", "terminal"] | None,
         gamma_weight: bool,
         average: Literal["steps", "episodes"],
-        standardise_advantages: bool,
+        normalize_advantages: bool,
     ) -> None:
         predicts, name = isinstance(baseline, StateValue), type(baseline).__name__
         if gae_lambda is not None and not predicts:
@@ -65,7 +65,7 @@ class CreditRule:
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.truncated_return = truncated_return or ("bootstrap" if predicts else "terminal")
         self.gamma_weight, self.average = gamma_weight, average
-        self.standardise_advantages = standardise_advantages
+        self.normalize_advantages = normalize_advantages
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, reward: Tensor) -> Credit:
@@ -99,7 +99,7 @@ class CreditRule:
         first[0] |= keep[0]  # an episode that began in an earlier rollout counts from here
         count = (first if self.average == "episodes" else keep).sum().clamp(min=1)
         objective = (to_go * first).sum() / count
-        multiplier = standardise(advantage, weight) if self.standardise_advantages else advantage
+        multiplier = standardize(advantage, weight) if self.normalize_advantages else advantage
         if self.gamma_weight:
             weight = weight * self.gamma ** rollout.time.to(reward.dtype)
         return Credit(to_go, advantage, multiplier, weight / count, objective)

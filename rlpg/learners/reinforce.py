@@ -35,7 +35,7 @@ class Reinforce:
     """The policy-gradient learner: `surrogate` to differentiate, `update` to take one step.
 
     Args:
-        policy: what is improved, in place; its observation normaliser learns after each step.
+        policy: what is improved, in place; its observation normalizer learns after each step.
         baseline: an object, or one of `none`, `moving_average`, `time_step`, `leave_one_out`,
             `linear`, `value`.
         gamma: discount per step.
@@ -52,16 +52,16 @@ class Reinforce:
         average: divide the sum over steps by the number of `steps` or of `episodes`. Only
             `episodes` estimates the gradient of the expected return; `steps` differs from it by a
             factor that depends on the lengths of the episodes in the batch.
-        entropy_weight: weight of the entropy of the action distribution, summed and averaged over
+        entropy_coef: weight of the entropy of the action distribution, summed and averaged over
             steps as the rest is.
-        standardise_advantages: shift and scale the batch's advantages to mean 0 and deviation 1
+        normalize_advantages: shift and scale the batch's advantages to mean 0 and deviation 1
             (biased: the batch's own moments contain each sample).
         max_grad_norm: longer gradients are shortened to this norm.
-        lr: Adam's learning rate.
+        learning_rate: Adam's learning rate.
         reward_scaling: divide rewards by the running deviation of the discounted return so far.
-        value_hidden, value_lr, value_epochs, value_minibatches: of the value network, which is
-            regressed on the returns.
-        generator: stream that initialises and shuffles the value network.
+        value_hidden, value_learning_rate, num_value_epochs, num_value_minibatches: of the value
+            network, which is regressed on the returns.
+        generator: stream that initializes and shuffles the value network.
 
     Raises:
         UsageError: options that contradict each other.
@@ -77,15 +77,15 @@ class Reinforce:
         truncated_return: Literal["bootstrap", "drop", "terminal"] | None = None,
         gamma_weight: bool = False,
         average: Literal["steps", "episodes"] = "steps",
-        entropy_weight: float = 0.0,
-        standardise_advantages: bool = False,
+        entropy_coef: float = 0.0,
+        normalize_advantages: bool = False,
         max_grad_norm: float | None = None,
-        lr: float = 3e-3,
+        learning_rate: float = 3e-3,
         reward_scaling: bool = False,
         value_hidden: tuple[int, ...] = (64, 64),
-        value_lr: float = 3e-3,
-        value_epochs: int = 4,
-        value_minibatches: int = 4,
+        value_learning_rate: float = 3e-3,
+        num_value_epochs: int = 4,
+        num_value_minibatches: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
         self._generator = generator or torch.Generator().manual_seed(0)
@@ -94,9 +94,9 @@ class Reinforce:
                 baseline,
                 policy,
                 hidden=value_hidden,
-                lr=value_lr,
-                epochs=value_epochs,
-                minibatches=value_minibatches,
+                learning_rate=value_learning_rate,
+                epochs=num_value_epochs,
+                minibatches=num_value_minibatches,
                 generator=self._generator,
             )
         self.policy, self.baseline = policy, baseline
@@ -107,15 +107,15 @@ class Reinforce:
             truncated_return=truncated_return,
             gamma_weight=gamma_weight,
             average=average,
-            standardise_advantages=standardise_advantages,
+            normalize_advantages=normalize_advantages,
         )
-        self.entropy_weight = entropy_weight
+        self.entropy_coef = entropy_coef
         self.max_grad_norm = max_grad_norm
-        self.lr = lr
+        self.learning_rate = learning_rate
         self.reward_scale = RewardScale(gamma) if reward_scaling else None
         self.num_updates = 0
         self._parameters = [p for p in policy.parameters() if p.requires_grad]
-        self._optimiser = Adam(self._parameters)
+        self._optimizer = Adam(self._parameters)
 
     def compile(self) -> None:
         """Compiles the networks for learning, which takes half a minute, once.
@@ -147,23 +147,23 @@ class Reinforce:
         distribution, _ = self.policy(obs)
         log_prob = distribution.log_prob(action)  # [S]
         gain = estimators.score_function(log_prob, multiplier, weight=weight)
-        with torch.set_grad_enabled(self.entropy_weight != 0.0):
+        with torch.set_grad_enabled(self.entropy_coef != 0.0):
             entropy = (weight * distribution.entropy()).sum()
-        return gain + self.entropy_weight * entropy, log_prob.detach(), entropy.detach()
+        return gain + self.entropy_coef * entropy, log_prob.detach(), entropy.detach()
 
     def _gradient(self, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient `[P]` of the loss; `[S]` log-probs and the entropy of the samples."""
         gradient, log_probs, entropies = torch.zeros(()), [], []
         for obs, action, multiplier, weight in pieces(*samples):
             gain, log_prob, entropy = self._gain(obs, action, multiplier, weight)
-            # The one minus sign: everything above is maximised, the optimiser minimises.
+            # The one minus sign: everything above is maximized, the optimizer minimizes.
             gradient = flat_gradient(-gain, self._parameters) + gradient
             log_probs.append(log_prob)
             entropies.append(entropy)
         return gradient, torch.cat(log_probs), torch.stack(entropies).sum()
 
     def update(self, rollout: Rollout, *, lr_scale: float = 1.0) -> dict[str, float]:
-        """One gradient step on the policy; then the baseline, the scale and the normaliser learn.
+        """One gradient step on the policy; then the baseline, the scale and the normalizer learn.
 
         Args:
             rollout: fresh from the policy as it is now (on-policy).
@@ -190,7 +190,7 @@ class Reinforce:
         figures = {
             "train/policy_loss": -float((credit.weight * credit.multiplier).sum()),
             "train/entropy": entropy / total if total else math.nan,
-            "train/learning_rate": self.lr * lr_scale,
+            "train/learning_rate": self.learning_rate * lr_scale,
             "train/explained_variance": explained_variance(
                 credit.returns, credit.advantage, credit.weight
             ),
@@ -210,9 +210,9 @@ class Reinforce:
         )
         if self.reward_scale:
             self.reward_scale.update(rollout)
-        if self.policy.normaliser is not None:
+        if self.policy.normalizer is not None:
             seen = rows(rollout.valid)(rollout.obs[:-1])  # [S, *O]
-            self.policy.normaliser.update(self.policy.observations.features(seen))
+            self.policy.normalizer.update(self.policy.observations.features(seen))
         self.num_updates += 1
         return figures
 
@@ -223,7 +223,7 @@ class Reinforce:
             gradient = gradient * (self.max_grad_norm / norm)
         if not gradient.square().sum().isfinite():  # Adam would never get over it
             raise NumericalFault(self._fault(gradient))
-        self._optimiser.step(gradient, self.lr * lr_scale)
+        self._optimizer.step(gradient, self.learning_rate * lr_scale)
 
     @torch.no_grad()
     def _divergence(self, samples: Samples, log_prob: Tensor) -> float:
@@ -241,15 +241,15 @@ class Reinforce:
         bad = next((n for n, size in zip(names, sizes, strict=True) if not size < math.inf), "all")
         return (
             f"gradient of {bad}: expected finite numbers, got nan, inf or more than can be squared "
-            f"at update {self.num_updates}; look at the rewards, lower learner.lr, or set "
-            "learner.max_grad_norm"
+            f"at update {self.num_updates}; look at the rewards, lower "
+            "learner.learning_rate, or set learner.max_grad_norm"
         )
 
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to continue exactly, the policy's weights included."""
         return {
             "policy": module_state(self.policy),
-            "optimiser": self._optimiser.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
             "baseline": self.baseline.state_dict(),
             "reward_scale": self.reward_scale.state_dict() if self.reward_scale else {},
             "generator": self._generator.get_state(),
@@ -259,7 +259,7 @@ class Reinforce:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.policy.load_state_dict(state["policy"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimizer.load_state_dict(state["optimizer"])
         self.baseline.load_state_dict(state["baseline"])
         if self.reward_scale:
             self.reward_scale.load_state_dict(state["reward_scale"])

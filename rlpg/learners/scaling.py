@@ -12,11 +12,11 @@ from rlpg.gradients import returns
 from rlpg.rollouts.rollout import Rollout, rows
 
 
-def standardise(x: Tensor, weight: Tensor) -> Tensor:
+def standardize(x: Tensor, weight: Tensor) -> Tensor:
     """`(x - mean) / deviation` over the entries of positive weight, 0 elsewhere.
 
     With fewer than two entries, or all of them equal up to rounding, there is no deviation to
-    divide by: the entries are only centred, and a single one is left as it is.
+    divide by: the entries are only centerd, and a single one is left as it is.
 
     Args:
         x, weight: `[T, N]`; weights only tell which entries count.
@@ -26,10 +26,10 @@ def standardise(x: Tensor, weight: Tensor) -> Tensor:
     count = keep.sum()
     if count < 2:
         return wide.to(x.dtype)
-    centred = torch.where(keep, wide - wide.sum() / count, 0.0)
-    deviation = (centred.square().sum() / (count - 1)).sqrt()
+    centerd = torch.where(keep, wide - wide.sum() / count, 0.0)
+    deviation = (centerd.square().sum() / (count - 1)).sqrt()
     is_rounding = deviation <= 1e-6 * wide.abs().max()
-    return (centred / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
+    return (centerd / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
 
 
 class RewardScale:

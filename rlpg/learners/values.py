@@ -103,10 +103,10 @@ class ValueNetwork(StateValue):
     Args:
         network: features `[..., F]` to `[..., 1]`.
         observe: packed observations `[..., *O]` to features `[..., F]`; the policy's, so that both
-            see the same normalised numbers.
-        lr: Adam's learning rate.
+            see the same normalized numbers.
+        learning_rate: Adam's learning rate.
         epochs: passes over the batch per update.
-        minibatches: optimiser steps per pass; 1 is full batch.
+        minibatches: optimizer steps per pass; 1 is full batch.
         generator: shuffles the minibatches.
     """
 
@@ -115,17 +115,17 @@ class ValueNetwork(StateValue):
         network: nn.Module,
         observe: Callable[[Tensor], Tensor],
         *,
-        lr: float = 1e-3,
+        learning_rate: float = 1e-3,
         epochs: int = 1,
         minibatches: int = 1,
         generator: torch.Generator,
     ) -> None:
         self.network = network
         self._observe = observe
-        self._lr, self._epochs, self._minibatches = lr, epochs, minibatches
+        self._learning_rate, self._epochs, self._minibatches = learning_rate, epochs, minibatches
         self._generator = generator
         self._parameters = list(network.parameters())
-        self._optimiser = Adam(self._parameters)
+        self._optimizer = Adam(self._parameters)
 
     def _value(self, obs: Tensor) -> Tensor:
         value: Tensor = self.network(self._observe(obs))  # [..., 1]
@@ -141,7 +141,7 @@ class ValueNetwork(StateValue):
     def update(
         self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
-        """Minimise the squared error to `returns`, where the weight is positive."""
+        """Minimize the squared error to `returns`, where the weight is positive."""
         slots = rows(weight > 0)
         obs, target = slots(rollout.obs[:-1]), slots(returns)  # [S, *O], [S]
         if len(target) == 0:
@@ -154,11 +154,11 @@ class ValueNetwork(StateValue):
                 if not norm < math.inf:
                     raise NumericalFault(
                         "value network: expected a finite gradient, got nan or inf; look at the "
-                        "rewards, or lower learner.value_lr"
+                        "rewards, or lower learner.value_learning_rate"
                     )
                 if norm > MAX_GRAD_NORM:
                     gradient *= MAX_GRAD_NORM / norm
-                self._optimiser.step(gradient, self._lr * lr_scale)
+                self._optimizer.step(gradient, self._learning_rate * lr_scale)
         return {"train/value_loss": loss.item()}
 
     def _gradient(self, obs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,16 +181,16 @@ class ValueNetwork(StateValue):
         return list(order.chunk(self._minibatches))
 
     def state_dict(self) -> dict[str, Any]:
-        """Network and optimiser; the shuffling stream belongs to the learner."""
+        """Network and optimizer; the shuffling stream belongs to the learner."""
         return {
             "network": module_state(self.network),
-            "optimiser": self._optimiser.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.network.load_state_dict(state["network"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimizer.load_state_dict(state["optimizer"])
 
 
 def make_baseline(
@@ -198,7 +198,7 @@ def make_baseline(
     policy: Policy,
     *,
     hidden: Sequence[int],
-    lr: float,
+    learning_rate: float,
     epochs: int,
     minibatches: int,
     generator: torch.Generator,
@@ -214,7 +214,7 @@ def make_baseline(
         return ValueNetwork(
             network,
             policy.features,
-            lr=lr,
+            learning_rate=learning_rate,
             epochs=epochs,
             minibatches=minibatches,
             generator=generator,

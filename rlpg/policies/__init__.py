@@ -4,7 +4,7 @@ from rlpg.policies.actions import make_head
 from rlpg.policies.distributions import IntegerBernoulli, Product, SquashedNormal
 from rlpg.policies.heads import Head
 from rlpg.policies.networks import MLP, Network
-from rlpg.policies.normalise import Normaliser
+from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.observations import Observations
 from rlpg.policies.policy import Policy
 from rlpg.policies.spaces import SUPPORTED, space_from_data, space_to_data
@@ -15,7 +15,7 @@ __all__ = [
     "Head",
     "IntegerBernoulli",
     "Network",
-    "Normaliser",
+    "Normalizer",
     "Observations",
     "Policy",
     "Product",

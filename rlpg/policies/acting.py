@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlpg.policies.networks import ACTIVATIONS, MLP
-from rlpg.policies.normalise import Normaliser
+from rlpg.policies.normalizer import Normalizer
 
 if TYPE_CHECKING:
     from rlpg.policies.policy import Policy
@@ -60,14 +60,14 @@ def array_actor(
     noisy = generator is not None
     if noisy and head.noise((0, num_envs), torch.Generator()) is None:
         return None
-    normalise = _normalise(policy.normaliser)
+    normalize = _normalize(policy.normalizer)
     network = _mlp(policy.network.mlp, num_envs)
     noise, t, left = np.empty(0), 0, num_steps
 
     def act(obs: Array, carry: Carry) -> tuple[Array, Carry]:
         nonlocal noise, t, left
         with np.errstate(all="ignore"):  # what is not finite is the collector's to report
-            outputs = network(normalise(obs))  # [N, num_outputs]
+            outputs = network(normalize(obs))  # [N, num_outputs]
             if generator is not None:
                 if t == len(noise):
                     ahead = min(max(left, 1), _STEPS_AHEAD)
@@ -81,15 +81,15 @@ def array_actor(
     return act
 
 
-def _normalise(normaliser: Normaliser | None) -> Callable[[Array], Array]:
-    """`Normaliser.forward` for the moments as they are."""
-    if normaliser is None or normaliser.is_identity:
+def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:
+    """`Normalizer.forward` for the moments as they are."""
+    if normalizer is None or normalizer.is_identity:
         return lambda features: features
-    centre, scale, shift = (moment.numpy() for moment in normaliser.affine)
-    clip = normaliser.clip
+    center, scale, shift = (moment.numpy() for moment in normalizer.affine)
+    clip = normalizer.clip
 
     def forward(features: Array) -> Array:
-        out: Array = (features - centre) * scale
+        out: Array = (features - center) * scale
         out += shift
         np.maximum(out, -clip, out=out)
         np.minimum(out, clip, out=out)

@@ -95,7 +95,7 @@ def make_head(
 
 
 class ProductHead(Head):
-    """Dict and Tuple: a head per leaf, fed with neighbouring stretches of the outputs."""
+    """Dict and Tuple: a head per leaf, fed with neighboring stretches of the outputs."""
 
     _numpy_dtypes: ClassVar = {torch.float32: np.float32, torch.int64: np.int64}
 

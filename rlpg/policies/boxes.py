@@ -38,7 +38,7 @@ class _Bounds:
         with np.errstate(over="ignore", invalid="ignore"):
             self.is_bounded = space.bounded_below & space.bounded_above
             self.is_bounded &= np.isfinite(low) & np.isfinite(high) & (high - low < _LARGEST_WIDTH)
-            self.centre = np.where(self.is_bounded, (low + high) / 2, 0.0)  # [*A]
+            self.center = np.where(self.is_bounded, (low + high) / 2, 0.0)  # [*A]
             self.half_width = np.where(self.is_bounded, (high - low) / 2 + cell, 1.0)  # [*A]
         if self.is_integer:  # bounds as floats that the integer type can hold
             low, high = _inward(space.low, low, np.inf), _inward(space.high, high, -np.inf)
@@ -46,7 +46,7 @@ class _Bounds:
         else:
             self.low, self.high = space.low, space.high
             if self.dtype.itemsize <= 4:  # float64 arithmetic would only be cast back
-                self.centre = self.centre.astype(np.float32)
+                self.center = self.center.astype(np.float32)
                 self.half_width = self.half_width.astype(np.float32)
 
     def require(self, option: str, name: str) -> None:
@@ -59,7 +59,7 @@ class _Bounds:
 
     def to_env(self, unit: Array) -> Array:
         """`[B, *A]` in the space's dtype and bounds, of numbers in units of [-1, 1]."""
-        action = unit * self.half_width + self.centre
+        action = unit * self.half_width + self.center
         # Casting a float can leave the bounds by its rounding, so it comes before the clipping.
         action = np.rint(action) if self.is_integer else action.astype(self.dtype, copy=False)
         inside: Array = np.minimum(np.maximum(action, self.low), self.high)
@@ -69,21 +69,21 @@ class _Bounds:
         """`to_env` for tensors on a device; SpaceError for an integer Box."""
         if self.is_integer:
             raise SpaceError("action: expected a Box of floats, got integers; use to_env")
-        parts = (self.half_width, self.centre, self.low, self.high)
-        half_width, centre, low, high = (torch.as_tensor(part, device=device) for part in parts)
-        return lambda unit: torch.clamp(unit * half_width + centre, low, high)
+        parts = (self.half_width, self.center, self.low, self.high)
+        half_width, center, low, high = (torch.as_tensor(part, device=device) for part in parts)
+        return lambda unit: torch.clamp(unit * half_width + center, low, high)
 
     def from_env(self, env_action: Any) -> Tensor:
         """`[B, *A]` float64 in units of [-1, 1]."""
         action = np.asarray(env_action, np.float64)
         width = np.where(self.half_width > 0, self.half_width, 1.0)
-        return torch.from_numpy((action - self.centre) / width)
+        return torch.from_numpy((action - self.center) / width)
 
 
-def _inward(exact: Array, rounded: Array, towards: float) -> Array:
+def _inward(exact: Array, rounded: Array, toward: float) -> Array:
     """Bounds as float64 that do not leave the integer bounds by rounding (2^63 - 1 would)."""
-    off = rounded.astype(object) > exact if towards < 0 else rounded.astype(object) < exact
-    return np.where(off.astype(bool), np.nextafter(rounded, towards), rounded)
+    off = rounded.astype(object) > exact if toward < 0 else rounded.astype(object) < exact
+    return np.where(off.astype(bool), np.nextafter(rounded, toward), rounded)
 
 
 class GaussianHead(Head):

@@ -86,7 +86,7 @@ class IntegerBernoulli(Bernoulli):
 
 
 class SquashedNormal(Distribution):
-    """The law of `a = centre + half_width * tanh(u)`, `u ~ Normal(loc, scale)`, written in u.
+    """The law of `a = center + half_width * tanh(u)`, `u ~ Normal(loc, scale)`, written in u.
 
     Values are the draws u *before* squashing, so that nothing is lost where tanh saturates;
     `log_prob(u)` is the log density of a, in units of a:

@@ -79,7 +79,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The deterministic actions `[..., *A]`: the most likely category, the centre of a Normal
+        """The deterministic actions `[..., *A]`: the most likely category, the center of a Normal
         (squashed: of u, so that it is the median of the action), the mode of a Beta."""
 
     def mode_array(self, outputs: Array) -> Array:

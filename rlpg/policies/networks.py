@@ -71,7 +71,7 @@ class MLP(nn.Module):
         self.activation = activation
         gains = [HIDDEN_GAIN] * len(hidden) + [output_gain]
         self.linears = [
-            _initialised(_Linear(a, b), gain, generator)
+            _initialized(_Linear(a, b), gain, generator)
             for (a, b), gain in zip(itertools.pairwise(sizes), gains, strict=True)
         ]
         self.layers = nn.ModuleList(self.linears)  # registers them; the list is quicker to walk
@@ -101,7 +101,7 @@ class CNN(nn.Module):
         while len(layers) < 2 or min(height, width) > _CONV_SIDE:
             out = _CONV_CHANNELS[min(len(layers), len(_CONV_CHANNELS) - 1)]
             conv = _Conv2d(channels, out, 3, stride=2, padding=1)
-            layers.append(_initialised(conv, HIDDEN_GAIN, generator))
+            layers.append(_initialized(conv, HIDDEN_GAIN, generator))
             channels, height, width = out, (height + 1) // 2, (width + 1) // 2
         self.layers = nn.ModuleList(layers)
         self.num_outputs = channels * height * width
@@ -162,7 +162,7 @@ class Network(nn.Module):
         return self.mlp.forward(joined).reshape((*batch, self.num_outputs))
 
 
-def _initialised(layer: Layer, gain: float, generator: torch.Generator | None) -> Layer:
+def _initialized(layer: Layer, gain: float, generator: torch.Generator | None) -> Layer:
     if generator is not None:
         nn.init.orthogonal_(layer.weight, gain, generator=generator)
         if layer.bias is not None:

@@ -89,8 +89,8 @@ class Observations:
         self.shape = (size,) if self._is_vector else first.shape  # packed, without batch
         self.numpy_dtype = np.dtype(np.float32) if self._is_vector else first.dtype
         self.torch_dtype = torch.from_numpy(np.empty(0, self.numpy_dtype)).dtype
-        self.normalised = torch.cat(  # [F] bool: Box features that are not images
-            [torch.full((leaf.num_features,), leaf.is_normalised) for leaf in self._leaves]
+        self.normalized = torch.cat(  # [F] bool: Box features that are not images
+            [torch.full((leaf.num_features,), leaf.is_normalized) for leaf in self._leaves]
         )
         self.images: list[Image] = []
         self.mask_slice = slice(size - info_mask, size) if info_mask else None  # of the vector
@@ -120,7 +120,7 @@ class Observations:
         leaf = self._leaves[0]
         return (
             not self._is_vector
-            and leaf.is_normalised
+            and leaf.is_normalized
             and self.numpy_dtype == np.float32
             and (len(self.shape) == 1)
         )
@@ -233,7 +233,7 @@ class _Leaf:
         self.shape: tuple[int, ...] = space.shape or ()
         self.size = math.prod(self.shape)  # numbers in the packed form
         self.is_mask = path == (MASK_KEY,) and not isinstance(space, spaces.Discrete)
-        self.is_normalised = False
+        self.is_normalized = False
         self.image_shape: tuple[int, int, int] | None = None
         self.channels_last = False
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
@@ -251,10 +251,10 @@ class _Leaf:
         elif isinstance(space, spaces.MultiDiscrete):
             self._init_categories(space.nvec.astype(np.int64), space.start.astype(np.int64))
         if self.is_mask:
-            self.num_features, self.is_normalised, self.image_shape = 0, False, None
+            self.num_features, self.is_normalized, self.image_shape = 0, False, None
 
     def _init_box(self, space: spaces.Box[Any]) -> None:
-        self.is_normalised = True
+        self.is_normalized = True
         if space.dtype.kind == "f":
             self._kinds = "fiu"
         elif space.dtype == np.uint8:
@@ -266,7 +266,7 @@ class _Leaf:
             sides = shape[:2] if self.channels_last else shape[1:]
             if len(shape) == 3 and min(sides) >= _MIN_IMAGE_SIDE:
                 self.image_shape = (shape[0], shape[1], shape[2])
-                self.is_normalised = False
+                self.is_normalized = False
 
     def _init_categories(self, nvec: np.ndarray, start: np.ndarray) -> None:
         self.dtype = np.dtype(np.int64)

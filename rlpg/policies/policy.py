@@ -15,17 +15,17 @@ from rlpg.errors import SpaceError, UsageError
 from rlpg.policies.acting import Actor, array_actor, torch_actor
 from rlpg.policies.actions import first, make_head
 from rlpg.policies.networks import Network
-from rlpg.policies.normalise import Normaliser
+from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.observations import Observations
 from rlpg.policies.spaces import Space, space_from_data, space_to_data
 
 Carry = Tensor | None
-_OUTPUT_GAIN = 0.01  # a first policy that is nearly uniform, or centred
+_OUTPUT_GAIN = 0.01  # a first policy that is nearly uniform, or centerd
 _FORMAT = 1
 
 
 class Policy(nn.Module):
-    """Packed observation -> features -> normalised -> network -> head.
+    """Packed observation -> features -> normalized -> network -> head.
 
     Make one with `Policy.create`. `forward` is for learning, `draw` for collecting, `act` for
     using: numpy in, numpy out. `describe()` and `state_dict()` together are all of it.
@@ -33,7 +33,7 @@ class Policy(nn.Module):
     Attributes:
         observations: packs observations and makes features of them.
         head: makes distributions, and translates actions for the environment.
-        normaliser: running moments of the features; None where there is nothing to normalise.
+        normalizer: running moments of the features; None where there is nothing to normalize.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Policy(nn.Module):
                 f"action mask: expected {self.head.num_mask or 'no'} entries for "
                 f"{self.head.space}, got {self.observations.num_mask}"
             )
-        normalised, clip = self.observations.normalised, description["observation_clip"]
-        is_normalising = description["normalise_observations"] and bool(normalised.any())
-        self.normaliser = Normaliser(normalised, clip=clip) if is_normalising else None
+        normalized, clip = self.observations.normalized, description["observation_clip"]
+        is_normalizing = description["normalize_observations"] and bool(normalized.any())
+        self.normalizer = Normalizer(normalized, clip=clip) if is_normalizing else None
         self.network = Network(
             self.observations,
             self.head.num_outputs,
@@ -75,7 +75,7 @@ class Policy(nn.Module):
         generator: torch.Generator,
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
-        normalise_observations: bool = True,
+        normalize_observations: bool = True,
         observation_clip: float = 10.0,
         gaussian: str = "clipped",
         std: str = "independent",
@@ -89,7 +89,7 @@ class Policy(nn.Module):
         Args:
             generator: draws the weights; the global one is never touched.
             hidden, activation: of the network; see `Network`.
-            normalise_observations, observation_clip: see `Normaliser`.
+            normalize_observations, observation_clip: see `Normalizer`.
             gaussian, std, log_std_init, log_std_floor, bernoulli: see `make_head`.
             info_mask: length of `info["action_mask"]`, 0 where the environment has none.
 
@@ -111,7 +111,7 @@ class Policy(nn.Module):
                 "log_std_floor": float(log_std_floor),
                 "bernoulli": bernoulli,
             },
-            "normalise_observations": normalise_observations,
+            "normalize_observations": normalize_observations,
             "observation_clip": float(observation_clip),
         }
         return cls(description, generator)
@@ -132,9 +132,9 @@ class Policy(nn.Module):
     # ---- torch
 
     def features(self, obs: Tensor) -> Tensor:
-        """Normalised features `[..., F]` of packed obs `[..., *O]`; value networks eat the same."""
+        """Normalized features `[..., F]` of packed obs `[..., *O]`; value networks eat the same."""
         features = self.observations.features(obs)
-        return features if self.normaliser is None else self.normaliser.forward(features)
+        return features if self.normalizer is None else self.normalizer.forward(features)
 
     def distribution_from_features(
         self, features: Tensor, mask: Tensor | None = None
@@ -243,7 +243,7 @@ _SHAPE: dict[str, Any] = {
         "log_std_floor": float,
         "bernoulli": bool,
     },
-    "normalise_observations": bool,
+    "normalize_observations": bool,
     "observation_clip": float,
 }
 

@@ -96,7 +96,7 @@ class DeviceCollector:
         self._standing: _Standing | None = None
         self._slots: _Slots | None = None
         self._work: Replayed | None = None
-        self._was_identity = False  # the work was recorded while the normaliser did nothing
+        self._was_identity = False  # the work was recorded while the normalizer did nothing
 
     def steps(self, num_steps: int) -> Rollout:
         """The next `num_steps` steps of every environment; episodes run on into the next call.
@@ -155,9 +155,9 @@ class DeviceCollector:
 
     def _prepared(self, num_steps: int, standing: _Standing) -> tuple[_Slots, Replayed]:
         """Fixed memory for T steps, and the work that fills it; kept while nothing changes."""
-        normaliser = self.policy.normaliser
-        # An untrained normaliser leaves its work out, and what was recorded then stays without it.
-        is_identity = normaliser is not None and normaliser.is_identity
+        normalizer = self.policy.normalizer
+        # An untrained normalizer leaves its work out, and what was recorded then stays without it.
+        is_identity = normalizer is not None and normalizer.is_identity
         slots, work = self._slots, self._work
         if slots is None or len(slots.reward) != num_steps:
             slots, work = self._new_slots(num_steps), None

@@ -1,7 +1,7 @@
 """A seed for every episode of every environment.
 
 Derived from (run, environment, episode) and from nothing else: two runs share no stream, and
-environment 0 sees the same episodes whether it has 7 neighbours or 700.
+environment 0 sees the same episodes whether it has 7 neighbors or 700.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def reseed(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> None:
 def seed_streams(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> Any:
     """Resets with a seed per environment, or one for all where they share one stream.
 
-    Gymnasium's own rule for one seed s is s, s + 1, ...: neighbours that runs would share.
+    Gymnasium's own rule for one seed s is s, s + 1, ...: neighbors that runs would share.
     """
     seed: Any = derived_seed(run, 0, 0)
     spec, base = envs.spec, envs.unwrapped

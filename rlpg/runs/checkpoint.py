@@ -2,7 +2,7 @@
 
 A checkpoint is a new folder that appears at once, complete, and is never replaced by another; older
 ones go only after it has appeared. The manifest holds size and sha256 of each file and its own, so
-a damaged checkpoint is recognised, skipped, and the next older one taken.
+a damaged checkpoint is recognized, skipped, and the next older one taken.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """State trees <-> JSON and safetensors, read so that a file from a stranger can do no harm.
 
 A state tree is made of dicts, lists, tuples, numbers, strings, None and numpy arrays. The arrays
-go to safetensors under their path (`/optimiser/state/0/exp_avg`), the rest to JSON, with tags where
+go to safetensors under their path (`/optimizer/state/0/exp_avg`), the rest to JSON, with tags where
 JSON has no word: `{"$array": path}`, `{"$float": "nan"}`, `{"$tuple": [...]}`, and
 `{"$items": [[key, value], ...]}` for dicts whose keys are not all plain strings.
 

@@ -18,7 +18,8 @@ from rlpg.runs import files
 from rlpg.runs.fields import MisfitError, Within, accept, expected, from_text, tables, toml
 
 LARGEST_FILE = 1 << 20  # bytes; a recipe is a page of text
-DISCRETE_ENTROPY_WEIGHT = 0.02  # where learner.entropy_weight is none
+DISCRETE_ENTROPY_COEF = 0.02  # where learner.entropy_coef is none
+OTHER_WORDS = {"lr": "learning_rate", "n_steps": "num_steps", "ent_coef": "entropy_coef"}
 
 Count = Annotated[int, Within(1)]
 Natural = Annotated[int, Within(0)]
@@ -68,7 +69,7 @@ class EnvironmentSettings(Settings):
     kwargs: dict[str, list[Scalar] | bool | int | float | str] = field(default_factory=dict)
     """keyword arguments for the environment"""
     backend: Literal["auto", "native", "sync", "async", "envpool"] = "auto"
-    """how the copies run: vectorised by the environment, in this process, in worker processes"""
+    """how the copies run: vectorized by the environment, in this process, in worker processes"""
     max_episode_steps: Count | None = None
     """time limit in steps (none: the environment's own)"""
     episode_cap: Count = 1000
@@ -85,10 +86,10 @@ class PolicySettings(Settings):
     """units of each hidden layer"""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """nonlinearity between the layers"""
-    normalise_observations: bool = True
+    normalize_observations: bool = True
     """subtract the running mean of observations and divide by their standard deviation"""
     observation_clip: Positive = 10.0
-    """bound of a normalised observation, in standard deviations"""
+    """bound of a normalized observation, in standard deviations"""
     gaussian: Literal["clipped", "squashed", "beta"] = "clipped"
     """continuous actions: a Gaussian clipped for the environment, a tanh-Gaussian, or a Beta"""
     std: Literal["independent", "dependent"] = "independent"
@@ -109,7 +110,7 @@ class RolloutSettings(Settings):
 
     num_envs: Count = 16
     """copies of the environment"""
-    steps: Count = 32
+    num_steps: Count = 32
     """steps per environment and update"""
     episodes_per_env: Count | None = None
     """whole episodes per environment and update, instead of steps"""
@@ -135,22 +136,22 @@ class LearnerSettings(Settings):
     """weigh step t by gamma^t, as the gradient of the discounted objective does"""
     average: Literal["steps", "episodes"] = "steps"
     """the gradient is a mean over steps, or over episodes"""
-    entropy_weight: NonNegative | None = None
+    entropy_coef: NonNegative | None = None
     """weight of the entropy bonus (none: 0.02 for discrete actions; 0 for continuous ones, whose
     entropy grows without bound)"""
-    standardise_advantages: bool = True
+    normalize_advantages: bool = True
     """shift and scale the advantages of a batch to mean 0 and standard deviation 1"""
     max_grad_norm: Positive | None = 0.5
     """longer gradients are shortened to this norm (none: never)"""
-    lr: Positive = 5e-3
+    learning_rate: Positive = 5e-3
     """learning rate of the policy"""
-    lr_schedule: Literal["constant", "linear"] = "linear"
+    learning_rate_schedule: Literal["constant", "linear"] = "linear"
     """keep the learning rates, or lower them linearly to 0 over the run"""
-    value_lr: Positive = 3e-3
+    value_learning_rate: Positive = 3e-3
     """learning rate of the value network"""
-    value_epochs: Count = 2
+    num_value_epochs: Count = 2
     """passes of the value network over a rollout"""
-    value_minibatches: Count = 2
+    num_value_minibatches: Count = 2
     """pieces a rollout is cut into for the value network"""
     reward_scaling: bool = True
     """the learner sees rewards divided by the running standard deviation of the return"""
@@ -280,7 +281,7 @@ def _did_you_mean(key: str) -> str:
     sections = [name for name, kind in _kinds(Recipe).items() if _is_table(kind)]
     known = list(flatten(Recipe())) + sections
     last = key.rpartition(".")[2]
-    close = [k for k in known if k.rpartition(".")[2] == last]
+    close = [k for k in known if k.rpartition(".")[2] == OTHER_WORDS.get(last, last)]
     close += difflib.get_close_matches(key, known, n=3, cutoff=0.7)
     by_last = {k.rpartition(".")[2]: k for k in known}
     close += [by_last[k] for k in difflib.get_close_matches(last, list(by_last), n=3, cutoff=0.7)]
@@ -335,7 +336,7 @@ def save(recipe: Recipe, path: str | Path) -> None:
 
 
 def diff(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The settings in which the two differ: `{"learner.lr": (0.003, 0.001)}`."""
+    """The settings in which the two differ: `{"learner.learning_rate": (0.003, 0.001)}`."""
     theirs = flatten(other)
     return {
         key: (mine, theirs[key]) for key, mine in flatten(recipe).items() if mine != theirs[key]

@@ -15,7 +15,7 @@ from rlpg.envs.acrobot import AcrobotVectorEnv
 from rlpg.envs.cartpole import CartPoleVectorEnv
 from rlpg.envs.mountain_car import MountainCarContinuousVectorEnv, MountainCarVectorEnv
 from rlpg.envs.pendulum import PendulumVectorEnv
-from rlpg.envs.vectorised import ArrayVectorEnv
+from rlpg.envs.vectorized import ArrayVectorEnv
 
 NATIVE: dict[str, type[ArrayVectorEnv]] = {
     "Acrobot-v1": AcrobotVectorEnv,

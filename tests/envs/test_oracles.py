@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlpg.envs import bandit, chain, lqr
-from rlpg.envs.vectorised import SingleEnv
+from rlpg.envs.vectorized import SingleEnv
 
 Array = np.ndarray[Any, Any]
 logit = st.floats(-3, 3)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rlpg.envs import catch, replenishment, unit_commitment
-from rlpg.envs.vectorised import ArrayVectorEnv, SingleEnv
+from rlpg.envs.vectorized import ArrayVectorEnv, SingleEnv
 
 Array = np.ndarray[Any, Any]
 

@@ -26,7 +26,7 @@ NAME = f"checkpoint-{checkpoint.VERSION}-policy-{policy_files.VERSION}"
 SETTINGS = {
     "policy.hidden": (4,),
     "rollout.num_envs": 2,
-    "rollout.steps": 16,
+    "rollout.num_steps": 16,
     "evaluation.every": 64,
     "evaluation.episodes": 2,
     "evaluation.num_envs": 2,

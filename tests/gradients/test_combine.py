@@ -22,7 +22,7 @@ def _own_random_numbers() -> Iterator[None]:
         yield
 
 
-def test_weight_minimises_the_variance_of_the_mixture() -> None:
+def test_weight_minimizes_the_variance_of_the_mixture() -> None:
     path = torch.randn(4000, 2) * 2
     score = 0.5 * path + torch.randn(4000, 2) * 3
     k = mixing_weight(path, score)
@@ -105,7 +105,7 @@ def test_mixture_is_unbiased_through_several_steps_and_beats_both_parts() -> Non
     assert spread["combine"] < 1.05 * min(spread["score"], spread["pathwise"])
 
 
-def test_mixture_works_for_other_reparametrised_families_and_baselines() -> None:
+def test_mixture_works_for_other_reparametrized_families_and_baselines() -> None:
     rate = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     mean = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     tape = Tape("combine", baseline=OptimalConstant())

@@ -47,11 +47,11 @@ def test_enumerated_magic_box_gives_the_second_derivative() -> None:
     torch.testing.assert_close(by_boxes(at), exact(at))
 
 
-def test_log_prob_of_a_reparametrised_sample_is_refused() -> None:
+def test_log_prob_of_a_reparametrized_sample_is_refused() -> None:
     dist = Normal(torch.zeros(2, requires_grad=True), 1.0)
     fine = torch.zeros(2)
     torch.testing.assert_close(log_prob_of(dist, fine), dist.log_prob(fine))
-    with pytest.raises(EstimatorError, match="got a reparametrised one"):
+    with pytest.raises(EstimatorError, match="got a reparametrized one"):
         log_prob_of(dist, fine + dist.mean)
 
 

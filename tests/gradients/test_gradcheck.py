@@ -227,7 +227,7 @@ def test_dropped_discount_weight() -> None:
 def test_wrong_sign() -> None:
     theta = leaf(0.6, 0.3)
     wrong = by_hand(theta, lambda log_prob, reward: -(log_prob * to_go(reward)).sum(0).mean())
-    with pytest.raises(EstimatorError, match="the minus sign belongs to the optimiser"):
+    with pytest.raises(EstimatorError, match="the minus sign belongs to the optimizer"):
         gradcheck(wrong, theta)
 
 
@@ -241,7 +241,7 @@ def test_rsample_with_log_prob() -> None:
         tape.add((z - 1.0) ** 2)
         return (dist.log_prob(z) * cost).mean()
 
-    with pytest.raises(EstimatorError, match="log_prob at a reparametrised sample"):
+    with pytest.raises(EstimatorError, match="log_prob at a reparametrized sample"):
         gradcheck(problem, theta)
 
 

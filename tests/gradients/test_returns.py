@@ -41,7 +41,7 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def loop(batch: Batch, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Bootstrapped return and generalised advantage, slot by slot, by their definition as sums."""
+    """Bootstrapped return and generalized advantage, slot by slot, by their definition as sums."""
     reward, value, after = batch["reward"], batch["value"], batch["successor_value"]
     to_go, advantage = torch.zeros_like(reward), torch.zeros_like(reward)
     num_steps, num_envs = reward.shape

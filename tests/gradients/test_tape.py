@@ -337,13 +337,13 @@ def test_a_pathwise_sample_after_the_last_term_is_no_mistake() -> None:
     assert theta.grad == 1.0
 
 
-def test_sample_that_secretly_reparametrises_is_refused() -> None:
+def test_sample_that_secretly_reparametrizes_is_refused() -> None:
     class Secret(Normal):
         def sample(self, sample_shape: object = None) -> Tensor:
             return self.rsample()
 
     theta = torch.tensor(0.5, requires_grad=True)
-    with pytest.raises(EstimatorError, match="log_prob of a reparametrised sample is no score"):
+    with pytest.raises(EstimatorError, match="log_prob of a reparametrized sample is no score"):
         Tape().sample(Secret(theta.expand(4), 1.0))
 
 

@@ -19,13 +19,13 @@ def test_takes_the_steps_of_torch() -> None:
     adam, reference = Adam(ours), torch.optim.Adam(theirs, lr=1.0)
     generator = torch.Generator().manual_seed(1)
     for t in range(300):
-        lr = 0.1 / (1 + t)  # a schedule, and gradients over ten orders of magnitude
+        learning_rate = 0.1 / (1 + t)  # a schedule, and gradients over ten orders of magnitude
         size = 10.0 ** float(torch.randint(-6, 4, (), generator=generator))
         grads = [size * torch.randn(p.shape, generator=generator) for p in ours]
-        adam.step(torch.cat([grad.reshape(-1) for grad in grads]), lr)
+        adam.step(torch.cat([grad.reshape(-1) for grad in grads]), learning_rate)
         for p, grad in zip(theirs, grads, strict=True):
             p.grad = grad
-        reference.param_groups[0]["lr"] = lr
+        reference.param_groups[0]["lr"] = learning_rate
         reference.step()
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)

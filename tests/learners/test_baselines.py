@@ -212,9 +212,9 @@ class TestBiased:
         assert bias(of_all_chains(wrong, gae_lambda=1.0), policy, episodes) < TOLERANCE
         assert bias(of_all_chains(wrong, gae_lambda=0.5), policy, episodes) > 0.03
 
-    def test_standardised_advantages(self) -> None:
+    def test_standardized_advantages(self) -> None:
         policy, episodes = bandit_policy(), bandit_episodes()
-        learner = estimator(policy, standardise_advantages=True)
+        learner = estimator(policy, normalize_advantages=True)
         assert bias(moments(learner, batches(policy, episodes, 3)), policy, episodes) > 0.05
 
     def test_without_the_gamma_weight(self) -> None:

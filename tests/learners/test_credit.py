@@ -34,7 +34,7 @@ def credit(rollout: Rollout, baseline: Baseline | None = None, **options: Any) -
         "truncated_return": None,
         "gamma_weight": False,
         "average": "steps",
-        "standardise_advantages": False,
+        "normalize_advantages": False,
     }
     rule = CreditRule(baseline or NoBaseline(), **(settings | options))
     return rule(rollout, rollout.reward)
@@ -146,8 +146,8 @@ class TestAdvantage:
         one = credit(four_ends(), ValueIsTheNumber(), gae_lambda=1.0)
         torch.testing.assert_close(one.advantage, credit(four_ends(), ValueIsTheNumber()).advantage)
 
-    def test_standardised_over_what_counts(self) -> None:
-        got = credit(four_ends(), truncated_return="drop", standardise_advantages=True)
+    def test_standardized_over_what_counts(self) -> None:
+        got = credit(four_ends(), truncated_return="drop", normalize_advantages=True)
         # 2, 2, 4: mean 8/3, deviation sqrt(4/3)
         expected = torch.tensor([-2.0, -2.0, 4.0]) / 3 / (4 / 3) ** 0.5
         kept = torch.stack([got.multiplier[0, 0], got.multiplier[1, 0], got.multiplier[0, 3]])

@@ -48,7 +48,7 @@ def make_policy(
 
 def make_learner(baseline: str | Baseline = "none", **options: Any) -> Reinforce:
     """Of a fresh policy, the same every time."""
-    policy = make_policy(normalise_observations=options.pop("normalise_observations", True))
+    policy = make_policy(normalize_observations=options.pop("normalize_observations", True))
     generator = torch.Generator().manual_seed(5)
     return Reinforce(policy, baseline, value_hidden=(8,), generator=generator, **options)
 
@@ -107,18 +107,18 @@ def _plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradient ascent with step 1 times lr instead of Adam, so that the step shows the gradient."""
 
     class Plain(Adam):
-        def step(self, gradient: Tensor, lr: float) -> None:
-            split_and_move(self._parameters, gradient, lr)
+        def step(self, gradient: Tensor, learning_rate: float) -> None:
+            split_and_move(self._parameters, gradient, learning_rate)
 
     monkeypatch.setattr("rlpg.learners.reinforce.Adam", Plain)
     monkeypatch.setattr("rlpg.learners.values.Adam", Plain)
 
 
 @torch.no_grad()
-def split_and_move(parameters: list[Tensor], gradient: Tensor, lr: float) -> None:
+def split_and_move(parameters: list[Tensor], gradient: Tensor, learning_rate: float) -> None:
     parts = gradient.split([parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
-        parameter -= lr * part.view_as(parameter)
+        parameter -= learning_rate * part.view_as(parameter)
 
 
 class TestSlotsThatAreNotValid:
@@ -132,7 +132,7 @@ class TestSlotsThatAreNotValid:
         options=st.sampled_from(
             [
                 {},
-                {"entropy_weight": 0.1, "standardise_advantages": True, "reward_scaling": True},
+                {"entropy_coef": 0.1, "normalize_advantages": True, "reward_scaling": True},
                 {"gamma_weight": True, "average": "episodes", "truncated_return": "drop"},
             ]
         ),
@@ -233,7 +233,7 @@ class TestStep:
     ) -> None:
         # Fitted on update 0 only, the baseline of update 1 is not that of its own batch; and the
         # groups of environments add up to the whole.
-        learner = make_learner(baseline, lr=0.1, entropy_weight=0.01, reward_scaling=True)
+        learner = make_learner(baseline, learning_rate=0.1, entropy_coef=0.01, reward_scaling=True)
         learner.update(draw_rollout(learner.policy, 0))
         rollout = draw_rollout(learner.policy, 1)
         expected, before = surrogate_gradient(learner, rollout), weights(learner)
@@ -243,7 +243,7 @@ class TestStep:
         assert figures["gradient/norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
 
     def test_lr_scale(self) -> None:
-        full, half = make_learner(lr=0.1), make_learner(lr=0.1)
+        full, half = make_learner(learning_rate=0.1), make_learner(learning_rate=0.1)
         rollout, before = draw_rollout(full.policy, 0), weights(full)
         assert full.update(rollout)["train/learning_rate"] == 0.1
         assert half.update(rollout, lr_scale=0.5)["train/learning_rate"] == 0.05
@@ -256,7 +256,9 @@ class TestStep:
 
     def test_max_grad_norm_shortens_but_does_not_turn(self) -> None:
         rollout = draw_rollout(make_policy(), 0)
-        free, long, short = (make_learner(lr=1.0, max_grad_norm=m) for m in (None, 1e3, 0.01))
+        free, long, short = (
+            make_learner(learning_rate=1.0, max_grad_norm=m) for m in (None, 1e3, 0.01)
+        )
         before = weights(free)
         figures = [each.update(rollout) for each in (free, long, short)]
         steps = [weights(each) - before for each in (free, long, short)]
@@ -266,18 +268,21 @@ class TestStep:
         assert float(cosine) == pytest.approx(1.0, abs=1e-5)
         assert figures[0]["gradient/norm"] == figures[2]["gradient/norm"] > 0.01
 
-    @pytest.mark.parametrize("entropy_weight", [0.3, -0.3])
+    @pytest.mark.parametrize("entropy_coef", [0.3, -0.3])
     def test_entropy_weight_adds_the_gradient_of_the_mean_entropy(
-        self, entropy_weight: float
+        self, entropy_coef: float
     ) -> None:
-        plain, bonus = make_learner(lr=1.0), make_learner(lr=1.0, entropy_weight=entropy_weight)
+        plain, bonus = (
+            make_learner(learning_rate=1.0),
+            make_learner(learning_rate=1.0, entropy_coef=entropy_coef),
+        )
         rollout, before = draw_rollout(plain.policy, 0), weights(plain)
         entropy = plain.policy(rollout.obs[:-1])[0].entropy()[rollout.valid].mean()
         grads = torch.autograd.grad(entropy, list(plain.policy.parameters()))
-        expected = entropy_weight * torch.cat([grad.reshape(-1) for grad in grads])
+        expected = entropy_coef * torch.cat([grad.reshape(-1) for grad in grads])
         surrogates = [each.surrogate(rollout).item() for each in (plain, bonus)]
         assert surrogates[1] - surrogates[0] == pytest.approx(
-            entropy_weight * entropy.item(), rel=1e-5
+            entropy_coef * entropy.item(), rel=1e-5
         )
         figures = [each.update(rollout) for each in (plain, bonus)]
         assert figures[0]["train/entropy"] == pytest.approx(entropy.item(), rel=1e-5)
@@ -300,15 +305,15 @@ class Recorder(Baseline):
         self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         learner = self._learner()
-        assert learner.policy.normaliser is not None
+        assert learner.policy.normalizer is not None
         assert learner.reward_scale is not None
-        moments = (float(learner.policy.normaliser.count), learner.reward_scale.scale)
+        moments = (float(learner.policy.normalizer.count), learner.reward_scale.scale)
         self.calls.append(f"update {moments} {int(weight.sum())} {lr_scale}")
         return {"train/note": 1.0}
 
 
 def test_the_order_of_an_update() -> None:
-    # Baseline used, step, baseline taught while normaliser and scale are still those it was
+    # Baseline used, step, baseline taught while normalizer and scale are still those it was
     # used with, then these two.
     recorder = Recorder(lambda: learner)
     learner = Reinforce(make_policy(), recorder, reward_scaling=True)
@@ -316,8 +321,8 @@ def test_the_order_of_an_update() -> None:
     figures = learner.update(rollout, lr_scale=0.5)
     assert recorder.calls == ["use", f"update (0.0, 1.0) {rollout.num_steps} 0.5"]
     assert figures["train/note"] == 1.0
-    assert learner.policy.normaliser is not None
-    assert int(learner.policy.normaliser.count) == rollout.num_steps
+    assert learner.policy.normalizer is not None
+    assert int(learner.policy.normalizer.count) == rollout.num_steps
     assert learner.reward_scale is not None
     assert learner.reward_scale.scale != 1.0
 
@@ -349,7 +354,7 @@ class TestApproximateKL:
         # batch is the expectation, and E_old[r - 1 - log r] = KL(old || new) exactly.
         policy = tabular_policy(1, 4, scale=0.0)
         old = copy.deepcopy(policy)
-        learner = Reinforce(policy, "none", lr=0.1)
+        learner = Reinforce(policy, "none", learning_rate=0.1)
         rollout = side_by_side(bandit_episodes() * 16)
         figures = learner.update(rollout)
         state = torch.zeros(1, dtype=torch.int64)
@@ -360,7 +365,9 @@ class TestApproximateKL:
     def test_of_each_sample_by_hand(self) -> None:
         # Only the last arm was drawn: r = p_new / p_old = 4 p_new; r - 1 - log r is never negative.
         policy = tabular_policy(1, 4, scale=0.0)
-        figures = Reinforce(policy, "none", lr=0.1).update(side_by_side([bandit_episodes()[3]] * 4))
+        figures = Reinforce(policy, "none", learning_rate=0.1).update(
+            side_by_side([bandit_episodes()[3]] * 4)
+        )
         ratio = 4 * log_table(policy)[0, 3].exp().item()
         expected = ratio - 1 - math.log(ratio)
         assert expected > 1e-3
@@ -377,7 +384,7 @@ class TestApproximateKL:
         over = torch.ones(4 * KL_SAMPLES, 1, dtype=torch.bool)
         rollout = make_rollout(late, action, late[:-1] * action, terminated=over)
         old = copy.deepcopy(policy)
-        figures = Reinforce(policy, "none", lr=0.1).update(rollout)
+        figures = Reinforce(policy, "none", learning_rate=0.1).update(rollout)
         exact = kl_divergence(*(each(torch.arange(2))[0] for each in (old, policy)))  # [2]
         assert exact[0] == 0.0
         assert exact[1] > 1e-3
@@ -387,7 +394,7 @@ class TestApproximateKL:
 class TestState:
     @pytest.mark.parametrize("baseline", BASELINES)
     def test_continues_bit_for_bit(self, baseline: str) -> None:
-        options: dict[str, Any] = {"reward_scaling": True, "entropy_weight": 0.01}
+        options: dict[str, Any] = {"reward_scaling": True, "entropy_coef": 0.01}
         learner = make_learner(baseline, **options)
         rollouts = [draw_rollout(learner.policy, seed) for seed in range(4)]
         for rollout in rollouts[:2]:
@@ -443,11 +450,11 @@ class TestFaults:
         reward[t, n] = bad
         return replace(rollout, reward=reward)
 
-    @pytest.mark.parametrize("standardise", [False, True])
+    @pytest.mark.parametrize("standardize", [False, True])
     @pytest.mark.parametrize("baseline", BASELINES)
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_leave_everything_as_it_was(self, bad: float, baseline: str, standardise: bool) -> None:
-        learner = make_learner(baseline, standardise_advantages=standardise)
+    def test_leave_everything_as_it_was(self, bad: float, baseline: str, standardize: bool) -> None:
+        learner = make_learner(baseline, normalize_advantages=standardize)
         learner.update(draw_rollout(learner.policy, 0))
         rollout = self.with_one(bad, draw_rollout(learner.policy, 1))
         before = flat_state(learner.state_dict())
@@ -469,14 +476,14 @@ class TestFaults:
         clipped.update(self.with_one(3e38, draw_rollout(learner.policy, 0)))
         assert weights(clipped).isfinite().all()
         assert not torch.equal(weights(clipped), start)
-        moments = clipped.state_dict()["optimiser"]
+        moments = clipped.state_dict()["optimizer"]
         assert moments["mean"].isfinite().all()
         assert moments["square"].isfinite().all()
 
     def test_a_value_network_is_not_spoilt_either(self) -> None:
-        # The policy's gradient is standardised and finite, that of the value network is not: the
+        # The policy's gradient is standardized and finite, that of the value network is not: the
         # policy has taken its step, and no number anywhere is spoilt.
-        learner = make_learner("value", standardise_advantages=True)
+        learner = make_learner("value", normalize_advantages=True)
         with pytest.raises(NumericalFault, match="value network: expected a finite gradient"):
             learner.update(self.with_one(3e38, draw_rollout(learner.policy, 0)))
         state = learner.state_dict()
@@ -511,7 +518,9 @@ ACTION_SPACES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
 def test_every_kind_of_action_learns(head: str) -> None:
     # One small step along the gradient raises sum w A log pi: by lr |g|^2, up to what bends.
     space, options = ACTION_SPACES[head]
-    learner = Reinforce(make_policy(space, **options), "leave_one_out", lr=1e-4, entropy_weight=0.1)
+    learner = Reinforce(
+        make_policy(space, **options), "leave_one_out", learning_rate=1e-4, entropy_coef=0.1
+    )
     rollout = draw_rollout(learner.policy, 0)
     credit = learner.credit(rollout)
 
@@ -522,8 +531,8 @@ def test_every_kind_of_action_learns(head: str) -> None:
         return float((credit.weight * (credit.multiplier * log_prob + 0.1 * entropy)).sum())
 
     gradient, before, start = surrogate_gradient(learner, rollout), objective(), weights(learner)
-    assert learner.policy.normaliser is not None
-    learner.policy.normaliser.update = lambda features: None  # type: ignore[method-assign,assignment,misc]
+    assert learner.policy.normalizer is not None
+    learner.policy.normalizer.update = lambda features: None  # type: ignore[method-assign,assignment,misc]
     figures = learner.update(rollout)
     predicted = float((weights(learner) - start).double() @ gradient.double())
     assert objective() - before == pytest.approx(predicted, rel=0.05)
@@ -534,19 +543,26 @@ def test_every_kind_of_action_learns(head: str) -> None:
 class TestLearning:
     def test_a_bandit_to_its_best_arm(self) -> None:
         policy = tabular_policy(1, 4, scale=0.0)
-        learner = Reinforce(policy, "leave_one_out", lr=0.1, average="episodes")
+        learner = Reinforce(policy, "leave_one_out", learning_rate=0.1, average="episodes")
         collector = Collector(bandit.BanditVectorEnv(16), policy, seed=0)
         for _ in range(60):
             learner.update(collector.episodes(per_env=1))
         value, _ = bandit.value_and_gradient(log_table(policy)[0].detach().numpy())
         assert value > 0.97 * max(bandit.REWARDS)
 
-    @pytest.mark.parametrize(("baseline", "lr"), [("leave_one_out", 0.2), ("value", 0.3)])
-    def test_the_chain_to_its_best_policy(self, baseline: str, lr: float) -> None:
+    @pytest.mark.parametrize(
+        ("baseline", "learning_rate"), [("leave_one_out", 0.2), ("value", 0.3)]
+    )
+    def test_the_chain_to_its_best_policy(self, baseline: str, learning_rate: float) -> None:
         policy = tabular_policy(2, 2, scale=0.0)
         generator = torch.Generator().manual_seed(0)
         learner = Reinforce(
-            policy, baseline, lr=lr, gamma=1.0, value_hidden=(8,), generator=generator
+            policy,
+            baseline,
+            learning_rate=learning_rate,
+            gamma=1.0,
+            value_hidden=(8,),
+            generator=generator,
         )
         collector = Collector(chain.ChainVectorEnv(16), policy, seed=0)
         for _ in range(60):
@@ -563,7 +579,10 @@ def test_an_unknown_baseline_is_named() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses its own past
 def test_a_compiled_update_is_the_same_step() -> None:
-    plain, compiled = make_learner("value", lr=0.1), make_learner("value", lr=0.1)
+    plain, compiled = (
+        make_learner("value", learning_rate=0.1),
+        make_learner("value", learning_rate=0.1),
+    )
     compiled.compile()
     for seed, num_steps in enumerate([9, 17, 9]):  # of changing size, without compiling anew
         rollout = draw_rollout(plain.policy, seed, num_steps=num_steps)

@@ -83,11 +83,18 @@ def test_a_linear_value_bears_features_that_never_change() -> None:
     assert linear.coefficients is before
 
 
-def make_network(*, lr: float = 0.01, epochs: int = 1, minibatches: int = 1) -> ValueNetwork:
+def make_network(
+    *, learning_rate: float = 0.01, epochs: int = 1, minibatches: int = 1
+) -> ValueNetwork:
     generator = torch.Generator().manual_seed(0)
     network = MLP(2, 1, hidden=(16,), generator=generator)
     return ValueNetwork(
-        network, lambda obs: obs, lr=lr, epochs=epochs, minibatches=minibatches, generator=generator
+        network,
+        lambda obs: obs,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        minibatches=minibatches,
+        generator=generator,
     )
 
 
@@ -120,7 +127,7 @@ def test_every_real_step_counts_once_in_an_epoch() -> None:
     weight = torch.zeros(4, 3)
     weight[:3, :2] = 1.0
     weight[3, 2] = 1.0
-    network = make_network(lr=0.0, minibatches=3)
+    network = make_network(learning_rate=0.0, minibatches=3)
     for parameter in network.network.parameters():
         torch.nn.init.zeros_(parameter)
     seen: list[Tensor] = []
@@ -155,6 +162,6 @@ def test_an_outlier_moves_a_value_network_no_further_than_others() -> None:
     # The gradient is shortened to 1 before Adam sees it: its second moment stays at most 1.
     rollout, network = random_rollout(), make_network()
     network.update(rollout, torch.full((40, 5), 1e6), torch.ones(40, 5))
-    moments = network.state_dict()["optimiser"]
+    moments = network.state_dict()["optimizer"]
     total = float(moments["square"].sum()) / (1 - 0.999)
     assert total == pytest.approx(1.0, rel=1e-3)

@@ -30,8 +30,8 @@ def make(space: spaces.Space[Any] = VECTOR, action: str = "categorical", **optio
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    if policy.normaliser is not None:
-        policy.normaliser.update(torch.randn(100, 5, generator=generator) * 3 + 1)
+    if policy.normalizer is not None:
+        policy.normalizer.update(torch.randn(100, 5, generator=generator) * 3 + 1)
     return policy
 
 
@@ -121,7 +121,7 @@ def test_noise_has_the_law_of_the_distribution(action: str) -> None:
 def test_a_policy_that_is_more_than_an_mlp_acts_by_torch(
     space: spaces.Space[Any], options: dict[str, Any]
 ) -> None:
-    options = {"normalise_observations": False, **options}
+    options = {"normalize_observations": False, **options}
     policy = make(space, **options)
     assert array_actor(policy, torch.Generator(), 3, 1) is None
     packed = np.stack([policy.observations.pack(space.sample(), mask=m) for m in masks(options)])

@@ -99,7 +99,7 @@ def test_observations_pack_alike_alone_and_in_a_batch(space, seed):
     features = observations.features(torch.from_numpy(packed))
     assert features.shape == (3, observations.num_features)
     assert features.dtype == torch.float32
-    assert observations.normalised.shape == (observations.num_features,)
+    assert observations.normalized.shape == (observations.num_features,)
     one = observations.features(torch.from_numpy(singles[0]))
     assert torch.equal(one, features[0])
 

@@ -186,7 +186,7 @@ class TestProduct:
         assert shapes == [(3, 5, 2), (3, 5), (3, 5, 2, 2)]
         assert product.log_prob(sample).shape == (3, 5)
 
-    def test_it_is_reparametrised_only_if_every_factor_is(self):
+    def test_it_is_reparametrized_only_if_every_factor_is(self):
         assert not self.make().has_rsample
         beta = Beta(torch.ones(5) * 2, torch.ones(5) * 3)
         assert Product([beta, beta], [Part((), torch.float32)] * 2).has_rsample

@@ -297,12 +297,12 @@ class TestContinuousActions:
             assert batch.dtype == space.dtype
             assert all(space.contains(np.asarray(a)) for a in batch)
 
-    def test_the_initial_policy_is_centred_in_the_box(self):
+    def test_the_initial_policy_is_centerd_in_the_box(self):
         space = spaces.Box(np.array([10.0, -4.0]), np.array([20.0, 0.0]), dtype=np.float64)
         for gaussian in ("clipped", "squashed", "beta"):
             head = make_head(space, gaussian=gaussian)
-            centre = head.to_env(head.mode(torch.zeros(1, head.num_outputs)).numpy())
-            np.testing.assert_allclose(centre, [[15.0, -2.0]], rtol=1e-6)
+            center = head.to_env(head.mode(torch.zeros(1, head.num_outputs)).numpy())
+            np.testing.assert_allclose(center, [[15.0, -2.0]], rtol=1e-6)
 
     def test_integers_are_rounded_and_equally_likely_at_first(self):
         # Uniform numbers in head units: each of 5 integers, the outermost too, has a fifth.

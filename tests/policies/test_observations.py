@@ -136,7 +136,7 @@ class TestMasks:
         packed = torch.from_numpy(observations.pack(obs))
         assert observations.mask(packed).tolist() == [True, False, True]
         assert observations.features(packed).tolist() == [0, 1, 0.5]
-        assert observations.normalised.tolist() == [False, False, True]
+        assert observations.normalized.tolist() == [False, False, True]
 
     def test_deeper_entries_of_that_name_are_features(self):
         inner = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
@@ -201,13 +201,13 @@ class TestFeatures:
         if len(shape) == 3 and shape != channels_first:
             expected = picture.transpose(2, 0, 1)
         torch.testing.assert_close(turned[0], torch.from_numpy(expected) / 255.0)
-        assert not observations.normalised.any()
+        assert not observations.normalized.any()
 
     @pytest.mark.parametrize("shape", [(128,), (4, 4), (5, 9, 3), (2, 8, 8, 3)])
     def test_other_bytes_are_numbers(self, shape):
         observations = Observations(spaces.Box(0, 255, shape, np.uint8))
         assert observations.images == []
-        assert observations.normalised.all()
+        assert observations.normalized.all()
 
     def test_a_scalar_box_is_one_feature(self):
         observations = Observations(spaces.Box(-1, 1, ()))

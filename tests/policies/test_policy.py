@@ -75,8 +75,8 @@ class TestEveryCase:
     def test_a_saved_policy_is_restored_bit_for_bit(self, name):
         policy = create(name)
         obs = packed(policy, 16)
-        if policy.normaliser is not None:
-            policy.normaliser.update(policy.observations.features(obs))
+        if policy.normalizer is not None:
+            policy.normalizer.update(policy.observations.features(obs))
         description = json.loads(json.dumps(policy.describe(), allow_nan=False))
         restored = Policy.from_description(description)
         restored.load_state_dict({k: v.clone() for k, v in policy.state_dict().items()})
@@ -184,7 +184,7 @@ class TestDraw:
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_the_first_policy_is_nearly_uniform_or_centred(self):
+    def test_the_first_policy_is_nearly_uniform_or_centerd(self):
         for name in ("categorical", "toy text", "image"):
             policy = create(name)
             probs = policy(packed(policy, 50))[0].probs
@@ -234,22 +234,22 @@ class TestAct:
         assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
 
 
-class TestNormalisation:
+class TestNormalization:
     def test_it_is_a_buffer_of_the_policy(self):
         policy = create("gaussian")
-        assert policy.normaliser is not None
+        assert policy.normalizer is not None
         obs = 5 + 3 * torch.randn(1000, 4, generator=generator())
-        policy.normaliser.update(policy.observations.features(obs))
+        policy.normalizer.update(policy.observations.features(obs))
         assert policy.features(obs).mean().abs() < 1e-5
-        assert "normaliser.mean" in policy.state_dict()
+        assert "normalizer.mean" in policy.state_dict()
 
     @pytest.mark.parametrize("name", ["toy text", "image"])
-    def test_there_is_none_where_nothing_would_be_normalised(self, name):
-        assert create(name).normaliser is None
+    def test_there_is_none_where_nothing_would_be_normalized(self, name):
+        assert create(name).normalizer is None
 
     def test_it_can_be_left_out(self):
-        options = {"normalise_observations": False, "generator": generator()}
-        assert Policy.create(BOX, DISCRETE, **options).normaliser is None
+        options = {"normalize_observations": False, "generator": generator()}
+        assert Policy.create(BOX, DISCRETE, **options).normalizer is None
 
 
 class TestRefusals:
@@ -282,7 +282,7 @@ class TestRefusals:
             {"head": {**create("beta").describe()["head"], "log_std_init": float("nan")}},
             {"observations": {}},
             {"action_space": {"type": "Text"}},
-            {"normalise_observations": 1},
+            {"normalize_observations": 1},
             {"observation_clip": "10"},
             {"observation_clip": float("nan")},
             {"unknown": 1},

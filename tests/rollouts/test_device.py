@@ -260,8 +260,8 @@ def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
     """On the device that follows shapes and holds no numbers, as there may be no GPU."""
     env = limited(name, 3)
     policy = policy_for(env, gaussian=gaussian)
-    assert policy.normaliser is not None
-    policy.normaliser.update(env.observe(env.reset(9, torch.Generator())))
+    assert policy.normalizer is not None
+    policy.normalizer.update(env.observe(env.reset(9, torch.Generator())))
     monkeypatch.setattr("rlpg.rollouts.device._stream", lambda seed, device: torch.Generator())
     collector = DeviceCollector(env, policy.to("meta"), num_envs=4, deterministic=True)
     slots, standing = collector._new_slots(2), collector._begin()
@@ -276,7 +276,13 @@ def test_the_value_network_is_made_on_the_policys_device() -> None:
     policy = policy_for(CartPole()).to("meta")
     generator = torch.Generator().manual_seed(0)
     baseline = make_baseline(
-        "value", policy, hidden=(8,), lr=1e-3, epochs=1, minibatches=1, generator=generator
+        "value",
+        policy,
+        hidden=(8,),
+        learning_rate=1e-3,
+        epochs=1,
+        minibatches=1,
+        generator=generator,
     )
     assert isinstance(baseline, ValueNetwork)
     assert {p.device.type for p in baseline.network.parameters()} == {"meta"}
@@ -303,7 +309,7 @@ def test_one_logit_is_as_good_as_two() -> None:
 def test_the_learner_takes_its_rollouts_and_learns() -> None:
     env = limited("CartPole-v1", 200)
     policy = policy_for(env)
-    learner = Reinforce(policy, "value", gae_lambda=0.95, lr=0.01)
+    learner = Reinforce(policy, "value", gae_lambda=0.95, learning_rate=0.01)
     collector = DeviceCollector(env, policy, num_envs=64, log_prob=False)
     lengths = []
     for _ in range(30):
@@ -314,7 +320,7 @@ def test_the_learner_takes_its_rollouts_and_learns() -> None:
     assert lengths[-1] > 3 * lengths[0]
 
 
-def test_a_normaliser_that_begins_to_work_is_recorded_anew() -> None:
+def test_a_normalizer_that_begins_to_work_is_recorded_anew() -> None:
     """What was recorded while it was the identity would leave it out for ever."""
     env = limited("CartPole-v1", 20)
     policy = policy_for(env)
@@ -323,8 +329,8 @@ def test_a_normaliser_that_begins_to_work_is_recorded_anew() -> None:
     before = collector._work
     collector.steps(8)
     assert collector._work is before
-    assert policy.normaliser is not None
-    policy.normaliser.update(policy.observations.features(rollout.obs))
+    assert policy.normalizer is not None
+    policy.normalizer.update(policy.observations.features(rollout.obs))
     collector.steps(8)
     after = collector._work
     assert after is not before
@@ -430,7 +436,7 @@ def test_a_graph_does_what_its_steps_do(name: str, monkeypatch: pytest.MonkeyPat
 def test_the_learner_works_on_the_gpu(baseline: str) -> None:
     env = limited("CartPole-v1", 30)
     policy = policy_for(env).to("cuda")
-    learner = Reinforce(policy, baseline, entropy_weight=0.01, reward_scaling=True)
+    learner = Reinforce(policy, baseline, entropy_coef=0.01, reward_scaling=True)
     collector = DeviceCollector(env, policy, num_envs=64)
     for _ in range(3):
         assert np.isfinite(learner.update(collector.steps(16))["gradient/norm"])

@@ -49,7 +49,9 @@ class Stuck(gymnasium.Env):
         return np.zeros(2, np.float32), 1.0, self.steps % 10 == 0, False, {}
 
 gymnasium.register("Stuck-v0", Stuck)
-words = "train Stuck-v0 --recipe default --total-steps 1000 --rollout.num-envs 2 --rollout.steps 16"
+words = (
+    "train Stuck-v0 --recipe default --total-steps 1000 --rollout.num-envs 2 --rollout.num-steps 16"
+)
 words += " --checkpoint.every 32 --evaluation.every 1000 --environment.timeout 1 --run-dir run"
 sys.exit(main(words.split()))
 """

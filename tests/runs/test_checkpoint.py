@@ -32,7 +32,7 @@ def a_state(step):
     return {
         "learner": {"weights": generator.standard_normal((4, 3)), "best": float("-inf")},
         "generator": generator.bit_generator.state,
-        "optimiser": {"state": {0: {"step": np.array(float(step))}}, "betas": (0.9, 0.999)},
+        "optimizer": {"state": {0: {"step": np.array(float(step))}}, "betas": (0.9, 0.999)},
     }
 
 
@@ -40,8 +40,8 @@ def assert_whole(checkpoint):
     wanted = a_state(checkpoint.step)
     read = checkpoint.state
     assert np.array_equal(read["learner"].pop("weights"), wanted["learner"].pop("weights"))
-    assert read["optimiser"]["state"].pop(0)["step"] == checkpoint.step
-    del wanted["optimiser"]["state"][0]
+    assert read["optimizer"]["state"].pop(0)["step"] == checkpoint.step
+    del wanted["optimizer"]["state"][0]
     assert read == wanted
 
 

@@ -38,7 +38,7 @@ changes = st.fixed_dictionaries(
         "environment.max_episode_steps": st.none() | counts,
         "policy.hidden": st.lists(counts).map(tuple),
         "policy.log_std_floor": st.floats(allow_nan=False, allow_infinity=False),
-        "learner.lr": positives,
+        "learner.learning_rate": positives,
         "learner.gae_lambda": st.none() | st.floats(0, 1),
         "learner.max_grad_norm": st.none() | positives,
         "learner.truncated_return": st.none() | st.sampled_from(["bootstrap", "drop"]),
@@ -70,7 +70,7 @@ def test_any_string_survives_toml(text):
     [
         ("total_steps", "1_000_000", 1_000_000),
         ("total_steps", "1e6", 1_000_000),
-        ("learner.lr", "1e-3", 0.001),
+        ("learner.learning_rate", "1e-3", 0.001),
         ("learner.gamma", "1", 1.0),
         ("learner.max_grad_norm", "none", None),
         ("learner.max_grad_norm", "2", 2.0),
@@ -108,9 +108,17 @@ def test_one_entry_of_a_table_is_set_by_its_own_key():
         ("total_steps", "1e999999999", "expected an integer >= 1, got '1e999999999'"),
         ("learner.gamma", 1.01, "learner.gamma: expected a number in [0, 1], got 1.01"),
         ("learner.gamma", math.nan, "learner.gamma: expected a number in [0, 1], got nan"),
-        ("learner.lr", "0", "learner.lr: expected a number > 0, got 0.0"),
-        ("learner.lr", math.inf, "learner.lr: expected a number > 0, got inf"),
-        ("learner.lr", 10**400, "learner.lr: expected a number > 0, got 1000"),
+        ("learner.learning_rate", "0", "learner.learning_rate: expected a number > 0, got 0.0"),
+        (
+            "learner.learning_rate",
+            math.inf,
+            "learner.learning_rate: expected a number > 0, got inf",
+        ),
+        (
+            "learner.learning_rate",
+            10**400,
+            "learner.learning_rate: expected a number > 0, got 1000",
+        ),
         ("learner.gamma_weight", 1, "learner.gamma_weight: expected true or false, got 1"),
         ("learner.max_grad_norm", -1, "expected a number > 0 or none, got -1"),
         ("learner.baseline", "critic", "expected one of none, moving_average, time_step,"),
@@ -190,7 +198,7 @@ def test_an_integer_of_thousands_of_digits_is_one_clear_line():
         loads("seed = " + "9" * 5000)
 
 
-def test_direct_construction_is_checked_and_normalised():
+def test_direct_construction_is_checked_and_normalized():
     assert LearnerSettings(gamma=1).gamma == 1.0
     assert isinstance(LearnerSettings(gamma=1).gamma, float)
     with pytest.raises(RecipeError, match=r"learner\.gamma: expected a number in \[0, 1\], got 2"):
@@ -206,10 +214,13 @@ def test_a_caller_keeps_no_hold_on_the_kwargs():
 
 
 def test_save_load_diff(tmp_path):
-    recipe = override(Recipe(), {"learner.lr": 1e-4, "seed": 3})
+    recipe = override(Recipe(), {"learner.learning_rate": 1e-4, "seed": 3})
     save(recipe, tmp_path / "recipe.toml")
     assert load_recipe(tmp_path / "recipe.toml") == recipe
-    assert diff(Recipe(), recipe) == {"seed": (0, 3), "learner.lr": (Recipe().learner.lr, 1e-4)}
+    assert diff(Recipe(), recipe) == {
+        "seed": (0, 3),
+        "learner.learning_rate": (Recipe().learner.learning_rate, 1e-4),
+    }
     with pytest.raises(FileError, match=r"nowhere\.toml: expected a readable file, got No such"):
         load_recipe(tmp_path / "nowhere.toml")
     (tmp_path / "latin.toml").write_bytes(b'agent = "\xe9"')

@@ -1,4 +1,4 @@
-"""The soak itself takes hours; here it takes seconds, and its judgement is put to the test."""
+"""The soak itself takes hours; here it takes seconds, and its judgment is put to the test."""
 
 from __future__ import annotations
 

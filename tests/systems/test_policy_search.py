@@ -21,7 +21,7 @@ def search() -> Iterator[ModuleType]:
 
 
 def energy(search: ModuleType, state: Tensor) -> Tensor:
-    """Cart, and a uniform rod about its centre, half a length from the hinge."""
+    """Cart, and a uniform rod about its center, half a length from the hinge."""
     _, angle, velocity, spin = state.unbind(1)
     half, pole = search.LENGTH / 2, search.POLE
     across, up = velocity + half * spin * angle.cos(), -half * spin * angle.sin()

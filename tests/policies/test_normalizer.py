@@ -1,4 +1,4 @@
-"""The normaliser against numpy in float64."""
+"""The normalizer against numpy in float64."""
 
 import copy
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpg.errors import NumericalFault, UsageError
-from rlpg.policies import Normaliser
+from rlpg.policies import Normalizer
 
 ALL = torch.ones(3, dtype=torch.bool)
 
@@ -19,11 +19,11 @@ def batches(seed: int, sizes: list[int], offset: float = 0.0, scale: float = 1.0
     return [offset + scale * rng.standard_normal((size, 3)) for size in sizes]
 
 
-def fed(parts) -> Normaliser:
-    normaliser = Normaliser(ALL)
+def fed(parts) -> Normalizer:
+    normalizer = Normalizer(ALL)
     for part in parts:
-        normaliser.update(torch.from_numpy(part))
-    return normaliser
+        normalizer.update(torch.from_numpy(part))
+    return normalizer
 
 
 @given(
@@ -34,21 +34,21 @@ def fed(parts) -> Normaliser:
 )
 def test_moments_are_those_of_all_batches_together(seed, sizes, offset, scale):
     parts = batches(seed, sizes, offset, scale)
-    normaliser, everything = fed(parts), np.concatenate(parts)
-    assert normaliser.count == len(everything)
+    normalizer, everything = fed(parts), np.concatenate(parts)
+    assert normalizer.count == len(everything)
     if len(everything):
         rtol = 1e-12 + 1e-16 * abs(offset) / scale
         np.testing.assert_allclose(
-            normaliser.mean, everything.mean(0), rtol=1e-14, atol=1e-9 * scale
+            normalizer.mean, everything.mean(0), rtol=1e-14, atol=1e-9 * scale
         )
         expected = everything.var(0)
-        np.testing.assert_allclose(normaliser.var, expected, rtol=1e3 * rtol, atol=1e-30)
+        np.testing.assert_allclose(normalizer.var, expected, rtol=1e3 * rtol, atol=1e-30)
 
 
 @given(seed=st.integers(0, 2**32 - 1), sizes=st.tuples(*[st.integers(1, 9)] * 3))
 def test_merging_is_associative(seed, sizes):
-    a, b, c = (Normaliser(ALL).moments(torch.from_numpy(x)) for x in batches(seed, list(sizes)))
-    left, right, inner = Normaliser(ALL), Normaliser(ALL), Normaliser(ALL)
+    a, b, c = (Normalizer(ALL).moments(torch.from_numpy(x)) for x in batches(seed, list(sizes)))
+    left, right, inner = Normalizer(ALL), Normalizer(ALL), Normalizer(ALL)
     for moments in (a, b, c):
         left.merge(*moments)
     inner.merge(*b)
@@ -66,78 +66,78 @@ def test_only_valid_rows_count_whatever_the_others_hold():
     features = torch.from_numpy(part).reshape(4, 6, 3)
     valid = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     spoiled = torch.where(valid[..., None], features, torch.nan)
-    normaliser = Normaliser(ALL)
-    normaliser.update(spoiled, valid)
+    normalizer = Normalizer(ALL)
+    normalizer.update(spoiled, valid)
     kept = features[valid].numpy()
-    assert normaliser.count == len(kept)
-    np.testing.assert_allclose(normaliser.mean, kept.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(normaliser.var, kept.var(0), rtol=1e-12)
-    before = normaliser.mean.clone()
-    normaliser.update(spoiled, torch.zeros_like(valid))
-    assert torch.equal(before, normaliser.mean)
+    assert normalizer.count == len(kept)
+    np.testing.assert_allclose(normalizer.mean, kept.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(normalizer.var, kept.var(0), rtol=1e-12)
+    before = normalizer.mean.clone()
+    normalizer.update(spoiled, torch.zeros_like(valid))
+    assert torch.equal(before, normalizer.mean)
 
 
-def test_the_output_is_standardised_and_clipped():
+def test_the_output_is_standardized_and_clipped():
     parts = batches(1, [1000], offset=5.0, scale=3.0)
-    normaliser = fed(parts)
+    normalizer = fed(parts)
     features = torch.from_numpy(parts[0]).float()
     expected = (parts[0] - parts[0].mean(0)) / parts[0].std(0)
-    np.testing.assert_allclose(normaliser(features), expected, atol=1e-5)
-    assert normaliser(torch.full((1, 3), 1e6)).tolist() == [[10.0] * 3]
-    assert normaliser(torch.full((2, 2, 3), -1e6)).unique().tolist() == [-10.0]
+    np.testing.assert_allclose(normalizer(features), expected, atol=1e-5)
+    assert normalizer(torch.full((1, 3), 1e6)).tolist() == [[10.0] * 3]
+    assert normalizer(torch.full((2, 2, 3), -1e6)).unique().tolist() == [-10.0]
 
 
 def test_a_huge_offset_costs_no_accuracy():
     # float32 numbers near 1e8 are 8 apart: what arrives is coarse, what comes out must be exact.
     (part,) = batches(2, [1000], offset=1e8, scale=1e3)
     features = torch.from_numpy(part).float()
-    normaliser = Normaliser(ALL)
-    normaliser.update(features)
+    normalizer = Normalizer(ALL)
+    normalizer.update(features)
     exact = features.double().numpy()
     expected = (exact - exact.mean(0)) / exact.std(0)
-    np.testing.assert_allclose(normaliser(features), expected, atol=1e-6)
+    np.testing.assert_allclose(normalizer(features), expected, atol=1e-6)
 
 
 def test_it_is_the_identity_before_the_first_update():
     features = torch.tensor([[1e9, -3.0, 0.5]])
-    assert torch.equal(Normaliser(ALL)(features), features)
+    assert torch.equal(Normalizer(ALL)(features), features)
 
 
 def test_a_constant_feature_becomes_zero():
-    normaliser = fed([np.full((10, 3), 0.1)])
-    assert normaliser(torch.full((1, 3), 0.1)).abs().max() < 1e-3
+    normalizer = fed([np.full((10, 3), 0.1)])
+    assert normalizer(torch.full((1, 3), 0.1)).abs().max() < 1e-3
 
 
 def test_features_that_are_not_marked_pass_unchanged():
-    normaliser = Normaliser(torch.tensor([True, False, True]))
+    normalizer = Normalizer(torch.tensor([True, False, True]))
     features = torch.tensor([[0.0, 1.0, 10.0], [2.0, 0.0, 30.0]])
-    normaliser.update(features)
-    assert normaliser.mean.tolist() == [1.0, 20.0]
-    np.testing.assert_allclose(normaliser(features), [[-1, 1, -1], [1, 0, 1]], atol=1e-6)
+    normalizer.update(features)
+    assert normalizer.mean.tolist() == [1.0, 20.0]
+    np.testing.assert_allclose(normalizer(features), [[-1, 1, -1], [1, 0, 1]], atol=1e-6)
 
 
 def test_restored_moments_give_the_same_bits():
-    normaliser = fed(batches(3, [50, 7], offset=1e5))
-    restored = Normaliser(ALL)
-    restored.load_state_dict(normaliser.state_dict())
+    normalizer = fed(batches(3, [50, 7], offset=1e5))
+    restored = Normalizer(ALL)
+    restored.load_state_dict(normalizer.state_dict())
     features = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) + 1e5
-    assert torch.equal(normaliser(features), restored(features))
-    assert torch.equal(normaliser(features), copy.deepcopy(normaliser)(features))
-    assert set(normaliser.state_dict()) == {"count", "mean", "m2"}
-    restored.load_state_dict(Normaliser(ALL).state_dict())
+    assert torch.equal(normalizer(features), restored(features))
+    assert torch.equal(normalizer(features), copy.deepcopy(normalizer)(features))
+    assert set(normalizer.state_dict()) == {"count", "mean", "m2"}
+    restored.load_state_dict(Normalizer(ALL).state_dict())
     assert torch.equal(restored(features), features)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_refused_and_change_nothing(bad):
-    normaliser = fed(batches(4, [5]))
-    before = {name: value.clone() for name, value in normaliser.state_dict().items()}
+    normalizer = fed(batches(4, [5]))
+    before = {name: value.clone() for name, value in normalizer.state_dict().items()}
     with pytest.raises(NumericalFault, match="finite"):
-        normaliser.update(torch.tensor([[0.0, bad, 0.0]]))
-    assert all(torch.equal(before[name], normaliser.state_dict()[name]) for name in before)
+        normalizer.update(torch.tensor([[0.0, bad, 0.0]]))
+    assert all(torch.equal(before[name], normalizer.state_dict()[name]) for name in before)
 
 
 @pytest.mark.parametrize("clip", [0.5, float("nan")])
 def test_a_clip_that_would_cut_categories_is_refused(clip):
     with pytest.raises(UsageError, match="at least 1"):
-        Normaliser(ALL, clip=clip)
+        Normalizer(ALL, clip=clip)

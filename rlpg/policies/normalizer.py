@@ -1,4 +1,4 @@
-"""Observation normalisation: running mean and variance as part of the policy."""
+"""Observation normalization: running mean and variance as part of the policy."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from torch import Tensor, nn
 from rlpg.errors import NumericalFault, UsageError
 
 
-class Normaliser(nn.Module):
+class Normalizer(nn.Module):
     """`clip((x - mean) / sqrt(var + eps), -clip, clip)` with running moments of x.
 
-    Only features marked `normalised` are touched; images and categories pass unchanged. The
+    Only features marked `normalized` are touched; images and categories pass unchanged. The
     identity before the first update. Moments are float64 and merged pairwise (Chan, Golub and
     LeVeque 1979), so neither a huge offset nor a long run costs accuracy. `count`, `mean` and `m2`
     are saved with the policy; updates happen only when a learner or rank calls for them.
     """
 
     count: Tensor  # [] float64, total weight
-    mean: Tensor  # [K] float64, K = number of normalised features
+    mean: Tensor  # [K] float64, K = number of normalized features
     m2: Tensor  # [K] float64, sum of squared deviations from the mean
-    _centre: Tensor  # [F] float32, like the next two: the affine map that `refresh` derives
+    _center: Tensor  # [F] float32, like the next two: the affine map that `refresh` derives
     _scale: Tensor
     _shift: Tensor
 
-    def __init__(self, normalised: Tensor, *, clip: float = 10.0, eps: float = 1e-8) -> None:
+    def __init__(self, normalized: Tensor, *, clip: float = 10.0, eps: float = 1e-8) -> None:
         """
         Args:
-            normalised: `[F]` bool, which features to normalise.
+            normalized: `[F]` bool, which features to normalize.
             clip: largest absolute value that comes out, at least 1.
         """
         super().__init__()
         if not clip >= 1.0:
             raise UsageError(f"observation_clip: expected at least 1, got {clip}")
         self.clip, self.eps = clip, eps
-        num_features, num_normalised = len(normalised), int(normalised.sum())
+        num_features, num_normalized = len(normalized), int(normalized.sum())
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(num_normalised, dtype=torch.float64))
-        self.register_buffer("m2", torch.zeros(num_normalised, dtype=torch.float64))
-        every = num_normalised == num_features
-        self._index = None if every else normalised.nonzero()[:, 0]
-        # The affine map as float32: x - centre is exact for large offsets, shift mends the rest.
-        self.register_buffer("_centre", torch.zeros(num_features), persistent=False)
+        self.register_buffer("mean", torch.zeros(num_normalized, dtype=torch.float64))
+        self.register_buffer("m2", torch.zeros(num_normalized, dtype=torch.float64))
+        every = num_normalized == num_features
+        self._index = None if every else normalized.nonzero()[:, 0]
+        # The affine map as float32: x - center is exact for large offsets, shift mends the rest.
+        self.register_buffer("_center", torch.zeros(num_features), persistent=False)
         self.register_buffer("_scale", torch.ones(num_features), persistent=False)
         self.register_buffer("_shift", torch.zeros(num_features), persistent=False)
         self._is_identity = True
@@ -59,21 +59,21 @@ class Normaliser(nn.Module):
 
     @property
     def affine(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`[F]` each: centre, scale and shift of `(x - centre) * scale + shift`."""
-        return self._centre, self._scale, self._shift
+        """`[F]` each: center, scale and shift of `(x - center) * scale + shift`."""
+        return self._center, self._scale, self._shift
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalised features `[..., F]` of features `[..., F]`."""
+        """Normalized features `[..., F]` of features `[..., F]`."""
         if self._is_identity:
             return features
-        centred = features - self._centre
-        return torch.addcmul(self._shift, centred, self._scale).clamp(-self.clip, self.clip)
+        centerd = features - self._center
+        return torch.addcmul(self._shift, centerd, self._scale).clamp(-self.clip, self.clip)
 
     def moments(self, features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
         """`(count [], mean [K], m2 [K])` float64 of a batch: what ranks exchange and `merge` takes.
 
         Args:
-            features: `[..., F]`, before normalisation.
+            features: `[..., F]`, before normalization.
             valid: `[...]` bool; rows that are not valid do not count, whatever they hold.
         """
         rows = features if self._index is None else features[..., self._index.to(features.device)]
@@ -97,7 +97,7 @@ class Normaliser(nn.Module):
         """
         if not (mean.isfinite().all() and m2.isfinite().all()):
             raise NumericalFault(
-                "observations: expected finite numbers to normalise, got NaN or inf; "
+                "observations: expected finite numbers to normalize, got NaN or inf; "
                 "check what the environment returned"
             )
         total = self.count + count
@@ -115,12 +115,12 @@ class Normaliser(nn.Module):
         if self._is_identity:
             return
         where = slice(None) if self._index is None else self._index.to(self.mean.device)
-        centre = self.mean.float()
+        center = self.mean.float()
         scale = (self.var + self.eps).rsqrt()
-        self._centre[where] = centre
+        self._center[where] = center
         self._scale[where] = scale.float()
-        self._shift[where] = ((centre.double() - self.mean) * scale).float()
+        self._shift[where] = ((center.double() - self.mean) * scale).float()
 
 
-def _refresh_after_loading(module: Normaliser, incompatible_keys: object) -> None:
+def _refresh_after_loading(module: Normalizer, incompatible_keys: object) -> None:
     module.refresh()
