@@ -22,6 +22,7 @@ from rlpg.rollouts.seeds import (
     mark_seeded,
     reseed,
     seed_streams,
+    seeded_env,
 )
 from rlpg.rollouts.vector import autoreset_mode
 from rlpg.rollouts.watchdog import SyncEnvs, watch
@@ -184,7 +185,7 @@ def _from_id(
         envs = _make_native(native, num_envs, run, options, limit, timeout)
     else:
         makers: list[Callable[[], AnyEnv]] = [
-            partial(_make_one, spec, options, limit, run, n) for n in range(num_envs)
+            partial(seeded_env, spec, options, limit, run, n) for n in range(num_envs)
         ]
         is_async = backend == "async"
         envs = WorkerEnvs(makers, timeout=timeout) if is_async else _sync(makers, timeout)
@@ -235,21 +236,6 @@ def _sync(makers: list[Callable[[], AnyEnv]], timeout: float) -> VectorEnv[Any, 
     envs = SyncEnvs(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     watch(envs, timeout)
     return envs
-
-
-def _make_one(
-    spec: EnvSpec,
-    options: dict[str, Any],
-    limit: int | None,
-    run: np.random.SeedSequence,
-    index: int,
-) -> AnyEnv:
-    # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
-    # place.
-    made = gymnasium.make(
-        spec, max_episode_steps=-1 if limit is None else limit, disable_env_checker=True, **options
-    )
-    return EpisodeSeeds(made, run, index)
 
 
 def _envpool(

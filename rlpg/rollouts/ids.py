@@ -72,15 +72,20 @@ def unknown_id(name: str, known: list[str], expected: str) -> str:
     return f"env: expected {expected}, got {name!r}; {advice}"
 
 
+def hush() -> None:
+    """Keeps Gymnasium's remarks off the terminal."""
+    warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
+    # Importing Box2D warns so, and crashes the interpreter where warnings are errors.
+    warnings.filterwarnings("ignore", message="builtin type [sS]wig")
+
+
 @contextmanager
 def own_words(env: object) -> Iterator[None]:
     """Says in one line what Gymnasium says in many, and keeps its remarks off the terminal."""
     name = env if isinstance(env, str) else type(env).__name__
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")
-            # Importing Box2D warns so, and crashes the interpreter where warnings are errors.
-            warnings.filterwarnings("ignore", message="builtin type [sS]wig")
+            hush()
             yield
     except RlpgError:
         raise

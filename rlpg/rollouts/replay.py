@@ -1,7 +1,7 @@
 """Where environments stand, as data, and how others are brought to the same point. No pickle.
 
 Environments with a `state_dict` give it. Environments that `make_envs` put in a `SyncVectorEnv` or
-`AsyncVectorEnv` are replayed: each is reset with the seed of its running episode and takes the
+in workers are replayed: each is reset with the seed of its running episode and takes the
 actions it took; the last observation must come out the same to the bit. All others, and those that
 do not repeat themselves, can only begin anew.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.seeds import is_seeded_by_episode
@@ -36,7 +36,7 @@ def snapshot(envs: VectorEnv[Any, Any, Any]) -> dict[str, Any] | None:
     base = envs.unwrapped
     if isinstance(base, Resumable):
         return {"state": base.state_dict()}
-    if isinstance(base, SyncVectorEnv | AsyncVectorEnv) and is_seeded_by_episode(envs):
+    if isinstance(base, SyncVectorEnv | WorkerEnvs) and is_seeded_by_episode(envs):
         return {"episodes": list(base.call("episode_state"))}
     return None
 
@@ -56,7 +56,7 @@ def restore(
     try:
         if "state" in state and isinstance(base, Resumable):
             base.load_state_dict(state["state"])
-        elif "episodes" in state and isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        elif "episodes" in state and isinstance(base, SyncVectorEnv | WorkerEnvs):
             if len(state["episodes"]) != envs.num_envs:
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
             episodes = state["episodes"]

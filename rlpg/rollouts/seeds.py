@@ -15,10 +15,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentFault
 from rlpg.rollouts.answers import Answers
+from rlpg.rollouts.workers import WorkerEnvs
 
 OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per environment
 
@@ -49,6 +51,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
         self._answers = Answers(env.observation_space)
+        self.board: np.ndarray | None = None  # [2] int64 for others: episodes begun, last seed
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -64,6 +67,8 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._block, self._seeds = block, _block_of_seeds(self._run, self.env_index, block)
         self.episode_seed = self._seeds[place] if seed is None else seed
         self._actions = []
+        if self.board is not None:
+            self.board[:] = self.episode + 1, int(self.episode_seed) % 2**63
         try:
             obs, info = self.env.reset(seed=self.episode_seed, options=options)
             fitted = self._answers.observation(obs)
@@ -121,7 +126,12 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
                 "not repeat itself"
             )
 
-    def replay_own_episode(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> str:
+    def replay_own_episode(
+        self,
+        states: Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]],
+        *,
+        mid_episode: bool,
+    ) -> str:
         """`replay_episode` for one of several environments that are all told the same.
 
         Returns:
@@ -142,6 +152,29 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(error, EnvironmentFault):
             said = f"{call}() raised {type(error).__name__}: {said}"
         return EnvironmentFault(f"{self.whereabouts}: {said}")
+
+
+def seeded_env(
+    spec: EnvSpec,
+    options: Mapping[str, Any],
+    limit: int | None,
+    run: np.random.SeedSequence,
+    index: int,
+) -> EpisodeSeeds:
+    """One of several environments, here or in a worker.
+
+    Args:
+        options: for its constructor.
+        limit: time limit in steps; None for none.
+        run: whose seeds it has.
+        index: among the environments.
+    """
+    # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
+    # place.
+    made = gymnasium.make(
+        spec, max_episode_steps=-1 if limit is None else limit, disable_env_checker=True, **options
+    )
+    return EpisodeSeeds(made, run, index)
 
 
 def is_from_a_signal(error: BaseException) -> bool:
@@ -220,8 +253,9 @@ def reseed(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> None:
 
     EnvPool cannot: its seeds are fixed when it is made, and it goes on where it is.
     """
-    if is_seeded_by_episode(envs) and isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-        envs.unwrapped.call("restart_seeds", run)
+    if is_seeded_by_episode(envs):
+        base: Any = envs.unwrapped
+        base.call("restart_seeds", run)
     elif not is_envpool(envs):
         seed_streams(envs, run)
 
@@ -233,7 +267,8 @@ def seed_streams(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) ->
     """
     seed: Any = derived_seed(run, 0, 0)
     spec, base = envs.spec, envs.unwrapped
-    if isinstance(base, SyncVectorEnv | AsyncVectorEnv) or (spec and spec.id.startswith(OURS)):
+    one_each = SyncVectorEnv | AsyncVectorEnv | WorkerEnvs
+    if isinstance(base, one_each) or (spec and spec.id.startswith(OURS)):
         seed = [derived_seed(run, n, 0) for n in range(envs.num_envs)]
     result = envs.reset(seed=seed)
     mark_seeded(envs, by_episode=False)

@@ -1,202 +1,404 @@
-"""`AsyncVectorEnv` whose workers may die, hang or raise: one clear error, and nothing left behind.
+"""A pool of worker processes, each with several environments; a vector environment.
 
-Gymnasium's waits for ever for a worker that is gone, and `close` with it. This one watches the
-processes while it waits, gives up after a time-out, and ends them all before it reports.
+The parent writes actions to shared memory and sends each worker one message of three bytes. The
+worker steps its environments, writes observations, rewards and flags to shared memory, and answers
+with one message, which carries the infos if there are any.
+
+    num_envs = 8, num_workers = 2, num_groups = 4       num_groups = 1
+
+    worker      0         0         1         1         worker      0             1
+    group       0         1         2         3         group       0             0
+    env         0 1       2 3       4 5       6 7       env         0 1 2 3       4 5 6 7
+
+Groups of environments can step while the policy acts on the others: `step_async(group, actions)`
+and `step_wait(group)`. Which results come first depends on timing; what they are does not.
+
+Workers may die, hang or raise: that is one clear error, and nothing is left behind.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
+import mmap
 import os
-import queue
-import signal
-import threading
+import subprocess
 import time
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from multiprocessing.connection import wait
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import gymnasium
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.vector.async_vector_env import _async_worker
+import numpy as np
+from gymnasium.error import ClosedEnvironmentError
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import (
+    CloudpickleWrapper,
+    batch_space,
+    concatenate,
+    create_empty_array,
+    iterate,
+)
 
-from rlpg.errors import EnvironmentFault
+from rlpg.errors import UsageError
+from rlpg.rollouts.infos import merge_infos
+from rlpg.rollouts.processes import GRACE_SECONDS, Processes, usable_cores
+from rlpg.rollouts.shared import (
+    ALL,
+    CALL,
+    SharedArrays,
+    copy_of_rows,
+    nameless_file,
+    put_rows,
+)
 
-GRACE_SECONDS = 2.0  # that workers have to close their environments
-MAKING_SECONDS = 1e6  # for making one, which has no time-out: large models are compiled there
+Outcome = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
-class WorkerEnvs(AsyncVectorEnv):
-    """Environments in processes of their own; autoreset is `SAME_STEP`.
+class Share(NamedTuple):
+    """The environments of one group that one worker has: start to stop - 1."""
+
+    worker: int
+    group: int
+    start: int
+    stop: int
+
+
+class WorkerEnvs(VectorEnv[Any, Any, Any]):
+    """Environments in worker processes; autoreset is `SAME_STEP`.
 
     Args:
-        makers: make one environment each.
-        timeout: seconds that a step or reset of all environments may take.
+        makers: make one environment each. They are called in the workers, which are fresh
+            interpreters: they know what they import, not what this process has changed. The first
+            is called here too, for the spaces.
+        timeout: seconds that a step or reset of each environment may take.
+        num_workers: processes, at most one per environment; None: as many as usable cores.
+        num_groups: groups of environments that can be stepped by themselves, at most `num_envs`.
+            With fewer groups than workers, each worker has environments of every group.
 
     Every method that talks to the workers raises EnvironmentFault, with the index of the
     environment, if its worker has died or has not answered in time. All workers are gone then.
     """
 
     def __init__(
-        self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], *, timeout: float = 60.0
+        self,
+        makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]],
+        *,
+        timeout: float = 60.0,
+        num_workers: int | None = None,
+        num_groups: int = 1,
     ) -> None:
+        num_envs = len(makers)
+        num_workers = min(usable_cores() if num_workers is None else num_workers, num_envs)
+        if num_workers < 1:
+            raise UsageError(f"num_workers: expected at least 1, got {num_workers}")
+        if not 1 <= num_groups <= num_envs:
+            raise UsageError(f"num_groups: expected 1 to {num_envs} (num_envs), got {num_groups}")
+        self.num_envs = num_envs
         self._timeout = timeout
-        guarded = [_Guarded(maker, os.getpid()) for maker in makers]
-        super().__init__(
-            guarded, copy=False, worker=_worker, autoreset_mode=AutoresetMode.SAME_STEP
-        )
+        self._arrays = SharedArrays.none()
+        self.groups, shares = divide(num_envs, num_workers, num_groups)
+        self._of_group = [[s for s in shares if s.group == g] for g in range(num_groups)]
+        self._of_worker = [[s for s in shares if s.worker == w] for w in range(num_workers)]
+        self._own = [[n for s in own for n in range(s.start, s.stop)] for own in self._of_worker]
+        self._loose: list[Any] = [None] * num_envs  # observations that are in no shared memory
+        memory = nameless_file()
+        try:
+            self._workers = Processes(num_workers, memory, timeout)
+            try:
+                self._introduce(makers, memory)
+            except BaseException:
+                self._end(time.monotonic())
+                raise
+        finally:
+            os.close(memory)
 
-    def reset(self, **options: Any) -> Any:
-        """Start an episode in every environment."""
-        with self._reporting():
-            return super().reset(**options)
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """The workers; none after the end."""
+        return self._workers.all
 
-    def step(self, actions: Any) -> Any:
+    # ------------------------------------------------------------------------------- VectorEnv
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in every environment, or in those of `options["reset_mask"]`.
+
+        Steps that have not been waited for are finished first, and dropped.
+        """
+        self._check_open()
+        with self._ending_on_fault():
+            self._workers.wait(set(self._workers.pending))
+        options = dict(options) if options is not None else None
+        mask = np.ones(self.num_envs, dtype=bool)
+        if options is not None and "reset_mask" in options:
+            mask = np.asarray(options.pop("reset_mask"), dtype=bool)
+        if seed is None or isinstance(seed, int):
+            seed = [None if seed is None else seed + n for n in range(self.num_envs)]
+        if len(seed) != self.num_envs or mask.shape != (self.num_envs,):
+            raise UsageError(
+                f"reset: expected {self.num_envs} seeds and a mask of shape [{self.num_envs}], got "
+                f"{len(seed)} and {list(mask.shape)}"
+            )
+        seeds = [{n: seed[n] for n in own if mask[n]} for own in self._own]
+        given: dict[int, Any] = {}
+        for answer in self._ask([("reset", those, options) for those in seeds]):
+            given |= answer
+        infos: dict[str, Any] = {}
+        for index in sorted(given):
+            self._loose[index], info = given[index]
+            infos = self._add_info(infos, info, index)
+        return self._observations(slice(0, self.num_envs)), infos
+
+    def step(self, actions: Any) -> Outcome:
         """Take an action in every environment."""
-        with self._reporting():
-            return super().step(actions)
+        self._check_open()
+        if self._workers.pending:
+            raise UsageError("step: expected no group to be stepping; call step_wait first")
+        workers, rows = range(len(self._workers)), slice(0, self.num_envs)
+        with self._ending_on_fault():
+            self._send(ALL, workers, rows, self.action_space, actions)
+            answers = self._workers.wait({(worker, ALL) for worker in workers})
+        parts = [
+            (share, answer)
+            for worker in workers
+            for share, answer in zip(self._of_worker[worker], answers[worker, ALL], strict=True)
+        ]
+        return self._outcome(rows, sorted(parts, key=lambda part: part[0].start))
 
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of every environment."""
-        with self._reporting():
-            return super().call(name, *args, **kwargs)
+    def close_extras(self, **kwargs: Any) -> None:
+        """Ask the workers to close, and end those that do not."""
+        self._end(time.monotonic() + GRACE_SECONDS)
+
+    # ---------------------------------------------------------------------------------- groups
+
+    def step_async(self, group: int, actions: Any) -> None:
+        """Begin a step of the environments `groups[group]`; returns at once.
+
+        Args:
+            group: one that is not stepping.
+            actions: for its n environments, `[n, *A]`.
+        """
+        self._check_open()
+        if self._keys(group) & self._workers.pending:
+            raise UsageError(f"step_async: expected group {group} to be idle; call step_wait first")
+        rows, workers = self.groups[group], [share.worker for share in self._of_group[group]]
+        with self._ending_on_fault():
+            self._send(group, workers, rows, self._group_action_spaces[group], actions)
+
+    def step_wait(self, group: int) -> Outcome:
+        """What `step` returns, for the n environments of a group: arrays `[n, ...]`."""
+        self._check_open()
+        keys = self._keys(group)
+        if not keys <= self._workers.pending:
+            raise UsageError(f"step_wait: expected group {group} to be stepping; call step_async")
+        with self._ending_on_fault():
+            answers = self._workers.wait(keys)
+        parts = [(share, answers[share.worker, group]) for share in self._of_group[group]]
+        return self._outcome(self.groups[group], parts)
+
+    def wait_any(self) -> int:
+        """A stepping group whose `step_wait` need not wait; waits until there is one."""
+        self._check_open()
+        stepping = sorted({group for _, group in self._workers.pending})
+        if not stepping:
+            raise UsageError("wait_any: expected a group to be stepping; call step_async first")
+        with self._ending_on_fault():
+            while True:
+                for group in stepping:
+                    if self._workers.has_answered(self._keys(group)):
+                        return group
+                missing = {k for k in self._workers.pending if not self._workers.has_answered({k})}
+                self._workers.wait(missing, any_of_them=True, take=False)
+
+    # -------------------------------------------------------------------------------- the rest
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment, or look up an attribute."""
+        return self._in_order(self._ask([("call", name, args, kwargs)] * len(self._workers)))
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of every environment."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every environment; a list or tuple has a value for each."""
+        each = values if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(each) != self.num_envs:
+            raise UsageError(f"set_attr: expected {self.num_envs} values, got {len(each)}")
+        self._ask([("set", name, {n: each[n] for n in own}) for own in self._own])
+
+    def render(self) -> tuple[Any, ...]:
+        """A frame of every environment."""
+        return self.call("render")
 
     def replay(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> Sequence[str]:
         """`EpisodeSeeds.replay_own_episode` of every environment; each step has its time."""
         most_steps = max(int(state["count"]) for state in states) if mid_episode else 0
-        with self._reporting():
-            self.call_async("replay_own_episode", states, mid_episode=mid_episode)
-            return self.call_wait(timeout=self._timeout * (1 + most_steps))
+        options = {"mid_episode": mid_episode}
+        asked = [
+            ("call", "replay_own_episode", ({n: states[n] for n in own},), options)
+            for own in self._own
+        ]
+        return self._in_order(self._ask(asked, num_calls=1 + most_steps))
 
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """Ask the workers to close, and end those that do not."""
-        for pipe in self.parent_pipes:
-            with contextlib.suppress(OSError, ValueError):
-                pipe.send(("close", None))
-        self._end_workers(time.monotonic() + GRACE_SECONDS)
+    # ------------------------------------------------------------------------------- internals
 
-    def _check_spaces(self) -> None:
-        """Gymnasium asks this first: wait until the environments are made, then compare them."""
-        with self._reporting():
-            self.call_async("render_mode")
-            self.call_wait(timeout=MAKING_SECONDS)
-            super()._check_spaces()  # type: ignore[no-untyped-call]  # Gymnasium's own
+    def _introduce(
+        self, makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]], memory: int
+    ) -> None:
+        """Tells the workers, which have been started, what they are to do."""
+        model = makers[0]()  # while they import what they need
+        self.metadata = {**model.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.render_mode = model.render_mode
+        self.single_observation_space = model.observation_space
+        self.single_action_space = model.action_space
+        model.close()
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._group_action_spaces = [
+            batch_space(self.single_action_space, rows.stop - rows.start) for rows in self.groups
+        ]
+        spaces = self.single_observation_space, self.single_action_space
+        sizes = self.num_envs, len(self._workers)
+        os.ftruncate(memory, SharedArrays(*spaces, *sizes).num_bytes)
+        self._arrays = SharedArrays(*spaces, *sizes, mmap.mmap(memory, 0))
+        self._workers.arrays = self._arrays
+        for worker, own in enumerate(self._own):
+            setup = {
+                "number": worker,
+                "indices": own,
+                "rows": {
+                    share.group: (share.start, share.stop) for share in self._of_worker[worker]
+                },
+                "spaces": spaces,
+                "num_envs": self.num_envs,
+                "num_workers": len(self._workers),
+                "spin_seconds": self._workers.spin_seconds,
+                "makers": CloudpickleWrapper(partial(list, [makers[n] for n in own])),
+            }
+            self._workers.send(worker, CALL, setup)
+        # Making has no time-out: large models are compiled there.
+        self._workers.wait(set(self._workers.pending), patience=float("inf"))
+        self._workers.limit_sending()
 
-    def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
-        """Gymnasium asks this before it reads the answers: wait until all are there."""
-        self._assert_is_running()
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        pending = dict(zip(self.parent_pipes, range(self.num_envs), strict=True))
-        while pending:
-            sentinels = {self.processes[index].sentinel: index for index in pending.values()}
-            ready = wait([*pending, *sentinels], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise self._fault(
-                    min(pending.values()), f"no answer within {self._timeout:g} s; it hangs"
-                )
-            answered = [pipe for pipe in ready if pipe in pending]
-            if not answered:  # a process ended, and had not sent its answer before
-                dead = min(sentinels[sentinel] for sentinel in ready)  # type: ignore[index]
-                if not self.parent_pipes[dead].poll():
-                    raise self._fault(dead, f"its worker {self._obituary(dead)}")
-                answered = [self.parent_pipes[dead]]
-            for pipe in answered:
-                pending.pop(pipe)
-        return True
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        """Gymnasium asks this when it has read the answers: the error of the first environment."""
-        failed = [index for index, succeeded in enumerate(successes) if not succeeded]
-        if not failed:
+    def _send(
+        self,
+        group: int,
+        workers: Iterable[int],
+        rows: slice,
+        space: gymnasium.Space[Any],
+        actions: Any,
+    ) -> None:
+        """Asks for a step: actions in the shared memory, or in the message if that casts them."""
+        if put_rows(self._arrays.actions, rows, actions):
+            for worker in workers:
+                self._workers.send(worker, group)
             return
-        found: dict[int, tuple[Any, str]] = {}  # in the queue they are in the order of their end
-        with contextlib.suppress(queue.Empty):
-            while failed[0] not in found:
-                index, _, error, trace = self.error_queue.get(timeout=GRACE_SECONDS)
-                found[index] = (error, trace)
-        unknown = ("an error that cannot be passed on", "")
-        index = failed[0] if failed[0] in found else min(found, default=failed[0])
-        error, trace = found.get(index, unknown)
-        self._end_workers(time.monotonic())
-        name, what = f"environment {index}", str(error)
-        fault = EnvironmentFault(what if what.startswith(name) else f"{name}: {what}")
-        fault.add_note(f"In its worker:\n{trace}")
-        raise fault
+        each = dict(zip(range(rows.start, rows.stop), iterate(space, actions), strict=True))
+        for worker in workers:
+            own = {n: each[n] for n in self._own[worker] if n in each}
+            self._workers.send(worker, group, own, is_large=True)
 
-    @contextlib.contextmanager
-    def _reporting(self) -> Any:
+    def _outcome(self, rows: slice, parts: Sequence[tuple[Share, Any]]) -> Outcome:
+        """Copies of what the workers have written, and their infos.
+
+        Args:
+            rows: the environments.
+            parts: consecutive shares of them, and what their workers have said.
+        """
+        packed = []
+        for share, said in parts:
+            infos, observed = said or (None, [])
+            packed.append((share.start - rows.start, share.stop - share.start, infos))
+            self._loose[share.start : share.start + len(observed)] = observed
+        arrays = self._arrays
+        return (
+            self._observations(rows),
+            arrays.reward[rows].copy(),
+            arrays.terminated[rows].copy(),
+            arrays.truncated[rows].copy(),
+            merge_infos(rows.stop - rows.start, packed),
+        )
+
+    def _observations(self, rows: slice) -> Any:
+        if self._arrays.obs is not None:
+            return copy_of_rows(self._arrays.obs, rows)
+        # Spaces without a fixed size: Gymnasium makes a tuple of what is in no array.
+        space, size = self.single_observation_space, rows.stop - rows.start
+        out: Any = create_empty_array(space, size, np.zeros)
+        return concatenate(space, self._loose[rows], out)
+
+    def _ask(self, bodies: Sequence[Any], *, num_calls: int = 1) -> list[Any]:
+        """The answers of all workers to requests that are no step.
+
+        Args:
+            bodies: one per worker.
+            num_calls: how many calls, with a time-out each, one of them may take.
+        """
+        self._check_open()
+        if self._workers.pending:
+            raise UsageError("call: expected no group to be stepping; call step_wait first")
+        keys = [(worker, CALL) for worker in range(len(self._workers))]
+        with self._ending_on_fault():
+            for (worker, _), body in zip(keys, bodies, strict=True):
+                self._workers.send(worker, CALL, body, is_large=True)
+            answers = self._workers.wait(keys, patience=self._timeout * num_calls)
+        return [answers[key] for key in keys]
+
+    def _in_order(self, answers: Iterable[Mapping[int, Any]]) -> tuple[Any, ...]:
+        found = {index: result for answer in answers for index, result in answer.items()}
+        return tuple(found[index] for index in range(self.num_envs))
+
+    def _keys(self, group: int) -> set[tuple[int, int]]:
+        return {(share.worker, group) for share in self._of_group[group]}
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError(
+                "the environments are closed, and their workers have ended"
+            )
+
+    @contextmanager
+    def _ending_on_fault(self) -> Iterator[None]:
         try:
             yield
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            time.sleep(0.05)  # the process that closed its pipe is about to be gone
-            dead = next((i for i, p in enumerate(self.processes) if not p.is_alive()), 0)
-            raise self._fault(dead, f"its worker {self._obituary(dead)}") from None
-        except EnvironmentFault:
-            self._end_workers(time.monotonic())
-            raise
+        finally:
+            if not len(self._workers):  # a fault has ended them
+                self._end(time.monotonic())
 
-    def _fault(self, index: int, what: str) -> EnvironmentFault:
-        self._end_workers(time.monotonic())
-        return EnvironmentFault(f"environment {index}: {what}")
-
-    def _obituary(self, index: int) -> str:
-        process = self.processes[index]
-        process.join(GRACE_SECONDS)
-        code = process.exitcode
-        if code is not None and code < 0:
-            return f"died of {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
-
-    def _end_workers(self, deadline: float) -> None:
-        """Wait for the workers until the deadline, end those that remain, free what they held."""
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        for process in self.processes:
-            if process.is_alive():
-                process.kill()
-        for process, pipe in zip(self.processes, self.parent_pipes, strict=True):
-            process.join()
-            process.close()
-            pipe.close()
-        self.processes, self.parent_pipes = [], []
-        errors: Any = self.error_queue
-        errors.close()
-        errors._reader.close()  # Gymnasium and multiprocessing leave both to the garbage collector
-        errors._writer.close()
+    def _end(self, deadline: float) -> None:
+        self._workers.end(deadline)
+        self._arrays.close()
         self.closed = True
 
 
-def _worker(index: int, env_fn: Callable[[], Any], pipe: Any, *rest: Any) -> None:
-    """Gymnasium's worker; an environment that cannot be made is an answer like any other error."""
-    try:
-        env = env_fn()
-    except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
-        fault = EnvironmentFault(f"making it raised {type(error).__name__}: {said}")
-        rest[2].put((index, EnvironmentFault, fault, traceback.format_exc()))
-        pipe.recv()
-        pipe.send((None, False))
-        return
-    _async_worker(index, lambda: env, pipe, *rest)
+def divide(num_envs: int, num_workers: int, num_groups: int) -> tuple[list[slice], list[Share]]:
+    """The environments of each group, and which worker has them; all as even as can be.
 
+    Returns:
+        The groups, consecutive; and the shares of the workers in them, in order of environments.
+    """
 
-class _Guarded:
-    """Makes an environment; in a worker also sees to it that the worker ends when it should."""
+    def cut(first: int, last: int, parts: int) -> list[int]:
+        return [first + (last - first) * k // parts for k in range(parts + 1)]
 
-    def __init__(self, maker: Callable[[], gymnasium.Env[Any, Any]], parent: int) -> None:
-        self._maker, self._parent = maker, parent
-
-    def __call__(self) -> gymnasium.Env[Any, Any]:
-        if multiprocessing.parent_process() is not None and os.getpid() != self._parent:
-            # Ctrl-C is for the parent to handle: it lets the step end and saves.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            threading.Thread(target=self._outlive_no_parent, daemon=True).start()
-        return self._maker()
-
-    def _outlive_no_parent(self) -> None:
-        while os.getppid() == self._parent:
-            time.sleep(0.5)
-        os._exit(1)
+    bounds = cut(0, num_envs, num_groups)
+    groups = [slice(*pair) for pair in pairwise(bounds)]
+    if num_groups >= num_workers:
+        shares = [
+            Share(g * num_workers // num_groups, g, rows.start, rows.stop)
+            for g, rows in enumerate(groups)
+        ]
+        return groups, shares
+    shares = [
+        Share(worker, g, start, stop)
+        for g, rows in enumerate(groups)
+        for worker, (start, stop) in enumerate(pairwise(cut(rows.start, rows.stop, num_workers)))
+        if stop > start
+    ]
+    return groups, shares

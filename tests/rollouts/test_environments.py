@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
 from rlpg.rollouts import (
@@ -22,6 +22,7 @@ from rlpg.rollouts import (
     probe_action_mask,
     reseed,
 )
+from rlpg.rollouts.workers import WorkerEnvs
 
 
 class Endless(gymnasium.Env[Any, Any]):
@@ -103,7 +104,7 @@ def test_arguments_that_the_native_version_does_not_know_choose_sync() -> None:
 def test_async_environments_have_the_same_seeds() -> None:
     envs, description = make_envs("test/Endless-v2", 2, seed=3, backend="async")
     try:
-        assert isinstance(envs.unwrapped, AsyncVectorEnv)
+        assert isinstance(envs.unwrapped, WorkerEnvs)
         assert "async" in description
         sync, _ = make_envs("test/Endless-v2", 2, seed=3)
         np.testing.assert_array_equal(seeds_of(envs, 3), seeds_of(sync, 3))

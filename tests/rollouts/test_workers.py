@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.workers import WorkerEnvs
 
 sys.path.append(str(Path(__file__).parent))
-from misbehaving import misbehave
+from misbehaving import children, misbehave
 
 
 class Faulty(gymnasium.Env[Any, Any]):
@@ -65,7 +65,7 @@ def assert_nothing_is_left(vector: WorkerEnvs) -> None:
     began = time.monotonic()
     vector.close()
     assert time.monotonic() - began < 5
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 FAULTS = [
@@ -94,9 +94,9 @@ def test_a_fault_is_one_error_with_the_index(fault: str, message: str, bad: int,
 class Unmade(Faulty):
     """Fails in the constructor, but not where its spaces are looked up."""
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, fault: str, parent: int) -> None:
         super().__init__(fault)
-        if multiprocessing.parent_process() is not None:
+        if os.getpid() != parent:
             misbehave(self.fault)
 
 
@@ -112,12 +112,12 @@ class Unmade(Faulty):
 def test_a_worker_that_cannot_make_its_environment_had_no_name(fault: str, message: str) -> None:
     """It was a BrokenPipeError, or nothing at all."""
     with pytest.raises(EnvironmentFault, match=message):
-        WorkerEnvs([partial(Unmade, ""), partial(Unmade, fault)], timeout=0.5)
-    assert multiprocessing.active_children() == []
+        WorkerEnvs([partial(Unmade, name, os.getpid()) for name in ("", fault)], timeout=0.5)
+    assert children() == []
 
 
 def test_making_an_environment_may_take_longer_than_a_step() -> None:
-    assert_nothing_is_left(WorkerEnvs([partial(Unmade, "slow")], timeout=0.3))
+    assert_nothing_is_left(WorkerEnvs([partial(Unmade, "slow", os.getpid())], timeout=0.3))
 
 
 def test_slow_is_not_hanging() -> None:
@@ -130,7 +130,7 @@ def test_closing_twice_and_while_a_worker_is_gone_returns() -> None:
     vector = envs("", 0, 1)
     vector.reset(seed=[1, 2, 3])
     vector.processes[1].kill()
-    vector.processes[1].join()
+    vector.processes[1].wait()
     assert_nothing_is_left(vector)
     vector.close()
 

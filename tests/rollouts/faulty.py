@@ -1,0 +1,112 @@
+"""Environments that answer wrongly, or in an unusual way; without torch, for worker processes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from misbehaving import misbehave
+
+LENGTH = 5  # steps of an episode
+
+OBSERVATIONS: dict[str, tuple[Any, str]] = {
+    "nan": (np.array([0, np.nan, 0], np.float32), r"expected finite float32 .*got nan at \[1\]"),
+    "inf": (np.array([0, 0, -np.inf], np.float32), r"expected finite float32 .*got -inf at \[2\]"),
+    "1e39": (np.array([0, 1e39, 0]), r"that float32 can hold, got 1e\+39 at \[1\]"),
+    "shape (1,)": (np.zeros(1, np.float32), r"shape \(3,\), got float32 of shape \(1,\)"),
+    "shape ()": (0.5, r"shape \(3,\), got float 0.5"),
+    "objects": (np.array([0, None, 0]), r"float32 of shape \(3,\), got object of shape \(3,\)"),
+    "complex": (np.zeros(3, complex), r"float32 of shape \(3,\), got complex128 of shape \(3,\)"),
+    "numbers as strings": (np.array(["1", "2", "3"]), r"float32 of shape \(3,\), got <U1 of"),
+    "string": ("abc", r"float32 of shape \(3,\), got str 'abc'"),
+    "none": (None, r"float32 of shape \(3,\), got None"),
+    "ragged": ([[1.0], [2.0, 3.0]], r"float32 of shape \(3,\), got list "),
+}
+OUTCOMES: dict[str, tuple[dict[int, Any], str]] = {
+    "reward nan": ({1: np.nan}, r"reward: expected a finite float32, got nan"),
+    "reward inf": ({1: np.inf}, r"reward: expected a finite float32, got inf"),
+    "reward 1e39": ({1: 1e39}, r"reward: expected a finite float32, got 1e\+39"),
+    "reward none": ({1: None}, r"reward: expected a number, got None"),
+    "reward string": ({1: "1.5"}, r"reward: expected a number, got str '1.5'"),
+    "reward array": ({1: np.ones(1)}, r"reward: expected a number, got float64 of shape \(1,\)"),
+    "terminated none": ({2: None}, r"terminated: expected True or False, got None"),
+    "truncated string": ({3: "no"}, r"truncated: expected True or False, got str 'no'"),
+    "info none": ({4: None}, r"info: expected a dict, got None"),
+}
+
+
+class Faulty(gymnasium.Env[Any, Any]):
+    """Episodes of five steps; the copy whose first seed is `bad` does `fault` at `moment`."""
+
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fault: str = "", moment: str = "", bad: int = -1) -> None:
+        self.fault, self.moment, self.bad = fault, moment, bad
+        self.is_bad = False
+        self.episodes = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.is_bad |= self.episodes == 0 and seed == self.bad
+        self.episodes += 1
+        self.left = LENGTH
+        due = {1: "reset", 2: "next reset"}.get(self.episodes)
+        return self.answer(due, [np.zeros(3, np.float32), {}], outcome=False)
+
+    def step(self, action: Any) -> Any:
+        due = {0: "first step", 7: "later"}.get(self.steps)
+        self.steps += 1
+        self.left -= 1
+        obs = np.full(3, 0.5, np.float32)
+        return self.answer(due, [obs, 1.0, self.left == 0, False, {}], outcome=True)
+
+    def answer(self, due: str | None, right: list[Any], *, outcome: bool) -> tuple[Any, ...]:
+        if not self.is_bad or due != self.moment:
+            return tuple(right)
+        if self.fault in OBSERVATIONS:
+            return (OBSERVATIONS[self.fault][0], *right[1:])
+        if outcome and self.fault in OUTCOMES:
+            for place, value in OUTCOMES[self.fault][0].items():
+                right[place] = value
+        misbehave(self.fault)
+        return tuple(right)
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Counts its steps, in a way that is unusual but allowed."""
+
+    observation_space = spaces.Box(0, 1000, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, odd: str = "", length: int = 5) -> None:
+        self.odd, self.length = odd, length
+        self.total = 0
+        self.buffer = np.zeros(3, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.left = self.length
+        return self.seen(), {}
+
+    def step(self, action: Any) -> Any:
+        if self.left == 0:
+            raise RuntimeError("stepped after the end")
+        self.total += 1
+        self.left -= 1
+        if self.odd == "slow" and self.total == 3:
+            time.sleep(0.5)
+        if self.odd == "each step slow":
+            time.sleep(0.1)
+        over = self.left == 0
+        return self.seen(), float(self.total), over, over and self.odd == "both", {}
+
+    def seen(self) -> Any:
+        self.buffer[:] = self.total, self.left, 0
+        if self.odd == "buffer":
+            return self.buffer
+        return {"float64": self.buffer.astype(float), "list": self.buffer.tolist()}.get(
+            self.odd, self.buffer.astype(np.int64) if self.odd == "integers" else self.buffer.copy()
+        )
