@@ -24,6 +24,7 @@ from rlpg.rollouts.seeds import (
     seed_streams,
     seeded_env,
 )
+from rlpg.rollouts.trial import faster_backend
 from rlpg.rollouts.vector import autoreset_mode
 from rlpg.rollouts.watchdog import SyncEnvs, watch
 from rlpg.rollouts.workers import WorkerEnvs
@@ -50,6 +51,7 @@ def make_envs(
     max_episode_steps: int | None = None,
     episode_cap: int | None = 1000,
     timeout: float = 60.0,
+    num_workers: int | None = None,
 ) -> MadeEnvs:
     """`num_envs` copies of an environment in one seeded vector environment.
 
@@ -61,11 +63,14 @@ def make_envs(
         seed: of the run; every episode's seed is derived from it.
         kwargs: for the environment's constructor.
         backend: `native` (the environment's own vector version), `sync` (one after the other),
-            `async` (a process each), `envpool`, or `auto`: native where there is one, else sync.
+            `async` (in worker processes), `envpool`, or `auto`: native where there is one, else
+            sync or async, whichever is faster (`faster_backend`). Sync and async give the same
+            bits.
         max_episode_steps: time limit that replaces the registered one.
         episode_cap: time limit for environments that have none, in steps; None for no cap.
-        timeout: seconds that a step or reset may take before it counts as hanging: of all
-            environments together, or of each where they run one after the other.
+        timeout: seconds that a step or reset may take before it counts as hanging: of each
+            environment, or of all together where they are vectorized or given.
+        num_workers: worker processes of `async`; None: as many as usable cores.
 
     EnvPool reports an episode that terminates on the very step of its time limit as truncated
     only; every other backend keeps both flags.
@@ -83,6 +88,8 @@ def make_envs(
         raise EnvironmentSetupError(
             f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}"
         )
+    if num_workers is not None and num_workers < 1:
+        raise EnvironmentSetupError(f"num_workers: expected at least 1, got {num_workers}")
     run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     options = dict(kwargs or {})
     limits = max_episode_steps, episode_cap
@@ -93,7 +100,7 @@ def make_envs(
             return _given_env(env, num_envs, run, options, backend, limits, timeout)
         if backend == "envpool":
             return _envpool(env, num_envs, run, options, limits, timeout)
-        return _from_id(env, num_envs, run, options, backend, limits, timeout)
+        return _from_id(env, num_envs, run, options, backend, limits, timeout, num_workers)
 
 
 # ---------------------------------------------------------------------------- the four sources
@@ -165,6 +172,7 @@ def _from_id(
     backend: str,
     limits: tuple[int | None, int | None],
     timeout: float,
+    num_workers: int | None,
 ) -> MadeEnvs:
     max_episode_steps, episode_cap = limits
     spec, version_note = find_spec(env_id)
@@ -178,19 +186,24 @@ def _from_id(
             f"backend: expected an environment with a vector version for 'native', "
             f"got {spec.id}; use 'sync' or 'async'"
         )
+    if backend == "auto" and native is not None and _accepts(native, options, limit):
+        backend = "native"
+    make = partial(seeded_env, spec, options, limit)
+    why = ""
     if backend == "auto":
-        backend = "sync" if native is None or not _accepts(native, options, limit) else "native"
+        backend, why = faster_backend(spec, make, num_envs, timeout, num_workers)
     envs: VectorEnv[Any, Any, Any]
     if backend == "native" and native is not None:
         envs = _make_native(native, num_envs, run, options, limit, timeout)
     else:
-        makers: list[Callable[[], AnyEnv]] = [
-            partial(seeded_env, spec, options, limit, run, n) for n in range(num_envs)
-        ]
-        is_async = backend == "async"
-        envs = WorkerEnvs(makers, timeout=timeout) if is_async else _sync(makers, timeout)
+        makers: list[Callable[[], AnyEnv]] = [partial(make, run, n) for n in range(num_envs)]
+        if backend == "async":
+            envs = WorkerEnvs(makers, timeout=timeout, num_workers=num_workers)
+            backend = f"async ({len(envs.processes)} worker processes)"
+        else:
+            envs = _sync(makers, timeout)
         mark_seeded(envs, by_episode=True)
-    return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
+    return MadeEnvs(envs, _describe(spec.id, num_envs, backend, why, note, version_note))
 
 
 def _native(spec: EnvSpec) -> EnvSpec | None:
@@ -301,13 +314,12 @@ def _existing_limit(env: AnyEnv) -> int | None:
 
 def _describe(name: str, num_envs: int, backend: str, *notes: str) -> str:
     how = {
-        "native": "its own vector version",
-        "sync": "one after the other",
-        "async": "a process each",
-        "envpool": "EnvPool",
-    }[backend]
+        "native": " (its own vector version)",
+        "sync": " (one after the other)",
+        "envpool": " (EnvPool)",
+    }.get(backend, "")
     plural = "environment" if num_envs == 1 else "environments"
-    return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend} ({how})", *notes)))
+    return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend}{how}", *notes)))
 
 
 def copy_of(env: AnyEnv) -> AnyEnv | None:

@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -40,6 +41,15 @@ class Message(NamedTuple):
 
     group: int
     body: Any = None
+
+
+class Share(NamedTuple):
+    """The environments of one group that one worker has: start to stop - 1."""
+
+    worker: int
+    group: int
+    start: int
+    stop: int
 
 
 class Channel:
@@ -110,7 +120,7 @@ class SharedArrays:
         self.truncated = self._take((num_envs,), np.bool_)  # [N]
         # Episodes begun and last seed of every environment, and what every worker is doing.
         self.episode = self._take((num_envs, 2), np.int64)  # [N, 2]
-        self.current = self._take((num_workers, 8), np.int64)[:, 0]  # [W] environment, -1: none
+        self.current = self._take((num_workers, 8), np.int64)[:, 0]  # [W] environment
         self.num_calls = self._take((num_workers, 8), np.int64)[:, 0]  # [W] begun so far
 
     @staticmethod
@@ -123,10 +133,10 @@ class SharedArrays:
         return int(self.num_calls[worker]) if worker < len(self.num_calls) else 0
 
     def whereabouts(self, worker: int) -> str:
-        """The environment that a worker is busy with, its episode and its seed."""
-        index = int(self.current[worker]) if worker < len(self.current) else -1
-        if index < 0:
+        """The environment that a worker is busy with, or its first; its episode and its seed."""
+        if worker >= len(self.current):
             return f"worker {worker}"
+        index = int(self.current[worker])
         begun, seed = self.episode[index].tolist()
         where = f", episode {begun - 1} (seed {seed})" if begun else ""
         return f"environment {index}{where}"
@@ -218,3 +228,31 @@ def _pairs(batch: Batch, rows: slice, values: Any) -> Iterator[tuple[bool, Any, 
         yield values.dtype == target.dtype and values.shape == target.shape, target, values
     else:
         yield False, None, None
+
+
+def divide(num_envs: int, num_workers: int, num_groups: int) -> tuple[list[slice], list[Share]]:
+    """The environments of each group, and which worker has them; all as even as can be.
+
+    If `num_groups` is a multiple of `num_workers`, each group has one worker; else each worker has
+    a part of every group.
+
+    Returns:
+        The groups, consecutive; and the shares of the workers in them, in order of environments.
+    """
+    bounds = [num_envs * k // num_groups for k in range(num_groups + 1)]
+    groups = [slice(*pair) for pair in pairwise(bounds)]
+    if num_groups % num_workers == 0:
+        each = num_groups // num_workers
+        return groups, [Share(g // each, g, rows.start, rows.stop) for g, rows in enumerate(groups)]
+    shares: list[Share] = []
+    extra = 0  # worker that is the next to have one environment more than others
+    for group, rows in enumerate(groups):
+        fewest, rest = divmod(rows.stop - rows.start, num_workers)
+        start = rows.start
+        for worker in range(num_workers):
+            stop = start + fewest + ((worker - extra) % num_workers < rest)
+            if stop > start:
+                shares.append(Share(worker, group, start, stop))
+            start = stop
+        extra = (extra + rest) % num_workers
+    return groups, shares

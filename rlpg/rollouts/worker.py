@@ -87,24 +87,27 @@ class Worker:
             group: batch_space(action_space, stop - start)
             for group, (start, stop) in self._rows.items()
         }
-        self._arrays.current[self._number] = -1
+        self._arrays.current[self._number] = self._indices[0]
 
     def serve(self) -> None:
         """Answers until it is told to close."""
         while True:
             group, body = self._channel.receive()
+            if group == CALL and body[0] == "close":
+                return
             try:
-                if group == CALL:
-                    if body[0] == "close":
-                        return
-                    self._channel.send(group, getattr(self, f"_{body[0]}")(*body[1:]))
-                elif group == ALL:
-                    self._channel.send(group, [self._step(one, body) for one in self._rows])
-                else:
-                    self._channel.send(group, self._step(group, body))
+                answer = self._answer(group, body)
             except FailedError as error:
-                self._channel.send(group, error.failure)
-            self._arrays.current[self._number] = -1
+                answer = error.failure
+            self._arrays.current[self._number] = self._indices[0]
+            self._channel.send(group, answer)
+
+    def _answer(self, group: int, body: Any) -> Any:
+        if group == CALL:
+            return getattr(self, f"_{body[0]}")(*body[1:])
+        if group == ALL:
+            return [self._step(one, body) for one in self._rows]
+        return self._step(group, body)
 
     def close(self) -> None:
         """Closes every environment. What goes wrong there harms no one any more."""

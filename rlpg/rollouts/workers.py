@@ -25,8 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -46,22 +45,15 @@ from rlpg.rollouts.processes import GRACE_SECONDS, Processes, usable_cores
 from rlpg.rollouts.shared import (
     ALL,
     CALL,
+    Share,
     SharedArrays,
     copy_of_rows,
+    divide,
     nameless_file,
     put_rows,
 )
 
 Outcome = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
-
-
-class Share(NamedTuple):
-    """The environments of one group that one worker has: start to stop - 1."""
-
-    worker: int
-    group: int
-    start: int
-    stop: int
 
 
 class WorkerEnvs(VectorEnv[Any, Any, Any]):
@@ -74,7 +66,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         timeout: seconds that a step or reset of each environment may take.
         num_workers: processes, at most one per environment; None: as many as usable cores.
         num_groups: groups of environments that can be stepped by themselves, at most `num_envs`.
-            With fewer groups than workers, each worker has environments of every group.
+            Of a multiple of the workers each group has one worker; else each worker has a part
+            of every group.
 
     Every method that talks to the workers raises EnvironmentFault, with the index of the
     environment, if its worker has died or has not answered in time. All workers are gone then.
@@ -269,6 +262,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         self._arrays = SharedArrays(*spaces, *sizes, mmap.mmap(memory, 0))
         self._workers.arrays = self._arrays
         for worker, own in enumerate(self._own):
+            self._arrays.current[worker] = own[0]
+            own_makers: Any = partial(list, [makers[n] for n in own])
             setup = {
                 "number": worker,
                 "indices": own,
@@ -279,7 +274,7 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                 "num_envs": self.num_envs,
                 "num_workers": len(self._workers),
                 "spin_seconds": self._workers.spin_seconds,
-                "makers": CloudpickleWrapper(partial(list, [makers[n] for n in own])),
+                "makers": CloudpickleWrapper(own_makers),
             }
             self._workers.send(worker, CALL, setup)
         # Making has no time-out: large models are compiled there.
@@ -375,30 +370,3 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         self._workers.end(deadline)
         self._arrays.close()
         self.closed = True
-
-
-def divide(num_envs: int, num_workers: int, num_groups: int) -> tuple[list[slice], list[Share]]:
-    """The environments of each group, and which worker has them; all as even as can be.
-
-    Returns:
-        The groups, consecutive; and the shares of the workers in them, in order of environments.
-    """
-
-    def cut(first: int, last: int, parts: int) -> list[int]:
-        return [first + (last - first) * k // parts for k in range(parts + 1)]
-
-    bounds = cut(0, num_envs, num_groups)
-    groups = [slice(*pair) for pair in pairwise(bounds)]
-    if num_groups >= num_workers:
-        shares = [
-            Share(g * num_workers // num_groups, g, rows.start, rows.stop)
-            for g, rows in enumerate(groups)
-        ]
-        return groups, shares
-    shares = [
-        Share(worker, g, start, stop)
-        for g, rows in enumerate(groups)
-        for worker, (start, stop) in enumerate(pairwise(cut(rows.start, rows.stop, num_workers)))
-        if stop > start
-    ]
-    return groups, shares

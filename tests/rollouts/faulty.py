@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+import zlib
 from typing import Any
 
 import gymnasium
@@ -110,3 +112,59 @@ class Odd(gymnasium.Env[Any, Any]):
         return {"float64": self.buffer.astype(float), "list": self.buffer.tolist()}.get(
             self.odd, self.buffer.astype(np.int64) if self.odd == "integers" else self.buffer.copy()
         )
+
+
+SPACES: dict[str, spaces.Space[Any]] = {
+    "box": spaces.Box(-1, 1, (2, 3), np.float32),
+    "float64": spaces.Box(-1, 1, (2,), np.float64),
+    "image": spaces.Box(0, 255, (8, 8, 3), np.uint8),
+    "number": spaces.Box(-1, 1, (), np.float32),
+    "discrete": spaces.Discrete(5, start=-1),
+    "multi-discrete": spaces.MultiDiscrete([3, 4]),
+    "multi-binary": spaces.MultiBinary(3),
+    "dict": spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,), np.float32)}),
+    "tuple": spaces.Tuple((spaces.MultiBinary(2), spaces.Dict({"c": spaces.Discrete(2)}))),
+    "text": spaces.Text(5),
+    "sequence": spaces.Dict({"s": spaces.Sequence(spaces.Discrete(3)), "d": spaces.Discrete(2)}),
+}
+
+
+class Sampling(gymnasium.Env[Any, Any]):
+    """Observations drawn from a space, for actions of the same space; episodes of 1 to 6 steps.
+
+    The reward is a number made of the action and its types, so that nothing in it can be lost.
+    """
+
+    def __init__(self, space: str, infos: bool = True) -> None:
+        self.observation_space = copy.deepcopy(SPACES[space])
+        self.action_space = copy.deepcopy(SPACES[space])
+        self.infos = infos
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.left = int(self.np_random.integers(1, 7))
+        info = {"action_mask": np.ones(3, np.int8), "begun": True} if self.infos else {}
+        return self.observation_space.sample(), info
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.left -= 1
+        reward = float(zlib.crc32(described(action).encode()))
+        info: dict[str, Any] = {}
+        if self.infos:
+            info = {"action_mask": np.arange(3, dtype=np.int8), "steps": self.steps, "half": 0.5}
+            if self.steps % 3 == 0:
+                info |= {"word": "three", "nested": {"x": np.float32(self.steps)}}
+        return self.observation_space.sample(), reward, self.left == 0, self.left % 5 == 4, info
+
+
+def described(value: Any) -> str:
+    """A value with all its types."""
+    if isinstance(value, dict):
+        return str({key: described(part) for key, part in sorted(value.items())})
+    if isinstance(value, tuple):
+        return str(tuple(described(part) for part in value))
+    dtype = getattr(value, "dtype", None)
+    return f"{type(value).__name__} {dtype} {np.shape(value)} {np.asarray(value).tolist()}"

@@ -17,6 +17,10 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
+class Stop(BaseException):
+    """Not an Exception."""
+
+
 def misbehave(fault: str) -> None:
     """Does what the name says; nothing for a name that is none of these."""
     match fault:
@@ -24,6 +28,8 @@ def misbehave(fault: str) -> None:
             raise ValueError("the physics exploded")
         case "unpicklable":
             raise Unpicklable
+        case "base exception":
+            raise Stop("now")
         case "interrupt":
             raise KeyboardInterrupt("stop")
         case "exit":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.error import ClosedEnvironmentError
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rlpg.errors import EnvironmentFault
+from rlpg.errors import EnvironmentFault, EnvironmentSetupError, UsageError
 from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.workers import WorkerEnvs
 
 sys.path.append(str(Path(__file__).parent))
+from faulty import SPACES, Sampling, described
 from misbehaving import children, misbehave
 
 
@@ -150,3 +155,302 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+# ------------------------------------------------------------------------------- the same bits
+
+
+def sampling(space: str, infos: bool, index: int) -> gymnasium.Env[Any, Any]:
+    return EpisodeSeeds(Sampling(space, infos), np.random.SeedSequence(3), index)
+
+
+def sampling_envs(space: str, infos: bool = True, num_envs: int = 5, **options: Any) -> WorkerEnvs:
+    return WorkerEnvs([partial(sampling, space, infos, n) for n in range(num_envs)], **options)
+
+
+def sync_envs(space: str, infos: bool = True, num_envs: int = 5) -> SyncVectorEnv:
+    makers = [partial(sampling, space, infos, n) for n in range(num_envs)]
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def part_of(batch: Any, rows: slice) -> Any:
+    """Some rows of a batch of actions or of infos."""
+    if isinstance(batch, dict):
+        return {key: part_of(part, rows) for key, part in batch.items()}
+    if isinstance(batch, tuple) and all(isinstance(part, np.ndarray) for part in batch):
+        return tuple(part_of(part, rows) for part in batch)
+    if isinstance(batch, tuple) and any(isinstance(part, dict) for part in batch):
+        return tuple(part_of(part, rows) for part in batch)
+    return batch[rows]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, np.ndarray) and one.dtype == object:
+        assert_same(tuple(one), tuple(other))
+    else:
+        assert described(one) == described(other)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_all_spaces_are_stepped_as_in_one_process(space: str) -> None:
+    """Observations, rewards (made of the actions), flags, infos with masks, and their types."""
+    pool, sync = sampling_envs(space, num_workers=2), sync_envs(space)
+    try:
+        assert pool.single_action_space == sync.single_action_space
+        assert_same(pool.reset(), sync.reset())
+        sync.action_space.seed(0)
+        for _ in range(12):
+            actions = sync.action_space.sample()
+            assert_same(pool.step(actions), sync.step(actions))
+        assert_same(pool.reset(seed=[5, None, 6, None, 7]), sync.reset(seed=[5, None, 6, None, 7]))
+    finally:
+        assert_nothing_is_left(pool)
+        sync.close()
+
+
+def test_actions_of_another_type_reach_the_environment_as_they_are() -> None:
+    pool, sync = sampling_envs("box", num_workers=2), sync_envs("box")
+    try:
+        assert_same(pool.reset(), sync.reset())
+        for actions in (np.full((5, 2, 3), 0.1), np.zeros((5, 2, 3), np.int64)):
+            assert_same(pool.step(actions), sync.step(actions))
+    finally:
+        assert_nothing_is_left(pool)
+
+
+@pytest.mark.parametrize(("num_workers", "num_groups"), [(1, 1), (1, 3), (2, 2), (2, 5), (3, 2)])
+@pytest.mark.parametrize("infos", [True, False])
+def test_groups_in_any_order_have_the_bits_of_all_at_once(
+    num_workers: int, num_groups: int, infos: bool
+) -> None:
+    """Each group runs ahead as fast as it can; its actions depend on what it has seen."""
+    num_envs, num_steps = 7, 15
+    sync = sync_envs("box", infos, num_envs)
+    pool = sampling_envs("box", infos, num_envs, num_workers=num_workers, num_groups=num_groups)
+    noise = np.random.default_rng(0).normal(size=(num_steps, num_envs, 2, 3)).astype(np.float32)
+    try:
+        first = sync.reset()[0]
+        assert_same(pool.reset()[0], first)
+        expected, obs = [], first
+        for t in range(num_steps):
+            expected.append(sync.step(0.5 * obs + noise[t]))
+            obs = expected[-1][0]
+        done = [0] * len(pool.groups)
+        for group, rows in enumerate(pool.groups):
+            pool.step_async(group, 0.5 * first[rows] + noise[0, rows])
+        while min(done) < num_steps:
+            group = pool.wait_any()
+            rows, t = pool.groups[group], done[group]
+            outcome = pool.step_wait(group)
+            for got, whole in zip(outcome[:4], expected[t][:4], strict=True):
+                assert_same(got, whole[rows])
+            for key, value in part_of(expected[t][4], rows).items():
+                if key.startswith("_") and value.any():  # no group has keys that only others have
+                    assert_same(outcome[4][key], value)
+                    if key != "_nested" and key != "_final_info":
+                        assert_same(outcome[4][key[1:]], part_of(expected[t][4][key[1:]], rows))
+            done[group] += 1
+            if done[group] < num_steps:
+                pool.step_async(group, 0.5 * outcome[0] + noise[done[group], rows])
+    finally:
+        assert_nothing_is_left(pool)
+
+
+def test_a_reset_forgets_steps_that_were_not_waited_for() -> None:
+    pool, sync = sampling_envs("box", num_groups=5, num_workers=2), sync_envs("box")
+    try:
+        pool.reset()
+        pool.step_async(3, np.zeros((1, 2, 3), np.float32))
+        for call in (
+            lambda: pool.step(np.zeros((5, 2, 3), np.float32)),
+            lambda: pool.step_async(3, np.zeros((1, 2, 3), np.float32)),
+            lambda: pool.step_wait(0),
+            lambda: pool.call("episode_state"),
+        ):
+            with pytest.raises(UsageError, match=r"expected (no )?group"):
+                call()
+        seeds = [1, 2, 3, 4, 5]
+        assert_same(pool.reset(seed=seeds), sync.reset(seed=seeds))
+        with pytest.raises(UsageError, match="expected a group to be stepping"):
+            pool.wait_any()
+    finally:
+        assert_nothing_is_left(pool)
+
+
+def test_some_environments_are_reset_by_a_mask() -> None:
+    pool, sync = sampling_envs("box", num_workers=2), sync_envs("box")
+    try:
+        assert_same(pool.reset(), sync.reset())
+        mask = np.array([False, True, True, False, False])
+        options = {"reset_mask": mask}
+        assert_same(pool.reset(options=options), sync.reset(options=dict(options)))
+        assert list(options) == ["reset_mask"]
+    finally:
+        assert_nothing_is_left(pool)
+
+
+def test_attributes_are_read_and_set_in_the_workers() -> None:
+    pool = sampling_envs("box", num_envs=4, num_workers=3, num_groups=2)
+    try:
+        pool.set_attr("left", [4, 3, 2, 1])
+        assert pool.get_attr("left") == (4, 3, 2, 1)
+        assert [state["episode"] for state in pool.call("episode_state")] == [-1] * 4
+        with pytest.raises(UsageError, match="expected 4 values, got 3"):
+            pool.set_attr("left", [1, 2, 3])
+    finally:
+        assert_nothing_is_left(pool)
+
+
+# ------------------------------------------------------------------------------------ the workers
+
+
+def test_a_worker_is_small_and_does_not_import_torch() -> None:
+    pool = sampling_envs("box", num_workers=2)
+    try:
+        assert len(pool.processes) == 2
+        for process in pool.processes:
+            assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            resident = int(status.partition("VmRSS:")[2].split()[0])  # kB
+            assert resident < 60_000
+    finally:
+        assert_nothing_is_left(pool)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": 0}, "num_workers: expected at least 1, got 0"),
+        ({"num_groups": 0}, "num_groups: expected 1 to 5"),
+        ({"num_groups": 6}, "num_groups: expected 1 to 5"),
+    ],
+)
+def test_a_pool_that_cannot_be(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sampling_envs("box", **options)
+    assert children() == []
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_hanging_environment_is_named_with_episode_and_seed(at: int) -> None:
+    """Environment 2 of three in one worker."""
+    vector = WorkerEnvs(
+        [partial(make, "hang" if n == 2 else "", at, n) for n in range(3)],
+        timeout=0.5,
+        num_workers=1,
+    )
+    words = r"^environment 2, episode 0 \(seed 3\): no answer within 0\.5 s; it hangs$"
+    with pytest.raises(EnvironmentFault, match=words):
+        play(vector)
+    assert_nothing_is_left(vector)
+
+
+def test_the_time_of_several_environments_in_one_worker_is_not_added_up() -> None:
+    """Three of 0.6 s with a time-out of 1.2 s."""
+    vector = WorkerEnvs([partial(make, "slow", 2, n) for n in range(3)], timeout=1.2, num_workers=1)
+    play(vector)
+    assert_nothing_is_left(vector)
+
+
+def test_an_exception_that_is_no_exception_is_one_error() -> None:
+    vector = envs("base exception", 1, 3)
+    with pytest.raises(EnvironmentFault) as caught:
+        play(vector)
+    assert str(caught.value) == "environment 1: step() raised Stop: now"
+    assert "In its worker:" in "".join(caught.value.__notes__)
+    assert_nothing_is_left(vector)
+
+
+def test_the_error_of_the_lowest_environment_is_told() -> None:
+    vector = WorkerEnvs([partial(make, "raise", 3, n) for n in range(3)], num_workers=3)
+    with pytest.raises(EnvironmentFault, match=r"^environment 0,"):
+        play(vector)
+    assert_nothing_is_left(vector)
+
+
+def test_a_worker_that_dies_between_two_steps_is_told_at_the_next() -> None:
+    vector = envs("", 0, 1)
+    vector.reset(seed=[1, 2, 3])
+    vector.processes[0].kill()
+    with pytest.raises(EnvironmentFault, match=r"^environment 0\b.* its worker died of SIGKILL$"):
+        vector.step(np.zeros(3, dtype=np.int64))
+    assert_nothing_is_left(vector)
+    with pytest.raises(ClosedEnvironmentError):
+        vector.step(np.zeros(3, dtype=np.int64))
+
+
+def test_closing_while_a_group_steps_returns() -> None:
+    pool = WorkerEnvs([partial(make, "hang", 1, n) for n in range(2)], num_groups=2, num_workers=2)
+    pool.reset(seed=[1, 2])
+    pool.step_async(1, np.zeros(1, np.int64))
+    assert_nothing_is_left(pool)
+
+
+def test_a_forgotten_pool_ends_its_workers() -> None:
+    pool = envs("", 0, 1)
+    assert len(children()) == len(pool.processes)
+    del pool
+    gc.collect()
+    assert children() == []
+
+
+def test_an_environment_that_a_worker_cannot_import_is_one_sentence() -> None:
+    module = types.ModuleType("only_here")
+    kind = type("Hidden", (Faulty,), {"__module__": "only_here"})
+    module.Hidden = kind  # type: ignore[attr-defined]
+    sys.modules["only_here"] = module
+    try:
+        with pytest.raises(EnvironmentSetupError, match=r"fresh Python process.*No module named"):
+            WorkerEnvs([kind, kind], num_workers=2)
+        assert children() == []
+    finally:
+        del sys.modules["only_here"]
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+import numpy as np
+from rlpg.rollouts import make_envs
+envs, _ = make_envs("CartPole-v1", 4, seed=0, backend="async", num_workers=2)
+envs.reset()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+steps = 0
+try:
+    print("ready", flush=True)
+    while True:
+        envs.step(np.zeros(4, np.int64))
+        steps += 1
+except KeyboardInterrupt:
+    envs.reset()
+    envs.step(np.zeros(4, np.int64))
+    envs.close()
+    print("closed", flush=True)
+"""
+
+
+def test_ctrl_c_in_the_terminal_leaves_the_workers_alone() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (out, err, process.returncode) == ("closed\n", "", 0)
