@@ -21,7 +21,7 @@ class PackedInfos(NamedTuple):
     """The infos of n environments."""
 
     rows: list[int] | None  # [K] of the environments in `columns`; None: all n
-    columns: dict[str, np.ndarray]  # key -> [K, ...]
+    columns: list[tuple[list[str], np.ndarray]]  # k keys of one kind, and their values [k, K, ...]
     rest: list[tuple[int, Info]]  # row and info of every other environment that has one
 
 
@@ -46,8 +46,14 @@ def pack_infos(infos: Sequence[Info]) -> PackedInfos | None:
     known = dict(zip(keys, kinds, strict=True))
     # The first environment that has a key decides its dtype: where they differ, one by one.
     if any(_kind(v) != known.get(key, _kind(v)) for _, info in rest for key, v in info.items()):
-        return PackedInfos([], {}, [(row, info) for row, info in enumerate(infos) if info])
-    columns = {key: np.array([infos[row][key] for row in rows]) for key in keys} if rows else {}
+        return PackedInfos([], [], [(row, info) for row, info in enumerate(infos) if info])
+    alike: dict[Any, list[str]] = {}
+    for key, kind in known.items() if rows else ():
+        alike.setdefault(kind, []).append(key)
+    columns = [
+        (some, np.array([[infos[row][key] for row in rows] for key in some]))
+        for some in alike.values()
+    ]
     return PackedInfos(None if len(rows) == len(infos) else rows, columns, rest)
 
 
@@ -68,7 +74,10 @@ def merge_infos(num_envs: int, parts: Sequence[tuple[int, int, PackedInfos | Non
         rows: Any = slice(first, first + count)
         if packed.rows is not None:
             rows = first + np.array(packed.rows, dtype=np.int64)
-        for key, values in packed.columns.items():
+        pairs = (
+            (key, v) for keys, block in packed.columns for key, v in zip(keys, block, strict=True)
+        )
+        for key, values in pairs:
             if key not in merged:
                 merged[key] = np.zeros((num_envs, *values.shape[1:]), values.dtype)
                 merged[f"_{key}"] = np.zeros(num_envs, dtype=bool)

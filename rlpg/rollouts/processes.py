@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
 import os
 import select
 import signal
@@ -155,7 +154,7 @@ class Processes:
     # -------------------------------------------------------------------------------- internals
 
     def _start(self, memory: int) -> None:
-        ours, theirs = multiprocessing.Pipe()
+        ours, theirs = socket.socketpair()
         with theirs:
             numbers = [str(theirs.fileno()), str(memory), str(os.getpid())]
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -169,10 +168,11 @@ class Processes:
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self._by_descriptor[ours.fileno()] = len(self.all)
+        channel = Channel(ours.detach())
+        self._by_descriptor[channel.fileno()] = len(self.all)
         self.all.append(process)
-        self._channels.append(Channel(ours))
-        self._poll.register(ours.fileno(), select.POLLIN)
+        self._channels.append(channel)
+        self._poll.register(channel.fileno(), select.POLLIN)
 
     def _events(self, seconds: float) -> list[tuple[int, int]]:
         """Connections with something to read, or closed ones; none after so many seconds."""
@@ -185,10 +185,11 @@ class Processes:
 
     def _receive(self, worker: int) -> None:
         try:
-            group, body = self._channels[worker].receive()
+            messages = self._channels[worker].read()
         except (EOFError, OSError):
             raise self._died(worker) from None
-        self._answers[worker, group] = body
+        for group, body in messages:
+            self._answers[worker, group] = body
 
     def _hangs(self, worker: int) -> EnvironmentFault:
         return self._fault(worker, f"no answer within {self._timeout:g} s; it hangs")

@@ -13,7 +13,6 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from gymnasium import spaces
 
 ALL = 0xFFFF  # stands for all groups at once in a message
 CALL = 0xFFFE  # stands for a request that is no step
-_HEADER = struct.Struct("<BH")  # 0: done, 1: failed; the group, ALL or CALL
+_HEADER = struct.Struct("<IBH")  # bytes that follow; 0: done, 1: failed; the group, ALL or CALL
+_LARGEST_READ = 2**20  # bytes
 _ALIGNMENT = 64  # bytes: no two arrays share a cache line
 
 Batch = Any  # arrays [N, ...] in the structure of a space
@@ -53,42 +53,58 @@ class Share(NamedTuple):
 
 
 class Channel:
-    """One end of the connection between the parent and a worker."""
+    """One end of the connection between the parent and a worker.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    Args:
+        descriptor: of a stream that goes both ways; it belongs to the channel.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read = bytearray()  # not yet a whole message
 
     def fileno(self) -> int:
-        """The file descriptor, to wait for."""
-        return self._connection.fileno()
+        """The file descriptor, to wait for; -1 after closing."""
+        return self._descriptor
 
     def send(self, group: int, body: Any = None) -> None:
-        """A message; without a body it has three bytes."""
-        is_failure = isinstance(body, Failure)
-        header = _HEADER.pack(is_failure, group)
-        if is_failure:
-            body = tuple(body)
-        self._connection.send_bytes(
-            header if body is None else header + bytes(ForkingPickler.dumps(body))
-        )
+        """A message; without a body it has seven bytes.
 
-    def receive(self) -> Message:
-        """The next message.
+        Raises:
+            OSError: the other process is gone, or does not read.
+        """
+        is_failure = isinstance(body, Failure)
+        pickled = b"" if body is None else ForkingPickler.dumps(tuple(body) if is_failure else body)
+        data = memoryview(_HEADER.pack(len(pickled), is_failure, group) + bytes(pickled))
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def read(self) -> list[Message]:
+        """The messages that have arrived, once there is something to read.
 
         Raises:
             EOFError, OSError: the other process is gone.
         """
-        data = self._connection.recv_bytes()
-        is_failure, group = _HEADER.unpack_from(data)
-        if len(data) == _HEADER.size:
-            return Message(group)
-        body = ForkingPickler.loads(data[_HEADER.size :])
-        return Message(group, Failure(*body) if is_failure else body)
+        arrived = os.read(self._descriptor, _LARGEST_READ)
+        if not arrived:
+            raise EOFError
+        self._read += arrived
+        messages = []
+        while len(self._read) >= _HEADER.size:
+            size, is_failure, group = _HEADER.unpack_from(self._read)
+            end = _HEADER.size + size
+            if len(self._read) < end:
+                break
+            body: Any = ForkingPickler.loads(self._read[_HEADER.size : end]) if size else None
+            del self._read[:end]
+            messages.append(Message(group, Failure(*body) if is_failure else body))
+        return messages
 
     def close(self) -> None:
         """Closes the file descriptor; twice does no harm."""
-        with contextlib.suppress(OSError):
-            self._connection.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class SharedArrays:

@@ -16,7 +16,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import gymnasium
@@ -31,6 +30,7 @@ from rlpg.rollouts.shared import (
     CALL,
     Channel,
     Failure,
+    Message,
     SharedArrays,
     copy_of_rows,
     put_row,
@@ -92,15 +92,15 @@ class Worker:
     def serve(self) -> None:
         """Answers until it is told to close."""
         while True:
-            group, body = self._channel.receive()
-            if group == CALL and body[0] == "close":
-                return
-            try:
-                answer = self._answer(group, body)
-            except FailedError as error:
-                answer = error.failure
-            self._arrays.current[self._number] = self._indices[0]
-            self._channel.send(group, answer)
+            for group, body in self._channel.read():
+                if group == CALL and body[0] == "close":
+                    return
+                try:
+                    answer = self._answer(group, body)
+                except FailedError as error:
+                    answer = error.failure
+                self._arrays.current[self._number] = self._indices[0]
+                self._channel.send(group, answer)
 
     def _answer(self, group: int, body: Any) -> Any:
         if group == CALL:
@@ -226,7 +226,7 @@ def main(channel: int, memory: int, parent: int) -> NoReturn:
     threading.Thread(target=_outlive_no_parent, args=(parent,), daemon=True).start()
     hush()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(Channel(Connection(channel)), memory)
+        _serve(Channel(channel), memory)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -236,24 +236,29 @@ def main(channel: int, memory: int, parent: int) -> NoReturn:
 def _serve(channel: Channel, memory: int) -> None:
     worker: Worker | None = None
     try:
-        setup = channel.receive().body
-        worker = Worker(channel, memory, setup)
+        worker = Worker(channel, memory, _first_message(channel).body)
     except FailedError as error:
         channel.send(CALL, error.failure)
-        channel.receive()
+        _first_message(channel)
         return
     except (EOFError, OSError):
         raise
     except BaseException as error:  # a maker that cannot be imported here
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         channel.send(CALL, Failure(-1, words, traceback.format_exc()))
-        channel.receive()
+        _first_message(channel)
         return
     try:
         channel.send(CALL, True)
         worker.serve()
     finally:
         worker.close()
+
+
+def _first_message(channel: Channel) -> Message:
+    while True:
+        for message in channel.read():
+            return message
 
 
 def _outlive_no_parent(parent: int) -> None:

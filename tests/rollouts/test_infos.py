@@ -100,13 +100,15 @@ def test_the_first_environment_decides_the_type(
 
 
 def test_numbers_travel_in_columns() -> None:
-    """32 dicts of numbers are one array per key, and nothing else."""
-    packed = pack_infos([{"x": float(n), "mask": np.ones(2)} for n in range(32)])
+    """32 dicts of numbers are one array per kind of number, and nothing else."""
+    packed = pack_infos([{"x": float(n), "mask": np.ones(2), "y": -1.0} for n in range(32)])
     assert packed is not None
     assert packed.rows is None
     assert packed.rest == []
-    assert packed.columns["x"].tolist() == list(range(32))
-    assert packed.columns["mask"].shape == (32, 2)
+    (numbers, values), (masks, mask) = packed.columns
+    assert (numbers, masks) == (["x", "y"], ["mask"])
+    assert values[0].tolist() == list(range(32))
+    assert mask.shape == (1, 32, 2)
 
 
 def test_the_end_of_an_episode_does_not_slow_down_the_others() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
-import multiprocessing
 import os
+import socket
+import threading
 from typing import Any
 
 import numpy as np
@@ -122,17 +123,33 @@ def test_the_memory_is_freed_when_it_is_closed_and_has_no_name() -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_a_large_message_arrives_in_parts() -> None:
+    ours, theirs = (Channel(end.detach()) for end in socket.socketpair())
+    body = np.arange(2**20)
+    sender = threading.Thread(target=ours.send, args=(2, body))
+    sender.start()
+    parts = 0
+    while not (messages := theirs.read()):
+        parts += 1
+    sender.join()
+    assert parts > 0
+    assert np.array_equal(messages[0].body, body)
+    ours.close()
+    theirs.close()
+
+
 def test_messages_arrive_as_they_were_sent() -> None:
-    ours, theirs = (Channel(connection) for connection in multiprocessing.Pipe())
+    ours, theirs = (Channel(end.detach()) for end in socket.socketpair())
     for group, body in [(0, None), (ALL, None), (CALL, ("call", {1: np.ones(2)})), (7, [None])]:
         ours.send(group, body)
-        message = theirs.receive()
+        (message,) = theirs.read()
         assert message.group == group
         assert repr(message.body) == repr(body)
     theirs.send(3, Failure(1, "words", "trace"))
-    assert ours.receive().body == Failure(1, "words", "trace")
+    theirs.send(4)
+    assert ours.read() == [(3, Failure(1, "words", "trace")), (4, None)]
     theirs.close()
     with pytest.raises(EOFError):
-        ours.receive()
+        ours.read()
     ours.close()
     ours.close()
