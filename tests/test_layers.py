@@ -82,6 +82,7 @@ def test_no_file_is_longer_than_400_lines(path: Path) -> None:
         ("from rlpg.cli import build_parser; build_parser()", {"torch", "tensorboard", "rich"}),
         ("import rlpg", {"torch", "tensorboard", "rlpg.envs"}),
         ("import rlpg.runs.recipe", {"torch", "tensorboard", "safetensors"}),
+        ("import rlpg.rollouts.worker", {"torch", "tensorboard", "rich", "safetensors"}),
     ],
 )
 def test_nothing_heavy_is_imported_before_its_use(statement: str, forbidden: set[str]) -> None:

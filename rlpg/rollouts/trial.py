@@ -25,7 +25,7 @@ _TRIAL_SECONDS = 0.2
 _BLOCK_SECONDS = 0.02  # of steps in one process before those of the workers, and so on in turns
 _TRIAL_GAIN = 1.1  # how much faster workers must be
 _MESSAGE_SECONDS = 200e-6  # what asking workers costs, about
-_RUN = np.random.SeedSequence(0)
+_DIFFER = "not async: its workers would differ"
 
 
 def faster_backend(
@@ -58,7 +58,8 @@ def faster_backend(
         return "sync", ""
     if not isinstance(entry, str) or entry.startswith("__main__"):
         return "sync", ""
-    makers = [partial(make, _RUN, n) for n in range(_TRIAL_ENVS)]
+    run = np.random.SeedSequence(0)
+    makers = [partial(make, run, n) for n in range(_TRIAL_ENVS)]
     try:
         here = SyncEnvs([*makers], copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
         watch(here, timeout)
@@ -66,10 +67,10 @@ def faster_backend(
             if _seconds_per_step(here) * num_envs / _TRIAL_ENVS < _MESSAGE_SECONDS:
                 return "sync", ""
             with closing(WorkerEnvs(makers, timeout=timeout, num_workers=2)) as there:
-                here.call("restart_seeds", _RUN)
+                here.call("restart_seeds", run)
                 return _compare(here, there)
     except Exception as error:  # the run will tell, if it is not the workers' fault
-        return "sync", f"no workers: {' '.join(str(error).split()):.100}"
+        return "sync", f"not async: {' '.join(str(error).split()):.100}"
 
 
 def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:
@@ -91,7 +92,7 @@ def _compare(here: VectorEnv[Any, Any, Any], there: VectorEnv[Any, Any, Any]) ->
     space = here.action_space
     space.seed(0)
     if digest(here.reset()[0]) != digest(there.reset()[0]):
-        return "sync", "its workers would differ"
+        return "sync", _DIFFER
     ratios: list[float] = []
     num_steps, end = 1, time.perf_counter() + _TRIAL_SECONDS
     while len(ratios) < 4 or time.perf_counter() < end:
@@ -105,7 +106,7 @@ def _compare(here: VectorEnv[Any, Any, Any], there: VectorEnv[Any, Any, Any]) ->
                 seconds[way] += time.perf_counter() - began
                 seen[way].append(digest(outcome[:4]))
         if seen[0] != seen[1]:
-            return "sync", "its workers would differ"
+            return "sync", _DIFFER
         if num_steps > 1:  # the first step of all warms up
             ratios.append(seconds[0] / seconds[1])
         num_steps = max(2, int(_BLOCK_SECONDS * num_steps / max(seconds)))
