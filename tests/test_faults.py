@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from rlpg.rollouts import derived_seed
 from rlpg.runs.checkpoint import newest
 
 sys.path.append(str(Path(__file__).parent / "rollouts"))
+from faulty import Fragile
 from misbehaving import children
 
 SMALL = {
@@ -44,53 +44,10 @@ SMALL = {
 BAD = derived_seed(stream(0, "environments"), 1, 0)  # the first seed of environment 1
 
 
-class Fragile(gymnasium.Env[Any, Any]):
-    """As long as the file `broken` is there, environment 1 fails at its step number `at`."""
-
-    observation_space = spaces.Box(-1, 1, (2,), np.float32)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, broken: str, fault: str = "raise", at: int = 40, bad: int = BAD) -> None:
-        self.broken, self.fault, self.at, self.bad = Path(broken), fault, at, bad
-        self.is_bad, self.resets, self.steps = False, 0, 0
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.is_bad |= self.resets == 0 and seed == self.bad
-        self.resets += 1
-        self.left = 7
-        self.fail_if_due(0)
-        return self.np_random.random(2, np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        self.steps += 1
-        self.left -= 1
-        obs = self.np_random.random(2, np.float32)
-        if self.fail_if_due(self.steps):
-            obs[1] = {"nan": np.nan, "out of bounds": 1.5}[self.fault]
-        return obs, float(action), self.left == 0, False, {}
-
-    def fail_if_due(self, at: int) -> bool:
-        if not self.is_bad or at != self.at or not self.broken.exists():
-            return False
-        match self.fault:
-            case "raise":
-                raise ValueError("the motor\nis on fire")
-            case "exit":
-                sys.exit(3)
-            case "interrupt":
-                raise KeyboardInterrupt
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "hang":
-                time.sleep(60)
-        return True
-
-
 @pytest.fixture(autouse=True)
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where Fragile-v0 is broken; the working folder is empty."""
-    gymnasium.register("test/Fragile-v0", Fragile)
+    gymnasium.register("test/Fragile-v0", Fragile, kwargs={"bad": BAD})
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "broken"
     path.touch()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import sys
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -168,3 +172,79 @@ def described(value: Any) -> str:
         return str(tuple(described(part) for part in value))
     dtype = getattr(value, "dtype", None)
     return f"{type(value).__name__} {dtype} {np.shape(value)} {np.asarray(value).tolist()}"
+
+
+class Fragile(gymnasium.Env[Any, Any]):
+    """While the file `broken` exists, the copy whose first seed is `bad` fails at step `at`."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, broken: str, fault: str = "raise", at: int = 40, bad: int = -1) -> None:
+        self.broken, self.fault, self.at, self.bad = Path(broken), fault, at, bad
+        self.is_bad, self.resets, self.steps = False, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.is_bad |= self.resets == 0 and seed == self.bad
+        self.resets += 1
+        self.left = 7
+        self.fail_if_due(0)
+        return self.np_random.random(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.left -= 1
+        obs = self.np_random.random(2, np.float32)
+        if self.fail_if_due(self.steps):
+            obs[1] = {"nan": np.nan, "out of bounds": 1.5}[self.fault]
+        return obs, float(action), self.left == 0, False, {}
+
+    def fail_if_due(self, at: int) -> bool:
+        if not self.is_bad or at != self.at or not self.broken.exists():
+            return False
+        match self.fault:
+            case "raise":
+                raise ValueError("the motor\nis on fire")
+            case "exit":
+                sys.exit(3)
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(60)
+        return True
+
+
+class Composite(gymnasium.Env[Any, Any]):
+    """Dict actions of a tuple and a box; the observation is a function of them all."""
+
+    observation_space = spaces.Dict({"x": spaces.Box(-9, 9, (2,), np.float64)})
+    action_space = spaces.Dict(
+        {"a": spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(2))), "b": spaces.Box(-1, 1)}
+    )
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1, 2)
+        return {"x": self.x}, {}
+
+    def step(self, action: Any) -> Any:
+        (choice, bits), push = action["a"], action["b"]
+        self.x = np.clip(self.x * 0.9 + 0.1 * choice + 0.01 * bits + 0.2 * push, -9, 9)
+        return {"x": self.x}, float(push[0]), bool(self.x[0] > 1.2), False, {}
+
+
+class Unrepeatable(Composite):
+    """No two resets are alike, in whatever process; a lethal one ends its process."""
+
+    def __init__(self, lethal: bool = False) -> None:
+        self.lethal = lethal
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        _, info = super().reset(seed=seed)
+        if self.lethal:
+            os._exit(7)
+        self.x = self.x + np.frombuffer(os.urandom(2), np.uint8) / 255
+        return {"x": self.x}, info

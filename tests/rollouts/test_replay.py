@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,6 +16,9 @@ from rlpg.errors import EnvironmentFault
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs.encoding import join, split
+
+sys.path.append(str(Path(__file__).parent))
+from faulty import Composite, Unrepeatable
 
 NUM_ENVS = 3
 
@@ -94,25 +98,6 @@ def test_whole_episode_rollouts_continue_with_the_next_episodes(tmp_path: Any) -
     assert_same(expected, other.episodes(2))
 
 
-class Composite(gymnasium.Env[Any, Any]):
-    """Dict actions of a tuple and a box; the observation is a function of them all."""
-
-    observation_space = spaces.Dict({"x": spaces.Box(-9, 9, (2,), np.float64)})
-    action_space = spaces.Dict(
-        {"a": spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(2))), "b": spaces.Box(-1, 1)}
-    )
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.x = self.np_random.uniform(-1, 1, 2)
-        return {"x": self.x}, {}
-
-    def step(self, action: Any) -> Any:
-        (choice, bits), push = action["a"], action["b"]
-        self.x = np.clip(self.x * 0.9 + 0.1 * choice + 0.01 * bits + 0.2 * push, -9, 9)
-        return {"x": self.x}, float(push[0]), bool(self.x[0] > 1.2), False, {}
-
-
 class Forgetful(Composite):
     """Draws from a stream that no seed of an episode touches."""
 
@@ -143,20 +128,6 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out(tmp_path: Any) 
     rollout = other.steps(5)  # fresh episodes
     assert rollout.time[0].tolist() == [0]
     assert other.env_steps == 22
-
-
-class Unrepeatable(Composite):
-    """No two resets are alike, in whatever process; a lethal one ends its process."""
-
-    def __init__(self, lethal: bool = False) -> None:
-        self.lethal = lethal
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        _, info = super().reset(seed=seed)
-        if self.lethal:
-            os._exit(7)
-        self.x = self.x + np.frombuffer(os.urandom(2), np.uint8) / 255
-        return {"x": self.x}, info
 
 
 def test_workers_that_do_not_repeat_themselves_ended_the_resumed_run(tmp_path: Any) -> None:
