@@ -273,7 +273,6 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                 "spaces": spaces,
                 "num_envs": self.num_envs,
                 "num_workers": len(self._workers),
-                "spin_seconds": self._workers.spin_seconds,
                 "makers": CloudpickleWrapper(own_makers),
             }
             self._workers.send(worker, CALL, setup)
