@@ -28,7 +28,7 @@ from rlpg.envs.batched_classic import FAMILY
 from rlpg.learners import Reinforce
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.device import DeviceCollector
+from rlpg.rollouts.tensor_collector import TensorCollector
 from rlpg.rollouts.graphs import Replayed
 from rlpg.runs.run import versions
 
@@ -80,7 +80,7 @@ def tensor_programs(name: str, num_envs: int, device: torch.device) -> dict[str,
             work()
 
     learner, policy = learner_and_policy(name, device)
-    collector = DeviceCollector(env, policy, num_envs=num_envs, log_prob=False)
+    collector = TensorCollector(env, policy, num_envs=num_envs, log_prob=False)
     return {
         "step": step,
         "collect": lambda: collector.steps(NUM_STEPS),

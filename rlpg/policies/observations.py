@@ -8,6 +8,7 @@ from it (`features`) where it is needed: one-hot categories, images scaled to [0
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,6 +204,28 @@ class Observations:
                 parts.append(leaf.features(packed[..., start : start + leaf.size]))
             start += leaf.size
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def features_without(self, keys: Sequence[str]) -> Tensor | None:
+        """Indices `[F']` of the features outside these entries of a Dict; None: all of them.
+
+        Raises:
+            SpaceError: the space has no such entry, or none would be left.
+        """
+        if not keys:
+            return None
+        names = sorted({str(leaf.path[0]) for leaf in self._leaves if leaf.path})
+        for key in keys:
+            if key not in names:
+                raise SpaceError(
+                    f"critic_only: expected entries of the observation "
+                    f"({', '.join(names) or 'it is no Dict'}), got {key}"
+                )
+        counts = [leaf.num_features for leaf in self._leaves]
+        is_seen = [str(leaf.path[0]) not in keys for leaf in self._leaves]
+        seen = torch.tensor(is_seen).repeat_interleave(torch.tensor(counts))
+        if not bool(seen.any()):
+            raise SpaceError("critic_only: expected the policy to see something, got every entry")
+        return seen.nonzero()[:, 0]
 
     def mask(self, packed: Tensor) -> Tensor | None:
         """`[..., M]` bool, the allowed actions of packed observations; None without a mask."""

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from rlpg.policies.observations import Observations
 from rlpg.policies.spaces import leaves, path_name
-from rlpg.rollouts.bookkeeping import step_name
+from rlpg.rollouts.buffer import step_name
 from rlpg.rollouts.rollout import Rollout
 
 

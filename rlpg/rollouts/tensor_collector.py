@@ -1,4 +1,4 @@
-"""`DeviceCollector`: environments, policy and rollout on one device, without a trip to NumPy."""
+"""`TensorCollector`: environments, policy and rollout on one device, without a trip to NumPy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TensorEnv(Protocol):
         ...
 
 
-class DeviceCollector:
+class TensorCollector:
     """Collects rollouts on the policy's device; `Collector` for environments made of tensors.
 
     The rollouts are those of `Collector`, with tensors on that device: an episode that ends is
@@ -78,6 +78,8 @@ class DeviceCollector:
         expected, got = policy.observations.space, env.observation_space
         if expected != got or policy.observations.info_mask:
             raise UsageError(f"policy: expected observations {got} without a mask, got {expected}")
+        if policy.has_memory:
+            raise UsageError("policy: expected one without memory, got one with; use Collector")
         if policy.head.space != env.action_space:
             raise UsageError(f"policy: expected {env.action_space}, got {policy.head.space}")
         self.env = env
@@ -196,11 +198,9 @@ class DeviceCollector:
         for t in range(len(slots.reward)):
             obs = slots.obs[t]  # [N, *O]
             if self._deterministic:
-                action, carry = policy.mode(obs)
+                action, _ = policy.mode(obs)
             else:
-                action, carry = policy.draw(obs, None, self._generator)
-            if carry is not None:
-                raise UsageError("policy: expected one without memory, got a carry; use Collector")
+                action, _ = policy.draw(obs, None, self._generator)
             slots.action[t] = action
             state, reward, terminated = env.step(state, self._to_env(action))
             returns, lengths = returns + reward, lengths + 1  # [N], of the running episodes
@@ -235,6 +235,10 @@ class DeviceCollector:
             truncated=slots.truncated & ~slots.terminated,  # both at once: termination
             valid=torch.ones_like(slots.terminated),
             time=slots.lengths - 1,
+            episode_start=torch.cat(
+                [slots.lengths == 1, (slots.terminated | slots.truncated)[-1:]]
+            ),
+            carry=None,
             final_obs=slots.last_obs[step, env],
             final_step=step,
             final_env=env,

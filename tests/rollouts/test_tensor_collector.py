@@ -21,7 +21,7 @@ from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import Policy
 from rlpg.policies.acting import torch_actor
 from rlpg.rollouts import Collector, Rollout
-from rlpg.rollouts.device import DeviceCollector
+from rlpg.rollouts.tensor_collector import TensorCollector
 from rlpg.rollouts.graphs import Replayed
 from rlpg.rollouts.seeds import mark_seeded
 
@@ -58,7 +58,7 @@ class Playback:
 
 
 class Played(TorchVectorEnv):
-    """The adapter, with the random numbers of a `DeviceCollector` instead of its own."""
+    """The adapter, with the random numbers of a `TensorCollector` instead of its own."""
 
     def __init__(self, env: Batched, num_envs: int, dtype: str, tape: list[np.ndarray]) -> None:
         super().__init__(env, num_envs, dtype=dtype)
@@ -86,7 +86,7 @@ def pair(
     """
     env = limited(name, limit)
     policy = policy_for(env)
-    ours = DeviceCollector(env, policy, seed=7, num_envs=num_envs, dtype=DTYPES[dtype], **options)
+    ours = TensorCollector(env, policy, seed=7, num_envs=num_envs, dtype=DTYPES[dtype], **options)
     numbers = torch.Generator()
     numbers.set_state(ours._starts.get_state())
     tape: list[np.ndarray] = []
@@ -145,7 +145,7 @@ def test_equals_a_loop_written_by_hand() -> None:
     """One environment at a time, in Python numbers, as Gymnasium would be used."""
     env, num_envs, num_steps = limited("CartPole-v1", 15), 4, 50
     policy = policy_for(env)
-    collector = DeviceCollector(env, policy, seed=3, num_envs=num_envs, dtype=torch.float64)
+    collector = TensorCollector(env, policy, seed=3, num_envs=num_envs, dtype=torch.float64)
     numbers, actions = torch.Generator(), torch.Generator()
     numbers.set_state(collector._starts.get_state())
     actions.set_state(collector._generator.get_state())
@@ -188,7 +188,7 @@ def test_equals_a_loop_written_by_hand() -> None:
 def test_resumes_bit_for_bit(name: str) -> None:
     env = limited(name, 11)
     policy = policy_for(env)
-    one, two = (DeviceCollector(env, policy, seed=s, num_envs=3) for s in (1, 2))
+    one, two = (TensorCollector(env, policy, seed=s, num_envs=3) for s in (1, 2))
     one.steps(8)
     saved = one.state_dict()
     two.steps(5)
@@ -202,7 +202,7 @@ def test_resumes_bit_for_bit(name: str) -> None:
 
 def test_a_restart_drops_what_was_running() -> None:
     env = limited("Pendulum-v1", 6)
-    collector = DeviceCollector(env, policy_for(env), num_envs=2)
+    collector = TensorCollector(env, policy_for(env), num_envs=2)
     assert collector.steps(4).time[-1].tolist() == [3, 3]
     collector.restart()
     assert collector.steps(4).time[0].tolist() == [0, 0]
@@ -210,7 +210,7 @@ def test_a_restart_drops_what_was_running() -> None:
 
 def test_rollouts_are_the_callers_to_keep() -> None:
     env = limited("Pendulum-v1", 6)
-    collector = DeviceCollector(env, policy_for(env), num_envs=2)
+    collector = TensorCollector(env, policy_for(env), num_envs=2)
     first = collector.steps(4)
     kept = {k: v.clone() for k, v in vars(first).items() if isinstance(v, Tensor)}
     collector.steps(4)
@@ -243,7 +243,7 @@ def test_the_guard_sees_what_waits() -> None:
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_no_step_waits_for_the_device(name: str, deterministic: bool) -> None:
     env = limited(name, 3)
-    collector = DeviceCollector(
+    collector = TensorCollector(
         env, policy_for(env), num_envs=4, deterministic=deterministic, log_prob=False
     )
     collector.steps(5)
@@ -262,8 +262,8 @@ def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
     policy = policy_for(env, gaussian=gaussian)
     assert policy.normalizer is not None
     policy.normalizer.update(env.observe(env.reset(9, torch.Generator())))
-    monkeypatch.setattr("rlpg.rollouts.device._stream", lambda seed, device: torch.Generator())
-    collector = DeviceCollector(env, policy.to("meta"), num_envs=4, deterministic=True)
+    monkeypatch.setattr("rlpg.rollouts.tensor_collector._stream", lambda seed, device: torch.Generator())
+    collector = TensorCollector(env, policy.to("meta"), num_envs=4, deterministic=True)
     slots, standing = collector._new_slots(2), collector._begin()
     with torch.inference_mode():
         collector._fill(slots, standing)
@@ -302,7 +302,7 @@ def test_actions_reach_the_environment_as_the_head_says(gaussian: str) -> None:
 
 def test_one_logit_is_as_good_as_two() -> None:
     env = limited("CartPole-v1", 9)
-    rollout = DeviceCollector(env, policy_for(env, bernoulli=True), num_envs=3).steps(12)
+    rollout = TensorCollector(env, policy_for(env, bernoulli=True), num_envs=3).steps(12)
     assert set(rollout.action.unique().tolist()) == {0, 1}
 
 
@@ -310,7 +310,7 @@ def test_the_learner_takes_its_rollouts_and_learns() -> None:
     env = limited("CartPole-v1", 200)
     policy = policy_for(env)
     learner = Reinforce(policy, "value", gae_lambda=0.95, learning_rate=0.01)
-    collector = DeviceCollector(env, policy, num_envs=64, log_prob=False)
+    collector = TensorCollector(env, policy, num_envs=64, log_prob=False)
     lengths = []
     for _ in range(30):
         rollout = collector.steps(32)
@@ -324,7 +324,7 @@ def test_a_normalizer_that_begins_to_work_is_recorded_anew() -> None:
     """What was recorded while it was the identity would leave it out for ever."""
     env = limited("CartPole-v1", 20)
     policy = policy_for(env)
-    collector = DeviceCollector(env, policy, num_envs=4)
+    collector = TensorCollector(env, policy, num_envs=4)
     rollout = collector.steps(8)
     before = collector._work
     collector.steps(8)
@@ -356,7 +356,7 @@ class Broken(Pendulum):
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_a_number_that_is_not_finite_is_named(what: str) -> None:
     env = Broken(what)
-    collector = DeviceCollector(env, policy_for(env), num_envs=4)
+    collector = TensorCollector(env, policy_for(env), num_envs=4)
     with pytest.raises(EnvironmentFault, match=f"step 0, environment 2: {what}: expected finite"):
         collector.steps(3)
 
@@ -364,15 +364,15 @@ def test_a_number_that_is_not_finite_is_named(what: str) -> None:
 def test_refuses_what_does_not_fit() -> None:
     policy = policy_for(Pendulum())
     with pytest.raises(UsageError, match="expected at least 1, got 0"):
-        DeviceCollector(Pendulum(), policy, num_envs=0)
+        TensorCollector(Pendulum(), policy, num_envs=0)
     with pytest.raises(UsageError, match="expected observations"):
-        DeviceCollector(CartPole(), policy, num_envs=1)
+        TensorCollector(CartPole(), policy, num_envs=1)
     with pytest.raises(UsageError, match="expected Discrete"):
-        DeviceCollector(CartPole(), Policy.create(
+        TensorCollector(CartPole(), Policy.create(
             CartPole().observation_space, Pendulum().action_space, generator=torch.Generator()
         ), num_envs=1)  # fmt: skip
     with pytest.raises(UsageError, match="steps: expected at least 1"):
-        DeviceCollector(Pendulum(), policy, num_envs=1).steps(0)
+        TensorCollector(Pendulum(), policy, num_envs=1).steps(0)
     several = gymnasium.spaces.MultiBinary(2)
     head = Policy.create(several, several, generator=torch.Generator()).head
     with pytest.raises(SpaceError, match="expected Discrete or a float Box"):
@@ -420,11 +420,11 @@ class Eager(Replayed):
 def test_a_graph_does_what_its_steps_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     env = limited(name, 13)
     policy = policy_for(env).to("cuda")
-    recorded, eager = (DeviceCollector(env, policy, seed=5, num_envs=8) for _ in range(2))
+    recorded, eager = (TensorCollector(env, policy, seed=5, num_envs=8) for _ in range(2))
     for _ in range(4):
         got = recorded.steps(10)
         with monkeypatch.context() as patch:
-            patch.setattr("rlpg.rollouts.device.Replayed", Eager)
+            patch.setattr("rlpg.rollouts.tensor_collector.Replayed", Eager)
             assert_same(got, eager.steps(10))
     assert recorded._work is not None
     assert recorded._work._graph is not None
@@ -437,6 +437,6 @@ def test_the_learner_works_on_the_gpu(baseline: str) -> None:
     env = limited("CartPole-v1", 30)
     policy = policy_for(env).to("cuda")
     learner = Reinforce(policy, baseline, entropy_coef=0.01, reward_scaling=True)
-    collector = DeviceCollector(env, policy, num_envs=64)
+    collector = TensorCollector(env, policy, num_envs=64)
     for _ in range(3):
         assert np.isfinite(learner.update(collector.steps(16))["gradient/norm"])

@@ -1,7 +1,7 @@
-"""The slots of a rollout while it is collected, and what is made of them afterwards.
+"""A rollout while it is collected, and what is made of it afterwards.
 
-`Slots` is written once per step; `assemble` turns it into a `Rollout` on whole `[T, N]` arrays:
-which slots are real, where each step stands in its episode, and the episodes that ended.
+`RolloutBuffer` is written once per step; `assemble` turns it into a `Rollout` on whole `[T, N]`
+arrays: which slots are real, where each step stands in its episode, and the episodes that ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault
+from rlpg.policies.networks import Carry
 from rlpg.policies.observations import Observations
 from rlpg.rollouts.rollout import Episodes, Rollout
 
@@ -31,8 +32,8 @@ class RunningEpisodes:
         return RunningEpisodes(np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64))
 
 
-class Slots:
-    """Preallocated `[T, N]` tensors, and numpy arrays that share their memory."""
+class RolloutBuffer:
+    """Preallocated `[T, N]` tensors, written once per step, and numpy arrays of the same memory."""
 
     def __init__(
         self,
@@ -44,25 +45,31 @@ class Slots:
     ) -> None:
         self.capacity = num_steps
         self.num_envs = num_envs
-        self.obs = torch.empty(
+        self._obs = torch.empty(
             (num_steps + 1, num_envs, *observations.shape), dtype=observations.torch_dtype
         )  # [T + 1, N, *O]
-        self.action = torch.empty((num_steps, num_envs, *action_shape), dtype=action_dtype)
+        self._action = torch.empty((num_steps, num_envs, *action_shape), dtype=action_dtype)
+        self.obs, self.action = self._obs.numpy(), self._action.numpy()
         self.reward = np.empty((num_steps, num_envs))  # float64: returns are summed from it
         self.terminated = np.empty((num_steps, num_envs), dtype=bool)
         self.truncated = np.empty((num_steps, num_envs), dtype=bool)
         self.final: list[tuple[int, np.ndarray, np.ndarray]] = []  # (t, [K] envs, [K, *O] obs)
-        self._share()
 
     def grow(self) -> None:
         """Doubles the capacity."""
-        self.obs = torch.cat([self.obs, torch.empty_like(self.obs[1:])])
-        self.action = torch.cat([self.action, torch.empty_like(self.action)])
+        # A tensor that inference_mode makes could not be saved for a backward pass.
+        with torch.inference_mode(False):
+            self._obs = torch.cat([self._obs, torch.empty_like(self._obs[1:])])
+            self._action = torch.cat([self._action, torch.empty_like(self._action)])
+        self.obs, self.action = self._obs.numpy(), self._action.numpy()
         self.reward = np.concatenate([self.reward, np.empty_like(self.reward)])
         self.terminated = np.concatenate([self.terminated, np.empty_like(self.terminated)])
         self.truncated = np.concatenate([self.truncated, np.empty_like(self.truncated)])
         self.capacity *= 2
-        self._share()
+
+    def tensors(self, num_steps: int) -> tuple[Tensor, Tensor]:
+        """Observations `[T + 1, N, *O]` and actions `[T, N, *A]` of the first T steps."""
+        return self._obs[: num_steps + 1], self._action[:num_steps]
 
     def put_outcome(self, t: int, reward: Any, terminated: Any, truncated: Any) -> np.ndarray:
         """Writes what the environments paid and whether they ended; returns the ends, `[N]` bool.
@@ -94,13 +101,9 @@ class Slots:
         """Keeps last observations `[K, *O]` that `obs[t + 1]` does not hold."""
         self.final.append((t, envs, obs))
 
-    def _share(self) -> None:
-        self.obs_array = self.obs.numpy()
-        self.action_array = self.action.numpy()
-
 
 def assemble(
-    slots: Slots,
+    buffer: RolloutBuffer,
     num_steps: int,
     ended_before: np.ndarray,
     running: RunningEpisodes,
@@ -108,24 +111,26 @@ def assemble(
     reset_takes_a_step: bool,
     quota: int | None,
     first_step: int,
+    carry: Carry = None,
 ) -> tuple[Rollout, RunningEpisodes]:
     """The rollout of the first T slots, and the episodes that are still running after it.
 
     Args:
-        slots: T of them filled.
+        buffer: T steps of it filled.
         num_steps: T.
         ended_before: `[N]` bool, an episode ended in the step before the first slot.
         running: the episodes that reach into the first slot.
         reset_takes_a_step: the slot after an end is no transition (NEXT_STEP).
         quota: episodes per environment after which its slots are not valid.
         first_step: number of the first slot, for messages.
+        carry: of the policy, before the first slot.
 
     Raises:
         EnvironmentFault: a number that is not finite, or an end in a slot that only resets.
     """
-    reward = slots.reward[:num_steps]  # [T, N]
-    terminated = slots.terminated[:num_steps]
-    truncated = slots.truncated[:num_steps]
+    reward = buffer.reward[:num_steps]  # [T, N]
+    terminated = buffer.terminated[:num_steps]
+    truncated = buffer.truncated[:num_steps]
     done = terminated | truncated
     resets = np.zeros_like(done)  # [T, N] slots that are no transition but a reset
     if reset_takes_a_step:
@@ -144,19 +149,25 @@ def assemble(
         terminated = terminated & valid
         truncated = truncated & valid
     np.copyto(reward, 0.0, where=~valid)
-    check_finite(slots, num_steps, first_step)
-    step, env, final_obs = _final(slots, valid)
+    check_finite(buffer, num_steps, first_step)
+    step, env, final_obs = _final(buffer, valid)
     episodes, still_running, time = _cut(reward, done, resets, running)
+    episode_start = np.empty((num_steps + 1, done.shape[1]), dtype=bool)
+    episode_start[:-1] = time == 0  # -1 in a slot that only resets
+    episode_start[-1] = resets[-1] if reset_takes_a_step else done[-1]
     np.copyto(time, 0, where=~valid)
+    obs, action = buffer.tensors(num_steps)
     rollout = Rollout(
-        obs=slots.obs[: num_steps + 1],
-        action=slots.action[:num_steps],
+        obs=obs,
+        action=action,
         log_prob=None,
         reward=torch.from_numpy(reward.astype(np.float32)),
         terminated=torch.from_numpy(terminated),
         truncated=torch.from_numpy(truncated & ~terminated),  # both at once: termination
         valid=torch.from_numpy(valid),
         time=torch.from_numpy(time),
+        episode_start=torch.from_numpy(episode_start),
+        carry=carry,
         final_obs=final_obs,
         final_step=torch.from_numpy(step),
         final_env=torch.from_numpy(env),
@@ -204,33 +215,33 @@ def _cut(
     return ended, still, time.reshape(num_envs, num_steps).T.copy()
 
 
-def _final(slots: Slots, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
+def _final(buffer: RolloutBuffer, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """`[K]` steps, `[K]` environments and `[K, *O]` last observations of valid episodes."""
-    if not slots.final:
+    if not buffer.final:
         none = np.zeros(0, dtype=np.int64)
-        return none, none, slots.obs.new_empty((0, *slots.obs.shape[2:]))
-    step = np.concatenate([np.full(len(envs), t) for t, envs, _ in slots.final])
-    env = np.concatenate([envs for _, envs, _ in slots.final])
-    obs = np.concatenate([last for _, _, last in slots.final])
+        return none, none, torch.from_numpy(np.empty((0, *buffer.obs.shape[2:]), buffer.obs.dtype))
+    step = np.concatenate([np.full(len(envs), t) for t, envs, _ in buffer.final])
+    env = np.concatenate([envs for _, envs, _ in buffer.final])
+    obs = np.concatenate([last for _, _, last in buffer.final])
     keep = valid[step, env]
     return step[keep], env[keep], torch.from_numpy(obs[keep])
 
 
-def check_finite(slots: Slots, num_steps: int, first_step: int) -> None:
+def check_finite(buffer: RolloutBuffer, num_steps: int, first_step: int) -> None:
     """Raises EnvironmentFault on the first number in T slots that is not finite in float32."""
     wrong: list[tuple[int, int, str]] = []  # step, environment, what
     with np.errstate(over="ignore"):
-        reward = slots.reward[:num_steps].astype(np.float32)
+        reward = buffer.reward[:num_steps].astype(np.float32)
     if not np.isfinite(reward).all():
         t, n = np.argwhere(~np.isfinite(reward))[0].tolist()
-        paid = slots.reward[t, n]
+        paid = buffer.reward[t, n]
         wrong.append((t, n, f"reward: expected a finite float32, got {paid}"))
-    obs = slots.obs_array[: num_steps + 1]
+    obs = buffer.obs[: num_steps + 1]
     if obs.dtype.kind == "f":
         if not np.isfinite(obs).all():
             t, n, *where = np.argwhere(~np.isfinite(obs))[0].tolist()
             wrong.append((t - 1, n, _not_finite(obs[(t, n, *where)], where)))
-        for t, envs, last in slots.final:
+        for t, envs, last in buffer.final:
             if not np.isfinite(last).all():
                 k, *where = np.argwhere(~np.isfinite(last))[0].tolist()
                 wrong.append((t, int(envs[k]), _not_finite(last[(k, *where)], where)))

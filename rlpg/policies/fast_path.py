@@ -1,4 +1,4 @@
-"""What collecting calls at every step: packed observations in, actions out, numpy arrays both.
+"""`StandardPolicy` in NumPy, for collecting: packed observations in, actions out.
 
 A small network spends its time in calls, not in arithmetic, and between two steps of an environment
 torch's code has left the caches: there its calls cost two to three times what they cost in a loop
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlpg.policies.networks import ACTIVATIONS, MLP
+from rlpg.policies.networks import ACTIVATIONS, MLP, Carry
 from rlpg.policies.normalizer import Normalizer
 
 if TYPE_CHECKING:
-    from rlpg.policies.policy import Policy
+    from rlpg.policies.policy import StandardPolicy
 
 Array = np.ndarray[Any, Any]
-Carry = Any  # what a recurrent policy remembers: a tensor [N, ...], a tuple of them, or None
-Actor = Callable[[Array, Carry], tuple[Array, Carry]]
+Actor = Callable[[Array, Carry, Tensor | None], tuple[Array, Carry]]
+"""`actor(obs [N, *O], carry, episode_start [N]) -> actions [N, *A], the next carry`."""
 
 _STEPS_AHEAD = 128  # most steps whose noise is drawn at once
 # Multiplications in a product from which NumPy's BLAS may start threads of its own.
@@ -34,37 +34,24 @@ _IN_NUMPY: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def torch_actor(policy: Policy, generator: torch.Generator | None) -> Actor:
-    """Any policy on any device: its own `draw` and `mode`."""
-    device = next((p.device for p in policy.parameters()), torch.device("cpu"))
-
-    def act(obs: Array, carry: Carry) -> tuple[Array, Carry]:
-        packed = torch.from_numpy(obs).to(device)  # [N, *O]
-        if generator is None:
-            action, carry = policy.mode(packed, carry)
-        else:
-            action, carry = policy.draw(packed, carry, generator)
-        return action.cpu().numpy(), carry
-
-    return act
-
-
 def array_actor(
-    policy: Policy, generator: torch.Generator | None, num_envs: int, num_steps: int
+    policy: StandardPolicy, generator: torch.Generator | None, num_envs: int, num_steps: int
 ) -> Actor | None:
     """The same law by NumPy; None for a policy that is more than an MLP on a vector."""
-    head, observations = policy.head, policy.observations
+    head, observations, mlp = policy.head, policy.observations, policy.network.mlp
     is_plain = observations.is_plain and observations.mask_slice is None
+    if not isinstance(mlp, MLP) or policy.network.memory is not None or not policy.sees_all:
+        return None
     if not is_plain or next(policy.parameters()).device.type != "cpu":
         return None
     noisy = generator is not None
     if noisy and head.noise((0, num_envs), torch.Generator()) is None:
         return None
     normalize = _normalize(policy.normalizer)
-    network = _mlp(policy.network.mlp, num_envs)
+    network = _mlp(mlp, num_envs)
     noise, t, left = np.empty(0), 0, num_steps
 
-    def act(obs: Array, carry: Carry) -> tuple[Array, Carry]:
+    def act(obs: Array, carry: Carry, episode_start: Tensor | None) -> tuple[Array, Carry]:
         nonlocal noise, t, left
         with np.errstate(all="ignore"):  # what is not finite is the collector's to report
             outputs = network(normalize(obs))  # [N, num_outputs]

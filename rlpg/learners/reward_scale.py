@@ -12,26 +12,6 @@ from rlpg.gradients import returns
 from rlpg.rollouts.rollout import Rollout, rows
 
 
-def standardize(x: Tensor, weight: Tensor) -> Tensor:
-    """`(x - mean) / deviation` over the entries of positive weight, 0 elsewhere.
-
-    With fewer than two entries, or all of them equal up to rounding, there is no deviation to
-    divide by: the entries are only centerd, and a single one is left as it is.
-
-    Args:
-        x, weight: `[T, N]`; weights only tell which entries count.
-    """
-    keep = weight > 0
-    wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
-    count = keep.sum()
-    if count < 2:
-        return wide.to(x.dtype)
-    centerd = torch.where(keep, wide - wide.sum() / count, 0.0)
-    deviation = (centerd.square().sum() / (count - 1)).sqrt()
-    is_rounding = deviation <= 1e-6 * wide.abs().max()
-    return (centerd / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
-
-
 class RewardScale:
     """The running deviation of the discounted sum of rewards so far, restarted at episode starts.
 

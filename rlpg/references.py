@@ -1,0 +1,100 @@
+"""Parts that users bring (a network, a policy, a learner), and how files name them.
+
+A file holds `module:Name` and keyword arguments as data. Reading a file imports nothing: a part is
+the object that the caller passes, or is imported where the caller says `import_modules=True`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlpg.errors import UsageError
+
+Part = str | Callable[..., Any]
+"""`"module:Name"`, a class or function, or a `functools.partial` of one with keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a file says about a part: its name and its keyword arguments."""
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UserParts:
+    """The parts a caller brings, by kind.
+
+    Attributes:
+        network: `network(num_features, num_outputs)` makes the module of policy and critic.
+        policy: `policy(observation_space, action_space)` makes the policy.
+        import_modules: whether parts that are only named may be imported.
+    """
+
+    network: Part | None = None
+    policy: Part | None = None
+    import_modules: bool = False
+
+    def find(self, kind: str, reference: Reference) -> Callable[..., Any]:
+        """The part of that kind: the caller's own object, else what the name imports.
+
+        Raises:
+            UsageError: it was only named, and nothing may be imported.
+        """
+        given: Part | None = getattr(self, kind)
+        if given is None and not self.import_modules:
+            raise UsageError(
+                f"{kind}: expected {reference.name} from you, because reading a file imports "
+                f"nothing; pass {kind}= in Python, or --import on the command line"
+            )
+        part = imported(reference.name, kind) if given is None else given
+        if isinstance(part, str):
+            part = imported(part, kind)
+        if isinstance(part, functools.partial):
+            return part
+        return functools.partial(part, **reference.kwargs) if reference.kwargs else part
+
+
+def reference_to(part: Part, kind: str) -> Reference:
+    """How files name the part.
+
+    Raises:
+        UsageError: a name without a module, or arguments that are not keywords.
+    """
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(part, str):
+        module, _, name = part.partition(":")
+        if not module or not name:
+            raise UsageError(f"{kind}: expected module:Name, got {part!r:.80}")
+        return Reference(part)
+    if isinstance(part, functools.partial):
+        if part.args:
+            raise UsageError(f"{kind}: expected keyword arguments in the partial, got {part.args}")
+        part, kwargs = part.func, part.keywords
+    if not callable(part):
+        raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    return Reference(f"{part.__module__}:{name}", kwargs)
+
+
+def imported(name: str, kind: str) -> Callable[..., Any]:
+    """The object that `module:Name` names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, _, path = reference_to(name, kind).name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{kind}: expected {name} to be importable, got: {error}") from error
+    if not callable(found):
+        raise UsageError(f"{kind}: expected {name} to be a class or function, got {found!r:.80}")
+    return found  # type: ignore[no-any-return]  # whatever the module holds
