@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
-from rlpg.learners.baselines import Baseline
+from rlpg.gradients.baselines import Baseline
 from rlpg.learners.scaling import standardize
 from rlpg.learners.values import StateValue
 from rlpg.rollouts.rollout import Rollout

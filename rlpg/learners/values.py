@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rlpg.errors import NumericalFault, UsageError
+from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
 from rlpg.learners.adam import Adam, flat_gradient
-from rlpg.learners.baselines import STATISTICAL, Baseline
 from rlpg.policies import Network, Policy
 from rlpg.rollouts.rollout import Rollout, rows
 
@@ -27,7 +27,9 @@ class StateValue(Baseline):
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`: V at `obs[t]` and at its true successor."""
 
-    def __call__(self, rollout: Rollout, returns: Tensor) -> Tensor:
+    def __call__(  # type: ignore[override]  # observations are in a rollout only
+        self, rollout: Rollout, returns: Tensor
+    ) -> Tensor:
         return self.predict(rollout)[0]
 
 
@@ -68,7 +70,7 @@ class LinearValue(StateValue):
         return value.float(), after.float()
 
     @torch.no_grad()
-    def update(
+    def update(  # type: ignore[override]
         self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Refit on this batch alone."""
@@ -138,7 +140,7 @@ class ValueNetwork(StateValue):
         value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
         return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
 
-    def update(
+    def update(  # type: ignore[override]
         self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
@@ -194,7 +196,7 @@ class ValueNetwork(StateValue):
 
 
 def make_baseline(
-    name: str,
+    name: str | Value,
     policy: Policy,
     *,
     hidden: Sequence[int],
@@ -203,13 +205,17 @@ def make_baseline(
     minibatches: int,
     generator: torch.Generator,
 ) -> Baseline:
-    """The baseline of that name; the options are the value network's.
+    """The baseline of that name, or the value network with that net; the options are its own.
 
     Raises:
         UsageError: there is none of that name.
     """
-    if name == "value":
-        network = Network(policy.observations, 1, hidden=hidden, generator=generator)
+    if isinstance(name, Value) or name == "value":
+        network = (
+            name.net
+            if isinstance(name, Value)
+            else Network(policy.observations, 1, hidden=hidden, generator=generator)
+        )
         network.to(next(policy.parameters()).device)
         return ValueNetwork(
             network,
