@@ -12,11 +12,19 @@ if TYPE_CHECKING:
     from rlpg.checks.report import Finding, Report
     from rlpg.evaluation import Evaluation, evaluate
     from rlpg.gradients import estimators
-    from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
+    from rlpg.gradients.baselines import (
+        Baseline,
+        LeaveOneOut,
+        MovingAverage,
+        NoBaseline,
+        OptimalConstant,
+        PerTimeStep,
+        Value,
+    )
     from rlpg.gradients.compare import compare
     from rlpg.gradients.gradcheck import gradcheck
     from rlpg.gradients.tape import Tape
-    from rlpg.learners import Baseline, Reinforce
+    from rlpg.learners import Reinforce
     from rlpg.loading import load
     from rlpg.policies import Policy
     from rlpg.rollouts import Collector, Rollout, make_envs
@@ -31,7 +39,9 @@ __all__ = [
     "Finding",
     "LeaveOneOut",
     "MovingAverage",
+    "NoBaseline",
     "OptimalConstant",
+    "PerTimeStep",
     "Policy",
     "Recipe",
     "Reinforce",
@@ -54,13 +64,15 @@ __all__ = [
 register_environments()
 
 _HOME = {
-    "Baseline": "rlpg.learners",
+    "Baseline": "rlpg.gradients.baselines",
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
     "Finding": "rlpg.checks.report",
     "LeaveOneOut": "rlpg.gradients.baselines",
     "MovingAverage": "rlpg.gradients.baselines",
+    "NoBaseline": "rlpg.gradients.baselines",
     "OptimalConstant": "rlpg.gradients.baselines",
+    "PerTimeStep": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
     "Recipe": "rlpg.runs.recipe",
     "Reinforce": "rlpg.learners",

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rlpg.errors import UsageError
 from rlpg.evaluation import check_spaces
+from rlpg.gradients.baselines import STATISTICAL
 from rlpg.learners import Baseline, Reinforce
-from rlpg.learners.baselines import STATISTICAL
 from rlpg.learners.credit import CreditRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make

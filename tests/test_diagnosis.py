@@ -15,7 +15,7 @@ import rlpg
 from rlpg.cli import main
 from rlpg.diagnosis import Diagnosis, differs, measured, plot
 from rlpg.errors import FileError, UsageError
-from rlpg.learners.baselines import NoBaseline
+from rlpg.gradients.baselines import NoBaseline
 from rlpg.learners.credit import CreditRule
 
 QUICK = {"evaluation.episodes": 2, "evaluation.final_episodes": 2, "log.tensorboard": False}

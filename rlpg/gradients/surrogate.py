@@ -11,7 +11,7 @@ from torch.autograd.graph import Node as GradFn
 from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import Baseline, LeaveOneOut, OptimalConstant, ValueAt
+from rlpg.gradients.baselines import Baseline, Lanes, LeaveOneOut, OptimalConstant, ValueAt
 from rlpg.gradients.combine import Mixture, lane_gradients, measure, parameters_of
 from rlpg.gradients.estimators import magic_box, score_function
 
@@ -21,13 +21,14 @@ class Node:
     """A sample that is credited through its log-probability."""
 
     name: str
+    index: int  # among the nodes of the tape
     log_prob: Tensor  # [*branches, lanes]
     weight: Tensor | float  # W: product of the discounts since the episode's start
     branch: Tensor | None  # weight of each branch at this point, sums to 1
     baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
     dist: Distribution
     mixture: Mixture | None = None  # set for "combine"
-    subtracted: Tensor | float | None = None  # what a baseline gave before it learned from this
+    subtracted: Tensor | None = None  # what a baseline gave before it learned from this
 
     @property
     def grad_fn(self) -> GradFn | None:
@@ -205,8 +206,14 @@ def _learn(learn: Sequence[tuple[Node, Tensor, Tensor | float]]) -> None:
     first did, for what has been learned since contains these samples."""
     for node, returns, subtracted in learn:
         if isinstance(node.baseline, Baseline) and node.subtracted is None:
-            node.baseline.update(returns)
-            node.subtracted = subtracted
+            node.baseline.update(
+                _lanes(node, returns), returns[None], torch.ones_like(returns)[None]
+            )
+            node.subtracted = torch.as_tensor(subtracted)
+
+
+def _lanes(node: Node, returns: Tensor) -> Lanes:
+    return Lanes(returns, node.index, lambda: _score_square(node))
 
 
 def _returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
@@ -256,12 +263,16 @@ def _baseline(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor | 
             f"{type(given).__name__}; the returns of its branches are not comparable"
         )
     if isinstance(given, Baseline):
-        if halves and isinstance(given, LeaveOneOut | OptimalConstant):
-            return _by_halves(node, given, returns)
-        if isinstance(node.subtracted, float):
+        if node.subtracted is not None:
             return node.subtracted
-        value = given.before(returns, lambda: _score_square(node))
-        return _per_lane(node, value, returns) if isinstance(value, Tensor) else value
+        if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
+            raise EstimatorError(
+                f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got "
+                f"{len(returns)}; add lanes"
+            )
+        if halves and not isinstance(given, ValueAt):
+            return _by_halves(node, given, returns)
+        return _per_lane(node, given(_lanes(node, returns), returns[None])[0], returns)
     if halves:
         raise EstimatorError(
             f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
@@ -283,10 +294,10 @@ def _baseline(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor | 
 
 def _by_halves(node: Node, given: Baseline, returns: Tensor) -> Tensor:
     square = _score_square(node) if isinstance(given, OptimalConstant) else returns
-    even = given.before(returns[::2], lambda: square[::2])
-    odd = given.before(returns[1::2], lambda: square[1::2])
     value = torch.empty_like(returns)
-    value[::2], value[1::2] = even, odd
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        lanes = Lanes(returns[half], node.index, lambda half=half: square[half])  # type: ignore[misc]
+        value[half] = _per_lane(node, given(lanes, returns[None, half])[0], returns[half])
     return value
 
 

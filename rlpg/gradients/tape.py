@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import Baseline
+from rlpg.gradients.baselines import Baseline, NoBaseline
 from rlpg.gradients.combine import Mixture, parameters_of
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
 from rlpg.gradients.guards import (
@@ -304,14 +304,16 @@ class Tape:
     ) -> None:
         if baseline is None:
             baseline = self.baseline
+        if isinstance(baseline, NoBaseline):
+            baseline = None
         if isinstance(baseline, Tensor) and baseline.requires_grad:
             raise EstimatorError(
                 f"{name}: expected a baseline without a gradient, got one with; detach it, or use "
                 "Value(net) to train a network on the side"
             )
-        self._num_nodes += 1
+        index, self._num_nodes = self._num_nodes, self._num_nodes + 1
         self.events.append(
-            Node(name, log_prob, self._weight, self._branch, baseline, dist, mixture)
+            Node(name, index, log_prob, self._weight, self._branch, baseline, dist, mixture)
         )
 
     def _combine(self, name: str, dist: Distribution, baseline: Subtract) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rlpg.errors import NumericalFault
 from rlpg.gradients import estimators
+from rlpg.gradients.baselines import Baseline, Value
 from rlpg.learners.adam import Adam, flat_gradient
-from rlpg.learners.baselines import Baseline
 from rlpg.learners.credit import Credit, CreditRule
 from rlpg.learners.figures import explained_variance, signal_to_noise, variance_removed
 from rlpg.learners.scaling import RewardScale
@@ -89,7 +89,7 @@ class Reinforce:
         generator: torch.Generator | None = None,
     ) -> None:
         self._generator = generator or torch.Generator().manual_seed(0)
-        if isinstance(baseline, str):
+        if isinstance(baseline, str | Value):
             baseline = make_baseline(
                 baseline,
                 policy,

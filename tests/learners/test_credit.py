@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlpg.errors import UsageError
-from rlpg.learners.baselines import Baseline, NoBaseline
+from rlpg.gradients.baselines import Baseline, NoBaseline
 from rlpg.learners.credit import Credit, CreditRule
 from rlpg.learners.values import StateValue
 from rlpg.rollouts import Rollout
