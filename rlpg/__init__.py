@@ -10,6 +10,7 @@ from rlpg.registration import register_environments
 if TYPE_CHECKING:
     from rlpg.checking import check_env
     from rlpg.checks.report import Finding, Report
+    from rlpg.errors import RlpgError
     from rlpg.evaluation import Evaluation, evaluate
     from rlpg.gradients import estimators
     from rlpg.gradients.baselines import (
@@ -24,21 +25,27 @@ if TYPE_CHECKING:
     from rlpg.gradients.compare import compare
     from rlpg.gradients.gradcheck import gradcheck
     from rlpg.gradients.tape import Tape
-    from rlpg.learners import Reinforce
+    from rlpg.learners import PPO, Batch, Learner, NaturalGradient, Reinforce
+    from rlpg.learners.settings import LearnerSettings
     from rlpg.loading import load
-    from rlpg.policies import Policy
+    from rlpg.policies import Policy, StandardPolicy, make_head
     from rlpg.rollouts import Collector, Rollout, make_envs
     from rlpg.runs.recipe import Recipe
     from rlpg.training import Run, resume, train
 
 __version__ = "0.1.0"
 __all__ = [
+    "PPO",
     "Baseline",
+    "Batch",
     "Collector",
     "Evaluation",
     "Finding",
+    "Learner",
+    "LearnerSettings",
     "LeaveOneOut",
     "MovingAverage",
+    "NaturalGradient",
     "NoBaseline",
     "OptimalConstant",
     "PerTimeStep",
@@ -46,8 +53,10 @@ __all__ = [
     "Recipe",
     "Reinforce",
     "Report",
+    "RlpgError",
     "Rollout",
     "Run",
+    "StandardPolicy",
     "Tape",
     "Value",
     "check_env",
@@ -57,6 +66,7 @@ __all__ = [
     "gradcheck",
     "load",
     "make_envs",
+    "make_head",
     "resume",
     "train",
 ]
@@ -65,20 +75,27 @@ register_environments()
 
 _HOME = {
     "Baseline": "rlpg.gradients.baselines",
+    "Batch": "rlpg.learners",
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
     "Finding": "rlpg.checks.report",
+    "Learner": "rlpg.learners",
+    "LearnerSettings": "rlpg.learners.settings",
     "LeaveOneOut": "rlpg.gradients.baselines",
     "MovingAverage": "rlpg.gradients.baselines",
+    "NaturalGradient": "rlpg.learners",
     "NoBaseline": "rlpg.gradients.baselines",
     "OptimalConstant": "rlpg.gradients.baselines",
+    "PPO": "rlpg.learners",
     "PerTimeStep": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
     "Recipe": "rlpg.runs.recipe",
     "Reinforce": "rlpg.learners",
     "Report": "rlpg.checks.report",
+    "RlpgError": "rlpg.errors",
     "Rollout": "rlpg.rollouts",
     "Run": "rlpg.training",
+    "StandardPolicy": "rlpg.policies",
     "Tape": "rlpg.gradients.tape",
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
@@ -88,6 +105,7 @@ _HOME = {
     "gradcheck": "rlpg.gradients.gradcheck",
     "load": "rlpg.loading",
     "make_envs": "rlpg.rollouts",
+    "make_head": "rlpg.policies",
     "resume": "rlpg.training",
     "train": "rlpg.training",
 }

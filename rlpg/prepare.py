@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from rlpg.errors import UsageError
 from rlpg.learners import Reinforce
 from rlpg.loading import shipped_recipe
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import full_id, make_envs, probe_action_mask
 from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF, Recipe, load_recipe, override
 
@@ -105,7 +105,7 @@ def environment_options(env: AnyEnv, recipe: Recipe) -> dict[str, Any]:
 def make_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Policy:
     """A fresh policy for these environments."""
     settings = recipe.policy
-    return Policy.create(
+    return StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
         hidden=settings.hidden,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from rlpg.learners.credit import CreditRule
 
 import rlpg
 from rlpg.cli import main
 from rlpg.diagnosis import Diagnosis, differs, measured, plot
 from rlpg.errors import FileError, UsageError
 from rlpg.gradients.baselines import NoBaseline
-from rlpg.learners.credit import CreditRule
 
 QUICK = {"evaluation.episodes": 2, "evaluation.final_episodes": 2, "log.tensorboard": False}
 

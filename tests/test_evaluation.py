@@ -16,7 +16,7 @@ from gymnasium.vector import SyncVectorEnv
 import rlpg
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.evaluation import Evaluation, evaluate
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import derived_seed, make_envs
 
 SHORT, LONG = 1, 40
@@ -67,7 +67,7 @@ def _registered() -> Iterator[None]:
 
 def policy_for(env: str) -> Policy:
     made = gymnasium.make(env)
-    return Policy.create(
+    return StandardPolicy(
         made.observation_space, made.action_space, generator=torch.Generator().manual_seed(0)
     )
 

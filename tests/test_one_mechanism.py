@@ -63,7 +63,7 @@ def test_tape_and_learner_give_the_same_gradient(env: str, num_steps: int) -> No
     """With gamma^t and a mean over episodes. The tape's mean is over lanes: E episodes in N lanes
     are a factor E / N."""
     envs, _ = rlpg.make_envs(env, 6, seed=0)
-    policy = rlpg.Policy.create(
+    policy = rlpg.StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
         generator=torch.Generator().manual_seed(0),

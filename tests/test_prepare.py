@@ -6,13 +6,13 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.prepare import entropy_coef
 from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF
 
 
 def policy_for(action_space: spaces.Space) -> Policy:
-    return Policy.create(
+    return StandardPolicy(
         spaces.Box(-1, 1, (3,)), action_space, generator=torch.Generator().manual_seed(0)
     )
 

@@ -99,7 +99,7 @@ def batch() -> Rollout:
 def credit(**options: object) -> list[list[float]]:
     """Return-to-go and weight of A0, A1, A2, B0."""
     space = rlpg.make_envs("CartPole-v1", 1, seed=0).envs
-    policy = rlpg.Policy.create(
+    policy = rlpg.StandardPolicy(
         space.single_observation_space, space.single_action_space, generator=torch.Generator()
     )
     learner = rlpg.Reinforce(policy, "none", gamma=0.5, **options)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from rlpg.checks.play import AnyEnv
 from rlpg.checks.report import Finding, Status, counted, words
 from rlpg.checks.subject import close_quietly
 from rlpg.errors import EnvironmentSetupError, RlpgError
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, MadeEnvs, autoreset_mode, probe_action_mask
 
 _COPIES = 2
@@ -168,7 +168,7 @@ def check_vectors(
 
 
 def _collected(envs: VectorEnv[Any, Any, Any], seed: int, how: str) -> str:
-    policy = Policy.create(
+    policy = StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
         hidden=(8,),

@@ -1,4 +1,4 @@
-"""How noisy an update's gradient was, and what its baseline was worth. Observes, changes nothing."""
+"""How noisy an update's gradient was. Observes, changes nothing."""
 
 from __future__ import annotations
 

@@ -128,9 +128,7 @@ class Optimizer:
         self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
         self._views = [
             part.view_as(parameter)
-            for parameter, part in zip(
-                self.parameters, self._flat.split(self._sizes), strict=True
-            )
+            for parameter, part in zip(self.parameters, self._flat.split(self._sizes), strict=True)
         ]
         for parameter, view in zip(self.parameters, self._views, strict=True):
             parameter.data = view

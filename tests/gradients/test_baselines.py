@@ -263,7 +263,7 @@ def test_one_family_serves_the_tape(name: str) -> None:
 def test_one_family_serves_the_learner(name: str) -> None:
     observations, actions = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
     generator = torch.Generator().manual_seed(0)
-    policy = rlpg.Policy.create(observations, actions, hidden=(), generator=generator)
+    policy = rlpg.StandardPolicy(observations, actions, hidden=(), generator=generator)
     learner, twin = (rlpg.Reinforce(policy, FAMILY[name]()) for _ in range(2))
     shape = (3, 2)
     rollout = rlpg.Rollout(

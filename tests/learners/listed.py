@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlpg import Reinforce
 from rlpg.learners.values import StateValue
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Episodes, Rollout
 
 
@@ -120,7 +120,7 @@ def tabular_policy(
     own: one backward pass gives the gradient of every copy.
     """
     space, actions = spaces.Discrete(num_states * copies), spaces.Discrete(num_actions)
-    policy = Policy.create(space, actions, hidden=(), generator=torch.Generator())
+    policy = StandardPolicy(space, actions, hidden=(), generator=torch.Generator())
     generator = torch.Generator().manual_seed(0)
     weight, bias = policy.parameters()  # [action, state], [action]
     with torch.no_grad():

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-
 from rlpg.learners.adam import Adam, flat_gradient
 
 
@@ -61,7 +60,7 @@ def test_an_update_does_not_load_torchs_compiler() -> None:
 import sys, torch, rlpg, gymnasium as gym
 from rlpg.rollouts import Collector, make_envs
 envs, _ = make_envs("CartPole-v1", 2, seed=0)
-policy = rlpg.Policy.create(
+policy = rlpg.StandardPolicy(
     envs.single_observation_space, envs.single_action_space,
     generator=torch.Generator().manual_seed(0),
 )

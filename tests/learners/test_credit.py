@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from rlpg.learners.credit import Credit, CreditRule
 from torch import Tensor
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline, NoBaseline
-from rlpg.learners.credit import Credit, CreditRule
 from rlpg.learners.values import StateValue
 from rlpg.rollouts import Rollout
 

@@ -17,15 +17,15 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlpg.envs import bandit, chain
+from rlpg.learners.adam import Adam
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from rlpg import Reinforce
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.learners import Baseline
-from rlpg.learners.adam import Adam
 from rlpg.learners.reinforce import KL_SAMPLES
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, Rollout
 
 sys.path.append(str(Path(__file__).parent))
@@ -43,7 +43,7 @@ def make_policy(
     generator = torch.Generator().manual_seed(3)
     action_space = spaces.Discrete(3) if action_space is None else action_space
     settings = {"hidden": (8,), "generator": generator} | options
-    return Policy.create(observation_space, action_space, **settings)
+    return StandardPolicy(observation_space, action_space, **settings)
 
 
 def make_learner(baseline: str | Baseline = "none", **options: Any) -> Reinforce:
@@ -400,7 +400,7 @@ class TestState:
         for rollout in rollouts[:2]:
             learner.update(rollout)
         other = torch.Generator().manual_seed(99)
-        policy = Policy.create(SPACE, spaces.Discrete(3), hidden=(8,), generator=other)
+        policy = StandardPolicy(SPACE, spaces.Discrete(3), hidden=(8,), generator=other)
         twin = Reinforce(policy, baseline, value_hidden=(8,), generator=other, **options)
         twin.load_state_dict(learner.state_dict())
         for rollout in rollouts[2:]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
-
-from rlpg.policies import Policy
 from rlpg.policies.acting import array_actor, torch_actor
+
+from rlpg.policies import Policy, StandardPolicy
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
 ACTIONS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
@@ -26,7 +26,7 @@ def make(space: spaces.Space[Any] = VECTOR, action: str = "categorical", **optio
     """A policy that has seen something and prefers some actions to others."""
     generator = torch.Generator().manual_seed(0)
     action_space, of_head = ACTIONS[action]
-    policy = Policy.create(space, action_space, generator=generator, **{**of_head, **options})
+    policy = StandardPolicy(space, action_space, generator=generator, **{**of_head, **options})
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from scipy import stats
 
 from rlpg.errors import SpaceError, UsageError
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 
 BOX = spaces.Box(-np.inf, np.inf, (4,))
 DISCRETE = spaces.Discrete(3)
@@ -42,7 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def create(name: str, seed: int = 0) -> Policy:
     observation_space, action_space, options = CASES[name]
-    return Policy.create(observation_space, action_space, generator=generator(seed), **options)
+    return StandardPolicy(observation_space, action_space, generator=generator(seed), **options)
 
 
 def packed(policy: Policy, num: int, seed: int = 0) -> torch.Tensor:
@@ -213,7 +213,7 @@ class TestAct:
         assert acts[0] != acts[1]
 
     def test_masks_from_info(self):
-        policy = Policy.create(BOX, DISCRETE, info_mask=3, generator=generator())
+        policy = StandardPolicy(BOX, DISCRETE, info_mask=3, generator=generator())
         obs = np.zeros(4, np.float32)
         for deterministic in (False, True):
             mask = np.array([0, 1, 0], np.int8)
@@ -249,23 +249,23 @@ class TestNormalization:
 
     def test_it_can_be_left_out(self):
         options = {"normalize_observations": False, "generator": generator()}
-        assert Policy.create(BOX, DISCRETE, **options).normalizer is None
+        assert StandardPolicy(BOX, DISCRETE, **options).normalizer is None
 
 
 class TestRefusals:
     def test_a_mask_of_the_wrong_length(self):
         with pytest.raises(SpaceError, match="action mask: expected 3 entries for Discrete"):
-            Policy.create(BOX, DISCRETE, info_mask=4, generator=generator())
+            StandardPolicy(BOX, DISCRETE, info_mask=4, generator=generator())
         with pytest.raises(SpaceError, match="action mask: expected no entries for Box"):
-            Policy.create(BOX, spaces.Box(-1, 1, (3,)), info_mask=3, generator=generator())
+            StandardPolicy(BOX, spaces.Box(-1, 1, (3,)), info_mask=3, generator=generator())
 
     def test_unsupported_spaces_before_anything_is_built(self):
         with pytest.raises(SpaceError, match=r"observation: expected Box, Discrete, .* got Text"):
-            Policy.create(spaces.Text(3), DISCRETE, generator=generator())
+            StandardPolicy(spaces.Text(3), DISCRETE, generator=generator())
         with pytest.raises(SpaceError, match=r"action: expected Box, Discrete, .* got Text"):
-            Policy.create(BOX, spaces.Text(3), generator=generator())
+            StandardPolicy(BOX, spaces.Text(3), generator=generator())
         with pytest.raises(SpaceError, match="finite bounds"):
-            Policy.create(BOX, BOX, gaussian="beta", generator=generator())
+            StandardPolicy(BOX, BOX, gaussian="beta", generator=generator())
 
     @pytest.mark.parametrize(
         "change",

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.answers import Answers
 
@@ -137,7 +137,7 @@ class Showing(gymnasium.Env[Any, Any]):
 def collecting(envs: Any) -> Collector:
     generator = torch.Generator().manual_seed(0)
     spaces_of = envs.single_observation_space, envs.single_action_space
-    return Collector(envs, Policy.create(*spaces_of, hidden=(4,), generator=generator))
+    return Collector(envs, StandardPolicy(*spaces_of, hidden=(4,), generator=generator))
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

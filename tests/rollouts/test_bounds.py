@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.policies.observations import Observations
 from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.bounds import Bounds
@@ -48,7 +48,7 @@ class Straying(gymnasium.Env[Any, Any]):
 def policy_for(envs: Any) -> Policy:
     generator = torch.Generator().manual_seed(0)
     spaces_of = envs.single_observation_space, envs.single_action_space
-    return Policy.create(*spaces_of, hidden=(4,), generator=generator)
+    return StandardPolicy(*spaces_of, hidden=(4,), generator=generator)
 
 
 def said(envs: Any, steps: tuple[int, ...] = (3, 3, 6)) -> list[str]:

@@ -14,10 +14,10 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rlpg.policies.acting import torch_actor
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError, UsageError
-from rlpg.policies.acting import torch_actor
 from rlpg.policies.observations import Observations
 from rlpg.rollouts import Collector, EpisodeSeeds, Rollout, make_envs, probe_action_mask
 
@@ -766,11 +766,10 @@ def test_nothing_to_collect_is_refused(call: str) -> None:
 def test_the_real_policy_collects_from_real_environments(env_id: str, backend: str) -> None:
     if backend == "envpool":
         pytest.importorskip("envpool")
-    from rlpg.policies import Policy
 
     envs, _ = make_envs(env_id, 3, seed=0, backend=backend, episode_cap=30)
     try:
-        policy = Policy.create(
+        policy = StandardPolicy(
             envs.single_observation_space,
             envs.single_action_space,
             info_mask=probe_action_mask(envs),

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs.encoding import join, split
 
@@ -21,7 +21,7 @@ NUM_ENVS = 3
 
 def collector(env: Any, backend: str = "auto", *, seed: int = 0) -> Collector:
     envs, _ = make_envs(env, NUM_ENVS, seed=seed, backend=backend)
-    policy = Policy.create(
+    policy = StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
         generator=torch.Generator().manual_seed(0),

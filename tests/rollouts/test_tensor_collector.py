@@ -12,18 +12,18 @@ import pytest
 import torch
 from rlpg.envs.batched import Batched, TorchVectorEnv
 from rlpg.envs.batched_classic import FAMILY, CartPole, Pendulum
+from rlpg.policies.acting import torch_actor
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.learners import Reinforce
 from rlpg.learners.values import ValueNetwork, make_baseline
-from rlpg.policies import Policy
-from rlpg.policies.acting import torch_actor
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, Rollout
-from rlpg.rollouts.tensor_collector import TensorCollector
 from rlpg.rollouts.graphs import Replayed
 from rlpg.rollouts.seeds import mark_seeded
+from rlpg.rollouts.tensor_collector import TensorCollector
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 each_env = pytest.mark.parametrize("name", sorted(FAMILY))
@@ -31,7 +31,7 @@ each_env = pytest.mark.parametrize("name", sorted(FAMILY))
 
 def policy_for(env: Batched, seed: int = 0, **options: Any) -> Policy:
     generator = torch.Generator().manual_seed(seed)
-    policy = Policy.create(
+    policy = StandardPolicy(
         env.observation_space, env.action_space, generator=generator, hidden=(16,), **options
     )
     with torch.no_grad():  # not nearly uniform, so that episodes differ
@@ -262,7 +262,9 @@ def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
     policy = policy_for(env, gaussian=gaussian)
     assert policy.normalizer is not None
     policy.normalizer.update(env.observe(env.reset(9, torch.Generator())))
-    monkeypatch.setattr("rlpg.rollouts.tensor_collector._stream", lambda seed, device: torch.Generator())
+    monkeypatch.setattr(
+        "rlpg.rollouts.tensor_collector._stream", lambda seed, device: torch.Generator()
+    )
     collector = TensorCollector(env, policy.to("meta"), num_envs=4, deterministic=True)
     slots, standing = collector._new_slots(2), collector._begin()
     with torch.inference_mode():
@@ -368,13 +370,13 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(UsageError, match="expected observations"):
         TensorCollector(CartPole(), policy, num_envs=1)
     with pytest.raises(UsageError, match="expected Discrete"):
-        TensorCollector(CartPole(), Policy.create(
+        TensorCollector(CartPole(), StandardPolicy(
             CartPole().observation_space, Pendulum().action_space, generator=torch.Generator()
         ), num_envs=1)  # fmt: skip
     with pytest.raises(UsageError, match="steps: expected at least 1"):
         TensorCollector(Pendulum(), policy, num_envs=1).steps(0)
     several = gymnasium.spaces.MultiBinary(2)
-    head = Policy.create(several, several, generator=torch.Generator()).head
+    head = StandardPolicy(several, several, generator=torch.Generator()).head
     with pytest.raises(SpaceError, match="expected Discrete or a float Box"):
         head.to_env_on(torch.device("cpu"))
 

@@ -23,7 +23,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.watchdog import SIGNAL, Watchdog
 
@@ -83,7 +83,7 @@ class Calls(gymnasium.Env[Any, Any]):
 def collecting(envs: Any) -> Collector:
     generator = torch.Generator().manual_seed(0)
     spaces_of = envs.single_observation_space, envs.single_action_space
-    return Collector(envs, Policy.create(*spaces_of, hidden=(4,), generator=generator))
+    return Collector(envs, StandardPolicy(*spaces_of, hidden=(4,), generator=generator))
 
 
 def collect(what: Callable[[], None], timeout: float = 0.4) -> None:
