@@ -16,6 +16,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners.advantages import (
     AdvantageRule,
@@ -28,13 +29,14 @@ from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import DISCRETE_ENTROPY_COEF, LearnerSettings
-from rlpg.learners.values import make_baseline, module_state
+from rlpg.learners.values import StateValue, make_baseline, module_state
 from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import scheduled
 
 KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at after a single step
 Schedules = Mapping[str, Callable[[float], float]]
+_SUFFIX = "_schedule"
 
 
 class Learner(ABC):
@@ -73,7 +75,7 @@ class Learner(ABC):
         self.settings = self.Settings.of(settings)
         self.policy = policy
         self.generator = generator or torch.Generator().manual_seed(0)
-        self.schedules = dict(schedules or {})
+        self.schedules = self._checked(schedules or {})
         own, s = baseline if isinstance(baseline, Baseline) else None, self.settings
         self.baseline = make_baseline(
             s.baseline if own is None else own,
@@ -105,6 +107,21 @@ class Learner(ABC):
         )
         self.num_updates = 0
         self.progress = 0.0  # share of the run that is done, of the present update
+
+    def _checked(self, schedules: Schedules) -> Schedules:
+        """Raises UsageError where a schedule belongs to no setting, or a function is only named."""
+        known = [n.removesuffix(_SUFFIX) for n in self.settings.names() if n.endswith(_SUFFIX)]
+        for name in schedules:
+            if name not in known:
+                raise UsageError(f"schedules: expected {' or '.join(known)}, got {name!r}")
+        for name in known:
+            value = getattr(self.settings, name + _SUFFIX)
+            if ":" in value and name not in schedules:
+                raise UsageError(
+                    f"{name}{_SUFFIX}: expected the function {value} itself; pass it in Python as "
+                    f'schedules={{"{name}": function}}'
+                )
+        return dict(schedules)
 
     # ---- what a subclass defines
 
@@ -161,7 +178,7 @@ class Learner(ABC):
 
     def scheduled(self, name: str, value: Any) -> float:
         """A setting's value at the present progress."""
-        schedule = self.schedules.get(name) or getattr(self.settings, f"{name}_schedule", "")
+        schedule = self.schedules.get(name) or getattr(self.settings, name + _SUFFIX, "")
         return float(value) * scheduled(schedule, self.progress)
 
     @torch.no_grad()
@@ -240,6 +257,8 @@ class Learner(ABC):
         if bool((weight > 0).any()):  # else every episode was dropped: no step at all
             metrics |= self.improve(self._batch(rollout, advantages), lr_scale)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
+        if isinstance(self.baseline, StateValue):
+            self.baseline.advance(rollout)
         if self.reward_scale:
             self.reward_scale.update(rollout)
         if self.policy.normalizer is not None:
@@ -262,9 +281,10 @@ class Learner(ABC):
         With `average="episodes"` the objective is the expected discounted return of an episode;
         with `average="steps"` it is that divided by the mean length.
         """
-        batch = self.batch(rollout.to(self.policy.device))
-        value, _, _ = self.objective(batch)
-        return self.advantages(rollout).objective + value - value.detach()
+        rollout = rollout.to(self.policy.device)
+        advantages = self.advantages(rollout)
+        value, _, _ = self.objective(self._batch(rollout, advantages))
+        return advantages.objective + value - value.detach()
 
     def compile(self) -> None:
         """Compiles the networks for learning, which takes half a minute, once.

@@ -20,6 +20,8 @@ from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
 from rlpg.learners.settings import LearnerSettings, PPOSettings
 
+_LEAST_CLIP_RANGE = 1e-6
+
 
 class PPO(Learner):
     """The clipped surrogate of equation 7, `num_epochs` times over `num_minibatches`."""
@@ -35,8 +37,13 @@ class PPO(Learner):
             batch.log_prob,
             batch.advantage,
             weight=batch.weight,
-            clip_range=self.scheduled("clip_range", self.settings.clip_range),
+            clip_range=self.clip_range,
         )
+
+    @property
+    def clip_range(self) -> float:
+        """Its present value; above 0 also where its schedule has come to an end."""
+        return max(self.scheduled("clip_range", self.settings.clip_range), _LEAST_CLIP_RANGE)
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
@@ -60,6 +67,7 @@ class PPO(Learner):
                 batch = replace(fresh, log_prob=batch.log_prob)
         metrics = {name: _mean(seen, name) for name in seen[0]}
         metrics["train/approx_kl"] = _mean(epoch, "train/approx_kl")
+        metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
             self._adapt(metrics["train/approx_kl"])
         return metrics | {"train/num_epochs": float(num_epochs)}
@@ -73,12 +81,11 @@ class PPO(Learner):
             counts = batch.weight > 0
             log_ratio = torch.where(counts, log_prob - batch.log_prob, 0.0)
             ratio_less_one = torch.expm1(log_ratio)
-            clip_range = self.scheduled("clip_range", self.settings.clip_range)
             num_samples = counts.sum().clamp(min=1)
             return {
                 "train/entropy": entropy / batch.weight.sum(),
                 "train/approx_kl": (ratio_less_one - log_ratio).sum() / num_samples,
-                "train/clip_fraction": (ratio_less_one.abs() > clip_range).sum() / num_samples,
+                "train/clip_fraction": (ratio_less_one.abs() > self.clip_range).sum() / num_samples,
                 "gradient/norm": norm,
             }
 

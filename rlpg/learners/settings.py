@@ -140,8 +140,8 @@ class PPOSettings(LearnerSettings):
     """weight of the value loss in a critic that shares the policy's network (none: the critic has a
     network and an optimizer of its own)"""
     desired_kl: Positive | None = None
-    """raise and lower the learning rate to keep the policy about this far from the one that acted
-    (none: follow the schedule)"""
+    """raise and lower the learning rate, besides its schedule, to keep the policy about this far
+    from the one that acted (none: leave it to the schedule)"""
     min_learning_rate: Positive = 1e-5
     """desired_kl lowers the learning rate no further"""
     max_learning_rate: Positive = 1e-2

@@ -30,6 +30,9 @@ class StateValue(Baseline):
     def __call__(self, samples: Rollout, returns: Tensor) -> Tensor:
         return self.predict(samples)[0]
 
+    def advance(self, rollout: Rollout) -> None:
+        """Go on to what follows the rollout; a learner calls this once, after its update."""
+
 
 class LinearValue(StateValue):
     """V(s, t) = w . [o, o^2, t/100, (t/100)^2, (t/100)^3, 1], fitted by ridge regression.
@@ -205,9 +208,11 @@ class ValueNetwork(StateValue):
                 else:
                     loss, gradient = self._gradient(obs[index], *(part[index] for part in targets))
                 self._optimizer.step(gradient, lr_scale)
-        if self.network.memory is not None:
-            self._carry = self._in_order(samples)[2]
         return {"train/value_loss": loss.item()}
+
+    def advance(self, rollout: Rollout) -> None:
+        if self.network.memory is not None:
+            self._carry = self._in_order(rollout)[2]
 
     def _squares(self, value: Tensor, target: Tensor, old: Tensor) -> Tensor:
         square = (value - target).square()

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -24,25 +23,21 @@ from rlpg import Baseline, Reinforce
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.learners.learner import KL_SAMPLES
 from rlpg.learners.optimizer import Optimizer
-from rlpg.policies import Policy, StandardPolicy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout
 
 sys.path.append(str(Path(__file__).parent))
 from listed import bandit_episodes, log_table, make_rollout, plain, side_by_side, tabular_policy
-
-BASELINES = ("none", "moving_average", "time_step", "leave_one_out", "linear", "value")
-SPACE = spaces.Box(-1.0, 1.0, (3,))
-
-
-def make_policy(
-    action_space: spaces.Space[Any] | None = None,
-    observation_space: spaces.Space[Any] = SPACE,
-    **options: Any,
-) -> Policy:
-    generator = torch.Generator().manual_seed(3)
-    action_space = spaces.Discrete(3) if action_space is None else action_space
-    settings = {"hidden": (8,), "generator": generator} | options
-    return StandardPolicy(observation_space, action_space, **settings)
+from made import (
+    ACTION_SPACES,
+    BASELINES,
+    SPACE,
+    draw_rollout,
+    flat_state,
+    make_policy,
+    surrogate_gradient,
+    weights,
+)
 
 
 def make_learner(baseline: str | Baseline = "none", **options: Any) -> Reinforce:
@@ -50,55 +45,6 @@ def make_learner(baseline: str | Baseline = "none", **options: Any) -> Reinforce
     policy = make_policy(normalize_observations=options.pop("normalize_observations", True))
     generator = torch.Generator().manual_seed(5)
     return plain(policy, baseline, value_hidden=(8,), generator=generator, **options)
-
-
-def draw_rollout(policy: Policy, seed: int, *, num_steps: int = 9, num_envs: int = 6) -> Rollout:
-    """Random observations and rewards, the policy's own actions, every kind of end, and slots that
-    are not valid where a NEXT_STEP environment has them."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (num_steps, num_envs)
-    obs = torch.randn(num_steps + 1, num_envs, 3, generator=generator)
-    with torch.inference_mode():
-        action = policy.draw(obs[:-1].reshape(-1, 3), None, generator)[0]
-    terminated, truncated, valid = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-    time = torch.zeros(shape, dtype=torch.int64)
-    for n in range(num_envs):
-        clock, resets = 0, False
-        for t in range(num_steps):
-            valid[t, n], time[t, n] = not resets, clock
-            chance = float(torch.rand((), generator=generator))
-            terminated[t, n] = valid[t, n] & (chance < 0.15)
-            truncated[t, n] = valid[t, n] & (0.15 <= chance < 0.3)
-            resets = bool(terminated[t, n] | truncated[t, n])
-            clock = 0 if resets or not valid[t, n] else clock + 1
-    return make_rollout(
-        obs,
-        action.reshape(*shape, *action.shape[1:]).clone(),
-        torch.randn(shape, generator=generator),
-        terminated=terminated,
-        truncated=truncated,
-        valid=valid,
-        time=time,
-    )
-
-
-def flat_state(state: Any) -> list[Any]:
-    """All leaves of a nested state, in order; tensors as bytes."""
-    if isinstance(state, dict):
-        return [leaf for key in state for leaf in (key, *flat_state(state[key]))]
-    if isinstance(state, (list, tuple)):
-        return [leaf for entry in state for leaf in flat_state(entry)]
-    return [state.numpy().tobytes()] if isinstance(state, Tensor) else [state]
-
-
-def surrogate_gradient(learner: Reinforce, rollout: Rollout) -> Tensor:
-    parameters = list(learner.policy.parameters())
-    grads = torch.autograd.grad(learner.estimate(rollout), parameters)
-    return torch.cat([grad.reshape(-1) for grad in grads])
-
-
-def weights(learner: Reinforce) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in learner.policy.parameters()])
 
 
 @pytest.fixture
@@ -486,22 +432,6 @@ class TestFaults:
             NumericalFault, match=r"network\.mlp\.layers\.0\.weight.* after 1 steps;"
         ):
             learner.update(replace(rollout, reward=rollout.reward * math.nan))
-
-
-ACTION_SPACES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
-    "discrete": (spaces.Discrete(3, start=-1), {}),
-    "bernoulli": (spaces.Discrete(2), {"bernoulli": True}),
-    "multidiscrete": (spaces.MultiDiscrete([[2, 3], [4, 2]]), {}),
-    "multibinary": (spaces.MultiBinary(4), {}),
-    "clipped": (spaces.Box(-2.0, 3.0, (2,)), {}),
-    "dependent": (spaces.Box(-np.inf, np.inf, (2, 2)), {"std": "dependent"}),
-    "squashed": (spaces.Box(-2.0, 3.0, (2,)), {"gaussian": "squashed"}),
-    "beta": (spaces.Box(-2.0, 3.0, (2,)), {"gaussian": "beta"}),
-    "product": (
-        spaces.Dict({"go": spaces.Discrete(3), "how": spaces.Box(0.0, 1.0, (2,))}),
-        {},
-    ),
-}
 
 
 @pytest.mark.parametrize("head", ACTION_SPACES)
