@@ -33,11 +33,17 @@ class UserParts:
     Attributes:
         network: `network(num_features, num_outputs)` makes the module of policy and critic.
         policy: `policy(observation_space, action_space)` makes the policy.
+        learner: a subclass of `rlpg.Learner`.
+        baseline: an `rlpg.Baseline`, or what makes one.
+        schedules: functions of progress, by setting; see `Learner`.
         import_modules: whether parts that are only named may be imported.
     """
 
     network: Part | None = None
     policy: Part | None = None
+    learner: Part | None = None
+    baseline: Any = None
+    schedules: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     import_modules: bool = False
 
     def find(self, kind: str, reference: Reference) -> Callable[..., Any]:
@@ -49,8 +55,9 @@ class UserParts:
         given: Part | None = getattr(self, kind)
         if given is None and not self.import_modules:
             raise UsageError(
-                f"{kind}: expected {reference.name} from you, because reading a file imports "
-                f"nothing; pass {kind}= in Python, or --import on the command line"
+                f"{kind}: expected {reference.name} to be given, because reading a file imports "
+                f"nothing; pass {kind}= (for a learner: agent=), or import_modules=True; on the "
+                "command line, --import"
             )
         part = imported(reference.name, kind) if given is None else given
         if isinstance(part, str):
@@ -78,8 +85,10 @@ def reference_to(part: Part, kind: str) -> Reference:
         part, kwargs = part.func, part.keywords
     if not callable(part):
         raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
-    name = getattr(part, "__qualname__", type(part).__qualname__)
-    return Reference(f"{part.__module__}:{name}", kwargs)
+    named = part if hasattr(part, "__qualname__") else type(part)
+    # A function's own class or a lambda cannot be imported again, but it can be passed again.
+    name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
+    return Reference(f"{part.__module__}:{name}", dict(kwargs))
 
 
 def imported(name: str, kind: str) -> Callable[..., Any]:

@@ -35,7 +35,7 @@ class TestStandardize:
     @pytest.mark.parametrize("number", [0.0, 0.1, 100.1, 12345.678, -3e7])
     @pytest.mark.parametrize("count", [2, 10, 1000, 2048])
     def test_rounding_of_equal_numbers_is_not_a_deviation(self, number: float, count: int) -> None:
-        # The float32 mean of 2048 times 100.1 is off by its last digit: centerd and divided by
+        # The float32 mean of 2048 times 100.1 is off by its last digit: centered and divided by
         # their own "deviation", all advantages were 0.9999.
         x = torch.full((count, 3), number)
         got = standardize(x, torch.ones(count, 3))

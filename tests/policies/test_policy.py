@@ -184,7 +184,7 @@ class TestDraw:
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_the_first_policy_is_nearly_uniform_or_centerd(self):
+    def test_the_first_policy_is_nearly_uniform_or_centered(self):
         for name in ("categorical", "toy text", "image"):
             policy = create(name)
             probs = policy(packed(policy, 50))[0].probs
