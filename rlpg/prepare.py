@@ -118,6 +118,7 @@ def make_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Policy:
         log_std_floor=settings.log_std_floor,
         bernoulli=settings.bernoulli,
         info_mask=probe_action_mask(envs) if settings.action_mask else 0,
+        images=settings.images,
         generator=torch_generator(stream(recipe.seed, "policy")),
     )
 

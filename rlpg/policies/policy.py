@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,6 +83,7 @@ class Policy(nn.Module):
         log_std_floor: float = -5.0,
         bernoulli: bool = False,
         info_mask: int = 0,
+        images: bool | Literal["auto"] = "auto",
     ) -> Policy:
         """A policy with fresh weights, orthogonal, with gain 0.01 in the last layer.
 
@@ -91,13 +92,13 @@ class Policy(nn.Module):
             hidden, activation: of the network; see `Network`.
             normalize_observations, observation_clip: see `Normalizer`.
             gaussian, std, log_std_init, log_std_floor, bernoulli: see `make_head`.
-            info_mask: length of `info["action_mask"]`, 0 where the environment has none.
+            info_mask, images: see `Observations`.
 
         Raises:
             SpaceError: a space is not supported; the message lists what is.
             UsageError: an option has no such value.
         """
-        observations = Observations(observation_space, info_mask=info_mask)
+        observations = Observations(observation_space, info_mask=info_mask, images=images)
         make_head(action_space, bernoulli=bernoulli)  # refuse what cannot be described, by name
         description = {
             "format": _FORMAT,
