@@ -183,10 +183,9 @@ def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
+        notes = description, policy.observations.describe_in_words(), evaluator.note
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(
-            title, recipe.total_steps, notes=(description, evaluator.note), quiet=quiet
-        )
+        display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
         seed = stream(recipe.seed, "actions")
         collector = Collector(envs, policy, seed, log_prob=False, warn=display.line)
         yield Parts(recipe, collector, learner, evaluator, Meter(collector), display)

@@ -121,7 +121,7 @@ def another(value: object, key: str) -> str:
         "agent": "reinforce", "environment.backend": "sync", "policy.activation": "relu",
         "policy.gaussian": "squashed", "policy.std": "dependent", "learner.baseline": "linear",
         "learner.truncated_return": "bootstrap", "learner.average": "episodes",
-        "learner.learning_rate_schedule": "constant",
+        "learner.learning_rate_schedule": "constant", "policy.images": "false",
     }  # fmt: skip
     if key in words:
         return words[key]

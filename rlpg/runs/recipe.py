@@ -102,6 +102,8 @@ class PolicySettings(Settings):
     """two discrete actions: one Bernoulli logit instead of two categorical ones"""
     action_mask: bool = True
     """use the environment's action mask where it gives one"""
+    images: bool | Literal["auto"] = "auto"
+    """whether uint8 arrays of rank 2 or 3 are images, for a CNN (auto: from 36 x 36 on)"""
 
 
 @dataclass(frozen=True)

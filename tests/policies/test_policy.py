@@ -22,7 +22,7 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "squashed": (BOX, spaces.Box(-2, 2, (2,)), {"gaussian": "squashed", "std": "dependent"}),
     "beta": (BOX, spaces.Box(-2, 2, (2, 2)), {"gaussian": "beta"}),
     "toy text": (spaces.Discrete(16), spaces.Discrete(4), {"hidden": (16,)}),
-    "image": (spaces.Box(0, 255, (8, 8, 3), np.uint8), DISCRETE, {"activation": "relu"}),
+    "image": (spaces.Box(0, 255, (36, 36, 3), np.uint8), DISCRETE, {"activation": "relu"}),
     "mixed": (
         spaces.Dict({"i": spaces.Box(0, 255, (8, 8), np.uint8), "v": spaces.Box(-1, 1, (2,))}),
         spaces.Dict({"a": spaces.Box(0, 1, (1,)), "b": spaces.MultiDiscrete([2, 3])}),
