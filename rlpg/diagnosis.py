@@ -18,9 +18,8 @@ from torch import Tensor
 from rlpg.errors import UsageError
 from rlpg.evaluation import check_spaces
 from rlpg.gradients.baselines import STATISTICAL, Baseline
-from rlpg.learners import Baseline, Learner
+from rlpg.learners import Learner
 from rlpg.learners.advantages import AdvantageRule
-from rlpg.learners.credit import AdvantageRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
 from rlpg.policies import map_carry
