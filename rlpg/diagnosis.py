@@ -20,6 +20,7 @@ from rlpg.evaluation import check_spaces
 from rlpg.learners import Baseline, Reinforce
 from rlpg.learners.baselines import STATISTICAL
 from rlpg.learners.credit import CreditRule
+from rlpg.learners.settings import GAE_LAMBDA
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
 from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
@@ -164,7 +165,7 @@ def variants(
     learner: Reinforce, recipe: Recipe, calibration: list[Rollout]
 ) -> dict[str, CreditRule]:
     """Every estimator to compare, by name; what learns has learned from the calibration."""
-    own = recipe.learner.gae_lambda
+    own = recipe.learner.gae_lambda if recipe.learner.gae_lambda != "auto" else GAE_LAMBDA
     settings: list[tuple[str, float | None, bool]] = [
         *((name, None, True) for name in (*STATISTICAL, "linear", "value")),
         *(

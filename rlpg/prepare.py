@@ -17,7 +17,7 @@ from rlpg.learners import Reinforce
 from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy
 from rlpg.rollouts import full_id, make_envs, probe_action_mask
-from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF, Recipe, load_recipe, override
+from rlpg.runs.recipe import Recipe, load_recipe, override
 
 AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
@@ -46,8 +46,8 @@ def completed(recipe: Recipe) -> Recipe:
     Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
     whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
     """
-    predicts = recipe.learner.baseline in ("linear", "value")
-    if predicts or recipe.learner.truncated_return or recipe.rollout.episodes_per_env:
+    says = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
+    if says or not recipe.learner.cannot_predict:
         return recipe
     return override(recipe, {"rollout.episodes_per_env": 1})
 
@@ -122,36 +122,15 @@ def make_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Policy:
     )
 
 
-def entropy_coef(policy: Policy, setting: float | None) -> float:
-    """The setting, or what suits the kind of action.
-
-    Without a bonus, a policy that a large penalty has taught to do nothing keeps doing nothing
-    (CliffWalking). A Gaussian's entropy has no largest value: the bonus would keep it wide.
-    """
-    if setting is not None:
-        return setting
-    return DISCRETE_ENTROPY_COEF if policy.head.is_discrete else 0.0
-
-
 def make_learner(policy: Policy, recipe: Recipe) -> Reinforce:
     """The learner that improves the policy."""
-    settings = recipe.learner
-    return Reinforce(
-        policy,
-        settings.baseline,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda if settings.baseline in ("linear", "value") else None,
-        truncated_return=settings.truncated_return,
-        gamma_weight=settings.gamma_weight,
-        average=settings.average,
-        entropy_coef=entropy_coef(policy, settings.entropy_coef),
-        normalize_advantages=settings.normalize_advantages,
-        max_grad_norm=settings.max_grad_norm,
-        learning_rate=settings.learning_rate,
-        reward_scaling=settings.reward_scaling,
-        value_hidden=recipe.policy.hidden,
-        value_learning_rate=settings.value_learning_rate,
-        num_value_epochs=settings.num_value_epochs,
-        num_value_minibatches=settings.num_value_minibatches,
-        generator=torch_generator(stream(recipe.seed, "learner")),
+    settings = recipe.learner.resolved(
+        predicts=not recipe.learner.cannot_predict,
+        is_discrete=policy.head.is_discrete,
+        hidden=recipe.policy.hidden,
     )
+    values = settings.values()
+    for name in ("baseline", "learning_rate_schedule", "entropy_coef_schedule"):
+        del values[name]
+    generator = torch_generator(stream(recipe.seed, "learner"))
+    return Reinforce(policy, settings.baseline, generator=generator, **values)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlpg.learners.settings import DISCRETE_ENTROPY_COEF, LearnerSettings
 from rlpg.policies import Policy
-from rlpg.prepare import entropy_coef
-from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF
 
 
 def policy_for(action_space: spaces.Space) -> Policy:
@@ -29,7 +28,8 @@ def policy_for(action_space: spaces.Space) -> Policy:
 def test_the_entropy_bonus_suits_the_kind_of_action_unless_it_is_set(
     action_space: spaces.Space, expected: float
 ) -> None:
-    policy = policy_for(action_space)
-    assert entropy_coef(policy, None) == expected
-    assert entropy_coef(policy, 0.3) == 0.3
-    assert entropy_coef(policy, 0.0) == 0.0
+    is_discrete = policy_for(action_space).head.is_discrete
+    for given, comes_to in (("auto", expected), (0.3, 0.3), (0.0, 0.0)):
+        settings = LearnerSettings(entropy_coef=given)
+        resolved = settings.resolved(predicts=True, is_discrete=is_discrete, hidden=(4,))
+        assert resolved.entropy_coef == comes_to
