@@ -457,6 +457,16 @@ def all_recipes() -> None:
         "another agent": "agent = '../../canary'",
         "null": "[environment]\nid = 'a\0b'",
         "nan": "[learner]\nlearning_rate = nan",
+        "a billion environments": "[rollout]\nnum_envs = 1_000_000_000",
+        "a billion steps": "[rollout]\nnum_steps = 1_000_000_000",
+        "a large rollout": "[rollout]\nnum_envs = 60_000\nnum_steps = 1_000_000",
+        "a billion episodes": "[evaluation]\nfinal_episodes = 1_000_000_000",
+        "a million threads": "threads = 1_000_000",
+        "a billion units": "[policy]\nhidden = [1_000_000_000]",
+        "a large network": "[policy]\nhidden = [60_000, 60_000]",
+        "a hundred thousand layers": f"[policy]\nhidden = {[1] * 100_000}",
+        "a large memory": "[policy]\nmemory = 'gru'\nmemory_size = 1_000_000_000",
+        "an agent to import": "agent = 'os:system'",
     }.items():
         recipe_case(name, text)
     CASES["recipe: a link"] = (
@@ -467,7 +477,7 @@ def all_recipes() -> None:
     )  # fmt: skip
     for env_id in ("os:system", "antigravity:CartPole-v1", f"{CANARY}:X-v0"):
         run_case(f"environment {env_id}", {'id = "CartPole-v1"': f'id = "{env_id}"'})
-    run_case("another network", {"hidden = [4]": "hidden = [8]"})
+    run_case("another network", {"hidden = [\n    4,": "hidden = [\n    8,"})
     HARMLESS["run: a name with path parts"] = (
         lambda folder: folder.mkdir(),
         lambda folder: create_run(
