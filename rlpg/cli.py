@@ -95,6 +95,10 @@ def add_train(verbs: Any) -> None:
         help="where the run is kept (default: runs/ENV/AGENT/SEED)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.add_argument(
+        "--import", dest="import_modules", action="store_true",
+        help="import the modules of your own that the recipe names",
+    )  # fmt: skip
     add_settings(parser)
 
 
@@ -103,10 +107,18 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     changes = chosen_settings(arguments, rest)
     agent = str(changes.pop("agent", "reinforce"))
 
-    from rlpg.prepare import find_recipe
+    from rlpg.components import find_recipe
+    from rlpg.references import UserParts
     from rlpg.training import run_recipe
 
-    base = recipes.override(find_recipe(arguments.env, agent, arguments.recipe), changes)
+    given = {k: str(changes[k]) for k in ("policy.network", "policy.factory") if k in changes}
+    parts = UserParts(
+        network=given.get("policy.network"),
+        policy=given.get("policy.factory"),
+        learner=agent if ":" in agent else None,
+        import_modules=arguments.import_modules,
+    )
+    base = recipes.override(find_recipe(arguments.env, agent, arguments.recipe, parts), changes)
     seeds = arguments.seeds or [base.seed]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds: expected different seeds, got {seeds}")
@@ -116,7 +128,7 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
         if run_dir is not None and len(seeds) > 1:
             run_dir = run_dir / str(seed)
         chosen = recipes.override(base, {"seed": seed})
-        run = run_recipe(arguments.env, chosen, run_dir, quiet=arguments.quiet)
+        run = run_recipe(arguments.env, chosen, run_dir, parts=parts, quiet=arguments.quiet)
         paths.append(run.path)
         means += [run.evaluation.mean] if run.evaluation else []
         report(f"seed {seed}: {run.evaluation or 'trained'}")

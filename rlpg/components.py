@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ def find_recipe(
         parts: the learner's class, where the agent is the user's own.
     """
     env_id = environment_name(env)
-    settings = own_settings(agent, parts)
+    settings = learner_settings(agent, parts)
     if isinstance(recipe, Recipe):
         base = override(recipe, {"agent": agent}, settings)
     elif recipe is None:
@@ -51,14 +50,13 @@ def find_recipe(
     elif recipe == "default":
         base = Recipe.of(agent, settings)
     else:
-        resolve = functools.partial(own_settings, parts=parts)
-        base = load_recipe(recipe, agent=agent, resolve=resolve)  # type: ignore[arg-type]
+        base = load_recipe(recipe, agent=agent, resolve=lambda name: learner_settings(name, parts))
     return override(base, {"environment.id": env_id})
 
 
-def own_settings(agent: str, parts: UserParts) -> type[LearnerSettings] | None:
-    """What a learner of the user's own can be told; None for an agent of ours."""
-    return None if agent in AGENTS else learner_class(agent, parts).Settings
+def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
+    """What an agent can be told."""
+    return AGENTS[agent].settings if agent in AGENTS else learner_class(agent, parts).Settings
 
 
 def learner_class(agent: str, parts: UserParts) -> type[Learner]:
@@ -207,9 +205,9 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
     settings = recipe.learner
     if settings.value_hidden == "auto":
         settings = replace(settings, value_hidden=recipe.policy.hidden)
-    values: Mapping[str, Any] = settings.values()
-    baseline: Any = None
-    if ":" in settings.baseline:
+    values = settings.values()
+    baseline: Any = values.pop("baseline")
+    if ":" in baseline:
         baseline = parts.baseline
         if not isinstance(baseline, Baseline):
             baseline = parts.find("baseline", Reference(settings.baseline))()

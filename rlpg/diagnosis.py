@@ -15,6 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlpg.components import (
+    environment_options,
+    generator_from,
+    learner_settings,
+    make_learner,
+    make_policy,
+    seed_sequence,
+)
 from rlpg.errors import UsageError
 from rlpg.evaluation import check_spaces
 from rlpg.gradients.baselines import STATISTICAL, Baseline
@@ -23,7 +31,7 @@ from rlpg.learners.advantages import AdvantageRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
 from rlpg.policies import map_carry
-from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
+from rlpg.references import UserParts
 from rlpg.restore import restore_learner
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs import checkpoint
@@ -87,7 +95,7 @@ class Diagnosis:
         head = "estimator", "unbiased", "variance", "signal", "cosine", "bias", "critical batch"
         lines = ["  ".join(word.rjust(w) for word, w in zip(head, widths, strict=True))]
         for e in self.estimates:
-            cells = (
+            cells: tuple[str, ...] = (
                 e.name,
                 "yes" if e.unbiased else "no",
                 f"{e.variance:.3g}",
@@ -116,7 +124,12 @@ class Diagnosis:
 
 
 def diagnose(
-    path: str | Path, *, env: str | None = None, episodes: int = 256, seed: int = 0
+    path: str | Path,
+    *,
+    env: str | None = None,
+    episodes: int = 256,
+    seed: int = 0,
+    parts: UserParts | None = None,
 ) -> Diagnosis:
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
@@ -125,6 +138,7 @@ def diagnose(
         env: where the run's own id names a module to import.
         episodes: as many for calibration, and as many for the gradients.
         seed: of the episodes.
+        parts: those of the user's own that the run was trained with.
 
     Raises:
         FileError: there is no run.
@@ -133,7 +147,8 @@ def diagnose(
     if episodes < 4:
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
     folder = open_run(Path(path))
-    recipe = folder.load_recipe()
+    parts = parts or UserParts()
+    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
     saved, _ = checkpoint.newest(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
@@ -141,13 +156,13 @@ def diagnose(
     env = environment_to_make(own, env, folder.path)
     copies = min(episodes // 2, 32)  # at least two rounds
     options = environment_options(env, recipe)
-    envs, _ = make_envs(env, copies, seed=stream(seed, "evaluation"), **options)
+    envs, _ = make_envs(env, copies, seed=seed_sequence(seed, "evaluation"), **options)
     with cpu_threads(recipe.threads), closing(envs):
-        policy = make_policy(envs, recipe)
-        learner = make_learner(policy, recipe)
+        policy = make_policy(envs, recipe, parts)
+        learner = make_learner(policy, recipe, parts)
         restore_learner(saved, learner)
         check_spaces(policy, envs)
-        actions = stream(seed, "actions")
+        actions = seed_sequence(seed, "actions")
         collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)
         rounds = max(2, math.ceil(episodes / copies))
         calibration = [collector.episodes(1) for _ in range(rounds)]
@@ -213,7 +228,7 @@ def fitted(name: str, learner: Learner, recipe: Recipe, calibration: list[Rollou
         learning_rate=recipe.learner.value_learning_rate,
         num_epochs=1,
         num_minibatches=4,
-        generator=torch_generator(stream(0, "learner")),
+        generator=generator_from(seed_sequence(0, "learner")),
     )
     rule = AdvantageRule(
         baseline,

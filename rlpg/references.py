@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlpg.errors import UsageError
+from rlpg.errors import MissingPartError, UsageError
 
 Part = str | Callable[..., Any]
 """`"module:Name"`, a class or function, or a `functools.partial` of one with keyword arguments."""
@@ -50,11 +50,11 @@ class UserParts:
         """The part of that kind: the caller's own object, else what the name imports.
 
         Raises:
-            UsageError: it was only named, and nothing may be imported.
+            MissingPartError: it was only named, and nothing may be imported.
         """
         given: Part | None = getattr(self, kind)
         if given is None and not self.import_modules:
-            raise UsageError(
+            raise MissingPartError(
                 f"{kind}: expected {reference.name} to be given, because reading a file imports "
                 f"nothing; pass {kind}= (for a learner: agent=), or import_modules=True; on the "
                 "command line, --import"
@@ -82,7 +82,7 @@ def reference_to(part: Part, kind: str) -> Reference:
     if isinstance(part, functools.partial):
         if part.args:
             raise UsageError(f"{kind}: expected keyword arguments in the partial, got {part.args}")
-        part, kwargs = part.func, part.keywords
+        kwargs, part = part.keywords, part.func
     if not callable(part):
         raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
     named = part if hasattr(part, "__qualname__") else type(part)

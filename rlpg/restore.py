@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlpg.errors import FileError, RlpgError, TrainingError
-from rlpg.learners import Reinforce
+from rlpg.learners import Learner
 from rlpg.meter import Meter
 from rlpg.record import to_arrays, to_tensors
 from rlpg.rollouts import Collector
@@ -44,7 +44,7 @@ def fitting(path: Path) -> Iterator[None]:
         ) from error
 
 
-def restore(saved: Checkpoint, learner: Reinforce, collector: Collector, meter: Meter) -> str:
+def restore(saved: Checkpoint, learner: Learner, collector: Collector, meter: Meter) -> str:
     """Bring fresh parts to where they were saved.
 
     Returns:
@@ -73,7 +73,7 @@ def restore(saved: Checkpoint, learner: Reinforce, collector: Collector, meter: 
     return problem
 
 
-def restore_learner(saved: Checkpoint, learner: Reinforce) -> None:
+def restore_learner(saved: Checkpoint, learner: Learner) -> None:
     """Bring a fresh learner, its policy included, to where it was saved; else FileError."""
     with fitting(saved.path):
         state = saved.state["learner"]

@@ -76,7 +76,7 @@ class Settings:
         """Raise RecipeError where settings that fit one by one contradict each other."""
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """The table with these settings, the others at their defaults.
 
         Raises:

@@ -30,7 +30,7 @@ import rlpg
 from rlpg.errors import FileError
 from rlpg.loading import load_saved
 from rlpg.meter import Meter
-from rlpg.prepare import make_learner, make_policy
+from rlpg.components import make_learner, make_policy
 from rlpg.restore import restore
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs import checkpoint

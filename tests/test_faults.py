@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 import rlpg
 from rlpg import cli
 from rlpg.errors import EnvironmentFault
-from rlpg.prepare import stream
+from rlpg.components import seed_sequence
 from rlpg.rollouts import derived_seed
 from rlpg.runs.checkpoint import newest
 
@@ -39,7 +39,7 @@ SMALL = {
     "evaluation.final_episodes": 2,
     "environment.timeout": 1.0,
 }
-BAD = derived_seed(stream(0, "environments"), 1, 0)  # the first seed of environment 1
+BAD = derived_seed(seed_sequence(0, "environments"), 1, 0)  # the first seed of environment 1
 
 
 class Fragile(gymnasium.Env[Any, Any]):

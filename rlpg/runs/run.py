@@ -26,7 +26,7 @@ from rlpg.errors import FileError, RlpgError, TrainingError, UsageError
 from rlpg.runs import files
 from rlpg.runs.encoding import LARGEST_JSON, from_json, to_json
 from rlpg.runs.policy_files import DESCRIPTION
-from rlpg.runs.recipe import Recipe, dumps, load_recipe, save
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe, save
 
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
@@ -62,12 +62,13 @@ class RunFolder:
     def best_policy(self) -> Path:
         return self.path / "best_policy"
 
-    def load_recipe(self) -> Recipe:
-        return load_recipe(self.recipe)
+    def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
+        """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
+        return load_recipe(self.recipe, resolve=resolve)
 
     def save_recipe(self, recipe: Recipe) -> None:
         """Replace the recipe, if it is another."""
-        if self.load_recipe() != recipe:
+        if files.read(self.recipe, limit=LARGEST_FILE) != dumps(recipe).encode():
             save(recipe, self.recipe)
 
     def load_versions(self) -> dict[str, str]:
