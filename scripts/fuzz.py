@@ -27,10 +27,10 @@ import numpy as np
 import torch
 
 import rlpg
+from rlpg.components import make_learner, make_policy
 from rlpg.errors import FileError
 from rlpg.loading import load_saved
 from rlpg.meter import Meter
-from rlpg.components import make_learner, make_policy
 from rlpg.restore import restore
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs import checkpoint

@@ -6,9 +6,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlpg.learners import Reinforce
+from rlpg.learners.settings import DISCRETE_ENTROPY_COEF
 from rlpg.policies import Policy, StandardPolicy
-from rlpg.prepare import entropy_coef
-from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF
 
 
 def policy_for(action_space: spaces.Space) -> Policy:
@@ -30,6 +30,6 @@ def test_the_entropy_bonus_suits_the_kind_of_action_unless_it_is_set(
     action_space: spaces.Space, expected: float
 ) -> None:
     policy = policy_for(action_space)
-    assert entropy_coef(policy, None) == expected
-    assert entropy_coef(policy, 0.3) == 0.3
-    assert entropy_coef(policy, 0.0) == 0.0
+    assert Reinforce(policy).entropy_coef == expected
+    assert Reinforce(policy, entropy_coef=0.3).entropy_coef == 0.3
+    assert Reinforce(policy, entropy_coef=0.0).entropy_coef == 0.0

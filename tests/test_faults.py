@@ -23,8 +23,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 import rlpg
 from rlpg import cli
-from rlpg.errors import EnvironmentFault
 from rlpg.components import seed_sequence
+from rlpg.errors import EnvironmentFault
 from rlpg.rollouts import derived_seed
 from rlpg.runs.checkpoint import newest
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import rlpg
+from rlpg.components import STREAMS, seed_sequence
 from rlpg.evaluation import play
 from rlpg.learners import Reinforce
 from rlpg.policies import Policy
-from rlpg.components import STREAMS, seed_sequence
 from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.seeds import _KEY, derived_seed
 

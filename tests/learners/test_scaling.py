@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from rlpg.learners.scaling import RewardScale, standardize
+
 from rlpg.rollouts import Rollout
 
 sys.path.append(str(Path(__file__).parent))
