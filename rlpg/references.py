@@ -71,7 +71,7 @@ def reference_to(part: Part, kind: str) -> Reference:
     """How files name the part.
 
     Raises:
-        UsageError: a name without a module, or arguments that are not keywords.
+        UsageError: a name without a module, a lambda, or arguments that are not keywords and data.
     """
     kwargs: Mapping[str, Any] = {}
     if isinstance(part, str):
@@ -82,13 +82,29 @@ def reference_to(part: Part, kind: str) -> Reference:
     if isinstance(part, functools.partial):
         if part.args:
             raise UsageError(f"{kind}: expected keyword arguments in the partial, got {part.args}")
-        kwargs, part = part.keywords, part.func
+        kwargs = {key: _data(value, f"{kind}: {key}") for key, value in part.keywords.items()}
+        part = part.func
     if not callable(part):
         raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
     named = part if hasattr(part, "__qualname__") else type(part)
     # A function's own class or a lambda cannot be imported again, but it can be passed again.
     name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
-    return Reference(f"{part.__module__}:{name}", dict(kwargs))
+    return Reference(f"{part.__module__}:{name}", kwargs)
+
+
+def _data(value: Any, name: str) -> Any:
+    """The value as JSON has it, with lists for tuples."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case list() | tuple():
+            return [_data(entry, name) for entry in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {key: _data(entry, name) for key, entry in value.items()}
+    raise UsageError(
+        f"{name}: expected an argument as data (a number, a string, true, false, none, or lists "
+        f"and tables of them), because files keep it, got {value!r:.60}"
+    )
 
 
 def imported(name: str, kind: str) -> Callable[..., Any]:

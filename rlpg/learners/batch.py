@@ -14,6 +14,7 @@ from rlpg.learners.advantages import Advantages
 from rlpg.learners.gradient_noise import environment_groups
 from rlpg.learners.values import CHUNK
 from rlpg.policies import Carry, Policy, map_carry
+from rlpg.policies.distributions import checked_log_prob
 from rlpg.rollouts.rollout import Rollout, rows
 
 
@@ -146,13 +147,7 @@ class Batch:
         Raises:
             UsageError: the distribution gives something else than one number per sample.
         """
-        log_prob: Tensor = distribution.log_prob(self.action)
-        if log_prob.shape != self.weight.shape:
-            raise UsageError(
-                f"policy: expected one log-prob per sample {list(self.weight.shape)}, got "
-                f"{list(log_prob.shape)}; wrap the distribution in torch.distributions.Independent"
-            )
-        return log_prob
+        return checked_log_prob(distribution, self.action, self.weight.shape)
 
     def mean(self, per_sample: Tensor) -> Tensor:
         """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""

@@ -113,8 +113,8 @@ class Optimizer:
         if _fused_adam is not None:
             _fused_adam(
                 [self._flat], [gradient], [self._mean], [self._square], [], [self._count],
-                lr=learning_rate, beta1=beta1, beta2=beta2, weight_decay=0.0, eps=_EPS,
-                amsgrad=False, maximize=True,
+                lr=-learning_rate, beta1=beta1, beta2=beta2, weight_decay=0.0, eps=_EPS,
+                amsgrad=False, maximize=False,  # which would keep the moments of -gradient
             )  # fmt: skip
             return
         count = int(self._count)

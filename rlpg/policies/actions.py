@@ -148,13 +148,6 @@ class ProductHead(Head):
             start += part.size
         return _build(self.space, iter(pieces))
 
-    def from_env(self, env_action: Any) -> Tensor:
-        found: list[Any] = []
-        _collect(self.space, env_action, found)
-        return self._join(
-            [head.from_env(part) for head, part in zip(self._heads, found, strict=True)]
-        )
-
 
 def first(space: Space, env_action: Any) -> Any:
     """The first action of a batch of environment actions, as `space.contains` wants it."""
@@ -174,13 +167,3 @@ def _build(space: Space, pieces: Iterator[Any]) -> Any:
         return next(pieces)
     built = [(key, _build(part, pieces)) for key, part in parts]
     return dict(built) if isinstance(space, spaces.Dict) else tuple(part for _, part in built)
-
-
-def _collect(space: Space, nested: Any, found: list[Any]) -> None:
-    """The leaves, in order, of a nested dict or tuple of `space`; the inverse of `_build`."""
-    parts = children(space)
-    if parts is None:
-        found.append(nested)
-        return
-    for key, part in parts:
-        _collect(part, nested[key], found)

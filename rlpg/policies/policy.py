@@ -204,11 +204,20 @@ class Policy(nn.Module, ABC):
 
         Args:
             mask: `[B]` bool, in which entries of the batch; None: in all.
+
+        Raises:
+            UsageError: the mask has another length than the last batch.
         """
         if mask is None or self._carry is None:
             self._carry = self._starts = None
             return
         starts = torch.as_tensor(np.asarray(mask, dtype=bool), device=self.device)
+        remembered = _batch_size(self._carry)
+        if starts.shape != (remembered,):
+            raise UsageError(
+                f"mask: expected [B] = [{remembered}], one entry per observation of the last call "
+                f"of act, got {list(starts.shape)}"
+            )
         self._starts = starts if self._starts is None else self._starts | starts
 
     @torch.inference_mode()
@@ -250,7 +259,7 @@ class Policy(nn.Module, ABC):
         carry = self._carry
         if carry is None or not self.has_memory:
             return None, None
-        remembered = len(carry if isinstance(carry, Tensor) else carry[0])
+        remembered = _batch_size(carry)
         if remembered != batch_size:
             raise SpaceError(
                 f"observation: expected a batch of {remembered}, whose episodes this policy "
@@ -539,6 +548,10 @@ class StandardPolicy(Policy):
     def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Actor:
         quick = array_actor(self, generator, num_envs, num_steps)
         return super().actor(generator, num_envs, num_steps) if quick is None else quick
+
+
+def _batch_size(carry: Tensor | tuple[Tensor, ...]) -> int:
+    return len(carry if isinstance(carry, Tensor) else carry[0])
 
 
 _SHAPE: dict[str, Any] = {

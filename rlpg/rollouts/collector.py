@@ -23,6 +23,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
+from rlpg.policies.distributions import checked_log_prob
 from rlpg.policies.networks import Carry, map_carry
 from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
@@ -313,8 +314,8 @@ class Collector:
         shown = rollout.to(self._device)
         with torch.no_grad():
             distribution, _ = self.policy(shown.obs[:-1], shown.carry, shown.episode_start[:-1])
-            log_prob = distribution.log_prob(shown.action).cpu()
-        return replace(rollout, log_prob=log_prob)
+            found = checked_log_prob(distribution, shown.action, shown.reward.shape)
+        return replace(rollout, log_prob=found.cpu())
 
 
 def carry_to_arrays(carry: Carry) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.policies.distributions import checked_log_prob
 from rlpg.rollouts.graphs import Replayed
 from rlpg.rollouts.rollout import Episodes, Rollout
 
@@ -89,7 +90,7 @@ class TensorCollector:
         self.vector_steps = 0  # steps of all environments at once so far
         self._log_prob = log_prob
         self._deterministic = deterministic
-        self._device = next(policy.parameters()).device
+        self._device = policy.device
         self._dtype = dtype
         self._to_env = policy.head.to_env_on(self._device)
         run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
@@ -248,7 +249,8 @@ class TensorCollector:
             return rollout
         with torch.no_grad():
             distribution, _ = self.policy(rollout.obs[:-1])
-            return replace(rollout, log_prob=distribution.log_prob(rollout.action))
+            found = checked_log_prob(distribution, rollout.action, rollout.reward.shape)
+            return replace(rollout, log_prob=found)
 
     def _check_finite(self, slots: _Slots) -> None:
         named = (("reward", slots.reward), ("observation", slots.last_obs))

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from rlpg.learners.values import LinearValue, ValueNetwork
-from rlpg.policies import MLP
+from rlpg.policies import Network, Observations
 from rlpg.rollouts import Rollout
 
 sys.path.append(str(Path(__file__).parent))
@@ -87,13 +88,14 @@ def make_network(
     *, learning_rate: float = 0.01, epochs: int = 1, minibatches: int = 1
 ) -> ValueNetwork:
     generator = torch.Generator().manual_seed(0)
-    network = MLP(2, 1, hidden=(16,), generator=generator)
+    space = spaces.Box(-np.inf, np.inf, (2,))
+    network = Network(Observations(space), 1, hidden=(16,), generator=generator)
     return ValueNetwork(
         network,
         lambda obs: obs,
         learning_rate=learning_rate,
-        epochs=epochs,
-        minibatches=minibatches,
+        num_epochs=epochs,
+        num_minibatches=minibatches,
         generator=generator,
     )
 
@@ -103,18 +105,18 @@ def test_a_value_network_regresses_on_the_returns(minibatches: int) -> None:
     rollout = random_rollout()
     target = known_value(rollout.obs[:-1], torch.zeros(()))
     network = make_network(epochs=100 // minibatches, minibatches=minibatches)
-    figures = [network.update(rollout, target, torch.ones(40, 5)) for _ in range(10)]
+    metrics = [network.update(rollout, target, torch.ones(40, 5)) for _ in range(10)]
     error = (network.predict(rollout)[0] - target).square().mean()
     assert float(error) < 0.02 * float(target.var())
-    assert figures[-1]["train/value_loss"] < 0.05 * figures[0]["train/value_loss"]
+    assert metrics[-1]["train/value_loss"] < 0.05 * metrics[0]["train/value_loss"]
 
 
 def test_the_value_of_a_true_last_state() -> None:
     rollout, network = random_rollout(), make_network()
     value, successor = network.predict(rollout)
     with torch.no_grad():
-        last = network.network(rollout.final_obs)[:, 0]  # [K]
-        after = network.network(rollout.obs[1:])[..., 0]  # [T, N]
+        last = network.network(rollout.final_obs)[0][:, 0]  # [K]
+        after = network.network(rollout.obs[1:])[0][..., 0]  # [T, N]
     torch.testing.assert_close(successor[19], last)
     torch.testing.assert_close(successor[20:], after[20:])
     torch.testing.assert_close(value[1:], after[:-1])
@@ -131,7 +133,7 @@ def test_every_real_step_counts_once_in_an_epoch() -> None:
     for parameter in network.network.parameters():
         torch.nn.init.zeros_(parameter)
     seen: list[Tensor] = []
-    network._observe = lambda obs: (seen.append(obs), obs)[1]  # type: ignore[func-returns-value]
+    network._features = lambda obs: (seen.append(obs), obs)[1]  # type: ignore[func-returns-value]
     network.update(rollout, torch.ones(4, 3), weight)
     assert [len(obs) for obs in seen] == [3, 3, 1]
     got = sorted(torch.cat(seen).tolist())

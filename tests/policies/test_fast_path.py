@@ -7,9 +7,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
-from rlpg.policies.acting import array_actor, torch_actor
 
 from rlpg.policies import Policy, StandardPolicy
+from rlpg.policies.fast_path import array_actor
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
 ACTIONS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
@@ -50,8 +50,8 @@ def test_deterministic_actions_are_those_of_mode(
     assert act is not None
     obs = observations(num_envs)
     with torch.inference_mode():
-        expected, _ = torch_actor(policy, None)(obs, None)
-        got, carry = act(obs, None)
+        expected, _ = Policy.actor(policy, None, num_envs)(obs, None, None)
+        got, carry = act(obs, None, None)
     assert carry is None
     assert got.shape == expected.shape
     if policy.head.is_discrete:
@@ -70,9 +70,9 @@ def test_a_draw_is_the_mode_of_the_outputs_plus_the_noise(action: str) -> None:
     with torch.inference_mode():
         for t in range(9):
             obs = observations(num_envs, t)
-            outputs = policy.network(policy.features(torch.from_numpy(obs))) + noise[t]
+            outputs = policy.network(policy.features(torch.from_numpy(obs)))[0] + noise[t]
             expected = policy.head.mode(outputs).numpy()
-            assert_allclose(act(obs, None)[0], expected, rtol=1e-4, atol=1e-4)
+            assert_allclose(act(obs, None, None)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("num_steps", "calls"), [(1, 5), (130, 130), (3, 300)])
@@ -82,7 +82,7 @@ def test_every_step_has_noise_of_its_own(num_steps: int, calls: int) -> None:
     assert act is not None
     obs = observations(2)
     with torch.inference_mode():
-        drawn = np.stack([act(obs, None)[0] for _ in range(calls)])
+        drawn = np.stack([act(obs, None, None)[0] for _ in range(calls)])
     assert len(np.unique(drawn)) == drawn.size
 
 
@@ -94,7 +94,7 @@ def test_noise_has_the_law_of_the_distribution(action: str) -> None:
     assert act is not None
     obs = np.repeat(observations(1) / 9, draws, axis=0)
     with torch.inference_mode():
-        drawn = act(obs, None)[0].reshape(draws, -1)  # [draws, K]
+        drawn = act(obs, None, None)[0].reshape(draws, -1)  # [draws, K]
         law, _ = policy(torch.from_numpy(obs[:1]))
         choices = law.base_dist if action == "multi-categorical" else law
         probs = choices.probs.reshape(drawn.shape[1], -1)  # [K, width], or [1, 1] of the coin
@@ -126,7 +126,7 @@ def test_a_policy_that_is_more_than_an_mlp_acts_by_torch(
     assert array_actor(policy, torch.Generator(), 3, 1) is None
     packed = np.stack([policy.observations.pack(space.sample(), mask=m) for m in masks(options)])
     with torch.inference_mode():
-        action, _ = policy.actor(torch.Generator().manual_seed(1), 3)(packed, None)
+        action, _ = policy.actor(torch.Generator().manual_seed(1), 3)(packed, None, None)
         expected, _ = policy.draw(torch.from_numpy(packed), None, torch.Generator().manual_seed(1))
     assert_array_equal(action, expected.numpy())
 
@@ -139,7 +139,7 @@ def test_what_is_not_finite_warns_nobody() -> None:
     policy = make()
     act = policy.actor(torch.Generator(), 3)
     with torch.inference_mode():
-        drawn, _ = act(np.full((3, 5), np.inf, np.float32), None)
+        drawn, _ = act(np.full((3, 5), np.inf, np.float32), None, None)
     assert set(drawn) <= {0, 1, 2, 3}
 
 
@@ -147,9 +147,9 @@ def test_an_actor_knows_the_weights_of_its_making() -> None:
     policy = make(action="gaussian")
     obs = observations(2)
     with torch.inference_mode():
-        before, _ = policy.actor(None, 2)(obs, None)
+        before, _ = policy.actor(None, 2)(obs, None, None)
     with torch.no_grad():
         policy.network.mlp.linears[-1].bias += 1.0
     with torch.inference_mode():
-        after, _ = policy.actor(None, 2)(obs, None)
+        after, _ = policy.actor(None, 2)(obs, None, None)
     assert_allclose(after, before + 1.0, rtol=1e-5)

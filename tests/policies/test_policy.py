@@ -107,7 +107,8 @@ class TestEveryCase:
         obs = packed(policy, 5)
         features = policy.features(obs)
         assert features.shape == (5, policy.observations.num_features)
-        dist = policy.distribution_from_features(features, policy.observations.mask(obs))
+        outputs, _ = policy.network(features)
+        dist = policy.head(outputs, policy.observations.mask(obs))
         action, _ = policy.draw(obs, None, generator())
         assert torch.equal(dist.log_prob(action), policy(obs)[0].log_prob(action))
 
@@ -252,6 +253,9 @@ class TestNormalization:
         assert StandardPolicy(BOX, DISCRETE, **options).normalizer is None
 
 
+NETWORK = create("categorical").describe()["network"]
+
+
 class TestRefusals:
     def test_a_mask_of_the_wrong_length(self):
         with pytest.raises(SpaceError, match="action mask: expected 3 entries for Discrete"):
@@ -270,13 +274,29 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "change",
         [
-            {"format": 2},
-            {"format": "1"},
+            {"format": 1},
+            {"format": "2"},
             {"network": {"hidden": [64], "activation": "tanh", "class": "os.system"}},
-            {"network": {"hidden": [64.0], "activation": "tanh"}},
-            {"network": {"hidden": [1] * 1000, "activation": "tanh"}},
-            {"network": {"hidden": [10**9], "activation": "tanh"}},
-            {"network": {"hidden": [64], "activation": "eval"}},
+            {"network": {"hidden": [64], "activation": "tanh"}},
+            {"network": NETWORK | {"hidden": [64.0]}},
+            {"network": NETWORK | {"hidden": [1] * 1000}},
+            {"network": NETWORK | {"hidden": [10**9]}},
+            {"network": NETWORK | {"activation": "eval"}},
+            {"network": NETWORK | {"activation": None}},
+            {"network": NETWORK | {"memory": "rnn"}},
+            {"network": NETWORK | {"memory": "gru", "memory_size": 10**9}},
+            {"network": NETWORK | {"memory": "gru", "memory_size": 0}},
+            {"network": NETWORK | {"memory_size": True}},
+            {"network": NETWORK | {"factory": "os:system"}},
+            {"network": NETWORK | {"factory": "nonsense"}},
+            {"network": NETWORK | {"factory": 3}},
+            {"network": NETWORK | {"kwargs": []}},
+            {"critic_only": "ab"},
+            {"critic_only": ["a"]},
+            {"critic_only": [["a"]]},
+            {"policy": "os:system"},
+            {"policy": 3},
+            {"kwargs": {}},
             {"head": {}},
             {"head": {**create("beta").describe()["head"], "gaussian": "x"}},
             {"head": {**create("beta").describe()["head"], "log_std_init": float("nan")}},

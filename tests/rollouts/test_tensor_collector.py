@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,7 +14,6 @@ import pytest
 import torch
 from rlpg.envs.batched import Batched, TorchVectorEnv
 from rlpg.envs.batched_classic import FAMILY, CartPole, Pendulum
-from rlpg.policies.acting import torch_actor
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -70,11 +71,11 @@ class Played(TorchVectorEnv):
         return super().step(actions)
 
 
-class TorchPolicy(Policy):
-    """A policy that always acts in torch."""
-
-    def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Any:
-        return torch_actor(self, generator)
+def acting_in_torch(policy: Policy) -> Policy:
+    """A copy that always acts in torch."""
+    twin = copy.deepcopy(policy)
+    twin.actor = partial(Policy.actor, twin)  # type: ignore[method-assign]
+    return twin
 
 
 def pair(
@@ -96,8 +97,7 @@ def pair(
         tape += list(drawn.double().numpy())
     envs = Played(env, num_envs, dtype, tape)
     mark_seeded(envs, by_episode=False)
-    theirs = Collector(envs, TorchPolicy(policy.describe()), seed=7, **options)
-    theirs.policy.load_state_dict(policy.state_dict())
+    theirs = Collector(envs, acting_in_torch(policy), seed=7, **options)
     return [ours.steps(t) for t in rollouts], [theirs.steps(t) for t in rollouts]
 
 
@@ -282,8 +282,8 @@ def test_the_value_network_is_made_on_the_policys_device() -> None:
         policy,
         hidden=(8,),
         learning_rate=1e-3,
-        epochs=1,
-        minibatches=1,
+        num_epochs=1,
+        num_minibatches=1,
         generator=generator,
     )
     assert isinstance(baseline, ValueNetwork)
@@ -311,14 +311,14 @@ def test_one_logit_is_as_good_as_two() -> None:
 def test_the_learner_takes_its_rollouts_and_learns() -> None:
     env = limited("CartPole-v1", 200)
     policy = policy_for(env)
-    learner = Reinforce(policy, "value", gae_lambda=0.95, learning_rate=0.01)
+    learner = Reinforce(policy, "value", learning_rate=0.01)
     collector = TensorCollector(env, policy, num_envs=64, log_prob=False)
     lengths = []
     for _ in range(30):
         rollout = collector.steps(32)
         lengths.append(rollout.episodes.lengths.mean())
-        figures = learner.update(rollout)
-        assert np.isfinite(figures["gradient/norm"])
+        metrics = learner.update(rollout)
+        assert np.isfinite(metrics["gradient/norm"])
     assert lengths[-1] > 3 * lengths[0]
 
 

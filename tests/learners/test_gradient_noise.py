@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from rlpg.learners.figures import explained_variance, signal_to_noise, variance_removed
+from rlpg.learners.gradient_noise import signal_to_noise
 
 
 class TestSignalToNoise:
@@ -55,51 +54,3 @@ class TestSignalToNoise:
 
     def test_without_any_gradient(self) -> None:
         assert math.isnan(signal_to_noise(torch.zeros(4, 3), [1, 1, 1, 1]))
-
-
-class TestVarianceRemoved:
-    def test_by_hand(self) -> None:
-        # 1 - ((0.5 x 1)^2 + (1 x 2)^2) / ((0.5 x 4)^2 + (1 x 3)^2) = 1 - 4.25 / 13
-        returns = torch.tensor([[4.0, 3.0, 9.0]])
-        advantage = torch.tensor([[1.0, 2.0, 9.0]])
-        weight = torch.tensor([[0.5, 1.0, 0.0]])
-        got = variance_removed(returns, advantage, weight)
-        assert got == pytest.approx(1 - 4.25 / 13, rel=1e-6)
-
-    def test_is_exact_where_all_scores_have_one_length(self) -> None:
-        # A fair coin paying 3 or 5, baseline 3: the score is +-1/2, so that
-        # E[s^2 A^2] / E[s^2 G^2] = (0 + 4) / (9 + 25).
-        returns = torch.tensor([[3.0, 5.0]])
-        got = variance_removed(returns, returns - 3.0, torch.full((1, 2), 0.5))
-        assert got == pytest.approx(1 - 4 / 34, rel=1e-6)
-
-    def test_a_harmful_baseline_is_negative(self) -> None:
-        returns = torch.ones(2, 2)
-        assert variance_removed(returns, returns - 3.0, torch.ones(2, 2)) == pytest.approx(-3.0)
-
-    def test_no_return_at_all(self) -> None:
-        zeros = torch.zeros(2, 2)
-        assert math.isnan(variance_removed(zeros, zeros, torch.ones(2, 2)))
-
-
-class TestExplainedVariance:
-    @pytest.mark.parametrize(
-        ("baseline", "expected"),
-        [
-            ([1.0, 2.0, 6.0], 1.0),  # nothing left
-            ([3.0, 3.0, 3.0], 0.0),  # the mean
-            ([-4.0, -3.0, 1.0], 1.0),  # a shift explains everything that varies
-            ([6.0, 2.0, 1.0], 1 - 25 / 7),  # errors -5, 0, 5: variance 25; returns: 7
-        ],
-    )
-    def test_by_hand(self, baseline: list[float], expected: float) -> None:
-        returns = torch.tensor([[1.0, 2.0, 6.0, 1e9]])
-        advantage = returns - torch.tensor([[*baseline, 0.0]])
-        weight = torch.tensor([[1.0, 0.2, 1.0, 0.0]])
-        got = explained_variance(returns, advantage, weight)
-        assert got == pytest.approx(expected, abs=1e-6)
-
-    @pytest.mark.parametrize("returns", [[[1.0]], [[2.0, 2.0]]])
-    def test_nothing_to_explain(self, returns: list[list[float]]) -> None:
-        given: Tensor = torch.tensor(returns)
-        assert math.isnan(explained_variance(given, given, torch.ones_like(given)))
