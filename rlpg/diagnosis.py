@@ -23,11 +23,11 @@ from rlpg.learners.credit import CreditRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
 from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
-from rlpg.restore import restore_learner
+from rlpg.restore import fitting, restore_tensors
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe
 from rlpg.runs.run import open_run
+from rlpg.runs.store import newest_checkpoint
 from rlpg.threads import cpu_threads
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 0.99)
@@ -122,7 +122,7 @@ def diagnose(
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
     folder = open_run(Path(path))
     recipe = folder.load_recipe()
-    saved, _ = checkpoint.newest(folder.checkpoints)
+    saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
     own = recipe.environment.id
@@ -133,7 +133,8 @@ def diagnose(
     with cpu_threads(recipe.threads), closing(envs):
         policy = make_policy(envs, recipe)
         learner = make_learner(policy, recipe)
-        restore_learner(saved, learner)
+        with fitting(saved.path):
+            restore_tensors(learner, saved.state["learner"], "learner")
         check_spaces(policy, envs)
         actions = stream(seed, "actions")
         collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)

@@ -28,7 +28,7 @@ from rlpg.prepare import (
     training_envs,
 )
 from rlpg.record import Record, differences, versions_now
-from rlpg.restore import fitting, restore
+from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
     Collector,
     Rollout,
@@ -37,9 +37,9 @@ from rlpg.rollouts import (
     make_envs,
     reseed,
 )
-from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
+from rlpg.runs.store import Checkpoint, newest_checkpoint
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
@@ -142,19 +142,18 @@ def resume(
     if env is None:
         env = environment_to_make(recipe.environment.id, None, folder.path)
     with assembled(env, recipe, quiet=quiet) as parts, folder.held():
-        saved, skipped = checkpoint.newest(folder.checkpoints)
+        saved, skipped = newest_checkpoint(folder.checkpoints)
         notes = [f"skipped {reason}" for reason in skipped]
-        state = saved.state if saved is not None else None
         if saved is not None:
             notes += differences(saved.versions, versions_now())
-            problem = restore(saved, parts.learner, parts.collector, parts.meter)
+            problem = bring_back(parts, saved)
             if problem:
                 notes.append(f"bits may differ: going on with fresh episodes, because {problem}")
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
-        folder.save_recipe(recipe)
         with fitting(folder.checkpoints):
-            record = Record(folder, recipe, parts.display.line, state)
+            record = Record(folder, recipe, parts.display.line, saved)
+        folder.save_recipe(recipe)
         at = f"step {parts.collector.env_steps:,}" if saved else "the start"
         parts.display.notes += (f"resumed from {at}", *notes)
         return finish(parts, record)
@@ -170,6 +169,26 @@ class Parts:
     evaluator: Evaluator
     meter: Meter
     display: Display
+
+
+def bring_back(parts: Parts, saved: Checkpoint) -> str:
+    """Bring fresh parts to where they were saved.
+
+    Returns:
+        "", or in one line why the environments could not be brought back; collecting then goes on
+        with fresh episodes.
+
+    Raises:
+        FileError: the state is not that of such parts, which cannot be used any more.
+    """
+    with fitting(saved.path):
+        state = saved.state
+        restore_tensors(parts.learner, state["learner"], "learner")
+        problem = restore(parts.collector, state["collector"], "collector")
+        restore(parts.meter, state["meter"], "meter")
+        if parts.collector.env_steps != saved.step:
+            raise ValueError(f"env_steps: expected {saved.step}, got others")
+    return problem
 
 
 @contextmanager
