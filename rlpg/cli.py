@@ -244,8 +244,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     name = arguments.env or saved.environment["id"]
     print(evaluation.environments, file=sys.stderr)
     if arguments.json is not None:  # before printing: a closed pipe costs the words only
-        from rlpg.runs.encoding import to_json
         from rlpg.runs.files import write
+        from rlpg.runs.trees import to_json
 
         content = {"env": name, "seed": arguments.seed, **evaluation.summary()}
         write(arguments.json, to_json({**content, "table": evaluation.table()}))
@@ -291,8 +291,8 @@ def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Print the table; write and draw it on request."""
     refuse(rest, "diagnose")
     from rlpg import diagnosis
-    from rlpg.runs.encoding import to_json
     from rlpg.runs.files import write
+    from rlpg.runs.trees import to_json
 
     found = diagnosis.diagnose(
         arguments.run, env=arguments.env, episodes=arguments.episodes, seed=arguments.seed
@@ -341,8 +341,8 @@ def check_env(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Print the report."""
     kwargs = chosen_arguments(rest, "check-env")
     from rlpg.checking import check_env
-    from rlpg.runs.encoding import to_json
     from rlpg.runs.files import write
+    from rlpg.runs.trees import to_json
 
     path = arguments.json
     if path is not None and not path.absolute().parent.is_dir():

@@ -32,11 +32,11 @@ from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
 from rlpg.policies import map_carry
 from rlpg.references import UserParts
-from rlpg.restore import restore_learner
+from rlpg.restore import fitting, restore_tensors
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe
 from rlpg.runs.run import open_run
+from rlpg.runs.store import newest_checkpoint
 from rlpg.threads import cpu_threads
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 0.99)
@@ -149,7 +149,7 @@ def diagnose(
     folder = open_run(Path(path))
     parts = parts or UserParts()
     recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
-    saved, _ = checkpoint.newest(folder.checkpoints)
+    saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
     own = recipe.environment.id
@@ -160,7 +160,8 @@ def diagnose(
     with cpu_threads(recipe.threads), closing(envs):
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)
-        restore_learner(saved, learner)
+        with fitting(saved.path):
+            restore_tensors(learner, saved.state["learner"], "learner")
         check_spaces(policy, envs)
         actions = seed_sequence(seed, "actions")
         collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)

@@ -16,9 +16,9 @@ import torch
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy
 from rlpg.references import Part, UserParts
-from rlpg.runs.policy_files import load_policy
 from rlpg.runs.recipe import Recipe, load_recipe
 from rlpg.runs.run import find_policy, safe_name
+from rlpg.runs.store import POLICY_FILE, load_policy
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def load(
     """The policy of a run, of a policy folder, or of a shipped agent, frozen and in eval mode.
 
     Args:
-        source: a run, a folder with `policy.json`, or a name that `rlpg agents` lists.
+        source: a run, a policy's folder or its file (`policy.safetensors`), or a name that
+            `rlpg agents` lists.
         which: of a run's policies: the last one, or the one that was best in its evaluations.
         network, policy: the part of your own that it was trained with; see `rlpg.train`.
         import_modules: whether a part that the file only names may be imported.
@@ -79,12 +80,12 @@ def load_saved(
 
 
 def locate(source: str | Path, which: Literal["best", "last"] = "last") -> Path:
-    """The folder that holds the policy `source` names; see `load`."""
+    """The file of the policy that `source` names; see `load`."""
     path, names = Path(source), shipped_agents()
     if path.exists():
         return find_policy(path, which)
     if str(source) in names:
-        return shipped_folder(str(source)) / "policy"
+        return shipped_folder(str(source)) / "policy" / POLICY_FILE
     close = difflib.get_close_matches(str(source), names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`rlpg agents` lists what is shipped"
     raise UsageError(

@@ -34,7 +34,7 @@ from rlpg.meter import Every, Meter
 from rlpg.policies import Policy
 from rlpg.record import Record, differences, versions_now
 from rlpg.references import Part, UserParts, reference_to
-from rlpg.restore import fitting, restore
+from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
     Collector,
     Rollout,
@@ -43,9 +43,9 @@ from rlpg.rollouts import (
     make_envs,
     reseed,
 )
-from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
+from rlpg.runs.store import Checkpoint, newest_checkpoint
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
@@ -236,19 +236,18 @@ def resume(
         env = environment_to_make(recipe.environment.id, None, folder.path)
     quiet = is_quiet(quiet)
     with assembled(env, recipe, parts, hooks, quiet=quiet) as components, folder.held():
-        saved, skipped = checkpoint.newest(folder.checkpoints)
+        saved, skipped = newest_checkpoint(folder.checkpoints)
         notes = [f"skipped {reason}" for reason in skipped]
-        state = saved.state if saved is not None else None
         if saved is not None:
             notes += differences(saved.versions, versions_now())
-            problem = restore(saved, components.learner, components.collector, components.meter)
+            problem = bring_back(components, saved)
             if problem:
                 notes.append(f"bits may differ: going on with fresh episodes, because {problem}")
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
-        folder.save_recipe(recipe)
         with fitting(folder.checkpoints):
-            record = Record(folder, recipe, components.display.line, state)
+            record = Record(folder, recipe, components.display.line, saved)
+        folder.save_recipe(recipe)
         at = f"step {components.collector.env_steps:,}" if saved else "the start"
         components.display.notes += (f"resumed from {at}", *notes)
         return finish(components, record)
@@ -265,6 +264,26 @@ class Components:
     meter: Meter
     display: Display
     hooks: Hooks
+
+
+def bring_back(components: Components, saved: Checkpoint) -> str:
+    """Bring fresh components to where they were saved.
+
+    Returns:
+        "", or in one line why the environments could not be brought back; collecting then goes on
+        with fresh episodes.
+
+    Raises:
+        FileError: the state is not that of such components, which cannot be used any more.
+    """
+    with fitting(saved.path):
+        state = saved.state
+        restore_tensors(components.learner, state["learner"], "learner")
+        problem = restore(components.collector, state["collector"], "collector")
+        restore(components.meter, state["meter"], "meter")
+        if components.collector.env_steps != saved.step:
+            raise ValueError(f"env_steps: expected {saved.step}, got others")
+    return problem
 
 
 @contextmanager
