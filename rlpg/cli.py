@@ -95,6 +95,10 @@ def add_train(verbs: Any) -> None:
         help="where the run is kept (default: runs/ENV/AGENT/SEED)",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.add_argument(
+        "--import", dest="import_modules", action="store_true",
+        help="import the modules of your own that the recipe names",
+    )  # fmt: skip
     add_settings(parser)
 
 
@@ -103,10 +107,18 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     changes = chosen_settings(arguments, rest)
     agent = str(changes.pop("agent", "reinforce"))
 
-    from rlpg.prepare import find_recipe
+    from rlpg.components import find_recipe
+    from rlpg.references import UserParts
     from rlpg.training import run_recipe
 
-    base = recipes.override(find_recipe(arguments.env, agent, arguments.recipe), changes)
+    given = {k: str(changes[k]) for k in ("policy.network", "policy.factory") if k in changes}
+    parts = UserParts(
+        network=given.get("policy.network"),
+        policy=given.get("policy.factory"),
+        learner=agent if ":" in agent else None,
+        import_modules=arguments.import_modules,
+    )
+    base = recipes.override(find_recipe(arguments.env, agent, arguments.recipe, parts), changes)
     seeds = arguments.seeds or [base.seed]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"--seeds: expected different seeds, got {seeds}")
@@ -116,7 +128,7 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
         if run_dir is not None and len(seeds) > 1:
             run_dir = run_dir / str(seed)
         chosen = recipes.override(base, {"seed": seed})
-        run = run_recipe(arguments.env, chosen, run_dir, quiet=arguments.quiet)
+        run = run_recipe(arguments.env, chosen, run_dir, parts=parts, quiet=arguments.quiet)
         paths.append(run.path)
         means += [run.evaluation.mean] if run.evaluation else []
         report(f"seed {seed}: {run.evaluation or 'trained'}")
@@ -232,8 +244,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     name = arguments.env or saved.environment["id"]
     print(evaluation.environments, file=sys.stderr)
     if arguments.json is not None:  # before printing: a closed pipe costs the words only
-        from rlpg.runs.encoding import to_json
         from rlpg.runs.files import write
+        from rlpg.runs.trees import to_json
 
         content = {"env": name, "seed": arguments.seed, **evaluation.summary()}
         write(arguments.json, to_json({**content, "table": evaluation.table()}))
@@ -279,8 +291,8 @@ def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Print the table; write and draw it on request."""
     refuse(rest, "diagnose")
     from rlpg import diagnosis
-    from rlpg.runs.encoding import to_json
     from rlpg.runs.files import write
+    from rlpg.runs.trees import to_json
 
     found = diagnosis.diagnose(
         arguments.run, env=arguments.env, episodes=arguments.episodes, seed=arguments.seed
@@ -329,8 +341,8 @@ def check_env(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Print the report."""
     kwargs = chosen_arguments(rest, "check-env")
     from rlpg.checking import check_env
-    from rlpg.runs.encoding import to_json
     from rlpg.runs.files import write
+    from rlpg.runs.trees import to_json
 
     path = arguments.json
     if path is not None and not path.absolute().parent.is_dir():

@@ -4,6 +4,7 @@ RlpgError
 ├── UsageError              what the user typed or passed cannot be used (exit code 2)
 │   ├── RecipeError         an unknown or ill-typed field of a recipe
 │   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
+│   ├── MissingPartError    a file names a part of the user's own, which was not given
 │   └── SpaceError          an observation or action space that is unsupported or does not fit
 ├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
 ├── FileError               a file that is missing, damaged or not ours (exit code 2)
@@ -29,6 +30,10 @@ class RecipeError(UsageError):
 
 class EnvironmentSetupError(UsageError):
     """An environment that does not exist, lacks a package, or cannot be built."""
+
+
+class MissingPartError(UsageError):
+    """A network, policy or learner of the user's own that a file names and nobody gave."""
 
 
 class SpaceError(UsageError):

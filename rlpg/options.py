@@ -11,9 +11,12 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rlpg.errors import UsageError
+from rlpg.learners import settings as learners
 from rlpg.runs import recipe as recipes
+from rlpg.runs import tables
 from rlpg.runs.recipe import Recipe
 
+FUTURE = "from __future__ import annotations"
 KWARGS = "environment.kwargs."
 SHORT = {"environment.backend": ("--backend",)}
 CONSTRUCTOR = f"--{KWARGS}NAME VALUE sets an argument of its constructor"
@@ -75,14 +78,17 @@ def settings() -> Iterator[tuple[str, Any, str, str]]:
         kinds = get_type_hints(type(table), include_extras=True)
         for inner in fields(table) if prefix else (entry,):
             key = f"{prefix}{inner.name}"
-            if key not in ("environment.id", "environment.kwargs"):
-                text = texts[type(table).__name__, inner.name]
+            if key != "environment.id" and not key.endswith("kwargs"):
+                owners = [owner.__name__ for owner in inspect.getmro(type(table))]
+                text = next(texts[o, inner.name] for o in owners if (o, inner.name) in texts)
                 yield key, kinds[inner.name], shown(getattr(table, inner.name)), text
 
 
 def placeholder(kind: Any) -> str:
     """What stands for the value in the help: its choices, or `N` for an integer ..."""
     while get_origin(kind) in (Annotated, Union, UnionType):
+        if getattr(get_args(kind)[-1], "extra", None):
+            return "|".join(get_args(kind)[-1].extra["names"]) or "module:Name"
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
@@ -98,8 +104,9 @@ def shown(value: object) -> str:
 
 def docstrings() -> dict[tuple[str, str], str]:
     """The text under each setting in the recipe's source: `(class, field) -> help`."""
-    found = {}
-    for node in ast.parse(inspect.getsource(recipes)).body:
+    found: dict[tuple[str, str], str] = {}
+    sources = "".join(map(inspect.getsource, (learners, tables, recipes)))
+    for node in ast.parse(sources.replace(FUTURE, "")).body:
         if isinstance(node, ast.ClassDef):
             for before, after in zip(node.body, node.body[1:], strict=False):
                 if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr):

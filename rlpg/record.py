@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from rlpg.evaluation import Evaluation
 from rlpg.policies import Policy
+from rlpg.restore import to_arrays
 from rlpg.rollouts import Episodes
-from rlpg.runs import checkpoint, files
-from rlpg.runs.encoding import to_json
-from rlpg.runs.policy_files import save_policy
+from rlpg.runs import files
 from rlpg.runs.recipe import Recipe, dumps
 from rlpg.runs.run import RunFolder, versions
+from rlpg.runs.store import Checkpoint, save_checkpoint, save_policy
+from rlpg.runs.trees import to_json
 from rlpg.runs.writers import Writers
 
 Figures = Mapping[str, float]
@@ -30,7 +29,10 @@ class Record:
         folder: the run's, whose lock is held.
         recipe: resolved.
         warn: is told what cannot be written.
-        state: of the checkpoint the run continues from; the curves are cut there.
+        saved: the checkpoint the run continues from; the curves are cut there.
+
+    Raises:
+        FileError, ValueError, LookupError: the checkpoint's state is not that of a run's writer.
     """
 
     def __init__(
@@ -38,12 +40,20 @@ class Record:
         folder: RunFolder,
         recipe: Recipe,
         warn: Callable[[str], None],
-        state: Mapping[str, Any] | None = None,
+        saved: Checkpoint | None = None,
     ) -> None:
         self.folder, self.recipe = folder, recipe
         self.latest: dict[str, float] = {}  # every tag's last figure
         # Mean return and step of the best evaluation.
-        self.best: tuple[float, int] | None = None if state is None else state["best"]
+        self.best: tuple[float, int] | None = None
+        if saved is not None:
+            match saved.state["best"]:
+                case None | (float(), int()) as best:
+                    self.best = best
+                case other:
+                    raise ValueError(f"best: expected a mean return and a step, got {other!r:.80}")
+            if saved.state["curves"]["step"] > saved.step:
+                raise ValueError(f"curves.step: expected at most {saved.step}, got more")
         self._warn = warn
         # Policies that the disk has refused: a best one may stay the best to the end.
         self._waiting: dict[Path, tuple[int, dict[str, Any], Any]] = {}
@@ -55,7 +65,7 @@ class Record:
             env_id=recipe.environment.id,
             tensorboard=recipe.log.tensorboard,
             texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
-            state=None if state is None else state["curves"],
+            state=None if saved is None else saved.state["curves"],
             warn=warn,
         )
 
@@ -84,7 +94,7 @@ class Record:
         """A point to continue from, and the policy at that point."""
         whole = {**state, "best": self.best, "curves": self._curves.state_dict()}
         try:
-            checkpoint.save(
+            save_checkpoint(
                 self.folder.checkpoints,
                 step,
                 to_arrays(whole),
@@ -153,28 +163,6 @@ class Record:
         for what, step in self._failing.items():
             self._warn(f"{what}: nothing was saved there from step {step} on")
         self._curves.close()  # the curves are complete on disk, however the run ends
-
-
-def to_arrays(tree: Any) -> Any:
-    """The tree with numpy arrays for its tensors."""
-    if isinstance(tree, Tensor):
-        return tree.detach().cpu().numpy().copy()
-    if isinstance(tree, Mapping):
-        return {key: to_arrays(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(to_arrays(value) for value in tree)
-    return tree
-
-
-def to_tensors(tree: Any) -> Any:
-    """The tree with tensors for its numpy arrays."""
-    if isinstance(tree, np.ndarray):
-        return torch.from_numpy(tree.copy())
-    if isinstance(tree, Mapping):
-        return {key: to_tensors(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(to_tensors(value) for value in tree)
-    return tree
 
 
 def versions_now() -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlpg.errors import UsageError
+from rlpg.errors import MissingPartError, UsageError
 
 Part = str | Callable[..., Any]
 """`"module:Name"`, a class or function, or a `functools.partial` of one with keyword arguments."""
@@ -33,24 +33,31 @@ class UserParts:
     Attributes:
         network: `network(num_features, num_outputs)` makes the module of policy and critic.
         policy: `policy(observation_space, action_space)` makes the policy.
+        learner: a subclass of `rlpg.Learner`.
+        baseline: an `rlpg.Baseline`, or what makes one.
+        schedules: functions of progress, by setting; see `Learner`.
         import_modules: whether parts that are only named may be imported.
     """
 
     network: Part | None = None
     policy: Part | None = None
+    learner: Part | None = None
+    baseline: Any = None
+    schedules: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     import_modules: bool = False
 
     def find(self, kind: str, reference: Reference) -> Callable[..., Any]:
         """The part of that kind: the caller's own object, else what the name imports.
 
         Raises:
-            UsageError: it was only named, and nothing may be imported.
+            MissingPartError: it was only named, and nothing may be imported.
         """
         given: Part | None = getattr(self, kind)
         if given is None and not self.import_modules:
-            raise UsageError(
-                f"{kind}: expected {reference.name} from you, because reading a file imports "
-                f"nothing; pass {kind}= in Python, or --import on the command line"
+            raise MissingPartError(
+                f"{kind}: expected {reference.name} to be given, because reading a file imports "
+                f"nothing; pass {kind}= (for a learner: agent=), or import_modules=True; on the "
+                "command line, --import"
             )
         part = imported(reference.name, kind) if given is None else given
         if isinstance(part, str):
@@ -79,12 +86,9 @@ def reference_to(part: Part, kind: str) -> Reference:
         part = part.func
     if not callable(part):
         raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
-    name = getattr(part, "__qualname__", type(part).__qualname__)
-    if name.endswith("<lambda>"):
-        raise UsageError(
-            f"{kind}: expected a class or a function with a name, got a lambda; files name what "
-            "they need as module:Name, so define it with class or def"
-        )
+    named = part if hasattr(part, "__qualname__") else type(part)
+    # A function's own class or a lambda cannot be imported again, but it can be passed again.
+    name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
     return Reference(f"{part.__module__}:{name}", kwargs)
 
 

@@ -35,7 +35,7 @@ Layers = Annotated[tuple[Size, ...], Meta(max_length=64)]
 Scalar = bool | int | float | str
 Arguments = dict[str, list[Scalar] | bool | int | float | str]  # of a constructor, as data
 
-REFERENCE = r"[^\W\d][\w.]*:[^\W\d]\w*"  # module:Name, the user's own code
+REFERENCE = r"[^\W\d][\w.]*:[^\W\d][\w.]*"  # module:Name, the user's own code
 
 
 def one_of(*names: str, or_own: str = "") -> Meta:
@@ -76,7 +76,7 @@ class Settings:
         """Raise RecipeError where settings that fit one by one contradict each other."""
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """The table with these settings, the others at their defaults.
 
         Raises:
@@ -185,11 +185,16 @@ def _words(info: inspect.Type, value: object) -> str:
 
 
 def _interval(info: inspect.FloatType) -> str:
-    if info.le not in (None, LARGEST):
-        return f" in {'[' if info.gt is None else '('}{info.ge or info.gt or 0:g}, {info.le:g}]"
-    if info.gt is not None or info.ge not in (None, -LARGEST):
-        return f" > {info.gt:g}" if info.gt is not None else f" >= {info.ge:g}"
-    return " that is finite" if info.ge is not None else ""
+    low = info.ge if info.gt is None else info.gt
+    high = info.le if info.lt is None else info.lt
+    if high is not None and high < LARGEST:
+        brackets = "[" if info.gt is None else "(", "]" if info.lt is None else ")"
+        return f" in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+    if low is None:
+        return ""
+    if low == -LARGEST:
+        return " that is finite"
+    return f" {'>=' if info.gt is None else '>'} {low:g}"
 
 
 def from_text(text: str, kind: Any) -> Any:

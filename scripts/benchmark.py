@@ -36,9 +36,9 @@ from torch.distributions import Normal
 
 import rlpg
 import rlpg.errors
+from rlpg.components import find_recipe, make_learner, make_policy, seed_sequence
 from rlpg.gradients import returns
 from rlpg.gradients.tape import Tape
-from rlpg.prepare import find_recipe, make_learner, make_policy, stream
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
@@ -317,10 +317,12 @@ def solved_by_us(seed: int) -> float:
     """With the recipe of the agent that we ship."""
     clock = Clock()
     recipe = override(find_recipe("CartPole-v1", "reinforce", None), {"seed": seed})
-    envs, _ = make_envs("CartPole-v1", recipe.rollout.num_envs, seed=stream(seed, "environments"))
+    envs, _ = make_envs(
+        "CartPole-v1", recipe.rollout.num_envs, seed=seed_sequence(seed, "environments")
+    )
     policy = make_policy(envs, recipe)
     learner = make_learner(policy, recipe)
-    collector = Collector(envs, policy, stream(seed, "actions"), log_prob=False)
+    collector = Collector(envs, policy, seed_sequence(seed, "actions"), log_prob=False)
     due = LOOK_EVERY
     while collector.env_steps < recipe.total_steps:
         learner.update(

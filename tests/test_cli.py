@@ -19,8 +19,8 @@ from gymnasium import spaces
 
 import rlpg
 from rlpg import cli, options
-from rlpg.runs.checkpoint import newest
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
+from rlpg.runs.store import newest_checkpoint
 
 FAST = [
     "--recipe", "default", "--total-steps", "200", "--rollout.num-envs", "4",
@@ -95,7 +95,7 @@ def test_the_help_of_train_shows_every_setting_with_its_default(
         cli.main(["train", "--help"])
     words = " ".join(capsys.readouterr().out.split())
     for key, value in flatten(Recipe()).items():
-        if key not in ("environment.id", "environment.kwargs"):
+        if key != "environment.id" and not key.endswith("kwargs"):
             assert f"--{key.replace('_', '-')} " in words, key
             assert f"({options.shown(value)})" in words, key
     assert "clipped|squashed|beta" in words, "choices are listed"
@@ -121,7 +121,9 @@ def another(value: object, key: str) -> str:
         "agent": "reinforce", "environment.backend": "sync", "policy.activation": "relu",
         "policy.gaussian": "squashed", "policy.std": "dependent", "learner.baseline": "linear",
         "learner.truncated_return": "bootstrap", "learner.average": "episodes",
-        "learner.learning_rate_schedule": "constant",
+        "learner.learning_rate_schedule": "constant", "learner.entropy_coef_schedule": "linear",
+        "policy.network": "nets:Mine", "policy.memory": "gru", "policy.factory": "nets:Policy",
+        "policy.images": "false", "learner.value_hidden": "7,5",
     }  # fmt: skip
     if key in words:
         return words[key]
@@ -136,7 +138,7 @@ def another(value: object, key: str) -> str:
             return "0.25"
 
 
-@pytest.mark.parametrize("key", [k for k in flatten(Recipe()) if not k.startswith("environment.k")])
+@pytest.mark.parametrize("key", [k for k in flatten(Recipe()) if not k.endswith("kwargs")])
 def test_every_setting_has_an_option(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All fields of a recipe, so that a new one cannot be forgotten."""
     if key == "environment.id":
@@ -454,7 +456,7 @@ def faulty() -> Iterator[list[str]]:
 
 def kept(path: Path) -> None:
     """What a stopped run must still have: 40 steps of 4 environments are 2 updates of 64."""
-    checkpoint, skipped = newest(path / "checkpoints")
+    checkpoint, skipped = newest_checkpoint(path / "checkpoints")
     assert checkpoint is not None
     assert (checkpoint.step, skipped) == (128, [])
     assert rlpg.load(path).act(np.zeros(2, np.float32)) in (0, 1)
@@ -517,7 +519,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(
     assert cli.main([*faulty, "--environment.kwargs.fault", "interrupt"]) == 130
     err = capsys.readouterr().err
     assert err == "rlpg: interrupted; `rlpg resume run` goes on\n"
-    checkpoint, _ = newest(Path("run/checkpoints"))
+    checkpoint, _ = newest_checkpoint(Path("run/checkpoints"))
     assert checkpoint is not None
     assert checkpoint.step == 192, "the iteration it came in was finished and saved"
     assert not Path("run/error.log").exists()
@@ -540,7 +542,7 @@ def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_start_without_output_streams_trained_nothing(closed: str) -> None:
     done = shell(f'"$@" {closed}', "train", "CartPole-v1", *FAST, "--run-dir", "run")
     assert done.returncode == 0, done.stderr
-    assert newest(Path("run/checkpoints"))[0] is not None
+    assert newest_checkpoint(Path("run/checkpoints"))[0] is not None
     assert not Path("run/error.log").exists()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import rlpg
@@ -19,7 +20,7 @@ from rlpg import loading
 from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.evaluation import evaluate_saved
 from rlpg.policies import Policy
-from rlpg.runs.policy_files import load_policy, save_policy
+from rlpg.runs.store import load_policy, save_policy
 
 SMALL = {
     "rollout.num_envs": 4,
@@ -165,7 +166,7 @@ def test_a_description_that_does_not_fit(change: dict[str, Any], folder: Path) -
 
 
 def test_a_flipped_bit_is_noticed(folder: Path) -> None:
-    for name in ("policy.safetensors", "policy.json"):
+    for name in ("policy.safetensors",):
         data = bytearray((folder / name).read_bytes())
         data[len(data) // 2] ^= 1
         whole = (folder / name).read_bytes()
@@ -241,7 +242,9 @@ def test_the_global_random_states_are_left_alone(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_description_is_plain_json(folder: Path) -> None:
-    content = json.loads((folder / "policy.json").read_text())
-    (entry,) = content["policies"]
-    assert set(entry["description"]) == {"policy", "environment", "training", "versions"}
+def test_the_description_is_plain_json_that_other_programs_find(folder: Path) -> None:
+    with safetensors.safe_open(folder / "policy.safetensors", "numpy") as file:
+        content = json.loads(file.metadata()["rlpg"])
+    assert content["format"] == "rlpg policy"
+    described = content["tree"]["description"]
+    assert set(described) == {"policy", "environment", "training", "versions"}

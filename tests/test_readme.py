@@ -31,7 +31,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert code.count("100_000") == 2
     names: dict[str, object] = {"__name__": "readme"}
     exec(compile(code.replace("100_000", "600"), "README.md", "exec"), names)
-    assert (tmp_path / "runs/first/policy/policy.json").exists()
+    assert (tmp_path / "runs/first/policy/policy.safetensors").exists()
     assert names["action"] in (0, 1)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 import rlpg
 from rlpg.learners import Reinforce
-from rlpg.runs import checkpoint, files
-from rlpg.runs.policy_files import load_policy
+from rlpg.runs import files
+from rlpg.runs.store import load_policy, newest_checkpoint
 
 SETTINGS = {
     "rollout.num_envs": 4,
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_bit_and_is_said_once(
     assert len(set(about)) == len(about), told
     lines = [(each.path / "progress.jsonl").read_text().count("\n") for each in (run, whole)]
     assert lines[0] == lines[1]
-    found, skipped = checkpoint.newest(run.path / "checkpoints")
+    found, skipped = newest_checkpoint(run.path / "checkpoints")
     assert found is not None
     assert skipped == []
     assert found.step == 64 * UPDATES
@@ -114,7 +114,7 @@ def test_a_disk_that_stays_full_leaves_the_older_checkpoints_and_says_what_is_mi
     full_at(range(8, 10**6))
     run, told = train(tmp_path / "run", capsys)
     assert run.evaluation is not None
-    found, skipped = checkpoint.newest(run.path / "checkpoints")
+    found, skipped = newest_checkpoint(run.path / "checkpoints")
     assert found is not None
     assert skipped == []
     assert found.step == 64 * 8  # the ninth update is the first that finds the disk full

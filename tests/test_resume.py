@@ -20,9 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rlpg
 from rlpg.errors import FileError, UsageError
 from rlpg.learners import Reinforce
-from rlpg.runs import checkpoint
-from rlpg.runs.policy_files import load_policy
 from rlpg.runs.run import open_run
+from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.stopping import StopSignals
 
 SMALL = {
@@ -83,7 +82,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert {k: v.tobytes() for k, v in ours[1].items()} == {
             k: v.tobytes() for k, v in theirs[1].items()
         }
-    saved = [checkpoint.newest(path / "checkpoints")[0] for path in (one, other)]
+    saved = [newest_checkpoint(path / "checkpoints")[0] for path in (one, other)]
     assert saved[0] is not None
     assert saved[1] is not None
     for part in ("learner", "collector", "meter", "best"):
@@ -159,9 +158,9 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(tmp_path: P
     with killed_at(13):
         train(tmp_path / "cut")
     newest = sorted((tmp_path / "cut/checkpoints").iterdir())[-1]
-    arrays = bytearray((newest / "arrays.safetensors").read_bytes())
-    arrays[-1] ^= 1
-    (newest / "arrays.safetensors").write_bytes(arrays)
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
     rlpg.resume(tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
@@ -212,7 +211,7 @@ def test_a_signal_lets_the_iteration_end_and_saves(
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
-    saved, skipped = checkpoint.newest(tmp_path / "run/checkpoints")
+    saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None
     assert not skipped
     assert saved.step == max(row["step"] for row in progress(tmp_path / "run")) or saved.step > 0
@@ -240,7 +239,7 @@ def test_other_versions_are_said_and_exact_refuses(
 
 
 def versions(run: Path) -> dict[str, str]:
-    saved, _ = checkpoint.newest(run / "checkpoints")
+    saved, _ = newest_checkpoint(run / "checkpoints")
     assert saved is not None
     return saved.versions
 
@@ -284,6 +283,6 @@ def test_a_signal_at_any_moment_of_an_iteration_saves_that_iteration(
     monkeypatch.setattr("rlpg.training.StopSignals", Signalled)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", **{"checkpoint.every": 10**6})
-    saved, _ = checkpoint.newest(tmp_path / "run/checkpoints")
+    saved, _ = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None
     assert saved.state["learner"]["num_updates"] == len(updates) > 0

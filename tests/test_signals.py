@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpg.runs import checkpoint
+from rlpg.runs.store import newest_checkpoint
 
 COMMAND = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
@@ -65,7 +65,7 @@ def test_a_signal_to_the_terminals_group_saves_within_ten_seconds(
     assert process.returncode == code, errors
     assert seconds < 10, f"{seconds:.1f} s"
     assert b"Traceback" not in errors
-    saved, skipped = checkpoint.newest(tmp_path / "run/checkpoints")
+    saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None
     assert skipped == []
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
@@ -90,4 +90,4 @@ def test_a_second_signal_ends_it_at_once(
         assert time.monotonic() - began < 5
     assert process.returncode in ((130,) if second is signal.SIGINT else (143, -signal.SIGTERM))
     assert b"Traceback" not in errors
-    assert checkpoint.newest(tmp_path / "run/checkpoints") == (None, [])  # it ended before saving
+    assert newest_checkpoint(tmp_path / "run/checkpoints") == (None, [])  # it ended before saving

@@ -98,8 +98,8 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
     if exact_ivw:
         above, below = var_path, var_path + var_score
     else:
-        centerd = (path - path.mean(0)) * (score - score.mean(0))
-        above = var_path - centerd.sum() / (len(path) - 1)
+        centered = (path - path.mean(0)) * (score - score.mean(0))
+        above = var_path - centered.sum() / (len(path) - 1)
         below = (path - score).var(0).sum()
     return float((above / below).clamp(0.0, 1.0)) if bool(below > 0) else 0.0
 

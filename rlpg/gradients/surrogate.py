@@ -111,7 +111,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     _check_paths(events)
     to_go = _zeros(events, lanes)  # G, times the weight of its branch
     shaped: Tensor | None = (
-        None  # the part of G that lies beyond a barrier; centerd, so no baseline is taken off
+        None  # the part of G that lies beyond a barrier; centered, so no baseline is taken off
     )
     mixed = any(isinstance(event, Node) and event.mixture for event in events)
     segment, surrogate, link = _Segment(lanes), torch.zeros(()), torch.zeros(())

@@ -13,6 +13,7 @@ from rlpg import distributed
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.gradients.baselines import Baseline
+from rlpg.learners.settings import GAE_LAMBDA
 from rlpg.learners.values import StateValue
 from rlpg.rollouts.rollout import Rollout, rows
 
@@ -114,9 +115,6 @@ class AdvantageRule:
         if self.gamma_weight:
             weight = weight * self.gamma ** rollout.time.to(reward.dtype)
         return Advantages(to_go, advantage, normalized, weight / count, objective)
-
-
-GAE_LAMBDA = 0.95  # where gae_lambda is "auto" and the baseline predicts values
 
 
 def normalize(x: Tensor, weight: Tensor) -> Tensor:

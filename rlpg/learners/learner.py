@@ -72,7 +72,7 @@ class Learner(ABC):
     ) -> None:
         if isinstance(baseline, str):
             settings["baseline"] = baseline
-        self.settings = self.Settings.of(settings)
+        self.settings = self.Settings.from_values(settings)
         self.policy = policy
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
@@ -178,8 +178,8 @@ class Learner(ABC):
 
     def scheduled(self, name: str, value: Any) -> float:
         """A setting's value at the present progress."""
-        schedule = self.schedules.get(name) or getattr(self.settings, name + _SUFFIX, "")
-        return float(value) * scheduled(schedule, self.progress)
+        own = getattr(self.settings, name + _SUFFIX, "constant")
+        return float(value) * scheduled(self.schedules.get(name, own), self.progress)
 
     @torch.no_grad()
     def approx_kl(self, batch: Batch, num_samples: int | None = None) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.rollouts.rollout import Rollout, rows
 
@@ -36,6 +37,11 @@ class RewardScale:
         """Take a rollout's rewards into account (after they were used)."""
         before = None
         if self._running is not None:  # where collecting began afresh, so does the sum
+            if self._running.shape != rollout.reward.shape[1:]:
+                raise UsageError(
+                    f"reward_scale.running: expected {list(rollout.reward.shape[1:])}, one sum for "
+                    f"each environment, got {list(self._running.shape)}"
+                )
             before = self._running * (rollout.time[0] > 0)
         so_far, self._running = returns.discounted_so_far(
             rollout.reward, done=rollout.done, valid=rollout.valid, gamma=self._gamma, before=before

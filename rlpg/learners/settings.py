@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -92,22 +92,6 @@ class LearnerSettings(Settings):
     def cannot_predict(self) -> bool:
         """Whether the baseline is known not to predict the value of a state."""
         return self.baseline not in PREDICTING and ":" not in self.baseline
-
-    def resolved(self, *, predicts: bool, is_discrete: bool, hidden: tuple[int, ...]) -> Self:
-        """The settings with every `auto` replaced by what it comes to.
-
-        Args:
-            predicts: whether the baseline predicts the value of a state.
-            is_discrete: whether all actions are discrete.
-            hidden: of the policy.
-        """
-        auto: dict[str, Any] = {
-            "gae_lambda": GAE_LAMBDA if predicts else None,
-            "truncated_return": "bootstrap" if predicts else "terminal",
-            "entropy_coef": DISCRETE_ENTROPY_COEF if is_discrete else 0.0,
-            "value_hidden": hidden,
-        }
-        return replace(self, **{k: v for k, v in auto.items() if getattr(self, k) == "auto"})
 
 
 @dataclass(frozen=True)

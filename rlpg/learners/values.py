@@ -27,7 +27,7 @@ class StateValue(Baseline):
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`: V at `obs[t]` and at its true successor."""
 
-    def __call__(self, samples: Rollout, returns: Tensor) -> Tensor:
+    def __call__(self, samples: Rollout, returns: Tensor) -> Tensor:  # type: ignore[override]
         return self.predict(samples)[0]
 
     def advance(self, rollout: Rollout) -> None:
@@ -71,7 +71,7 @@ class LinearValue(StateValue):
         return value.float(), after.float()
 
     @torch.no_grad()
-    def update(
+    def update(  # type: ignore[override]  # the samples of a learner are a rollout
         self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Refit on this batch alone."""
@@ -186,7 +186,7 @@ class ValueNetwork(StateValue):
         first = self._carry[0] if isinstance(self._carry, tuple) else self._carry
         return self._carry if first is not None and len(first) == num_envs else None
 
-    def update(
+    def update(  # type: ignore[override]  # the samples of a learner are a rollout
         self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
@@ -262,7 +262,7 @@ class ValueNetwork(StateValue):
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
-        state = {
+        state: dict[str, Any] = {
             "network": module_state(self.network),
             "optimizer": self._optimizer.state_dict(),
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -43,18 +43,24 @@ class Policy(nn.Module, ABC):
     """
 
     def __init__(
-        self, observation_space: Space, action_space: Space, *, info_mask: int = 0
+        self,
+        observation_space: Space,
+        action_space: Space,
+        *,
+        info_mask: int = 0,
+        images: bool | Literal["auto"] = "auto",
     ) -> None:
         """
         Args:
             observation_space, action_space: of one environment.
             info_mask: length of `info["action_mask"]`, 0 where the environment has none.
+            images: which uint8 arrays are images; see `Observations`.
 
         Raises:
             SpaceError: a space is not supported; the message lists what is.
         """
         super().__init__()
-        self.observations = Observations(observation_space, info_mask=info_mask)
+        self.observations = Observations(observation_space, info_mask=info_mask, images=images)
         self.head = make_head(action_space)
         self.normalizer: Normalizer | None = None
         self._generator: torch.Generator | None = None  # of `act`
@@ -354,6 +360,7 @@ class StandardPolicy(Policy):
         memory: str | None = None,
         memory_size: int = 64,
         critic_only: Sequence[str] = (),
+        images: bool | Literal["auto"] = "auto",
         normalize_observations: bool = True,
         observation_clip: float = 10.0,
         gaussian: str = "clipped",
@@ -373,6 +380,7 @@ class StandardPolicy(Policy):
             network: `network(num_features, num_outputs)` makes another module; or `module:Name`.
             memory, memory_size: `gru` or `lstm` before the network, and its width.
             critic_only: entries of a Dict observation that only value networks see.
+            images: which uint8 arrays are images; see `Observations`.
             normalize_observations, observation_clip: see `Normalizer`.
             gaussian, std, log_std_init, log_std_floor, bernoulli: see `make_head`.
             info_mask: length of `info["action_mask"]`, 0 where the environment has none.
@@ -381,7 +389,7 @@ class StandardPolicy(Policy):
             SpaceError: a space is not supported; the message lists what is.
             UsageError: an option has no such value.
         """
-        super().__init__(observation_space, action_space, info_mask=info_mask)
+        super().__init__(observation_space, action_space, info_mask=info_mask, images=images)
         reference = None if network is None else reference_to(network, "network")
         factory = None
         if network is not None and reference is not None:
@@ -487,6 +495,7 @@ class StandardPolicy(Policy):
             critic_only=description["critic_only"],
             normalize_observations=description["normalize_observations"],
             observation_clip=description["observation_clip"],
+            images=description["observations"].get("images", "auto"),
             info_mask=observations.info_mask,
             **description["head"],
         )

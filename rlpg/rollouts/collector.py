@@ -198,7 +198,13 @@ class Collector:
         problem = restore(self.envs, state["environments"], mid_episode=self._obs is not None)
         if problem:
             self.restart()
-        return problem
+            return problem
+        each = (self.num_envs,)  # numpy would repeat one entry that stands for several
+        shapes = {"obs": each + self.policy.observations.shape}
+        for name, shape in (shapes | dict.fromkeys(("ended", "returns", "lengths"), each)).items():
+            if state[name] is not None and np.shape(state[name]) != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {np.shape(state[name])}")
+        return ""
 
     # ------------------------------------------------------------------------------- internals
 

@@ -24,10 +24,14 @@ from typing import Any, Literal
 
 from rlpg.errors import FileError, RlpgError, TrainingError, UsageError
 from rlpg.runs import files
-from rlpg.runs.encoding import LARGEST_JSON, from_json, to_json
-from rlpg.runs.policy_files import DESCRIPTION
-from rlpg.runs.recipe import Recipe, dumps, load_recipe, save
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe, save
+from rlpg.runs.store import POLICY_FILE
+from rlpg.runs.trees import to_json
 
+FILES = (
+    "recipe.toml", "progress.jsonl", "monitor.csv", "evaluations.npz", "evaluations_stochastic.npz",
+    "evaluation.json", "error.log",
+)  # fmt: skip
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
 
@@ -41,10 +45,6 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.toml"
-
-    @property
-    def versions(self) -> Path:
-        return self.path / "versions.json"
 
     @property
     def errors(self) -> Path:
@@ -62,20 +62,14 @@ class RunFolder:
     def best_policy(self) -> Path:
         return self.path / "best_policy"
 
-    def load_recipe(self) -> Recipe:
-        return load_recipe(self.recipe)
+    def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
+        """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
+        return load_recipe(self.recipe, resolve=resolve)
 
     def save_recipe(self, recipe: Recipe) -> None:
         """Replace the recipe, if it is another."""
-        if self.load_recipe() != recipe:
+        if files.read(self.recipe, limit=LARGEST_FILE) != dumps(recipe).encode():
             save(recipe, self.recipe)
-
-    def load_versions(self) -> dict[str, str]:
-        """What the run was made with, as `versions` says it."""
-        content = from_json(files.read(self.versions, limit=LARGEST_JSON), self.versions)
-        if not isinstance(content, dict):
-            raise FileError(f"{self.versions}: expected a table, got {content!r:.80}")
-        return {str(key): str(value) for key, value in content.items()}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -85,7 +79,7 @@ class RunFolder:
 
         Raises:
             UsageError: another process holds it; the message has its process id.
-            FileError: one of its folders is a link.
+            FileError: one of its folders or files is a link, a pipe or something else.
             TrainingError: any other error than ours, once the run has begun.
         """
         with files.lock(self.path / "run.lock"):
@@ -94,6 +88,9 @@ class RunFolder:
                     raise FileError(  # what is removed and written there may be somebody's
                         f"{folder}: expected a folder of the run, got a link or a file"
                     )
+            for file in (self.path / name for name in FILES):
+                if files.exists(file) and not files.is_file(file):
+                    raise FileError(f"{file}: expected a regular file, got something else")
             for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
             try:
@@ -193,19 +190,25 @@ def open_run(path: Path) -> RunFolder:
 
 
 def find_policy(path: Path, which: Literal["best", "last"] = "best") -> Path:
-    """The policy folder that `path` is, or that the run in it has; the other one if one is missing.
+    """The file of a policy: `path` itself, the one in that folder, or one of the run in it.
+
+    Args:
+        which: of a run's policies; the other one where it is missing.
 
     Raises:
         FileError: there is no policy.
     """
-    if files.exists(path / DESCRIPTION):
-        return path
     run = RunFolder(path)
-    order = [run.best_policy, run.policy]
-    for folder in order if which == "best" else reversed(order):
-        if files.is_folder(folder) and files.exists(folder / DESCRIPTION):
-            return folder
-    raise FileError(f"{path}: expected a run or a policy ({DESCRIPTION}), got neither")
+    order = [run.policy, run.best_policy]
+    own = [
+        folder for folder in (order if which == "last" else order[::-1]) if files.is_folder(folder)
+    ]
+    for folder in (path, *own):
+        if files.exists(folder / POLICY_FILE):
+            return folder / POLICY_FILE
+    if files.is_folder(path):
+        raise FileError(f"{path}: expected a run or a policy ({POLICY_FILE}), got neither")
+    return path
 
 
 def safe_name(env_id: str) -> str:

@@ -308,7 +308,7 @@ class TestContinuousActions:
             assert batch.dtype == space.dtype
             assert all(space.contains(np.asarray(a)) for a in batch)
 
-    def test_the_initial_policy_is_centerd_in_the_box(self):
+    def test_the_initial_policy_is_centered_in_the_box(self):
         space = spaces.Box(np.array([10.0, -4.0]), np.array([20.0, 0.0]), dtype=np.float64)
         for gaussian in ("clipped", "squashed", "beta"):
             head = make_head(space, gaussian=gaussian)

@@ -22,7 +22,7 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "squashed": (BOX, spaces.Box(-2, 2, (2,)), {"gaussian": "squashed", "std": "dependent"}),
     "beta": (BOX, spaces.Box(-2, 2, (2, 2)), {"gaussian": "beta"}),
     "toy text": (spaces.Discrete(16), spaces.Discrete(4), {"hidden": (16,)}),
-    "image": (spaces.Box(0, 255, (8, 8, 3), np.uint8), DISCRETE, {"activation": "relu"}),
+    "image": (spaces.Box(0, 255, (36, 36, 3), np.uint8), DISCRETE, {"activation": "relu"}),
     "mixed": (
         spaces.Dict({"i": spaces.Box(0, 255, (8, 8), np.uint8), "v": spaces.Box(-1, 1, (2,))}),
         spaces.Dict({"a": spaces.Box(0, 1, (1,)), "b": spaces.MultiDiscrete([2, 3])}),
@@ -185,7 +185,7 @@ class TestDraw:
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_the_first_policy_is_nearly_uniform_or_centerd(self):
+    def test_the_first_policy_is_nearly_uniform_or_centered(self):
         for name in ("categorical", "toy text", "image"):
             policy = create(name)
             probs = policy(packed(policy, 50))[0].probs

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from rlpg.errors import EnvironmentFault
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.runs.encoding import join, split
+from rlpg.runs.trees import join, split
 
 NUM_ENVS = 3
 

@@ -176,8 +176,8 @@ def test_a_training_that_hangs_in_c_ends_with_its_last_checkpoint(tmp_path: Path
     assert log.startswith("Traceback (most recent call last):")
     assert "in step" in log
     assert "step 69: environment 0, " in log.splitlines()[-1]
-    program = "import rlpg; print(rlpg.load('run')); import rlpg.runs.checkpoint as c, pathlib;"
-    program += "print(c.newest(pathlib.Path('run/checkpoints'))[0].step)"
+    program = "import rlpg; print(rlpg.load('run')); import rlpg.runs.store as s, pathlib;"
+    program += "print(s.newest_checkpoint(pathlib.Path('run/checkpoints'))[0].step)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
