@@ -71,7 +71,7 @@ def reference_to(part: Part, kind: str) -> Reference:
     """How files name the part.
 
     Raises:
-        UsageError: a name without a module, a lambda, or arguments that are not keywords and data.
+        UsageError: a name without a module, or arguments that are not keywords, or not data.
     """
     kwargs: Mapping[str, Any] = {}
     if isinstance(part, str):

@@ -278,7 +278,9 @@ class TestFiles:
 
     def test_reading_a_file_imports_nothing(self, kind: str) -> None:
         data = make(kind).describe()
-        with pytest.raises(UsageError, match=r"policy: expected .*:.* from you, .* pass policy="):
+        with pytest.raises(
+            UsageError, match=r"policy: expected .*:.* to be given, .* pass policy="
+        ):
             Policy.from_description(data)
 
     def test_act_on_one_observation_and_on_a_batch(self, kind: str) -> None:
@@ -452,7 +454,9 @@ class TestNetworks:
         data = json.loads(json.dumps(policy.describe(), allow_nan=False))
         assert data["network"]["factory"].endswith(":Torso")
         assert data["network"]["kwargs"] == ({"width": 3} if way == "partial" else {})
-        with pytest.raises(UsageError, match=r"network: expected .*:Torso from you, .* network="):
+        with pytest.raises(
+            UsageError, match=r"network: expected .*:Torso to be given, .* network="
+        ):
             Policy.from_description(data)
         again = Policy.from_description(data, UserParts(network=Torso))
         again.load_state_dict(policy.state_dict())
@@ -466,9 +470,18 @@ class TestNetworksThatAreRefused:
         generator = torch.Generator().manual_seed(0)
         return StandardPolicy(OBS, spaces.Discrete(4), network=network, generator=generator)
 
-    def test_a_lambda_works_but_cannot_be_named(self) -> None:
-        with pytest.raises(UsageError, match=r"network: .*lambda"):
-            self.policy(lambda num_inputs, num_outputs: nn.Linear(num_inputs, num_outputs))
+    def test_a_lambda_is_to_be_given_again(self) -> None:
+        def make(num_inputs: int, num_outputs: int) -> nn.Module:
+            return nn.Linear(num_inputs, num_outputs)
+
+        policy = self.policy(lambda *sizes: make(*sizes))
+        data = json.loads(json.dumps(policy.describe(), allow_nan=False))
+        with pytest.raises(UsageError, match="importable"):
+            Policy.from_description(data, UserParts(import_modules=True))
+        again = Policy.from_description(data, UserParts(network=make))
+        again.load_state_dict(policy.state_dict())
+        obs = torch.randn(6, 3)
+        assert torch.equal(policy.mode(obs)[0], again.mode(obs)[0])
 
     def test_what_is_no_module(self) -> None:
         def network(num_inputs: int, num_outputs: int) -> Any:
