@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlpg.loading import load
     from rlpg.policies import Policy
     from rlpg.rollouts import Collector, Rollout, make_envs
+    from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
     from rlpg.training import Run, resume, train
 
@@ -29,7 +30,9 @@ __all__ = [
     "Collector",
     "Evaluation",
     "Finding",
+    "JSONLLogger",
     "LeaveOneOut",
+    "Logger",
     "MovingAverage",
     "OptimalConstant",
     "Policy",
@@ -39,6 +42,7 @@ __all__ = [
     "Rollout",
     "Run",
     "Tape",
+    "TensorBoardLogger",
     "Value",
     "check_env",
     "compare",
@@ -58,7 +62,9 @@ _HOME = {
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
     "Finding": "rlpg.checks.report",
+    "JSONLLogger": "rlpg.runs.logger",
     "LeaveOneOut": "rlpg.gradients.baselines",
+    "Logger": "rlpg.runs.logger",
     "MovingAverage": "rlpg.gradients.baselines",
     "OptimalConstant": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
@@ -68,6 +74,7 @@ _HOME = {
     "Rollout": "rlpg.rollouts",
     "Run": "rlpg.training",
     "Tape": "rlpg.gradients.tape",
+    "TensorBoardLogger": "rlpg.runs.logger",
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",

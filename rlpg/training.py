@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.errors import EnvironmentFault, SaveError, UsageError
 from rlpg.evaluation import Evaluation, play
 from rlpg.learners import Reinforce
 from rlpg.loading import environment_to_make
-from rlpg.meter import Every, Meter
+from rlpg.metrics import Every, MetricsAccumulator
 from rlpg.policies import Policy
 from rlpg.prepare import (
     AnyEnv,
@@ -27,7 +27,6 @@ from rlpg.prepare import (
     stream,
     training_envs,
 )
-from rlpg.record import Record, differences, versions_now
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
     Collector,
@@ -37,6 +36,8 @@ from rlpg.rollouts import (
     make_envs,
     reseed,
 )
+from rlpg.run_writer import RunWriter, differences, versions_now
+from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
 from rlpg.runs.store import Checkpoint, newest_checkpoint
@@ -45,6 +46,7 @@ from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def train(
     run_dir: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     overrides: Mapping[str, object] | None = None,
+    loggers: Sequence[Logger] = (),
     quiet: bool = True,
 ) -> Run:
     """Train an agent and return its run: `run.path`, `run.policy`, `run.evaluation`.
@@ -79,19 +82,27 @@ def train(
         recipe: a TOML file or a `Recipe`. None: the one shipped for this environment, or the
             defaults; `"default"`: the defaults.
         overrides: single settings by dotted key, `{"rollout.num_envs": 16}`; they win.
-        quiet: print nothing.
+        loggers: take the metrics too, besides the files of the run.
+        quiet: print nothing; what should be known nevertheless is an `RlpgWarning`.
 
     Raises:
         UsageError: before anything is written, if what was asked for cannot be done.
         TrainingError: the run had to stop; what it had saved stays valid.
+        SaveError: the run is done, and not everything could be saved.
     """
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
     changes = {key: value for key, value in changes.items() if value is not None}
-    return run_recipe(env, override(find_recipe(env, agent, recipe), changes), run_dir, quiet=quiet)
+    recipe = override(find_recipe(env, agent, recipe), changes)
+    return run_recipe(env, recipe, run_dir, loggers=loggers, quiet=quiet)
 
 
 def run_recipe(
-    env: AnyEnv, recipe: Recipe, run_dir: str | Path | None = None, *, quiet: bool = True
+    env: AnyEnv,
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    *,
+    loggers: Sequence[Logger] = (),
+    quiet: bool = True,
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
     recipe = completed(recipe)
@@ -105,7 +116,7 @@ def run_recipe(
         # Whatever can be refused has been refused: from here on there is something on disk.
         folder = create_run(recipe, versions_now(), path=path)
         with folder.held():
-            return finish(parts, Record(folder, recipe, parts.display.line))
+            return finish(parts, RunWriter(folder, recipe, parts.display.warn, loggers=loggers))
 
 
 def resume(
@@ -114,6 +125,7 @@ def resume(
     env: AnyEnv | None = None,
     total_steps: int | None = None,
     exact: bool = False,
+    loggers: Sequence[Logger] = (),
     quiet: bool = True,
 ) -> Run:
     """Continue a run that was stopped, killed or finished, to the same bits as if it had not been.
@@ -129,14 +141,15 @@ def resume(
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
         exact: refuse to go on where the bits may differ.
-        quiet: print nothing.
+        loggers, quiet: as for `train`.
 
     Raises:
         FileError: there is no run, it cannot be read, or names a module to import.
         UsageError: another process is training it; or `exact`.
+        SaveError: the run is done, and not everything could be saved.
     """
     folder = open_run(Path(path))
-    recipe = folder.load_recipe()
+    recipe = before = folder.load_recipe()
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
     if env is None:
@@ -152,11 +165,13 @@ def resume(
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
         with fitting(folder.checkpoints):
-            record = Record(folder, recipe, parts.display.line, saved)
-        folder.save_recipe(recipe)
+            writer = RunWriter(folder, recipe, parts.display.warn, saved, loggers)
+        folder.save_recipe(recipe, before=before, step=parts.collector.env_steps)
         at = f"step {parts.collector.env_steps:,}" if saved else "the start"
-        parts.display.notes += (f"resumed from {at}", *notes)
-        return finish(parts, record)
+        parts.display.notes += (f"resumed from {at}",)
+        for note in notes:
+            parts.display.warn(note)
+        return finish(parts, writer)
 
 
 @dataclass(frozen=True)
@@ -167,7 +182,7 @@ class Parts:
     collector: Collector
     learner: Reinforce
     evaluator: Evaluator
-    meter: Meter
+    meter: MetricsAccumulator
     display: Display
 
 
@@ -207,31 +222,39 @@ def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
             title, recipe.total_steps, notes=(description, evaluator.note), quiet=quiet
         )
         seed = stream(recipe.seed, "actions")
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.line)
-        yield Parts(recipe, collector, learner, evaluator, Meter(collector), display)
+        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        meter = MetricsAccumulator(collector)
+        yield Parts(recipe, collector, learner, evaluator, meter, display)
 
 
-def finish(parts: Parts, record: Record) -> Run:
+def finish(parts: Parts, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
-    policy = parts.learner.policy
+    policy, path = parts.learner.policy, writer.folder.path
     environments = [parts.collector.envs, *parts.evaluator.environments]
-    fatal_hangs = hangs_end_the_process(environments, record.folder.last_words)
-    with record, parts.display, fatal_hangs, StopSignals() as stop:
-        loop(parts, record, stop)
+    fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
+    run = None
+    with writer, parts.display, fatal_hangs, StopSignals() as stop:
+        loop(parts, writer, stop)
         if stop.received is None:
             evaluation = parts.evaluator.final(policy)
-            record.finish(parts.collector.env_steps, policy, evaluation)
+            writer.finish(parts.collector.env_steps, policy, evaluation)
+            run = Run(path, policy.requires_grad_(False).eval(), evaluation)
+    missing = writer.missing()
+    if missing:
+        raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
-    return Run(record.folder.path, policy.requires_grad_(False).eval(), evaluation)
+    assert run is not None
+    return run
 
 
-def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
+def loop(parts: Parts, writer: RunWriter, stop: StopSignals) -> None:
     """Collect and learn until `total_steps` environment steps are done."""
     recipe, collector, learner, meter = parts.recipe, parts.collector, parts.learner, parts.meter
     policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
     log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
-    checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total, done)
+    between = recipe.checkpoint.every or total // EVALUATIONS
+    checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
     parts.display.done_steps = done
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
@@ -240,16 +263,16 @@ def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
         with meter.timing("collect"):
             rollout = collect(collector, recipe)
         with meter.timing("learn"):
-            figures = learner.update(rollout, lr_scale=lr_scale)
+            metrics = learner.update(rollout, lr_scale=lr_scale)
         step = collector.env_steps
-        meter.add(figures, rollout.episodes)
-        record.episodes(rollout.episodes)
+        meter.add(metrics, rollout.episodes)
+        writer.episodes(rollout.episodes)
         if log_due(step):
-            record.scalars(step, meter.figures())
-            parts.display.update(step, record.latest)
+            writer.log(step, meter.take())
+            parts.display.update(step, writer.latest)
         if evaluation_due(step):
-            record.evaluated(step, policy, parts.evaluator(step, policy))
-            parts.display.update(step, record.latest)
+            writer.evaluated(step, policy, parts.evaluator(step, policy))
+            parts.display.update(step, writer.latest)
         is_stopping = stop.received is not None  # read once: what ends the loop is what saves
         if checkpoint_due(step) or is_stopping:
             state = {
@@ -257,7 +280,7 @@ def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
                 "collector": collector.state_dict(),
                 "meter": meter.state_dict(),
             }
-            record.checkpoint(step, state, policy)
+            writer.checkpoint(step, state, policy)
 
 
 def collect(collector: Collector, recipe: Recipe) -> Rollout:
