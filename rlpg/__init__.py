@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlpg.loading import load
     from rlpg.policies import Policy, StandardPolicy, make_head
     from rlpg.rollouts import Collector, Rollout, make_envs
+    from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
     from rlpg.training import Run, resume, train
 
@@ -41,9 +42,11 @@ __all__ = [
     "Collector",
     "Evaluation",
     "Finding",
+    "JSONLLogger",
     "Learner",
     "LearnerSettings",
     "LeaveOneOut",
+    "Logger",
     "MovingAverage",
     "NaturalGradient",
     "NoBaseline",
@@ -58,6 +61,7 @@ __all__ = [
     "Run",
     "StandardPolicy",
     "Tape",
+    "TensorBoardLogger",
     "Value",
     "check_env",
     "compare",
@@ -79,9 +83,11 @@ _HOME = {
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
     "Finding": "rlpg.checks.report",
+    "JSONLLogger": "rlpg.runs.logger",
     "Learner": "rlpg.learners",
     "LearnerSettings": "rlpg.learners.settings",
     "LeaveOneOut": "rlpg.gradients.baselines",
+    "Logger": "rlpg.runs.logger",
     "MovingAverage": "rlpg.gradients.baselines",
     "NaturalGradient": "rlpg.learners",
     "NoBaseline": "rlpg.gradients.baselines",
@@ -97,6 +103,7 @@ _HOME = {
     "Run": "rlpg.training",
     "StandardPolicy": "rlpg.policies",
     "Tape": "rlpg.gradients.tape",
+    "TensorBoardLogger": "rlpg.runs.logger",
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",

@@ -25,14 +25,13 @@ from rlpg.components import (
     settings_of,
     training_envs,
 )
-from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.errors import EnvironmentFault, SaveError, UsageError
 from rlpg.evaluation import Evaluation, play
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.loading import environment_to_make
-from rlpg.meter import Every, Meter
+from rlpg.metrics import Every, MetricsAccumulator
 from rlpg.policies import Policy
-from rlpg.record import Record, differences, versions_now
 from rlpg.references import Part, UserParts, reference_to
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
@@ -43,6 +42,8 @@ from rlpg.rollouts import (
     make_envs,
     reseed,
 )
+from rlpg.run_writer import RunWriter, differences, versions_now
+from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
 from rlpg.runs.store import Checkpoint, newest_checkpoint
@@ -51,6 +52,7 @@ from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
 
 OnLog = Callable[[int, dict[str, float]], bool | None]
 Schedules = Mapping[str, Callable[[float], float]]
@@ -77,7 +79,7 @@ class Hooks:
     """What a caller wants to see of a run, and when it shall end before its budget."""
 
     on_log: OnLog | None = None
-    loggers: Sequence[Any] = ()
+    loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
 
 
@@ -95,7 +97,7 @@ def train(
     baseline: Part | Baseline | None = None,
     schedules: Schedules | None = None,
     on_log: OnLog | None = None,
-    loggers: Sequence[Any] = (),
+    loggers: Sequence[Logger] = (),
     stop_at_return: float | None = None,
     import_modules: bool = False,
     quiet: bool | None = None,
@@ -120,14 +122,16 @@ def train(
         baseline: the name of a baseline, or an `rlpg.Baseline`.
         schedules: functions of progress in [0, 1], by setting; see `Learner`.
         on_log: called with the step and the metrics of each log entry; True ends the run.
-        loggers: objects with `log(step, metrics)` and `close()`, besides those of the run.
+        loggers: take the metrics too, besides the files of the run.
         stop_at_return: end the run when an evaluation's mean return is at least this.
         import_modules: whether parts that only a recipe file names may be imported.
-        quiet: print nothing. None: show progress on a terminal and in a notebook.
+        quiet: print nothing; what should be known nevertheless is an `RlpgWarning`. None: show
+            progress on a terminal and in a notebook.
 
     Raises:
         UsageError: before anything is written, if what was asked for cannot be done.
         TrainingError: the run had to stop; what it had saved stays valid.
+        SaveError: the run is done, and not everything could be saved.
     """
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
@@ -184,7 +188,9 @@ def run_recipe(
         # Whatever can be refused has been refused: from here on there is something on disk.
         folder = create_run(recipe, versions_now(), path=path)
         with folder.held():
-            return finish(components, Record(folder, recipe, components.display.line))
+            warn = components.display.warn
+            writer = RunWriter(folder, recipe, warn, loggers=hooks.loggers)
+            return finish(components, writer)
 
 
 def resume(
@@ -199,7 +205,7 @@ def resume(
     baseline: Part | Baseline | None = None,
     schedules: Schedules | None = None,
     on_log: OnLog | None = None,
-    loggers: Sequence[Any] = (),
+    loggers: Sequence[Logger] = (),
     stop_at_return: float | None = None,
     import_modules: bool = False,
     quiet: bool | None = None,
@@ -225,11 +231,12 @@ def resume(
     Raises:
         FileError: there is no run, it cannot be read, or names a module to import.
         UsageError: another process is training it; or `exact`.
+        SaveError: the run is done, and not everything could be saved.
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     hooks = Hooks(on_log, loggers, stop_at_return)
     folder = open_run(Path(path))
-    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = before = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
     if env is None:
@@ -246,11 +253,14 @@ def resume(
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
         with fitting(folder.checkpoints):
-            record = Record(folder, recipe, components.display.line, saved)
-        folder.save_recipe(recipe)
+            warn = components.display.warn
+            writer = RunWriter(folder, recipe, warn, saved, hooks.loggers)
+        folder.save_recipe(recipe, before=before, step=components.collector.env_steps)
         at = f"step {components.collector.env_steps:,}" if saved else "the start"
-        components.display.notes += (f"resumed from {at}", *notes)
-        return finish(components, record)
+        components.display.notes += (f"resumed from {at}",)
+        for note in notes:
+            warn(note)
+        return finish(components, writer)
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,7 @@ class Components:
     collector: Collector
     learner: Learner
     evaluator: Evaluator
-    meter: Meter
+    meter: MetricsAccumulator
     display: Display
     hooks: Hooks
 
@@ -303,33 +313,41 @@ def assembled(
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
         display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
         seed = seed_sequence(recipe.seed, "actions")
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.line)
-        meter = Meter(collector)
+        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        meter = MetricsAccumulator(collector)
         yield Components(recipe, collector, learner, evaluator, meter, display, hooks)
 
 
-def finish(components: Components, record: Record) -> Run:
+def finish(components: Components, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
     policy, evaluator = components.learner.policy, components.evaluator
+    path = writer.folder.path
     environments = [components.collector.envs, *evaluator.environments]
-    fatal_hangs = hangs_end_the_process(environments, record.folder.last_words)
-    with record, components.display, fatal_hangs, StopSignals() as stop:
-        loop(components, record, stop)
+    fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
+    run = None
+    with writer, components.display, fatal_hangs, StopSignals() as stop:
+        loop(components, writer, stop)
         if stop.received is None:
             evaluation = evaluator.final(policy)
-            record.finish(components.collector.env_steps, policy, evaluation)
+            writer.finish(components.collector.env_steps, policy, evaluation)
+            run = Run(path, policy.requires_grad_(False).eval(), evaluation)
+    missing = writer.missing()
+    if missing:
+        raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
-    return Run(record.folder.path, policy.requires_grad_(False).eval(), evaluation)
+    assert run is not None
+    return run
 
 
-def loop(components: Components, record: Record, stop: StopSignals) -> None:
+def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
     """Collect and learn until `total_steps` environment steps are done, or something says stop."""
     recipe, collector, learner = components.recipe, components.collector, components.learner
     meter, display, hooks = components.meter, components.display, components.hooks
     policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
     log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
-    checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total, done)
+    between = recipe.checkpoint.every or total // EVALUATIONS
+    checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
     display.done_steps = done
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
@@ -340,16 +358,16 @@ def loop(components: Components, record: Record, stop: StopSignals) -> None:
             metrics = learner.update(rollout, progress=progress)
         step = collector.env_steps
         meter.add(metrics, rollout.episodes)
-        record.episodes(rollout.episodes)
+        writer.episodes(rollout.episodes)
         if log_due(step):
-            record.scalars(step, meter.figures())
-            display.update(step, record.latest)
+            writer.log(step, meter.take())
+            display.update(step, writer.latest)
             if hooks.on_log is not None:
-                is_stopping |= hooks.on_log(step, dict(record.latest)) is True
+                is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
         if evaluation_due(step):
             evaluations = components.evaluator(step, policy)
-            record.evaluated(step, policy, evaluations)
-            display.update(step, record.latest)
+            writer.evaluated(step, policy, evaluations)
+            display.update(step, writer.latest)
             if hooks.stop_at_return is not None and "eval" in evaluations:
                 is_stopping |= evaluations["eval"].mean >= hooks.stop_at_return
         is_stopping |= stop.received is not None  # read once: what ends the loop is what saves
@@ -359,7 +377,7 @@ def loop(components: Components, record: Record, stop: StopSignals) -> None:
                 "collector": collector.state_dict(),
                 "meter": meter.state_dict(),
             }
-            record.checkpoint(step, state, policy)
+            writer.checkpoint(step, state, policy)
 
 
 def collect(collector: Collector, recipe: Recipe) -> Rollout:

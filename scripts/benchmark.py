@@ -430,14 +430,14 @@ def memory() -> Iterator[Row]:
 import resource
 from pathlib import Path
 import rlpg
-from rlpg.meter import Meter
+from rlpg.metrics import MetricsAccumulator
 def now():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-seen, before = {}, Meter.figures
-def figures(self):
+seen, before = {}, MetricsAccumulator.take
+def take(self):
     seen[self._collector.env_steps] = now()
     return before(self)
-Meter.figures = figures
+MetricsAccumulator.take = take
 settings = {
     "rollout.num_envs": 64, "rollout.num_steps": 128,
     "evaluation.every": 50_000, "checkpoint.every": 50_000,

@@ -13,8 +13,8 @@ import pytest
 import rlpg
 from rlpg.diagnosis import diagnose
 from rlpg.errors import EnvironmentFault, FileError
-from rlpg.record import versions_now
 from rlpg.rollouts import Collector
+from rlpg.run_writer import versions_now
 from rlpg.runs.store import newest_checkpoint, save_checkpoint
 
 SMALL = {

@@ -18,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpg
-from rlpg.errors import FileError, UsageError
+from rlpg.errors import FileError, RlpgWarning, UsageError
 from rlpg.learners import Reinforce
 from rlpg.runs.run import open_run
 from rlpg.runs.store import load_policy, newest_checkpoint
@@ -161,7 +161,8 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(tmp_path: P
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(data)
-    rlpg.resume(tmp_path / "cut")
+    with pytest.warns(RlpgWarning, match="skipped .*: expected content with the sha256"):
+        rlpg.resume(tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -176,6 +177,8 @@ def test_a_finished_run_grows(tmp_path: Path) -> None:
     first = progress(short.path)
     again = rlpg.resume(short.path, total_steps=2200)
     assert again.path == short.path
+    text = (short.path / "recipe.toml").read_text()
+    assert text.startswith("# trained to step 1536 with total_steps = 1500, then resumed with")
     rows = progress(short.path)
     assert rows[: len(first)] == first
     steps = [row["step"] for row in rows]
@@ -235,7 +238,8 @@ def test_other_versions_are_said_and_exact_refuses(
     )
     with pytest.raises(UsageError, match=r"torch was 2\.[0-9.+a-z]*, is 9\.9"):
         rlpg.resume(tmp_path / "run", exact=True)
-    rlpg.resume(tmp_path / "run")
+    with pytest.warns(RlpgWarning, match=r"bits may differ: torch was 2\.[0-9.+a-z]*, is 9\.9"):
+        rlpg.resume(tmp_path / "run")
 
 
 def versions(run: Path) -> dict[str, str]:

@@ -179,7 +179,8 @@ def _worker(index: int, env_fn: Callable[[], Any], pipe: Any, *rest: Any) -> Non
         pipe.recv()
         pipe.send((None, False))
         return
-    _async_worker(index, lambda: env, pipe, *rest)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent gave up meanwhile
+        _async_worker(index, lambda: env, pipe, *rest)
 
 
 class _Guarded:
@@ -190,8 +191,9 @@ class _Guarded:
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
         if multiprocessing.parent_process() is not None and os.getpid() != self._parent:
-            # Ctrl-C is for the parent to handle: it lets the step end and saves.
+            # Ctrl-C and a closed terminal are for the parent to handle: it ends the step and saves.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             threading.Thread(target=self._outlive_no_parent, daemon=True).start()
         return self._maker()
