@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
@@ -181,6 +182,7 @@ def _words(info: inspect.Type, value: object) -> str:
             return f"a table, each value {_words(info.value_type, value)}"
     return {
         inspect.BoolType: "true or false", inspect.StrType: "a string", inspect.NoneType: "none",
+        inspect.CustomType: "a path",
     }[type(info)]  # fmt: skip
 
 
@@ -217,6 +219,8 @@ def from_text(text: str, kind: Any) -> Any:
         return _toml_value(text)
     elif origin is tuple:
         return [from_text(part.strip(), args[0]) for part in text.split(",") if part.strip()]
+    elif kind is Path:
+        return Path(text)
     elif kind is NoneType:
         return None if text.strip().lower() == "none" else text
     elif kind is bool:
