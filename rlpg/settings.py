@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, inspect
@@ -105,10 +106,16 @@ class Settings:
         return {name: getattr(self, name) for name in self.names()}
 
 
-def kinds(settings: type) -> dict[str, Any]:
+def kinds(settings: type) -> Mapping[str, Any]:
     """The type of each field of a table."""
+    return _kinds(cast(Hashable, settings))
+
+
+@functools.cache
+def _kinds(settings: Any) -> Mapping[str, Any]:
     hints = get_type_hints(settings, include_extras=True)
-    return {entry.name: hints[entry.name] for entry in dataclasses.fields(settings)}
+    names = (entry.name for entry in dataclasses.fields(settings))
+    return MappingProxyType({name: hints[name] for name in names})
 
 
 def validated(key: str, value: object, kind: Any) -> Any:

@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error, EXIT_USAGE)
     except RlpgError as error:
         return complain(error, EXIT_FAILED)
+    except BrokenPipeError:  # of a reader like `head`, who has seen enough
+        silence_broken_output()
+        return 0
     except OSError as error:
         silence_broken_output()
         place = f"{error.filename}: " if error.filename else ""

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
+import io
+import itertools
+import operator
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -26,9 +31,9 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from rlpg.cli.verb import Verb
+from rlpg.cli.verb import SET_BEFORE, Verb
 from rlpg.cli.words import read
-from rlpg.errors import UsageError
+from rlpg.errors import RecipeError, UsageError
 from rlpg.runs.recipe import Recipe, kind_of
 from rlpg.settings import Arguments, Settings, expected, from_text, kinds
 
@@ -50,7 +55,12 @@ def parse(name: str, kind: type[Verb], words: Sequence[str]) -> Verb | None:
         raise UsageError(f"{name}: expected {what}, got nothing; see `rlpg {name} --help`")
     try:
         made = tyro.cli(
-            kind, prog=f"rlpg {name}", default=verb, args=arguments, registry=registry()
+            kind,
+            prog=f"rlpg {name}",
+            description=_description(kind),
+            default=verb,
+            args=arguments,
+            registry=registry(),
         )
     except SystemExit as end:
         if end.code:
@@ -59,69 +69,94 @@ def parse(name: str, kind: type[Verb], words: Sequence[str]) -> Verb | None:
     return made
 
 
-# Settings that are no options of their own; `prepared` sets them.
-SET_BEFORE = ("environment.id", "environment.kwargs", "policy.kwargs", "policy.network_kwargs")
-
-
 def _argument(name: str, verb: Verb, key: str, text: str | None) -> str:
     """An option as one word that tyro understands."""
-    own = {key: kind for key, kind in kinds(type(verb)).items() if key not in verb.hidden}
-    recipe: Recipe | None = getattr(verb, "settings", None)
-    if key not in own or key == "settings":
-        close = difflib.get_close_matches(key, [k for k in own if k != "settings"], cutoff=0.75)
-        if close or recipe is None:
-            hint = f"did you mean {' or '.join(map(verb.key, close))}?" if close else (
-                f"see `rlpg {name} --help`"
-            )  # fmt: skip
-            raise UsageError(f"{verb.key(key)}: no such option; {hint}")
     if key == verb.positional:
         return str(text)
-    if own.get(key) is bool:
+    kind = _kind(name, verb, key)
+    if kind is bool and key in kinds(type(verb)):
+        if text is not None:
+            raise UsageError(f"{verb.key(key)}: expected no value, got {text}")
         return verb.key(key)
-    kind = own[key] if key in own else kind_of(cast(Recipe, recipe), key)
     if text is None and kind is not bool:
         raise UsageError(f"{verb.key(key)}: expected {expected(kind)}, got nothing")
     return f"{verb.key(key)}={'true' if text is None else text}"
 
 
-def registry() -> ConstructorRegistry:
-    """How tyro is to treat our types."""
+def _kind(name: str, verb: Verb, key: str) -> Any:
+    """The annotation behind an option, or UsageError with the closest ones."""
+    own = {k: kind for k, kind in kinds(type(verb)).items() if k not in ("settings", *verb.hidden)}
+    if key in own:
+        return own[key]
+    recipe: Recipe | None = getattr(verb, "settings", None)
+    close = difflib.get_close_matches(key, own, cutoff=0.75)
+    try:
+        if recipe is not None:
+            return kind_of(recipe, key)
+    except RecipeError:  # names close settings, which is worth more where there is no close option
+        if not close:
+            raise
+    hint = f"did you mean {' or '.join(map(verb.key, close))}?" if close else ""
+    raise UsageError(f"{verb.key(key)}: no such option; {hint or f'see `rlpg {name} --help`'}")
+
+
+def _description(verb: type[Verb]) -> str:
+    """The docstring; tyro joins lines, unless they are indented."""
+    first, *rest = (inspect.getdoc(verb) or "").splitlines()
+    return "\n".join([first, *(f"  {line}" if line else "" for line in rest)])
+
+
+def registry(*, has_choices: bool = False) -> ConstructorRegistry:
+    """How tyro is to treat our types.
+
+    Args:
+        has_choices: say which values there are. A shell offers them; tyro would refuse others.
+    """
     made = ConstructorRegistry()
-    made.struct_rule(_table)
+    made.struct_rule(functools.partial(_table, has_choices))
     return made
 
 
-def _table(info: StructTypeInfo) -> StructConstructorSpec | None:
+def _table(has_choices: bool, info: StructTypeInfo) -> StructConstructorSpec | None:
     """A table of settings: its fields as they are typed, and how it is made."""
     if not (isinstance(info.type, type) and issubclass(info.type, Settings)):
         return None
     made = info.default if isinstance(info.default, Settings) else info.type()
-    texts = docstrings(type(made))
+    texts = functools.cache(functools.partial(docstrings, type(made)))  # read for a help only
     fields = []
     for name, kind in kinds(type(made)).items():
         is_option = name in made.names() and name not in getattr(made, "hidden", ())
         if is_option and made.key(name) not in SET_BEFORE:
-            fields.append(_field(made, name, kind, texts.get(name, "")))
+            text = functools.partial(lambda name: texts().get(name, ""), name)
+            field = _field(made, name, kind, text, has_choices)
+            fields.append(field)
     return StructConstructorSpec(
-        instantiate=lambda **values: replace(made, **values), fields=tuple(fields)
+        instantiate=lambda **values: replace(cast(Any, made), **values), fields=tuple(fields)
     )
 
 
-def _field(table: Settings, name: str, kind: Any, text: str) -> StructFieldSpec:
+def _field(
+    table: Settings, name: str, kind: Any, text: Callable[[], str], has_choices: bool
+) -> StructFieldSpec:
     value = getattr(table, name)
     if isinstance(value, Settings):
-        flat = Annotated[type(value), tyro.conf.arg(name="")] if isinstance(value, Recipe) else None
-        return StructFieldSpec(name, flat or type(value), value, _about(value))
+        # The settings of a recipe are options without a prefix.
+        prefix = tyro.conf.arg(name="" if isinstance(value, Recipe) else name)
+        kind = Annotated[type(value), prefix]
+        return StructFieldSpec(name, kind, value, functools.partial(_about, value))
     if name == getattr(table, "positional", None):
         word = tyro.conf.arg(metavar=metavar(kind))
-        kind = Annotated[kind, _spec(kind), tyro.conf.Positional, word]
+        kind = Annotated[kind, _spec(kind, has_choices), tyro.conf.Positional, word]
         return StructFieldSpec(name, kind, tyro.MISSING_NONPROP, text)
     if kind is bool and isinstance(table, Verb):
-        return StructFieldSpec(name, tyro.conf.FlagCreatePairsOff[bool], value, text)
-    return StructFieldSpec(name, Annotated[kind, _spec(kind)], value, text)
+        option = tyro.conf.arg(name=table.key(name).removeprefix("--"))
+        kind = Annotated[bool, option, tyro.conf.FlagCreatePairsOff]
+        return StructFieldSpec(name, kind, value, text)
+    kind = Annotated[kind, _spec(kind, has_choices), tyro.conf.FlagConversionOff]
+    return StructFieldSpec(name, kind, value, text)
 
 
-def _spec(kind: Any) -> PrimitiveConstructorSpec[Any]:
+def _spec(kind: Any, has_choices: bool) -> PrimitiveConstructorSpec[Any]:
     """How one value is read and shown. The table judges it, so that its errors are ours."""
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -129,6 +164,7 @@ def _spec(kind: Any) -> PrimitiveConstructorSpec[Any]:
         instance_from_str=lambda words: from_text(words[0], kind),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [shown(value)],
+        choices=choices(kind) if has_choices else None,
     )
 
 
@@ -143,8 +179,12 @@ def docstrings(table: type) -> dict[str, str]:
     """The text under each field, in its own class or one above it."""
     found: dict[str, str] = {}
     for owner in reversed(inspect.getmro(table)[:-1]):
-        body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]).body
-        for entry, text in zip(body, body[1:], strict=False):
+        try:
+            source = textwrap.dedent(inspect.getsource(owner))
+        except OSError:  # a learner of one's own that was typed into an interpreter
+            continue
+        body = cast(ast.ClassDef, ast.parse(source).body[0]).body
+        for entry, text in itertools.pairwise(body):
             if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr):
                 found[ast.unparse(entry.target)] = " ".join(ast.literal_eval(text.value).split())
     return found
@@ -171,8 +211,42 @@ def metavar(kind: Any) -> str:
     )
 
 
+def choices(kind: Any) -> tuple[str, ...] | None:
+    """The values that a kind has, where they can be counted."""
+    if kind is bool:
+        return "true", "false"
+    if kind is NoneType:
+        return ("none",)
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) is Annotated:
+        names: tuple[str, ...] = next((m.extra["names"] for m in get_args(kind) if _names(m)), ())
+        return names or None
+    options = [choices(option) for option in get_args(kind)]
+    known = [option for option in options if option is not None]
+    is_known = get_origin(kind) in (Union, UnionType) and len(known) == len(options)
+    return tuple(itertools.chain(*known)) if is_known else None
+
+
+def _names(meta: Any) -> Any:
+    return isinstance(meta, msgspec.Meta) and meta.extra and meta.extra.get("names")
+
+
 def shown(value: object) -> str:
     """A value as it would be typed."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def completion(verbs: Mapping[str, type[Verb]], shell: str) -> str:
+    """The script that makes a shell complete verbs and options."""
+    kinds_of_verbs: list[Any] = [
+        Annotated[kind, tyro.conf.subcommand(name, default=kind(), prefix_name=False)]
+        for name, kind in verbs.items()
+    ]
+    any_verb: Any = functools.reduce(operator.or_, kinds_of_verbs)
+    text, arguments = io.StringIO(), ["--tyro-write-completion", shell, "-"]
+    with suppress(SystemExit), redirect_stdout(text):
+        tyro.cli(any_verb, prog="rlpg", args=arguments, registry=registry(has_choices=True))
+    return text.getvalue()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from msgspec import Meta
 
@@ -16,12 +16,14 @@ from rlpg.cli.words import Given
 from rlpg.errors import UsageError, install
 from rlpg.settings import Natural, Settings
 
-Environment = Annotated[str, Meta(title="ENV")]
+EnvironmentId = Annotated[str, Meta(title="ENV")]
 File = Annotated[Path, Meta(title="FILE")]
 Folder = Annotated[Path, Meta(title="DIR")]
 RunFolder = Annotated[Path, Meta(title="RUN")]
 Number = Annotated[int, Meta(ge=1, le=1_000_000)]  # of steps or episodes that are kept in memory
 NOTHING: Mapping[str, str] = MappingProxyType({})
+FREE = ("environment.kwargs", "policy.kwargs", "policy.network_kwargs")  # tables of a recipe
+SET_BEFORE = ("environment.id", *FREE)  # settings that `prepared` sets, not tyro
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +57,43 @@ class Verb(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Playing(Verb):
+class Importing(Verb):
+    """A verb that reads files which may name code of the user's."""
+
+    aliases: ClassVar[Mapping[str, str]] = MappingProxyType({"import": "import_modules"})
+
+    import_modules: bool = False
+    """import the modules of your own that the files name"""
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """As it is typed: `--num-envs`."""
+        return "--import" if name == "import_modules" else super().key(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing(Importing):
     """What the verbs have in common that play episodes with something saved."""
 
     episodes: Number = 100
     """number of episodes"""
     seed: Natural = 0
     """seed of the episodes"""
-    env: Environment | None = None
+    env: EnvironmentId | None = None
     """another environment than the one of the run (none: the run's own)"""
     json: File | None = None
-    """write what was found here, too"""
+    """write what was found to this file, too"""
 
     def check(self) -> None:
         check_folder("--json", self.json)
+
+    def write(self, found: Mapping[str, Any]) -> None:
+        """Write what was found where --json says. Before printing it: a closed pipe costs less."""
+        from rlpg.runs.trees import to_json
+        from rlpg.runs.files import write
+
+        if self.json is not None:
+            write(self.json, to_json(dict(found)))
 
 
 def check_folder(option: str, path: Path | None) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlpg.cli.verb import Verb
 
 HELP = ("-h", "--help")
+BOOLEANS = ("true", "false")
 _NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list begun before them
 
 
@@ -41,27 +42,29 @@ def read(name: str, verb: type[Verb], words: Sequence[str]) -> Given:
     rest, key = [word for word in words if word not in HELP], ""
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--"):
+        if not word.startswith("--") or word == "--":
             loose.append((word, key))
             continue
         typed, equals, value = word.removeprefix("--").partition("=")
-        free = next((table for table in verb.free if typed.startswith(f"{table}.")), "")
-        if free:
-            entries[typed] = value if equals else _next(rest) or ""
+        table = ".".join(typed.replace("-", "_").split(".")[:2])
+        if table in verb.free and typed.count(".") > 1:  # the entry's name keeps its spelling
+            entries[table + typed[len(table) :]] = value if equals else _next(rest) or ""
             continue
         key = typed.replace("-", "_")
-        key = verb.aliases.get(key, key)
+        key = next(
+            (k for k in kinds(verb) if verb.key(k) == f"--{typed}"), verb.aliases.get(key, key)
+        )
         options[key] = value if equals else _value(rest, key, verb, shapes.get(key))
     if verb.positional and loose:
         options[verb.positional] = loose.pop(0)[0]
     for word, before in loose:
-        _refuse(name, verb, word, before)
+        _refuse(name, verb, word, before, options.get(before))
     return Given(options, entries, is_help=any(word in HELP for word in words))
 
 
 def known_kinds(verb: type[Verb]) -> dict[str, Any]:
     """The kind of each option that a verb may have, whatever its agent, by key."""
-    found = kinds(verb)
+    found = dict(kinds(verb))
     if "settings" in found:
         tables = [kind for kind in kinds(Recipe).values() if isinstance(kind, type)]
         tables += [agent.settings for agent in AGENTS.values()]
@@ -80,12 +83,13 @@ def _value(rest: list[str], key: str, verb: type[Verb], kind: Any) -> str | None
     """The words that are the value of an option; they are taken from `rest`."""
     if kind is bool:
         is_said = bool(rest) and rest[0].lower() in ("true", "false")
-        return rest.pop(0) if is_said and "." in key or is_said and key in kinds(Recipe) else None
-    value = _next(rest)
-    if value is not None and is_list(kind):
-        while _NUMBERS.fullmatch(value) and rest and _NUMBERS.fullmatch(rest[0]):
-            value += f",{rest.pop(0)}"
-    return verb.bare.get(key) if value is None else value
+        return (
+            rest.pop(0) if (is_said and "." in key) or (is_said and key in kinds(Recipe)) else None
+        )
+    values = [value] if (value := _next(rest)) is not None else []
+    while values and is_list(kind) and rest and all(map(_NUMBERS.fullmatch, (values[-1], rest[0]))):
+        values.append(rest.pop(0))
+    return ",".join(values) if values else verb.bare.get(key)
 
 
 def _next(rest: list[str]) -> str | None:
@@ -93,8 +97,9 @@ def _next(rest: list[str]) -> str | None:
     return rest.pop(0) if rest and not rest[0].startswith("--") else None
 
 
-def _refuse(name: str, verb: type[Verb], word: str, before: str) -> None:
-    if before and _NUMBERS.fullmatch(word):
+def _refuse(name: str, verb: type[Verb], word: str, before: str, value: str | None) -> None:
+    """UsageError about a word that belongs to nothing."""
+    if before and value and _NUMBERS.fullmatch(word):
         several = f"; {verb.key(before)}s takes several" if f"{before}s" in kinds(verb) else ""
-        raise UsageError(f"{verb.key(before)}: expected one value, got {word} too{several}")
+        raise UsageError(f"{verb.key(before)}: expected one value, got {value} {word}{several}")
     raise UsageError(f"{word}: expected an option, got a word; see `rlpg {name} --help`")
