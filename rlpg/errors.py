@@ -80,3 +80,8 @@ class SaveError(TrainingError):
 
 class RlpgWarning(UserWarning):
     """Something that the user of a run should know, and the run goes on."""
+
+
+def install(extra: str) -> str:
+    """How a missing extra is installed: no package index has rlpg, a checkout of it does."""
+    return f'`pip install ".[{extra}]"` in the checkout of rlpg'
