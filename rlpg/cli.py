@@ -151,11 +151,12 @@ def add_resume(verbs: Any) -> None:
         "--exact", action="store_true", help="refuse to go on where the bits may differ (false)"
     )
     parser.add_argument("--quiet", action="store_true", help="print the result only (false)")
+    add_environment_arguments(parser)
 
 
 def resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Continue one run."""
-    refuse(rest, "resume")
+    kwargs = chosen_arguments(rest, "resume")
     from rlpg.training import resume
 
     total = None
@@ -165,6 +166,7 @@ def resume(arguments: argparse.Namespace, rest: list[str]) -> int:
     run = resume(
         arguments.run,
         env=arguments.env,
+        env_kwargs=kwargs,
         total_steps=total,
         exact=arguments.exact,
         quiet=arguments.quiet,
@@ -208,11 +210,12 @@ def add_evaluate(verbs: Any) -> None:
         "--video", type=Path, nargs="?", const=Path("episode.mp4"), metavar="FILE",
         help="film one episode more (episode.mp4)",
     )  # fmt: skip
+    add_environment_arguments(parser)
 
 
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate and print one line."""
-    refuse(rest, "evaluate")
+    kwargs = chosen_arguments(rest, "evaluate")
     from rlpg.evaluation import evaluate_saved
     from rlpg.loading import load_saved
 
@@ -224,6 +227,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     evaluation = evaluate_saved(
         saved,
         env=arguments.env,
+        env_kwargs=kwargs,
         episodes=arguments.episodes,
         seed=arguments.seed,
         deterministic=not arguments.stochastic,
@@ -245,6 +249,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
             saved,
             arguments.video,
             env=arguments.env,
+            env_kwargs=kwargs,
             seed=arguments.seed,
             deterministic=not arguments.stochastic,
         )
@@ -273,17 +278,22 @@ def add_diagnose(verbs: Any) -> None:
     parser.add_argument("--env", metavar="ENV", help="where the run does not know how to make it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table here (none)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it here (none)")
+    add_environment_arguments(parser)
 
 
 def diagnose(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Print the table; write and draw it on request."""
-    refuse(rest, "diagnose")
+    kwargs = chosen_arguments(rest, "diagnose")
     from rlpg import diagnosis
     from rlpg.runs.encoding import to_json
     from rlpg.runs.files import write
 
     found = diagnosis.diagnose(
-        arguments.run, env=arguments.env, episodes=arguments.episodes, seed=arguments.seed
+        arguments.run,
+        env=arguments.env,
+        env_kwargs=kwargs,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
     )
     if arguments.json is not None:
         write(arguments.json, to_json(found.as_dict()))

@@ -7,6 +7,7 @@ learn from the past are fitted on calibration episodes that the gradients never 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,14 @@ from rlpg.learners.baselines import STATISTICAL
 from rlpg.learners.credit import CreditRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
-from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
+from rlpg.prepare import (
+    environment_options,
+    make_learner,
+    make_policy,
+    stream,
+    torch_generator,
+    with_usable_kwargs,
+)
 from rlpg.restore import restore_learner
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs import checkpoint
@@ -104,13 +112,19 @@ class Diagnosis:
 
 
 def diagnose(
-    path: str | Path, *, env: str | None = None, episodes: int = 256, seed: int = 0
+    path: str | Path,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 256,
+    seed: int = 0,
 ) -> Diagnosis:
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
     Args:
         path: the run's folder.
         env: where the run's own id names a module to import.
+        env_kwargs: arguments of the environment that a run's file may not choose; see `resume`.
         episodes: as many for calibration, and as many for the gradients.
         seed: of the episodes.
 
@@ -121,7 +135,7 @@ def diagnose(
     if episodes < 4:
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
     folder = open_run(Path(path))
-    recipe = folder.load_recipe()
+    recipe = with_usable_kwargs(folder.load_recipe(), folder.path, env_kwargs)
     saved, _ = checkpoint.newest(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")

@@ -17,6 +17,7 @@ from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.policies import Policy
 from rlpg.runs.policy_files import load_policy
 from rlpg.runs.recipe import Recipe, load_recipe
+from rlpg.runs.recorded import checked_record
 from rlpg.runs.run import find_policy, safe_name
 
 
@@ -54,9 +55,7 @@ def load_saved(source: str | Path, which: Literal["best", "last"] = "last") -> S
             if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
                 raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")
         policy.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        environment, training = dict(record["environment"]), dict(record["training"])
-        if not isinstance(environment.get("id"), str):
-            raise UsageError(f"environment: expected an id, got {environment}")
+        environment, training = checked_record(record["environment"]), dict(record["training"])
     except (RlpgError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{path}: expected a policy, got one that does not fit: {reason}") from None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
@@ -16,14 +15,14 @@ from rlpg.errors import UsageError
 from rlpg.learners import Reinforce
 from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy
-from rlpg.rollouts import full_id, make_envs, probe_action_mask
+from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
 from rlpg.runs.recipe import DISCRETE_ENTROPY_COEF, Recipe, load_recipe, override
+from rlpg.runs.recorded import usable_kwargs
 
-AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
 
 
-def find_recipe(env: AnyEnv, agent: str, recipe: str | Path | Recipe | None) -> Recipe:
+def find_recipe(env: EnvSource, agent: str, recipe: str | Path | Recipe | None) -> Recipe:
     """The recipe before overrides, with the environment's id and the agent's name in it.
 
     Args:
@@ -52,11 +51,14 @@ def completed(recipe: Recipe) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
-def environment_name(env: AnyEnv) -> str:
-    """The whole id of an environment; the class of an object that has none."""
-    if isinstance(env, str):
-        return full_id(env)
-    return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__
+def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
+    """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
+
+    Raises:
+        FileError: one of them may not come from a file.
+    """
+    kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
+    return override(recipe, {"environment.kwargs": kwargs})
 
 
 def stream(seed: int, name: str, *key: int) -> np.random.SeedSequence:
@@ -70,7 +72,7 @@ def torch_generator(seed: np.random.SeedSequence) -> torch.Generator:
 
 
 @contextmanager
-def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
+def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
     if name != told:
@@ -88,7 +90,7 @@ def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, 
             made.envs.close()
 
 
-def environment_options(env: AnyEnv, recipe: Recipe) -> dict[str, Any]:
+def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
     """How to make the environment; a vector environment is used as it is."""
     settings = recipe.environment
     if isinstance(env, VectorEnv):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import EnvironmentFault, UsageError
@@ -18,7 +17,6 @@ from rlpg.loading import environment_to_make
 from rlpg.meter import Every, Meter
 from rlpg.policies import Policy
 from rlpg.prepare import (
-    AnyEnv,
     completed,
     environment_options,
     find_recipe,
@@ -26,13 +24,15 @@ from rlpg.prepare import (
     make_policy,
     stream,
     training_envs,
+    with_usable_kwargs,
 )
 from rlpg.record import Record, differences, versions_now
 from rlpg.restore import fitting, restore
 from rlpg.rollouts import (
     Collector,
+    EnvSource,
     Rollout,
-    copy_of,
+    another_like,
     hangs_end_the_process,
     make_envs,
     reseed,
@@ -57,7 +57,7 @@ class Run:
 
 
 def train(
-    env: AnyEnv,
+    env: EnvSource,
     agent: str = "reinforce",
     *,
     seed: int | None = None,
@@ -70,8 +70,9 @@ def train(
     """Train an agent and return its run: `run.path`, `run.policy`, `run.evaluation`.
 
     Args:
-        env: an id (`CartPole-v1`, `module:Id-v0`), a `gymnasium.Env`, or a vector environment. An
-            object without a registered id cannot be copied, so it is not evaluated.
+        env: an id (`CartPole-v1`, `module:Id-v0`), a class or function that makes a
+            `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
+            registered id cannot be copied, so it is not evaluated.
         agent: the learner.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
@@ -91,7 +92,7 @@ def train(
 
 
 def run_recipe(
-    env: AnyEnv, recipe: Recipe, run_dir: str | Path | None = None, *, quiet: bool = True
+    env: EnvSource, recipe: Recipe, run_dir: str | Path | None = None, *, quiet: bool = True
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
     recipe = completed(recipe)
@@ -111,7 +112,8 @@ def run_recipe(
 def resume(
     path: str | Path,
     *,
-    env: AnyEnv | None = None,
+    env: EnvSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
     exact: bool = False,
     quiet: bool = True,
@@ -126,17 +128,20 @@ def resume(
         path: the run's folder.
         env: needed where the run was given an environment object, or an id with a module to
             import; otherwise the run knows.
+        env_kwargs: arguments for the environment's constructor, instead of the run's own and
+            besides. A run's file may not choose paths, windows and large numbers.
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
         exact: refuse to go on where the bits may differ.
         quiet: print nothing.
 
     Raises:
-        FileError: there is no run, it cannot be read, or names a module to import.
+        FileError: there is no run, it cannot be read, or names a module to import or an argument
+            of the environment that a file may not choose.
         UsageError: another process is training it; or `exact`.
     """
     folder = open_run(Path(path))
-    recipe = folder.load_recipe()
+    recipe = with_usable_kwargs(folder.load_recipe(), folder.path, env_kwargs)
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
     if env is None:
@@ -173,7 +178,7 @@ class Parts:
 
 
 @contextmanager
-def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
+def assembled(env: EnvSource, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
     """The parts at the start of a run; closed at the end."""
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
@@ -253,19 +258,16 @@ class Evaluator:
     The seeds of an evaluation are a function of the run's seed and of the step it is made at.
     """
 
-    def __init__(self, env: AnyEnv, recipe: Recipe) -> None:
+    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self._envs: VectorEnv[Any, Any, Any] | None = None
-        self._copy: gymnasium.Env[Any, Any] | None = None
-        if not isinstance(env, str):
-            self._copy = None if isinstance(env, VectorEnv) else copy_of(env)
-            if self._copy is None:
-                return
-            env = self._copy
+        another = another_like(env)
+        if another is None:
+            return
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = stream(recipe.seed, "evaluation")
-        options = environment_options(env, recipe)
-        self._envs = make_envs(env, copies, seed=seed, **options).envs
+        options = environment_options(another, recipe)
+        self._envs = make_envs(another, copies, seed=seed, **options).envs
 
     @property
     def environments(self) -> list[VectorEnv[Any, Any, Any]]:
@@ -307,5 +309,3 @@ class Evaluator:
     def __exit__(self, *error: object) -> None:
         if self._envs is not None:
             self._envs.close()
-        if self._copy is not None:
-            self._copy.close()

@@ -28,7 +28,7 @@ from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble, check_fi
 from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
-from rlpg.rollouts.seeds import is_seeded, seed_streams
+from rlpg.rollouts.seeds import is_seeded, seed_sequence, seed_streams
 from rlpg.rollouts.vector import (
     autoreset_mode,
     batched_mask,
@@ -79,9 +79,7 @@ class Collector:
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
         self._log_prob = log_prob
-        self._seed = (
-            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        )
+        self._seed = seed_sequence(seed)
         self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
         self._generator = torch.Generator(self._device)
         self._generator.manual_seed(int(self._seed.generate_state(1, np.uint64)[0]))
@@ -170,7 +168,7 @@ class Collector:
             "ended": self._ended.copy(),
             "returns": self._running.returns.copy(),
             "lengths": self._running.lengths.copy(),
-            "environments": snapshot(self.envs),
+            "environments": snapshot(self.envs, mid_episode=self._obs is not None),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str:
@@ -190,7 +188,7 @@ class Collector:
             lengths=np.array(state["lengths"], dtype=np.int64),
         )
         self._carry = None
-        problem = restore(self.envs, state["environments"], mid_episode=self._obs is not None)
+        problem = restore(self.envs, state["environments"])
         if problem:
             self.restart()
         return problem
