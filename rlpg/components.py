@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
@@ -20,11 +19,11 @@ from rlpg.learners import Learner
 from rlpg.learners.settings import AGENTS, LearnerSettings
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
-from rlpg.rollouts import full_id, make_envs, probe_action_mask
+from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
 from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recorded import usable_kwargs
 from rlpg.runs.shipped import recipe_for
 
-AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
 
 
@@ -32,7 +31,7 @@ STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final 
 
 
 def find_recipe(
-    env: AnyEnv, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
+    env: EnvSource, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
 ) -> Recipe:
     """The recipe before overrides, with the environment's id and the agent's name in it.
 
@@ -96,11 +95,14 @@ def resolved(recipe: Recipe) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
-def environment_name(env: AnyEnv) -> str:
-    """The whole id of an environment; the class of an object that has none."""
-    if isinstance(env, str):
-        return full_id(env)
-    return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__
+def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
+    """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
+
+    Raises:
+        FileError: one of them may not come from a file.
+    """
+    kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
+    return override(recipe, {"environment.kwargs": kwargs})
 
 
 # ---- random streams
@@ -120,7 +122,7 @@ def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
 
 
 @contextmanager
-def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
+def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
     if name != told:
@@ -138,7 +140,7 @@ def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, 
             made.envs.close()
 
 
-def environment_options(env: AnyEnv, recipe: Recipe) -> dict[str, Any]:
+def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
     """How to make the environment; a vector environment is used as it is."""
     settings = recipe.environment
     if isinstance(env, VectorEnv):

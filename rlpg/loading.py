@@ -12,6 +12,7 @@ import torch
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy
 from rlpg.references import Part, UserParts
+from rlpg.runs.recorded import checked_record
 from rlpg.runs.run import find_policy
 from rlpg.runs.shipped import shipped_agents, shipped_folder
 from rlpg.runs.store import POLICY_FILE, load_policy
@@ -64,9 +65,7 @@ def load_saved(
             if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
                 raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")
         policy.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        environment, training = dict(record["environment"]), dict(record["training"])
-        if not isinstance(environment.get("id"), str):
-            raise UsageError(f"environment: expected an id, got {environment}")
+        environment, training = checked_record(record["environment"]), dict(record["training"])
     except MissingPartError as error:
         raise MissingPartError(f"{path}: {error}") from None
     except (RlpgError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from gymnasium.vector import VectorEnv
 
 from rlpg.components import (
-    AnyEnv,
     environment_options,
     find_recipe,
     learner_settings,
@@ -24,6 +22,7 @@ from rlpg.components import (
     seed_sequence,
     settings_of,
     training_envs,
+    with_usable_kwargs,
 )
 from rlpg.errors import EnvironmentFault, SaveError, UsageError
 from rlpg.evaluation import Evaluation, play
@@ -36,8 +35,9 @@ from rlpg.references import Part, UserParts, reference_to
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
     Collector,
+    EnvSource,
     Rollout,
-    copy_of,
+    another_like,
     hangs_end_the_process,
     make_envs,
     reseed,
@@ -84,7 +84,7 @@ class Hooks:
 
 
 def train(
-    env: AnyEnv,
+    env: EnvSource,
     agent: str | type[Learner] | None = None,
     *,
     seed: int | None = None,
@@ -108,8 +108,9 @@ def train(
     keyword arguments. The run's files name them, and `resume` and `load` want them again.
 
     Args:
-        env: an id (`CartPole-v1`, `module:Id-v0`), a `gymnasium.Env`, or a vector environment. An
-            object without a registered id cannot be copied, so it is not evaluated.
+        env: an id (`CartPole-v1`, `module:Id-v0`), a class or function that makes a
+            `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
+            registered id cannot be copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
             None: the recipe's, else `reinforce`.
         seed: of every random stream of the run.
@@ -168,7 +169,7 @@ def is_quiet(quiet: bool | None) -> bool:
 
 
 def run_recipe(
-    env: AnyEnv,
+    env: EnvSource,
     recipe: Recipe,
     run_dir: str | Path | None = None,
     *,
@@ -197,7 +198,8 @@ def run_recipe(
 def resume(
     path: str | Path,
     *,
-    env: AnyEnv | None = None,
+    env: EnvSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
     exact: bool = False,
     agent: str | type[Learner] | None = None,
@@ -221,6 +223,8 @@ def resume(
         path: the run's folder.
         env: needed where the run was given an environment object, or an id with a module to
             import; otherwise the run knows.
+        env_kwargs: arguments for the environment's constructor, instead of the run's own and
+            besides. A run's file may not choose paths, windows and large numbers.
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
         exact: refuse to go on where the bits may differ.
@@ -230,7 +234,8 @@ def resume(
         import_modules: whether parts that the run only names may be imported.
 
     Raises:
-        FileError: there is no run, it cannot be read, or names a module to import.
+        FileError: there is no run, it cannot be read, or names a module to import or an argument
+            of the environment that a file may not choose.
         UsageError: another process is training it; or `exact`.
         SaveError: the run is done, and not everything could be saved.
     """
@@ -238,6 +243,7 @@ def resume(
     hooks = Hooks(on_log, loggers, stop_at_return)
     folder = open_run(Path(path))
     recipe = before = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = before = with_usable_kwargs(recipe, folder.path, env_kwargs)
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
     if env is None:
@@ -299,7 +305,7 @@ def bring_back(components: Components, saved: Checkpoint) -> str:
 
 @contextmanager
 def assembled(
-    env: AnyEnv, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
+    env: EnvSource, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
 ) -> Iterator[Components]:
     """The components at the start of a run; closed at the end."""
     with ExitStack() as stack:
@@ -394,19 +400,16 @@ class Evaluator:
     The seeds of an evaluation are a function of the run's seed and of the step it is made at.
     """
 
-    def __init__(self, env: AnyEnv, recipe: Recipe) -> None:
+    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self._envs: VectorEnv[Any, Any, Any] | None = None
-        self._copy: gymnasium.Env[Any, Any] | None = None
-        if not isinstance(env, str):
-            self._copy = None if isinstance(env, VectorEnv) else copy_of(env)
-            if self._copy is None:
-                return
-            env = self._copy
+        another = another_like(env)
+        if another is None:
+            return
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = seed_sequence(recipe.seed, "evaluation")
-        options = environment_options(env, recipe)
-        self._envs = make_envs(env, copies, seed=seed, **options).envs
+        options = environment_options(another, recipe)
+        self._envs = make_envs(another, copies, seed=seed, **options).envs
 
     @property
     def environments(self) -> list[VectorEnv[Any, Any, Any]]:
@@ -448,5 +451,3 @@ class Evaluator:
     def __exit__(self, *error: object) -> None:
         if self._envs is not None:
             self._envs.close()
-        if self._copy is not None:
-            self._copy.close()

@@ -649,6 +649,16 @@ def test_an_environment_object_is_checked_and_left_open() -> None:
     assert [f.check for f in bad(rlpg.check_env(made, steps=STEPS))] == ["replay"]
 
 
+@pytest.mark.parametrize("factory", [Walk, lambda: Walk()], ids=["class", "function"])
+def test_a_class_or_function_is_checked(factory: Any) -> None:
+    report = rlpg.check_env(factory, steps=STEPS)
+    assert report.env == ("Walk" if factory is Walk else "environment")
+    assert [f.check for f in report.findings if f.status != "ok"] == [], report
+    assert report.repeats
+    with pytest.raises(EnvironmentSetupError, match="unexpected keyword argument"):
+        rlpg.check_env(factory, env_kwargs={"a": 1})
+
+
 def test_the_global_generators_are_left_as_they_were() -> None:
     random.seed(1)
     np.random.seed(1)
@@ -685,7 +695,8 @@ def test_interrupting_closes_the_environment() -> None:
     ("arguments", "text"),
     [
         ({"env": "CartPol-v1"}, "did you mean CartPole-v1"),
-        ({"env": 3}, "env: expected an id or a gymnasium.Env, got int"),
+        ({"env": 3}, r"env: expected an id, a class or function .*, got 3 \(int\)"),
+        ({"env": lambda: 3}, "expected environment to make a gymnasium.Env, got int"),
         ({"env": "CartPole-v1", "steps": 0}, "steps: expected at least 1, got 0"),
         ({"env": "CartPole-v1", "episodes": -1}, "episodes: expected at least 1"),
         ({"env": "CartPole-v1", "seed": -1}, "seed: expected 0 to"),

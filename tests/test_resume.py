@@ -145,6 +145,21 @@ def test_whole_episode_runs_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_run_of_whole_episodes_without_a_vector_version_could_not_be_resumed(
+    backend: str, tmp_path: Path
+) -> None:
+    """Its checkpoints kept the seed of an episode that a reset was going to drop."""
+    overrides = {"learner.baseline": "leave_one_out", "environment.backend": backend}
+    env, counts = "FrozenLake-v1", {"rollout.num_envs": 2, "evaluation.num_envs": 1}
+    train(tmp_path / "whole", env, **overrides, **counts)
+    with killed_at(9):
+        train(tmp_path / "cut", env, **overrides, **counts)
+    rlpg.resume(tmp_path / "cut")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    rlpg.resume(tmp_path / "cut", total_steps=TOTAL + 200)  # one that had finished
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     train(tmp_path / "whole")
     with killed_at(1):

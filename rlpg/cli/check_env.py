@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from rlpg.cli.verb import EnvironmentId, File, Number, Verb, check_folder
-from rlpg.cli.words import Given
-from rlpg.runs.recipe import Recipe, override
-from rlpg.settings import Arguments, Natural
+from rlpg.cli.verb import EnvironmentId, File, Number, WithEnvironment, check_folder
+from rlpg.settings import Natural
 
 STDOUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckEnv(Verb):
+class CheckEnv(WithEnvironment):
     """Find what is wrong with an environment before training on it.
 
     It plays the environment with random actions, looks at every call, plays episodes again, and
@@ -31,8 +29,6 @@ class CheckEnv(Verb):
 
     positional: ClassVar[str] = "env"
     bare: ClassVar[Mapping[str, str]] = MappingProxyType({"json": str(STDOUT)})
-    free: ClassVar[tuple[str, ...]] = ("environment.kwargs",)
-    hidden: ClassVar[tuple[str, ...]] = ("kwargs",)
 
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
@@ -44,12 +40,6 @@ class CheckEnv(Verb):
     """seed of the episodes and the actions"""
     json: File | None = None
     """write the report to this file, too; without FILE print it as JSON"""
-    kwargs: Arguments = field(default_factory=dict)
-
-    @classmethod
-    def prepared(cls, given: Given) -> CheckEnv:
-        """With the environment's arguments."""
-        return cls(kwargs=override(Recipe(), given.entries).environment.kwargs)
 
     def check(self) -> None:
         if self.json != STDOUT:

@@ -42,6 +42,7 @@ class Diagnose(Playing):
         found = diagnosis.diagnose(
             self.run_path,
             env=self.env,
+            env_kwargs=self.kwargs,
             episodes=self.episodes,
             seed=self.seed,
             parts=UserParts(import_modules=self.import_modules),

@@ -56,6 +56,7 @@ class Evaluate(Playing):
         evaluation = evaluate_saved(
             saved,
             env=self.env,
+            env_kwargs=self.kwargs,
             episodes=self.episodes,
             seed=self.seed,
             deterministic=not self.stochastic,
@@ -70,7 +71,12 @@ class Evaluate(Playing):
             from rlpg.video import film
 
             played = film(
-                saved, self.video, env=self.env, seed=self.seed, deterministic=not self.stochastic
+                saved,
+                self.video,
+                env=self.env,
+                env_kwargs=self.kwargs,
+                seed=self.seed,
+                deterministic=not self.stochastic,
             )
             print(f"filmed {self.video}: {played.lengths[0]} steps, return {played.mean:.2f}")
         return 0

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from rlpg.cli.streams import report
-from rlpg.cli.verb import EnvironmentId, Importing, RunFolder
+from rlpg.cli.verb import EnvironmentId, Importing, RunFolder, WithEnvironment
 from rlpg.settings import Count, Finite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(Importing):
+class Resume(Importing, WithEnvironment):
     """Continue a run that was stopped, killed or finished.
 
     It goes on from its newest checkpoint, to the same bits as if it had not stopped.
@@ -44,6 +44,7 @@ class Resume(Importing):
         run = resume(
             self.run_path,
             env=self.env,
+            env_kwargs=self.kwargs,
             total_steps=self.total_steps,
             exact=self.exact,
             stop_at_return=self.stop_at_return,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
@@ -14,7 +14,8 @@ from msgspec import Meta
 
 from rlpg.cli.words import Given
 from rlpg.errors import UsageError, install
-from rlpg.settings import Natural, Settings
+from rlpg.runs.recipe import Recipe, override
+from rlpg.settings import Arguments, Natural, Settings
 
 EnvironmentId = Annotated[str, Meta(title="ENV")]
 File = Annotated[Path, Meta(title="FILE")]
@@ -72,7 +73,22 @@ class Importing(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Playing(Importing):
+class WithEnvironment(Verb):
+    """A verb that takes keyword arguments of the environment: --environment.kwargs.NAME VALUE."""
+
+    free: ClassVar[tuple[str, ...]] = ("environment.kwargs",)
+    hidden: ClassVar[tuple[str, ...]] = ("kwargs",)
+
+    kwargs: Arguments = field(default_factory=dict)
+
+    @classmethod
+    def prepared(cls, given: Given) -> Self:
+        """With the environment's arguments."""
+        return cls(kwargs=override(Recipe(), given.entries).environment.kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing(Importing, WithEnvironment):
     """What the verbs have in common that play episodes with something saved."""
 
     episodes: Number = 100

@@ -63,11 +63,11 @@ class WorkerEnvs(AsyncVectorEnv):
         with self._reporting():
             return super().call(name, *args, **kwargs)
 
-    def replay(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> Sequence[str]:
+    def replay(self, states: Sequence[Mapping[str, Any]]) -> Sequence[str]:
         """`EpisodeSeeds.replay_own_episode` of every environment; each step has its time."""
-        most_steps = max(int(state["count"]) for state in states) if mid_episode else 0
+        most_steps = max(int(state.get("count", 0)) for state in states)
         with self._reporting():
-            self.call_async("replay_own_episode", states, mid_episode=mid_episode)
+            self.call_async("replay_own_episode", states)
             return self.call_wait(timeout=self._timeout * (1 + most_steps))
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
