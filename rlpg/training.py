@@ -278,7 +278,7 @@ class Components:
     collector: Collector
     learner: Learner
     evaluator: Evaluator
-    meter: MetricsAccumulator
+    accumulator: MetricsAccumulator
     display: Display
     hooks: Hooks
 
@@ -297,7 +297,7 @@ def bring_back(components: Components, saved: Checkpoint) -> str:
         state = saved.state
         restore_tensors(components.learner, state["learner"], "learner")
         problem = restore(components.collector, state["collector"], "collector")
-        restore(components.meter, state["meter"], "meter")
+        restore(components.accumulator, state["metrics"], "metrics")
         if components.collector.env_steps != saved.step:
             raise ValueError(f"env_steps: expected {saved.step}, got others")
     return problem
@@ -321,8 +321,8 @@ def assembled(
         display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
         seed = seed_sequence(recipe.seed, "actions")
         collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
-        meter = MetricsAccumulator(collector)
-        yield Components(recipe, collector, learner, evaluator, meter, display, hooks)
+        accumulator = MetricsAccumulator(collector)
+        yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
 
 
 def finish(components: Components, writer: RunWriter) -> Run:
@@ -349,7 +349,7 @@ def finish(components: Components, writer: RunWriter) -> Run:
 def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
     """Collect and learn until `total_steps` environment steps are done, or something says stop."""
     recipe, collector, learner = components.recipe, components.collector, components.learner
-    meter, display, hooks = components.meter, components.display, components.hooks
+    accumulator, display, hooks = components.accumulator, components.display, components.hooks
     policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
     log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
@@ -359,15 +359,15 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
         progress = collector.env_steps / total
-        with meter.timing("collect"):
+        with accumulator.timing("collect"):
             rollout = collect(collector, recipe)
-        with meter.timing("learn"):
+        with accumulator.timing("learn"):
             metrics = learner.update(rollout, progress=progress)
         step = collector.env_steps
-        meter.add(metrics, rollout.episodes)
+        accumulator.add(metrics, rollout.episodes)
         writer.episodes(rollout.episodes)
         if log_due(step):
-            writer.log(step, meter.take())
+            writer.log(step, accumulator.take())
             display.update(step, writer.latest)
             if hooks.on_log is not None:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
@@ -382,7 +382,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             state = {
                 "learner": learner.state_dict(),
                 "collector": collector.state_dict(),
-                "meter": meter.state_dict(),
+                "metrics": accumulator.state_dict(),
             }
             writer.checkpoint(step, state, policy)
 

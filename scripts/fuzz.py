@@ -252,11 +252,11 @@ class SavedCheckpoint(Subject):
         envs = make_envs("CartPole-v1", self.recipe.rollout.num_envs, seed=0).envs
         learner = make_learner(make_policy(envs, self.recipe), self.recipe)
         collector = Collector(envs, learner.policy, 0, log_prob=False)
-        meter = MetricsAccumulator(collector)
+        accumulator = MetricsAccumulator(collector)
         with fitting(saved.path):
             restore_tensors(learner, saved.state["learner"], "learner")
             restore(collector, saved.state["collector"], "collector")
-            restore(meter, saved.state["meter"], "meter")
+            restore(accumulator, saved.state["metrics"], "metrics")
         return fingerprint(saved.state)
 
     def forged(self, dice: random.Random) -> tuple[str, Files, bool]:

@@ -374,7 +374,7 @@ def all_checkpoints() -> None:
         checkpoint_case(f"evaluations {path[-9:]}", change=put(*where, value=evaluations))
     for version in (0, 1, 99, "2", None):
         checkpoint_case(f"version {version!r}", version=version)
-    for part in ("learner", "collector", "meter", "best", "curves"):
+    for part in ("learner", "collector", "metrics", "best", "curves"):
         for value in ([], {}, "os:system", 3):
             checkpoint_case(f"{part} {value!r}", change=put(part, value=value))
         checkpoint_case(f"no {part}", change=lambda state, part=part: state.pop(part))

@@ -85,7 +85,7 @@ def assert_same(one: Path, other: Path) -> None:
     saved = [newest_checkpoint(path / "checkpoints")[0] for path in (one, other)]
     assert saved[0] is not None
     assert saved[1] is not None
-    for part in ("learner", "collector", "meter", "best"):
+    for part in ("learner", "collector", "metrics", "best"):
         np.testing.assert_equal(saved[0].state[part], saved[1].state[part])
     assert progress(one) == progress(other)
     assert monitor(one) == monitor(other)
@@ -214,7 +214,9 @@ def test_tensorboard_shows_one_curve_without_double_points(tmp_path: Path) -> No
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_lets_the_iteration_end_and_saves(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:

@@ -11,7 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlpg.cli.streams import complain, open_closed_streams, silence_broken_output
+from rlpg.cli.streams import (
+    complain,
+    open_closed_streams,
+    say_warnings_in_one_line,
+    silence_broken_output,
+)
 from rlpg.errors import FileError, RlpgError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
     open_closed_streams()
+    say_warnings_in_one_line()
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a full disk is told here, not by the interpreter as it exits
