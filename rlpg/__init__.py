@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-
-from rlpg.registration import register_environments
 
 if TYPE_CHECKING:
     from rlpg.checking import check_env
@@ -71,7 +71,20 @@ __all__ = [
     "train",
 ]
 
-register_environments()
+
+def _is_command() -> bool:
+    """Whether this process is the program `rlpg`, or `python -m rlpg`."""
+    if sys.argv[:1] == ["-m"]:  # so it is while the package that -m names is imported
+        return sys.orig_argv[-len(sys.argv)] == "rlpg"
+    return bool(sys.argv) and PurePath(sys.argv[0]).stem == "rlpg"
+
+
+# In the program, `rlpg.rollouts` does this: `--help` needs no Gymnasium, and while Gymnasium is
+# imported the program already answers Ctrl-C.
+if not _is_command():
+    from rlpg.registration import register_environments
+
+    register_environments()
 
 _HOME = {
     "Baseline": "rlpg.gradients.baselines",

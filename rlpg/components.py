@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.learners.settings import AGENTS, LearnerSettings
-from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
 from rlpg.rollouts import full_id, make_envs, probe_action_mask
-from rlpg.runs.recipe import Recipe, load_recipe, override
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.shipped import recipe_for
 
 AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
@@ -31,27 +32,18 @@ STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final 
 
 
 def find_recipe(
-    env: AnyEnv, agent: str, recipe: str | Path | Recipe | None, parts: UserParts
+    env: AnyEnv, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
 ) -> Recipe:
     """The recipe before overrides, with the environment's id and the agent's name in it.
 
     Args:
-        agent: a name of `AGENTS`, or `module:Class`.
+        agent: a name of `AGENTS`, or `module:Class`. None: the recipe's.
         recipe: one, or its file. None: the one shipped for this environment, or the defaults.
             `"default"`: the defaults.
         parts: the learner's class, where the agent is the user's own.
     """
-    env_id = environment_name(env)
-    settings = learner_settings(agent, parts)
-    if isinstance(recipe, Recipe):
-        base = override(recipe, {"agent": agent}, settings)
-    elif recipe is None:
-        base = shipped_recipe(env_id, agent) or Recipe.of(agent, settings)
-    elif recipe == "default":
-        base = Recipe.of(agent, settings)
-    else:
-        base = load_recipe(recipe, agent=agent, resolve=lambda name: learner_settings(name, parts))
-    return override(base, {"environment.id": env_id})
+    resolve = partial(learner_settings, parts=parts)
+    return recipe_for(environment_name(env), agent, recipe, resolve)
 
 
 def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:

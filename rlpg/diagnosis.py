@@ -23,7 +23,7 @@ from rlpg.components import (
     make_policy,
     seed_sequence,
 )
-from rlpg.errors import UsageError
+from rlpg.errors import UsageError, install
 from rlpg.evaluation import check_spaces
 from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import Learner
@@ -370,7 +370,9 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError('plot: expected matplotlib; run `pip install "rlpg[plot]"`') from None
+        raise UsageError(
+            f"plot: expected matplotlib to be installed; run {install('plot')}"
+        ) from None
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     sizes = torch.logspace(1, 6, 100).tolist()

@@ -58,3 +58,8 @@ class EnvironmentFault(TrainingError):
 
 class NumericalFault(TrainingError):
     """A loss, gradient or parameter that is not finite; raised before the optimizer step."""
+
+
+def install(extra: str) -> str:
+    """How a missing extra is installed: no package index has rlpg, a checkout of it does."""
+    return f'`pip install ".[{extra}]"` in the checkout of rlpg'

@@ -83,7 +83,7 @@ class Hooks:
 
 def train(
     env: AnyEnv,
-    agent: str | type[Learner] = "reinforce",
+    agent: str | type[Learner] | None = None,
     *,
     seed: int | None = None,
     total_steps: int | None = None,
@@ -109,6 +109,7 @@ def train(
         env: an id (`CartPole-v1`, `module:Id-v0`), a `gymnasium.Env`, or a vector environment. An
             object without a registered id cannot be copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
+            None: the recipe's, else `reinforce`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -132,7 +133,7 @@ def train(
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
     changes = {key: value for key, value in changes.items() if value is not None}
-    base = find_recipe(env, name, recipe, parts)
+    base = find_recipe(env, name or None, recipe, parts)
     hooks = Hooks(on_log, loggers, stop_at_return)
     return run_recipe(
         env, override(base, settings_of(parts) | changes), run_dir,

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlpg.errors import EnvironmentSetupError, UsageError
+from rlpg.errors import EnvironmentSetupError, UsageError, install
 from rlpg.evaluation import Evaluation, evaluate
 from rlpg.loading import Saved, environment_to_make
 from rlpg.rollouts import find_spec
@@ -68,7 +68,7 @@ class Film:
             import imageio_ffmpeg
         except ImportError:
             raise UsageError(
-                'video: expected imageio-ffmpeg to be installed; run `pip install "rlpg[video]"`'
+                f"video: expected imageio-ffmpeg to be installed; run {install('video')}"
             ) from None
         self._ffmpeg = imageio_ffmpeg
         self._path, self._rate = path, frames_per_second

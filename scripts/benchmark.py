@@ -6,7 +6,7 @@
     python scripts/benchmark.py --write         # everything, into README.md and docs/speed.md
 
 The peers are the limits (the bare environment, the bare network, the same formula written by hand)
-and, where it is installed (`pip install "rlpg[bench]"`), Stable-Baselines3. A ratio is worth more
+and, where it is installed (`pip install ".[bench]"`), Stable-Baselines3. A ratio is worth more
 than a number of seconds: machines are noisy, and both sides of a ratio share the noise.
 """
 

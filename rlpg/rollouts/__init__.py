@@ -1,5 +1,6 @@
 """From environments to rollouts: `make_envs`, `Collector`, `Rollout`."""
 
+from rlpg.registration import register_environments
 from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import (
     BACKENDS,
@@ -32,3 +33,5 @@ __all__ = [
     "probe_action_mask",
     "reseed",
 ]
+
+register_environments()

@@ -11,16 +11,16 @@ from contextlib import contextmanager, suppress
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
 
-from rlpg.errors import EnvironmentSetupError, RlpgError
+from rlpg.errors import EnvironmentSetupError, RlpgError, install
 
 _INSTALL = {  # word in the import error -> what to type
-    "box2d": 'pip install "rlpg[box2d]"',
-    "mujoco is not": 'pip install "rlpg[mujoco]"',
-    "'mujoco'": 'pip install "rlpg[mujoco]"',
-    "ale_py": 'pip install "rlpg[atari]"',
-    "jax": 'pip install "gymnasium[jax]"',
-    "envpool": 'pip install "rlpg[envpool]"',
-    "pygame": 'pip install "rlpg[video]"',
+    "box2d": install("box2d"),
+    "mujoco is not": install("mujoco"),
+    "'mujoco'": install("mujoco"),
+    "ale_py": install("atari"),
+    "jax": '`pip install "gymnasium[jax]"`',
+    "envpool": install("envpool"),
+    "pygame": install("video"),
 }
 
 
@@ -89,7 +89,7 @@ def own_words(env: object) -> Iterator[None]:
         advice = "check the environment's arguments"
         if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
             advice = next(
-                (f"run `{line}`" for word, line in _INSTALL.items() if word in text.lower()),
+                (f"run {line}" for word, line in _INSTALL.items() if word in text.lower()),
                 "install what it needs, or use a newer version of the environment",
             )
         raise EnvironmentSetupError(

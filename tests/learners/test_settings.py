@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -14,25 +13,9 @@ from rlpg.learners.settings import (
     LearnerSettings,
     NaturalSettings,
     PPOSettings,
-    ReinforceSettings,
     agents_with,
 )
 from rlpg.runs.recipe import Recipe, flatten
-
-
-def resolved(predicts: bool = True, is_discrete: bool = True, **settings: Any) -> dict[str, Any]:
-    made = ReinforceSettings(**settings)
-    return made.resolved(predicts=predicts, is_discrete=is_discrete, hidden=(5, 4)).values()
-
-
-def test_auto_comes_to_what_suits_the_baseline_the_actions_and_the_policy() -> None:
-    names = ("gae_lambda", "truncated_return", "entropy_coef", "value_hidden")
-    assert [resolved()[name] for name in names] == [0.95, "bootstrap", 0.02, (5, 4)]
-    found = resolved(baseline="none", predicts=False, is_discrete=False)
-    assert [found[name] for name in names] == [None, "terminal", 0.0, (5, 4)]
-    said = {"gae_lambda": 0.5, "truncated_return": "drop", "entropy_coef": 0.1, "value_hidden": ()}
-    assert {name: resolved(**said)[name] for name in names} == said
-    assert "auto" not in resolved().values()
 
 
 @pytest.mark.parametrize("baseline", ["none", "moving_average", "time_step", "leave_one_out"])

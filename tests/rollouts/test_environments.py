@@ -243,7 +243,7 @@ def test_a_missing_extra_is_named_with_its_command() -> None:
     assert run.stderr == ""
     *ours, jax, also_jax, envpool = run.stdout.splitlines()
     for line, extra in zip([*ours, envpool], ["box2d", "mujoco", "atari", "envpool"], strict=True):
-        assert line.endswith(f'run `pip install "rlpg[{extra}]"`')
+        assert line.endswith(f'run `pip install ".[{extra}]"` in the checkout of rlpg')
     assert jax.endswith('run `pip install "gymnasium[jax]"`')
     assert also_jax.endswith('run `pip install "gymnasium[jax]"`')
 
