@@ -20,6 +20,7 @@ from rlpg.policies import Head
 from rlpg.policies.observations import MASK_KEY
 from rlpg.policies.spaces import Path, path_name
 from rlpg.rollouts.seeds import digest
+from rlpg.rollouts.validation import element
 
 AnyEnv = gymnasium.Env[Any, Any]
 
@@ -372,8 +373,3 @@ def _parted(first: Any, second: Any, path: Path = ()) -> str:
             if one[index].tobytes() != other[index].tobytes():
                 return f"{element(name, index)} was {brief(one[index])}, then {brief(other[index])}"
     return f"{name} came out differently"
-
-
-def element(name: str, index: tuple[int, ...]) -> str:
-    """`observation[2, 3]`."""
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
