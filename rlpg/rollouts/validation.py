@@ -53,7 +53,7 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
         return tuple(fitted(s, obs[k], f"{name}[{k}]") for k, s in enumerate(space.spaces))
     if space.shape is None or space.dtype is None:
         return obs  # a space that no policy can be made for
-    array = _array(obs)
+    array = as_array(obs)
     if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
         raise _fault(name, f"{space.dtype} of shape {space.shape}", obs)
     low, high = _categories(space)
@@ -137,7 +137,7 @@ def not_finite(value: Any, name: str) -> str:
     if isinstance(value, Mapping | tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         return next(filter(None, (not_finite(part, f"{name}[{key!r}]") for key, part in items)), "")
-    array = _array(value)
+    array = as_array(value)
     if array.dtype.kind != "f":
         return ""
     with np.errstate(over="ignore"):
@@ -255,7 +255,8 @@ def element(name: str, index: tuple[int, ...]) -> str:
     return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
+    """As numpy has it; one None where it cannot."""
     try:
         return np.asarray(value)
     except (ValueError, TypeError):  # lists of different lengths
