@@ -129,10 +129,8 @@ def play(
         else:
             names = "obs, reward, terminated, truncated, info"
             obs, *outcome, info = _result(lambda: env.step(action), names)
-        seconds = perf_counter() - start
-        return Seen(
-            number, seed, step, obs, info, *outcome, action, given, _changed(before), seconds
-        )
+        about_call = action, given, _changed(before), perf_counter() - start
+        return Seen._make((number, seed, step, obs, info, *outcome, *about_call))
 
     step = -1
     try:
