@@ -163,14 +163,14 @@ class _Check:
         """All checks that play; whether episodes repeat."""
         generators, masks = watch.GeneratorWatch(), watch.MaskWatch(head)
         watchers: list[watch.Watch] = [
-            watch.ObservationWatch(self.env.observation_space),
-            watch.NumberWatch(),
-            watch.RewardWatch(),
+            watch.watch_observations(self.env.observation_space),
+            watch.watch_numbers(),
+            watch.watch_rewards(),
             ends := watch.EndWatch(),
-            watch.InfoWatch(),
+            watch.watch_infos(),
             masks,
-            watch.ActionWatch(),
-            watch.BufferWatch(),
+            watch.watch_actions(),
+            watch.watch_buffers(),
         ]
         self._explore(RandomActions(self.env, head, self.seed), [*watchers, generators])
         for call in ("reset", "step"):

@@ -25,11 +25,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
 from rlpg.policies.distributions import checked_log_prob
 from rlpg.policies.networks import Carry, map_carry
-from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_sequence, seed_streams
+from rlpg.rollouts.validation import Bounds
 from rlpg.rollouts.vector import (
     autoreset_mode,
     batched_mask,

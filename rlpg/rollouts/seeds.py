@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentFault, UsageError
-from rlpg.rollouts.answers import Answers
+from rlpg.rollouts.validation import Validator
 from rlpg.rollouts.watchdog import Calls, close_quietly, is_from_a_signal
 
 OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per environment
@@ -72,7 +72,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seeds: list[int] = []  # of the episodes in this block
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
-        self._answers = Answers(env.observation_space)
+        self._validator = Validator(env.observation_space)
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -91,8 +91,8 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._calls.begin(self)
         try:
             obs, info = self.env.reset(seed=self.episode_seed, options=options)
-            fitted = self._answers.observation(obs)
-            self._answers.outcome(0.0, False, False, info)
+            fitted = self._validator.observation(obs)
+            self._validator.outcome(0.0, False, False, info)
         except BaseException as error:
             if is_from_a_signal(error):
                 raise
@@ -108,8 +108,8 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._calls.begin(self)
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-            fitted = self._answers.observation(obs)
-            self._answers.outcome(reward, terminated, truncated, info)
+            fitted = self._validator.observation(obs)
+            self._validator.outcome(reward, terminated, truncated, info)
         except BaseException as error:
             if is_from_a_signal(error):
                 raise
