@@ -81,7 +81,7 @@ class Learner(ABC):
         self.baseline = make_baseline(
             s.baseline if own is None else own,
             policy,
-            hidden=(64, 64) if s.value_hidden == "auto" else s.value_hidden,
+            hidden=None if s.value_hidden == "auto" else s.value_hidden,
             learning_rate=s.value_learning_rate,
             num_epochs=s.num_value_epochs,
             num_minibatches=s.num_value_minibatches,
