@@ -15,6 +15,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
@@ -80,7 +81,7 @@ class Learner(ABC):
         self.baseline = make_baseline(
             s.baseline if own is None else own,
             policy,
-            hidden=(64, 64) if s.value_hidden == "auto" else s.value_hidden,
+            hidden=None if s.value_hidden == "auto" else s.value_hidden,
             learning_rate=s.value_learning_rate,
             num_epochs=s.num_value_epochs,
             num_minibatches=s.num_value_minibatches,
@@ -172,9 +173,23 @@ class Learner(ABC):
         log_prob = batch.log_prob_of(distribution)  # [S]
         coef = self.scheduled("entropy_coef", self.entropy_coef)
         with torch.set_grad_enabled(torch.is_grad_enabled() and coef != 0.0):
-            entropy = batch.mean(distribution.entropy())
-        objective = self.surrogate(batch, log_prob) + coef * entropy
+            entropy = self._entropy(batch, distribution, is_needed=coef != 0.0)
+        objective = self.surrogate(batch, log_prob)
+        if coef != 0.0:
+            objective = objective + coef * entropy
         return objective, log_prob.detach(), entropy.detach()
+
+    def _entropy(self, batch: Batch, distribution: Distribution, *, is_needed: bool) -> Tensor:
+        """Scalar: the weighted sum of entropies; nan where nobody knows a formula."""
+        try:
+            return batch.mean(distribution.entropy())
+        except NotImplementedError:
+            if is_needed:
+                raise UsageError(
+                    f"entropy_coef: expected 0, because {type(distribution).__name__} has no "
+                    "entropy; define the distribution's entropy(), or set entropy_coef to 0"
+                ) from None
+            return batch.weight.new_tensor(math.nan)
 
     def scheduled(self, name: str, value: Any) -> float:
         """A setting's value at the present progress."""

@@ -283,7 +283,7 @@ def make_baseline(
     baseline: str | Baseline,
     policy: Policy,
     *,
-    hidden: Sequence[int],
+    hidden: Sequence[int] | None,
     learning_rate: float,
     num_epochs: int,
     num_minibatches: int,

@@ -106,8 +106,16 @@ class Policy(nn.Module, ABC):
         features = self.observations.features(obs)
         return features if self.normalizer is None else self.normalizer.forward(features)
 
-    def make_critic(self, *, hidden: Sequence[int], generator: torch.Generator) -> Network:
-        """A value network on `features`, with memory where `StandardPolicy` has it."""
+    def make_critic(
+        self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
+    ) -> Network:
+        """A value network on `features`, with memory where `StandardPolicy` has it.
+
+        Args:
+            hidden: units of each of its hidden layers; None: as in the policy, else 64, 64.
+            generator: draws the weights.
+        """
+        hidden = (64, 64) if hidden is None else hidden
         return Network(self.observations, 1, hidden=hidden, generator=generator)
 
     def draw(
@@ -464,7 +472,13 @@ class StandardPolicy(Policy):
         """Whether no feature is hidden from the policy."""
         return self._seen is None
 
-    def make_critic(self, *, hidden: Sequence[int], generator: torch.Generator) -> Network:
+    def make_critic(
+        self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
+    ) -> Network:
+        if hidden is None:
+            settings = self._description["network"]
+            assert isinstance(settings, dict)
+            hidden = settings["hidden"]
         return self._make_network(1, hidden, generator)
 
     def describe(self) -> dict[str, Any]:

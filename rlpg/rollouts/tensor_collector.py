@@ -249,8 +249,8 @@ class TensorCollector:
             return rollout
         with torch.no_grad():
             distribution, _ = self.policy(rollout.obs[:-1])
-            drawn = checked_log_prob(distribution, rollout.action, rollout.reward.shape)
-            return replace(rollout, log_prob=drawn)
+            log_prob = checked_log_prob(distribution, rollout.action, rollout.reward.shape)
+            return replace(rollout, log_prob=log_prob)
 
     def _check_finite(self, slots: _Slots) -> None:
         named = (("reward", slots.reward), ("observation", slots.last_obs))
