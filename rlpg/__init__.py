@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-
-from rlpg.registration import register_environments
 
 if TYPE_CHECKING:
     from rlpg.checking import check_env
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlpg.loading import load
     from rlpg.policies import Policy, StandardPolicy, make_head
     from rlpg.rollouts import Collector, Rollout, make_envs
+    from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
     from rlpg.training import Run, resume, train
 
@@ -41,9 +42,11 @@ __all__ = [
     "Collector",
     "Evaluation",
     "Finding",
+    "JSONLLogger",
     "Learner",
     "LearnerSettings",
     "LeaveOneOut",
+    "Logger",
     "MovingAverage",
     "NaturalGradient",
     "NoBaseline",
@@ -58,6 +61,7 @@ __all__ = [
     "Run",
     "StandardPolicy",
     "Tape",
+    "TensorBoardLogger",
     "Value",
     "check_env",
     "compare",
@@ -71,7 +75,20 @@ __all__ = [
     "train",
 ]
 
-register_environments()
+
+def _is_command() -> bool:
+    """Whether this process is the program `rlpg`, or `python -m rlpg`."""
+    if sys.argv[:1] == ["-m"]:  # so it is while the package that -m names is imported
+        return sys.orig_argv[-len(sys.argv)] == "rlpg"
+    return bool(sys.argv) and PurePath(sys.argv[0]).stem == "rlpg"
+
+
+# In the program, `rlpg.rollouts` does this: `--help` needs no Gymnasium, and while Gymnasium is
+# imported the program already answers Ctrl-C.
+if not _is_command():
+    from rlpg.registration import register_environments
+
+    register_environments()
 
 _HOME = {
     "Baseline": "rlpg.gradients.baselines",
@@ -79,9 +96,11 @@ _HOME = {
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
     "Finding": "rlpg.checks.report",
+    "JSONLLogger": "rlpg.runs.logger",
     "Learner": "rlpg.learners",
     "LearnerSettings": "rlpg.learners.settings",
     "LeaveOneOut": "rlpg.gradients.baselines",
+    "Logger": "rlpg.runs.logger",
     "MovingAverage": "rlpg.gradients.baselines",
     "NaturalGradient": "rlpg.learners",
     "NoBaseline": "rlpg.gradients.baselines",
@@ -97,6 +116,7 @@ _HOME = {
     "Run": "rlpg.training",
     "StandardPolicy": "rlpg.policies",
     "Tape": "rlpg.gradients.tape",
+    "TensorBoardLogger": "rlpg.runs.logger",
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from rlpg.checks import watch
 from rlpg.checks.outside import check_by_gymnasium, check_vectors
@@ -32,6 +33,7 @@ from rlpg.checks.subject import Subject, close_quietly
 from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError
 from rlpg.policies import Head, Observations, make_head
 from rlpg.rollouts import derived_seed
+from rlpg.rollouts.ids import Factory
 
 STEPS, EPISODES, EPISODE_CAP = 1000, 3, 1000
 _MOST_STEPS = 50  # times `steps`: the search for an end of an episode ends there
@@ -41,7 +43,7 @@ _SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, Resourc
 
 
 def check_env(
-    env: str | AnyEnv,
+    env: str | AnyEnv | Factory,
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     steps: int = STEPS,
@@ -57,9 +59,9 @@ def check_env(
     generators of `random`, numpy and torch are left as they were.
 
     Args:
-        env: an id, or an environment object, which is left open. One that cannot be copied is
-            compared with itself only.
-        env_kwargs: for the constructor behind an id.
+        env: an id, a class or function that makes an environment, or an environment object, which
+            is left open. One that cannot be copied is compared with itself only.
+        env_kwargs: for the constructor.
         steps, episodes: at least so many.
         seed: of the episodes and the actions.
         episode_cap: where to cut the episodes of an environment without a time limit.
@@ -74,11 +76,9 @@ def check_env(
             raise UsageError(f"{name}: expected at least 1, got {count}")
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed: expected 0 to 2^32 - 1, got {seed}")
-    given: object = env
-    if not isinstance(given, str | gymnasium.Env):
-        kind = type(given).__name__
-        raise UsageError(f"env: expected an id or a gymnasium.Env, got {kind}; pass one copy")
-    if env_kwargs and not isinstance(env, str):
+    if isinstance(env, VectorEnv):
+        raise UsageError(f"env: expected an environment, got {env}; pass one copy")
+    if env_kwargs and isinstance(env, gymnasium.Env):
         raise UsageError("env_kwargs: expected an id to apply them to, got an environment")
     with kept_generators(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -163,14 +163,14 @@ class _Check:
         """All checks that play; whether episodes repeat."""
         generators, masks = watch.GeneratorWatch(), watch.MaskWatch(head)
         watchers: list[watch.Watch] = [
-            watch.ObservationWatch(self.env.observation_space),
-            watch.NumberWatch(),
-            watch.RewardWatch(),
+            watch.watch_observations(self.env.observation_space),
+            watch.watch_numbers(),
+            watch.watch_rewards(),
             ends := watch.EndWatch(),
-            watch.InfoWatch(),
+            watch.watch_infos(),
             masks,
-            watch.ActionWatch(),
-            watch.BufferWatch(),
+            watch.watch_actions(),
+            watch.watch_buffers(),
         ]
         self._explore(RandomActions(self.env, head, self.seed), [*watchers, generators])
         for call in ("reset", "step"):

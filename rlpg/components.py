@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
@@ -17,13 +17,13 @@ from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.learners.settings import AGENTS, LearnerSettings
-from rlpg.loading import shipped_recipe
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
-from rlpg.rollouts import full_id, make_envs, probe_action_mask
-from rlpg.runs.recipe import Recipe, load_recipe, override
+from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recorded import usable_kwargs
+from rlpg.runs.shipped import recipe_for
 
-AnyEnv = str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
 
 
@@ -31,27 +31,18 @@ STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final 
 
 
 def find_recipe(
-    env: AnyEnv, agent: str, recipe: str | Path | Recipe | None, parts: UserParts
+    env: EnvSource, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
 ) -> Recipe:
     """The recipe before overrides, with the environment's id and the agent's name in it.
 
     Args:
-        agent: a name of `AGENTS`, or `module:Class`.
+        agent: a name of `AGENTS`, or `module:Class`. None: the recipe's.
         recipe: one, or its file. None: the one shipped for this environment, or the defaults.
             `"default"`: the defaults.
         parts: the learner's class, where the agent is the user's own.
     """
-    env_id = environment_name(env)
-    settings = learner_settings(agent, parts)
-    if isinstance(recipe, Recipe):
-        base = override(recipe, {"agent": agent}, settings)
-    elif recipe is None:
-        base = shipped_recipe(env_id, agent) or Recipe.of(agent, settings)
-    elif recipe == "default":
-        base = Recipe.of(agent, settings)
-    else:
-        base = load_recipe(recipe, agent=agent, resolve=lambda name: learner_settings(name, parts))
-    return override(base, {"environment.id": env_id})
+    resolve = partial(learner_settings, parts=parts)
+    return recipe_for(environment_name(env), agent, recipe, resolve)
 
 
 def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
@@ -104,11 +95,14 @@ def resolved(recipe: Recipe) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
-def environment_name(env: AnyEnv) -> str:
-    """The whole id of an environment; the class of an object that has none."""
-    if isinstance(env, str):
-        return full_id(env)
-    return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__
+def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
+    """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
+
+    Raises:
+        FileError: one of them may not come from a file.
+    """
+    kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
+    return override(recipe, {"environment.kwargs": kwargs})
 
 
 # ---- random streams
@@ -128,7 +122,7 @@ def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
 
 
 @contextmanager
-def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
+def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
     if name != told:
@@ -146,7 +140,7 @@ def training_envs(env: AnyEnv, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, 
             made.envs.close()
 
 
-def environment_options(env: AnyEnv, recipe: Recipe) -> dict[str, Any]:
+def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
     """How to make the environment; a vector environment is used as it is."""
     settings = recipe.environment
     if isinstance(env, VectorEnv):

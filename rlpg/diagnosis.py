@@ -7,6 +7,7 @@ learn from the past are fitted on calibration episodes that the gradients never 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from rlpg.components import (
     make_learner,
     make_policy,
     seed_sequence,
+    with_usable_kwargs,
 )
-from rlpg.errors import UsageError
+from rlpg.errors import UsageError, install
 from rlpg.evaluation import check_spaces
 from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import Learner
@@ -127,6 +129,7 @@ def diagnose(
     path: str | Path,
     *,
     env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     episodes: int = 256,
     seed: int = 0,
     parts: UserParts | None = None,
@@ -136,6 +139,7 @@ def diagnose(
     Args:
         path: the run's folder.
         env: where the run's own id names a module to import.
+        env_kwargs: arguments of the environment that a run's file may not choose; see `resume`.
         episodes: as many for calibration, and as many for the gradients.
         seed: of the episodes.
         parts: those of the user's own that the run was trained with.
@@ -149,6 +153,7 @@ def diagnose(
     folder = open_run(Path(path))
     parts = parts or UserParts()
     recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = with_usable_kwargs(recipe, folder.path, env_kwargs)
     saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
@@ -370,7 +375,9 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError('plot: expected matplotlib; run `pip install "rlpg[plot]"`') from None
+        raise UsageError(
+            f"plot: expected matplotlib to be installed; run {install('plot')}"
+        ) from None
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     sizes = torch.logspace(1, 6, 100).tolist()

@@ -10,10 +10,15 @@ RlpgError
 ├── FileError               a file that is missing, damaged or not ours (exit code 2)
 └── TrainingError           a run that had to stop (exit code 1)
     ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
-    └── NumericalFault      a loss, gradient or parameter stopped being finite
+    ├── NumericalFault      a loss, gradient or parameter stopped being finite
+    └── SaveError           a run that is done, but not everything of it could be saved
+
+RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class RlpgError(Exception):
@@ -58,3 +63,25 @@ class EnvironmentFault(TrainingError):
 
 class NumericalFault(TrainingError):
     """A loss, gradient or parameter that is not finite; raised before the optimizer step."""
+
+
+class SaveError(TrainingError):
+    """Not everything of a run could be saved; raised when all else was done.
+
+    Attributes:
+        run: what `train` or `resume` would have returned, policy and evaluation included; None
+            where the run was stopped by a signal.
+    """
+
+    def __init__(self, message: str, run: Any = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class RlpgWarning(UserWarning):
+    """Something that the user of a run should know, and the run goes on."""
+
+
+def install(extra: str) -> str:
+    """How a missing extra is installed: no package index has rlpg, a checkout of it does."""
+    return f'`pip install ".[{extra}]"` in the checkout of rlpg'

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -16,8 +12,9 @@ import torch
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy
 from rlpg.references import Part, UserParts
-from rlpg.runs.recipe import Recipe, load_recipe
-from rlpg.runs.run import find_policy, safe_name
+from rlpg.runs.recorded import checked_record
+from rlpg.runs.run import find_policy
+from rlpg.runs.shipped import shipped_agents, shipped_folder
 from rlpg.runs.store import POLICY_FILE, load_policy
 
 
@@ -68,9 +65,7 @@ def load_saved(
             if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
                 raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")
         policy.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        environment, training = dict(record["environment"]), dict(record["training"])
-        if not isinstance(environment.get("id"), str):
-            raise UsageError(f"environment: expected an id, got {environment}")
+        environment, training = checked_record(record["environment"]), dict(record["training"])
     except MissingPartError as error:
         raise MissingPartError(f"{path}: {error}") from None
     except (RlpgError, RuntimeError, KeyError, TypeError, ValueError) as error:
@@ -105,36 +100,3 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
             f"name it yourself: --env {recorded}"
         )
     return recorded if given is None else given
-
-
-def shipped_folder(name: str) -> Path:
-    """Where the shipped agent of that name lies."""
-    return Path(str(resources.files("rlpg.agents"))) / name
-
-
-def shipped_agents() -> list[str]:
-    """Names of the agents that come with the library: `<environment>-<learner>`."""
-    return sorted(path.parent.name for path in shipped_folder("").glob("*/recipe.toml"))
-
-
-def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
-    """The recipe that comes with the library for this environment and learner, if there is one."""
-    name = f"{safe_name(env_id.rpartition(':')[2])}-{agent}"
-    return load_recipe(shipped_folder(name) / "recipe.toml") if name in shipped_agents() else None
-
-
-def shipped_results() -> Iterator[tuple[str, str]]:
-    """Name of each shipped agent and one line about what it reaches."""
-    for name in shipped_agents():
-        path = shipped_folder(name) / "results.json"
-        if not path.exists():
-            yield name, "no results"
-            continue
-        results = json.loads(path.read_text())
-        means = [row["mean"] for row in results["seeds"]]
-        yield (
-            name,
-            f"median {median(means):.1f} of {len(means)} seeds ({min(means):.1f} to "
-            f"{max(means):.1f}), {results['total_steps']:,} steps; target {results['target']:g} "
-            f"reached by {results['target_reached']}",
-        )

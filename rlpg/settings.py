@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal, InvalidOperation
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, inspect
@@ -104,10 +106,16 @@ class Settings:
         return {name: getattr(self, name) for name in self.names()}
 
 
-def kinds(settings: type) -> dict[str, Any]:
+def kinds(settings: type) -> Mapping[str, Any]:
     """The type of each field of a table."""
+    return _kinds(cast(Hashable, settings))
+
+
+@functools.cache
+def _kinds(settings: Any) -> Mapping[str, Any]:
     hints = get_type_hints(settings, include_extras=True)
-    return {entry.name: hints[entry.name] for entry in dataclasses.fields(settings)}
+    names = (entry.name for entry in dataclasses.fields(settings))
+    return MappingProxyType({name: hints[name] for name in names})
 
 
 def validated(key: str, value: object, kind: Any) -> Any:
@@ -181,6 +189,7 @@ def _words(info: inspect.Type, value: object) -> str:
             return f"a table, each value {_words(info.value_type, value)}"
     return {
         inspect.BoolType: "true or false", inspect.StrType: "a string", inspect.NoneType: "none",
+        inspect.CustomType: "a path",
     }[type(info)]  # fmt: skip
 
 
@@ -217,6 +226,8 @@ def from_text(text: str, kind: Any) -> Any:
         return _toml_value(text)
     elif origin is tuple:
         return [from_text(part.strip(), args[0]) for part in text.split(",") if part.strip()]
+    elif kind is Path:
+        return Path(text)
     elif kind is NoneType:
         return None if text.strip().lower() == "none" else text
     elif kind is bool:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from gymnasium.vector import VectorEnv
 
 from rlpg.components import (
-    AnyEnv,
     environment_options,
     find_recipe,
     learner_settings,
@@ -24,25 +22,28 @@ from rlpg.components import (
     seed_sequence,
     settings_of,
     training_envs,
+    with_usable_kwargs,
 )
-from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.errors import EnvironmentFault, SaveError, UsageError
 from rlpg.evaluation import Evaluation, play
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.loading import environment_to_make
-from rlpg.meter import Every, Meter
+from rlpg.metrics import Every, MetricsAccumulator
 from rlpg.policies import Policy
-from rlpg.record import Record, differences, versions_now
 from rlpg.references import Part, UserParts, reference_to
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
     Collector,
+    EnvSource,
     Rollout,
-    copy_of,
+    another_like,
     hangs_end_the_process,
     make_envs,
     reseed,
 )
+from rlpg.run_writer import RunWriter, differences, versions_now
+from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
 from rlpg.runs.store import Checkpoint, newest_checkpoint
@@ -51,6 +52,7 @@ from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
 
 OnLog = Callable[[int, dict[str, float]], bool | None]
 Schedules = Mapping[str, Callable[[float], float]]
@@ -77,13 +79,13 @@ class Hooks:
     """What a caller wants to see of a run, and when it shall end before its budget."""
 
     on_log: OnLog | None = None
-    loggers: Sequence[Any] = ()
+    loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
 
 
 def train(
-    env: AnyEnv,
-    agent: str | type[Learner] = "reinforce",
+    env: EnvSource,
+    agent: str | type[Learner] | None = None,
     *,
     seed: int | None = None,
     total_steps: int | None = None,
@@ -95,7 +97,7 @@ def train(
     baseline: Part | Baseline | None = None,
     schedules: Schedules | None = None,
     on_log: OnLog | None = None,
-    loggers: Sequence[Any] = (),
+    loggers: Sequence[Logger] = (),
     stop_at_return: float | None = None,
     import_modules: bool = False,
     quiet: bool | None = None,
@@ -106,9 +108,11 @@ def train(
     keyword arguments. The run's files name them, and `resume` and `load` want them again.
 
     Args:
-        env: an id (`CartPole-v1`, `module:Id-v0`), a `gymnasium.Env`, or a vector environment. An
-            object without a registered id cannot be copied, so it is not evaluated.
+        env: an id (`CartPole-v1`, `module:Id-v0`), a class or function that makes a
+            `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
+            registered id cannot be copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
+            None: the recipe's, else `reinforce`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -120,19 +124,21 @@ def train(
         baseline: the name of a baseline, or an `rlpg.Baseline`.
         schedules: functions of progress in [0, 1], by setting; see `Learner`.
         on_log: called with the step and the metrics of each log entry; True ends the run.
-        loggers: objects with `log(step, metrics)` and `close()`, besides those of the run.
+        loggers: take the metrics too, besides the files of the run.
         stop_at_return: end the run when an evaluation's mean return is at least this.
         import_modules: whether parts that only a recipe file names may be imported.
-        quiet: print nothing. None: show progress on a terminal and in a notebook.
+        quiet: print nothing; what should be known nevertheless is an `RlpgWarning`. None: show
+            progress on a terminal and in a notebook.
 
     Raises:
         UsageError: before anything is written, if what was asked for cannot be done.
         TrainingError: the run had to stop; what it had saved stays valid.
+        SaveError: the run is done, and not everything could be saved.
     """
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
     changes = {key: value for key, value in changes.items() if value is not None}
-    base = find_recipe(env, name, recipe, parts)
+    base = find_recipe(env, name or None, recipe, parts)
     hooks = Hooks(on_log, loggers, stop_at_return)
     return run_recipe(
         env, override(base, settings_of(parts) | changes), run_dir,
@@ -163,7 +169,7 @@ def is_quiet(quiet: bool | None) -> bool:
 
 
 def run_recipe(
-    env: AnyEnv,
+    env: EnvSource,
     recipe: Recipe,
     run_dir: str | Path | None = None,
     *,
@@ -184,13 +190,16 @@ def run_recipe(
         # Whatever can be refused has been refused: from here on there is something on disk.
         folder = create_run(recipe, versions_now(), path=path)
         with folder.held():
-            return finish(components, Record(folder, recipe, components.display.line))
+            warn = components.display.warn
+            writer = RunWriter(folder, recipe, warn, loggers=hooks.loggers)
+            return finish(components, writer)
 
 
 def resume(
     path: str | Path,
     *,
-    env: AnyEnv | None = None,
+    env: EnvSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
     exact: bool = False,
     agent: str | type[Learner] | None = None,
@@ -199,7 +208,7 @@ def resume(
     baseline: Part | Baseline | None = None,
     schedules: Schedules | None = None,
     on_log: OnLog | None = None,
-    loggers: Sequence[Any] = (),
+    loggers: Sequence[Logger] = (),
     stop_at_return: float | None = None,
     import_modules: bool = False,
     quiet: bool | None = None,
@@ -214,6 +223,8 @@ def resume(
         path: the run's folder.
         env: needed where the run was given an environment object, or an id with a module to
             import; otherwise the run knows.
+        env_kwargs: arguments for the environment's constructor, instead of the run's own and
+            besides. A run's file may not choose paths, windows and large numbers.
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
         exact: refuse to go on where the bits may differ.
@@ -223,13 +234,16 @@ def resume(
         import_modules: whether parts that the run only names may be imported.
 
     Raises:
-        FileError: there is no run, it cannot be read, or names a module to import.
+        FileError: there is no run, it cannot be read, or names a module to import or an argument
+            of the environment that a file may not choose.
         UsageError: another process is training it; or `exact`.
+        SaveError: the run is done, and not everything could be saved.
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     hooks = Hooks(on_log, loggers, stop_at_return)
     folder = open_run(Path(path))
-    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = before = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = before = with_usable_kwargs(recipe, folder.path, env_kwargs)
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
     if env is None:
@@ -246,11 +260,14 @@ def resume(
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
         with fitting(folder.checkpoints):
-            record = Record(folder, recipe, components.display.line, saved)
-        folder.save_recipe(recipe)
+            warn = components.display.warn
+            writer = RunWriter(folder, recipe, warn, saved, hooks.loggers)
+        folder.save_recipe(recipe, before=before, step=components.collector.env_steps)
         at = f"step {components.collector.env_steps:,}" if saved else "the start"
-        components.display.notes += (f"resumed from {at}", *notes)
-        return finish(components, record)
+        components.display.notes += (f"resumed from {at}",)
+        for note in notes:
+            warn(note)
+        return finish(components, writer)
 
 
 @dataclass(frozen=True)
@@ -261,7 +278,7 @@ class Components:
     collector: Collector
     learner: Learner
     evaluator: Evaluator
-    meter: Meter
+    accumulator: MetricsAccumulator
     display: Display
     hooks: Hooks
 
@@ -280,7 +297,7 @@ def bring_back(components: Components, saved: Checkpoint) -> str:
         state = saved.state
         restore_tensors(components.learner, state["learner"], "learner")
         problem = restore(components.collector, state["collector"], "collector")
-        restore(components.meter, state["meter"], "meter")
+        restore(components.accumulator, state["metrics"], "metrics")
         if components.collector.env_steps != saved.step:
             raise ValueError(f"env_steps: expected {saved.step}, got others")
     return problem
@@ -288,7 +305,7 @@ def bring_back(components: Components, saved: Checkpoint) -> str:
 
 @contextmanager
 def assembled(
-    env: AnyEnv, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
+    env: EnvSource, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
 ) -> Iterator[Components]:
     """The components at the start of a run; closed at the end."""
     with ExitStack() as stack:
@@ -303,53 +320,61 @@ def assembled(
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
         display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
         seed = seed_sequence(recipe.seed, "actions")
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.line)
-        meter = Meter(collector)
-        yield Components(recipe, collector, learner, evaluator, meter, display, hooks)
+        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        accumulator = MetricsAccumulator(collector)
+        yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
 
 
-def finish(components: Components, record: Record) -> Run:
+def finish(components: Components, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
     policy, evaluator = components.learner.policy, components.evaluator
+    path = writer.folder.path
     environments = [components.collector.envs, *evaluator.environments]
-    fatal_hangs = hangs_end_the_process(environments, record.folder.last_words)
-    with record, components.display, fatal_hangs, StopSignals() as stop:
-        loop(components, record, stop)
+    fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
+    run = None
+    with writer, components.display, fatal_hangs, StopSignals() as stop:
+        loop(components, writer, stop)
         if stop.received is None:
             evaluation = evaluator.final(policy)
-            record.finish(components.collector.env_steps, policy, evaluation)
+            writer.finish(components.collector.env_steps, policy, evaluation)
+            run = Run(path, policy.requires_grad_(False).eval(), evaluation)
+    missing = writer.missing()
+    if missing:
+        raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
-    return Run(record.folder.path, policy.requires_grad_(False).eval(), evaluation)
+    assert run is not None
+    return run
 
 
-def loop(components: Components, record: Record, stop: StopSignals) -> None:
+def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
     """Collect and learn until `total_steps` environment steps are done, or something says stop."""
     recipe, collector, learner = components.recipe, components.collector, components.learner
-    meter, display, hooks = components.meter, components.display, components.hooks
+    accumulator, display, hooks = components.accumulator, components.display, components.hooks
     policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
     log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
-    checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total, done)
+    between = recipe.checkpoint.every or total // EVALUATIONS
+    checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
     display.done_steps = done
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
         progress = collector.env_steps / total
-        with meter.timing("collect"):
+        with accumulator.timing("collect"):
             rollout = collect(collector, recipe)
-        with meter.timing("learn"):
+        with accumulator.timing("learn"):
             metrics = learner.update(rollout, progress=progress)
         step = collector.env_steps
-        meter.add(metrics, rollout.episodes)
-        record.episodes(rollout.episodes)
+        accumulator.add(metrics, rollout.episodes)
+        writer.episodes(rollout.episodes)
         if log_due(step):
-            record.scalars(step, meter.figures())
-            display.update(step, record.latest)
+            writer.log(step, accumulator.take())
+            display.update(step, writer.latest)
             if hooks.on_log is not None:
-                is_stopping |= hooks.on_log(step, dict(record.latest)) is True
+                is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
         if evaluation_due(step):
             evaluations = components.evaluator(step, policy)
-            record.evaluated(step, policy, evaluations)
-            display.update(step, record.latest)
+            writer.evaluated(step, policy, evaluations)
+            display.update(step, writer.latest)
             if hooks.stop_at_return is not None and "eval" in evaluations:
                 is_stopping |= evaluations["eval"].mean >= hooks.stop_at_return
         is_stopping |= stop.received is not None  # read once: what ends the loop is what saves
@@ -357,9 +382,9 @@ def loop(components: Components, record: Record, stop: StopSignals) -> None:
             state = {
                 "learner": learner.state_dict(),
                 "collector": collector.state_dict(),
-                "meter": meter.state_dict(),
+                "metrics": accumulator.state_dict(),
             }
-            record.checkpoint(step, state, policy)
+            writer.checkpoint(step, state, policy)
 
 
 def collect(collector: Collector, recipe: Recipe) -> Rollout:
@@ -375,19 +400,16 @@ class Evaluator:
     The seeds of an evaluation are a function of the run's seed and of the step it is made at.
     """
 
-    def __init__(self, env: AnyEnv, recipe: Recipe) -> None:
+    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self._envs: VectorEnv[Any, Any, Any] | None = None
-        self._copy: gymnasium.Env[Any, Any] | None = None
-        if not isinstance(env, str):
-            self._copy = None if isinstance(env, VectorEnv) else copy_of(env)
-            if self._copy is None:
-                return
-            env = self._copy
+        another = another_like(env)
+        if another is None:
+            return
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = seed_sequence(recipe.seed, "evaluation")
-        options = environment_options(env, recipe)
-        self._envs = make_envs(env, copies, seed=seed, **options).envs
+        options = environment_options(another, recipe)
+        self._envs = make_envs(another, copies, seed=seed, **options).envs
 
     @property
     def environments(self) -> list[VectorEnv[Any, Any, Any]]:
@@ -429,5 +451,3 @@ class Evaluator:
     def __exit__(self, *error: object) -> None:
         if self._envs is not None:
             self._envs.close()
-        if self._copy is not None:
-            self._copy.close()

@@ -6,7 +6,7 @@
     python scripts/benchmark.py --write         # everything, into README.md and docs/speed.md
 
 The peers are the limits (the bare environment, the bare network, the same formula written by hand)
-and, where it is installed (`pip install "rlpg[bench]"`), Stable-Baselines3. A ratio is worth more
+and, where it is installed (`pip install ".[bench]"`), Stable-Baselines3. A ratio is worth more
 than a number of seconds: machines are noisy, and both sides of a ratio share the noise.
 """
 
@@ -430,14 +430,14 @@ def memory() -> Iterator[Row]:
 import resource
 from pathlib import Path
 import rlpg
-from rlpg.meter import Meter
+from rlpg.metrics import MetricsAccumulator
 def now():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-seen, before = {}, Meter.figures
-def figures(self):
+seen, before = {}, MetricsAccumulator.take
+def take(self):
     seen[self._collector.env_steps] = now()
     return before(self)
-Meter.figures = figures
+MetricsAccumulator.take = take
 settings = {
     "rollout.num_envs": 64, "rollout.num_steps": 128,
     "evaluation.every": 50_000, "checkpoint.every": 50_000,

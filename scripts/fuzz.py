@@ -31,7 +31,7 @@ import rlpg
 from rlpg.components import make_learner, make_policy
 from rlpg.errors import FileError
 from rlpg.loading import load_saved
-from rlpg.meter import Meter
+from rlpg.metrics import MetricsAccumulator
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, dumps, load_recipe, override
@@ -252,11 +252,11 @@ class SavedCheckpoint(Subject):
         envs = make_envs("CartPole-v1", self.recipe.rollout.num_envs, seed=0).envs
         learner = make_learner(make_policy(envs, self.recipe), self.recipe)
         collector = Collector(envs, learner.policy, 0, log_prob=False)
-        meter = Meter(collector)
+        accumulator = MetricsAccumulator(collector)
         with fitting(saved.path):
             restore_tensors(learner, saved.state["learner"], "learner")
             restore(collector, saved.state["collector"], "collector")
-            restore(meter, saved.state["meter"], "meter")
+            restore(accumulator, saved.state["metrics"], "metrics")
         return fingerprint(saved.state)
 
     def forged(self, dice: random.Random) -> tuple[str, Files, bool]:

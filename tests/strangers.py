@@ -27,11 +27,11 @@ import torch
 import rlpg
 from rlpg.evaluation import evaluate_saved
 from rlpg.loading import load_saved
+from rlpg.runs.curves import Curves
 from rlpg.runs.recipe import Recipe, load_recipe, override
 from rlpg.runs.run import FILES, create_run
 from rlpg.runs.store import Checkpoint, load_checkpoint, load_policy, newest_checkpoint
 from rlpg.runs.trees import VERSION, sealed, split
-from rlpg.runs.writers import Writers
 
 CANARY = "canary"  # in the working folder; whoever makes it has run code or left its folder
 SETTINGS = {
@@ -374,7 +374,7 @@ def all_checkpoints() -> None:
         checkpoint_case(f"evaluations {path[-9:]}", change=put(*where, value=evaluations))
     for version in (0, 1, 99, "2", None):
         checkpoint_case(f"version {version!r}", version=version)
-    for part in ("learner", "collector", "meter", "best", "curves"):
+    for part in ("learner", "collector", "metrics", "best", "curves"):
         for value in ([], {}, "os:system", 3):
             checkpoint_case(f"{part} {value!r}", change=put(part, value=value))
         checkpoint_case(f"no {part}", change=lambda state, part=part: state.pop(part))
@@ -515,9 +515,9 @@ def all_recipes() -> None:
 
 
 def write_tags(folder: Path) -> None:
-    writers = Writers(folder, env_id=f"../{CANARY}", texts={f"../../{CANARY}": "x"})
-    writers.scalars(1, {f"../{CANARY}": 1.0, f"{os.getcwd()}/{CANARY}": 2.0, "\0": 3.0})
-    writers.close()
+    curves = Curves(folder, env_id=f"../{CANARY}", texts={f"../../{CANARY}": "x"})
+    curves.log(1, {f"../{CANARY}": 1.0, f"{os.getcwd()}/{CANARY}": 2.0, "\0": 3.0})
+    curves.close()
 
 
 # ------------------------------------------------------------------------------------ the program

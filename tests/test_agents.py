@@ -13,8 +13,14 @@ import pytest
 
 import rlpg
 from rlpg.evaluation import check_spaces, evaluate_saved
-from rlpg.loading import load_saved, shipped_agents, shipped_folder, shipped_recipe, shipped_results
+from rlpg.loading import load_saved
 from rlpg.runs.recipe import flatten, load_recipe
+from rlpg.runs.shipped import (
+    shipped_agents,
+    shipped_folder,
+    shipped_recipe,
+    shipped_results,
+)
 
 EXPECTED = {
     "Acrobot-v1-reinforce",

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 import rlpg
 from rlpg import cli
 from rlpg.components import seed_sequence
-from rlpg.errors import EnvironmentFault
+from rlpg.errors import EnvironmentFault, FileError
 from rlpg.rollouts import derived_seed
 from rlpg.runs.store import newest_checkpoint
 
@@ -149,7 +149,9 @@ def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> 
     assert (checkpoint.step, skipped) == (64, [])
     assert rlpg.load("run").act(np.zeros(2, np.float32)) in (0, 1)
     broken.unlink()
-    assert rlpg.resume("run").evaluation is not None
+    with pytest.raises(FileError, match=r"kwargs.broken: expected a word that is no path"):
+        rlpg.resume("run")
+    assert rlpg.resume("run", env_kwargs={"broken": str(broken)}).evaluation is not None
     assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
 
 
@@ -161,7 +163,7 @@ def test_a_fault_in_the_first_reset_has_its_traceback_kept(backend: str, broken:
         train("raise", backend, at=0)
     assert "in fail_if_due" in Path("run/error.log").read_text()
     broken.unlink()
-    rlpg.resume("run")
+    rlpg.resume("run", env_kwargs={"broken": str(broken)})
     assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
 
 

@@ -13,8 +13,8 @@ import pytest
 import rlpg
 from rlpg.diagnosis import diagnose
 from rlpg.errors import EnvironmentFault, FileError
-from rlpg.record import versions_now
 from rlpg.rollouts import Collector
+from rlpg.run_writer import versions_now
 from rlpg.runs.store import newest_checkpoint, save_checkpoint
 
 SMALL = {
@@ -67,7 +67,7 @@ WEIGHT = ("learner", "policy", "network.mlp.layers.0.weight")
     ("change", "named"),
     [
         (lambda state: state.pop("learner"), "learner"),
-        (lambda state: state.pop("meter"), "meter"),
+        (lambda state: state.pop("metrics"), "metrics"),
         (set_to(*WEIGHT, value=lambda w: w.astype(np.float64)), "layers.0.weight"),
         (set_to(*WEIGHT, value=lambda w: w[:1]), "layers.0.weight"),
         (set_to(*WEIGHT, value=lambda w: w * np.nan), "layers.0.weight: expected finite"),

@@ -241,7 +241,8 @@ class Value(Baseline):
 
     def at(self, state: Tensor) -> ValueAt:
         """The baseline of one node, at its state `[lanes, ...]`."""
-        estimate = self.net(state.detach())  # its loss must not reach what led to the state
+        # Of a copy: its loss must not reach what led to the state, nor see it overwritten.
+        estimate = self.net(state.detach().clone())
         if estimate.dim() == 2 and estimate.shape[1] == 1:
             estimate = estimate[:, 0]
         if estimate.shape != state.shape[:1]:

@@ -1,14 +1,14 @@
 """From environments to rollouts: `make_envs`, `Collector`, `Rollout`."""
 
+from rlpg.registration import register_environments
 from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import (
     BACKENDS,
     MadeEnvs,
-    can_be_copied,
-    copy_of,
+    another_like,
     make_envs,
 )
-from rlpg.rollouts.ids import find_spec, full_id
+from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
@@ -17,14 +17,15 @@ from rlpg.rollouts.watchdog import hangs_end_the_process
 __all__ = [
     "BACKENDS",
     "Collector",
+    "EnvSource",
     "EpisodeSeeds",
     "Episodes",
     "MadeEnvs",
     "Rollout",
+    "another_like",
     "autoreset_mode",
-    "can_be_copied",
-    "copy_of",
     "derived_seed",
+    "environment_name",
     "find_spec",
     "full_id",
     "hangs_end_the_process",
@@ -32,3 +33,5 @@ __all__ = [
     "probe_action_mask",
     "reseed",
 ]
+
+register_environments()

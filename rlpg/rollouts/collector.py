@@ -25,11 +25,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
 from rlpg.policies.distributions import checked_log_prob
 from rlpg.policies.networks import Carry, map_carry
-from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
-from rlpg.rollouts.seeds import is_seeded, seed_streams
+from rlpg.rollouts.seeds import is_seeded, seed_sequence, seed_streams
+from rlpg.rollouts.validation import Bounds
 from rlpg.rollouts.vector import (
     autoreset_mode,
     batched_mask,
@@ -80,9 +80,7 @@ class Collector:
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
         self._log_prob = log_prob
-        self._seed = (
-            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        )
+        self._seed = seed_sequence(seed)
         self._device = policy.device
         self._generator = torch.Generator(self._device)
         self._generator.manual_seed(int(self._seed.generate_state(1, np.uint64)[0]))
@@ -174,7 +172,7 @@ class Collector:
             "lengths": self._running.lengths.copy(),
             "starts": self._starts.copy(),
             "carry": carry_to_arrays(self._carry),
-            "environments": snapshot(self.envs),
+            "environments": snapshot(self.envs, mid_episode=self._obs is not None),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str:
@@ -195,7 +193,7 @@ class Collector:
         )
         self._starts = np.array(state["starts"], dtype=bool)
         self._carry = carry_from_arrays(state["carry"], self._device)
-        problem = restore(self.envs, state["environments"], mid_episode=self._obs is not None)
+        problem = restore(self.envs, state["environments"])
         if problem:
             self.restart()
             return problem

@@ -63,11 +63,11 @@ class WorkerEnvs(AsyncVectorEnv):
         with self._reporting():
             return super().call(name, *args, **kwargs)
 
-    def replay(self, states: Sequence[Mapping[str, Any]], *, mid_episode: bool) -> Sequence[str]:
+    def replay(self, states: Sequence[Mapping[str, Any]]) -> Sequence[str]:
         """`EpisodeSeeds.replay_own_episode` of every environment; each step has its time."""
-        most_steps = max(int(state["count"]) for state in states) if mid_episode else 0
+        most_steps = max(int(state.get("count", 0)) for state in states)
         with self._reporting():
-            self.call_async("replay_own_episode", states, mid_episode=mid_episode)
+            self.call_async("replay_own_episode", states)
             return self.call_wait(timeout=self._timeout * (1 + most_steps))
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -179,7 +179,8 @@ def _worker(index: int, env_fn: Callable[[], Any], pipe: Any, *rest: Any) -> Non
         pipe.recv()
         pipe.send((None, False))
         return
-    _async_worker(index, lambda: env, pipe, *rest)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent gave up meanwhile
+        _async_worker(index, lambda: env, pipe, *rest)
 
 
 class _Guarded:
@@ -190,8 +191,9 @@ class _Guarded:
 
     def __call__(self) -> gymnasium.Env[Any, Any]:
         if multiprocessing.parent_process() is not None and os.getpid() != self._parent:
-            # Ctrl-C is for the parent to handle: it lets the step end and saves.
+            # Ctrl-C and a closed terminal are for the parent to handle: it ends the step and saves.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             threading.Thread(target=self._outlive_no_parent, daemon=True).start()
         return self._maker()

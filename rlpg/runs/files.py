@@ -130,14 +130,20 @@ def append(path: Path, data: bytes, *, position: int) -> int:
     """Put `data` at `position`, the known end of the file, and cut what lies beyond.
 
     Returns:
-        the new end. An append that failed half-way is undone by the next one at the same position.
+        the new end. An append that failed half-way is undone, or else by the next one at the same
+        position.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | _NO_SURPRISES, 0o666)
     try:
         position = min(position, os.fstat(descriptor).st_size)
         os.ftruncate(descriptor, position)
         os.lseek(descriptor, position, os.SEEK_SET)
-        _write_all(descriptor, data)
+        try:
+            _write_all(descriptor, data)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, position)  # no half a line
+            raise
         return position + len(data)
     finally:
         os.close(descriptor)
@@ -235,6 +241,30 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Anchor:
+    """Tells whether a folder's path still leads to the folder that it led to.
+
+    A folder that is open keeps its number, so another one at its path is told from it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+
+    def check(self) -> None:
+        """OSError where the folder was removed, moved or replaced: nothing may be written there."""
+        try:
+            is_there = os.path.samestat(os.stat(self._folder), os.fstat(self._held[0]))
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise OSError(errno.ENOENT, "the run's folder was removed, moved or replaced")
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        _close_all(self._held)
 
 
 @contextmanager

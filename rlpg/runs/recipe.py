@@ -113,7 +113,7 @@ def override(
         said = diff(recipe, Recipe.of(recipe.agent, type(recipe.learner)))
         recipe = _with(base, {key: mine for key, (mine, _) in said.items() if key != "agent"})
     typed = {
-        key: from_text(value, _kind(recipe, key)) if isinstance(value, str) else value
+        key: from_text(value, kind_of(recipe, key)) if isinstance(value, str) else value
         for key, value in changes.items()
         if key != "agent"
     }
@@ -125,7 +125,7 @@ def _with(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     top: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
-        kind = _kind(recipe, key)
+        kind = kind_of(recipe, key)
         table, name, entry = (*key.split(".", 2), "", "")[:3]
         if not name:
             top[table] = validated(key, value, kind)
@@ -144,7 +144,7 @@ def _tables(recipe: Recipe) -> dict[str, Settings]:
     return {name: v for name, v in recipe.values().items() if isinstance(v, Settings)}
 
 
-def _kind(recipe: Recipe, key: str) -> Any:
+def kind_of(recipe: Recipe, key: str) -> Any:
     """The annotation behind a dotted key, or RecipeError with the closest ones."""
     table, name, entry = (*key.split(".", 2), "", "")[:3]
     kind: Any = kinds(Recipe).get(table)

@@ -22,9 +22,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from rlpg.errors import FileError, RlpgError, TrainingError, UsageError
+from rlpg.errors import FileError, RlpgError, SaveError, TrainingError, UsageError
 from rlpg.runs import files
-from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe, save
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe
 from rlpg.runs.store import POLICY_FILE
 from rlpg.runs.trees import to_json
 
@@ -66,10 +66,22 @@ class RunFolder:
         """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
         return load_recipe(self.recipe, resolve=resolve)
 
-    def save_recipe(self, recipe: Recipe) -> None:
-        """Replace the recipe, if it is another."""
-        if files.read(self.recipe, limit=LARGEST_FILE) != dumps(recipe).encode():
-            save(recipe, self.recipe)
+    def save_recipe(self, recipe: Recipe, *, before: Recipe, step: int) -> None:
+        """Replace the recipe of a run that is resumed at a step, if its budget is another.
+
+        A learning-rate schedule and the times of evaluations follow from the budget, so this recipe
+        alone does not repeat the run: comments at its top tell the budgets before.
+        """
+        text = files.read(self.recipe, limit=LARGEST_FILE).decode()
+        comments = [line for line in text.splitlines() if line.startswith("# ")]
+        if before.total_steps != recipe.total_steps:
+            comments.append(
+                f"# trained to step {step} with total_steps = {before.total_steps}, then resumed "
+                f"with total_steps = {recipe.total_steps}: repeat both to repeat the run"
+            )
+        new = "".join(f"{line}\n" for line in comments) + dumps(recipe)
+        if new != text:
+            files.write(self.recipe, new.encode())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -95,7 +107,7 @@ class RunFolder:
                 files.remove_temporaries(folder)
             try:
                 yield
-            except (UsageError, FileError):
+            except (UsageError, FileError, SaveError):
                 raise
             except KeyboardInterrupt as stop:
                 stop.add_note(f"`rlpg resume {self.path}` goes on")
@@ -115,7 +127,7 @@ class RunFolder:
     def keep_error(self, text: str) -> str:
         """Write the error log; one line on where it is."""
         with suppress(OSError):
-            files.write(self.errors, text.encode())
+            files.write(self.errors, text.encode(errors="backslashreplace"))
         return f"what was saved until then is in {self.path}, see error.log there"
 
     def last_words(self, message: str, stack: str) -> str:
@@ -174,10 +186,10 @@ def create_run(
         files.remove_empty(made)
         raise
     if run is None:
-        raise UsageError(
-            f"{path}: expected a folder that is new or empty, got one in use; "
-            "choose another or `rlpg resume` it"
-        )
+        place = parent / whole.name
+        got = "one in use; choose another or `rlpg resume` it"
+        got = got if files.is_folder(place) else "a file or a link; choose another"
+        raise UsageError(f"{path}: expected a folder that is new or empty, got {got}")
     return run
 
 

@@ -24,6 +24,7 @@ from gymnasium import spaces
 from rlpg.errors import EnvironmentFault
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, derived_seed, make_envs
+from rlpg.stopping import StopSignals
 
 sys.path.append(str(Path(__file__).parent))
 from misbehaving import misbehave
@@ -160,7 +161,7 @@ def fault_of(
         spaces_of = envs.single_observation_space, envs.single_action_space
         collector = Collector(envs, StandardPolicy(*spaces_of, hidden=(4,), generator=generator))
         began = time.monotonic()
-        with pytest.raises(EnvironmentFault) as caught:
+        with StopSignals(), pytest.raises(EnvironmentFault) as caught:  # as a training does
             collector.steps(steps)
         assert time.monotonic() - began < 10
         message = str(caught.value)

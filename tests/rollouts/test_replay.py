@@ -94,6 +94,27 @@ def test_whole_episode_rollouts_continue_with_the_next_episodes(tmp_path: Any) -
     assert_same(expected, other.episodes(2))
 
 
+@pytest.mark.parametrize("how", ["steps", "episodes", "restarted", "nothing"])
+@pytest.mark.parametrize("backend", ["native", "sync", "async"])
+def test_the_state_saved_is_the_state_restored(backend: str, how: str, tmp_path: Any) -> None:
+    one, other = collector("CartPole-v1", backend), collector("CartPole-v1", backend)
+    try:
+        if how == "episodes":
+            one.episodes(1)
+        elif how != "nothing":
+            one.steps(30)
+        if how == "restarted":
+            one.restart()
+        state = through_a_file(one.state_dict(), tmp_path)
+        assert other.load_state_dict(state) == ""
+        np.testing.assert_equal(other.state_dict(), state)
+        assert_same(one.episodes(1), other.episodes(1))
+        assert_same(one.steps(9), other.steps(9))
+    finally:
+        one.close()
+        other.close()
+
+
 class Composite(gymnasium.Env[Any, Any]):
     """Dict actions of a tuple and a box; the observation is a function of them all."""
 

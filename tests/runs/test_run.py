@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from faulty import FaultyOs, Killed
 
-from rlpg.errors import FileError, UsageError
+from rlpg.errors import FileError, TrainingError, UsageError
 from rlpg.runs import files
 from rlpg.runs.recipe import EnvironmentSettings, Recipe, override
 from rlpg.runs.run import create_run, find_policy, open_run, safe_name, versions
@@ -62,11 +62,37 @@ def test_a_given_folder_must_be_new_or_empty(tmp_path):
     (tmp_path / "run").mkdir()
     create_run(RECIPE, {}, path=tmp_path / "run")
     (tmp_path / "file").write_text("mine")
-    for taken in ("run", "file"):
+    for taken, got in (("run", "one in use; .* `rlpg resume` it"), ("file", "a file or a link;")):
         before = everything(tmp_path)
-        with pytest.raises(UsageError, match="expected a folder that is new or empty, got one in"):
+        with pytest.raises(UsageError, match=f"expected a folder that is new or empty, got {got}"):
             create_run(RECIPE, {}, path=tmp_path / taken)
         assert everything(tmp_path) == before
+
+
+def test_an_error_with_lone_surrogates_is_kept(tmp_path):
+    """A file name that is not UTF-8, in an exception's message, ended in a UnicodeEncodeError."""
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    with pytest.raises(TrainingError, match="RuntimeError: no file"), run.held():
+        raise RuntimeError("no file \udcff")
+    assert "no file \\udcff" in (run.path / "error.log").read_text()
+
+
+def test_a_recipe_whose_budget_was_raised_says_so_as_often_as_it_was(tmp_path):
+    """`recipe.toml` had the last budget only, and did not repeat a run of two."""
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    first = RECIPE
+    for step, total in ((100, 200), (150, 200), (200, 300)):
+        recipe = override(first, {"total_steps": total})
+        run.save_recipe(recipe, before=first, step=step)
+        assert run.load_recipe() == recipe
+        first = recipe
+    comments = [line for line in run.recipe.read_text().splitlines() if line.startswith("#")]
+    assert comments == [
+        f"# trained to step 100 with total_steps = {RECIPE.total_steps}, then resumed with "
+        "total_steps = 200: repeat both to repeat the run",
+        "# trained to step 200 with total_steps = 200, then resumed with total_steps = 300: "
+        "repeat both to repeat the run",
+    ]
 
 
 def test_a_run_created_meanwhile_is_not_overwritten(tmp_path, monkeypatch):

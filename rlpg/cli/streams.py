@@ -4,23 +4,54 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from contextlib import suppress
+from typing import TextIO
+
+from rlpg.errors import RlpgWarning
 
 
 def complain(error: BaseException, code: int) -> int:
     """One line on the error stream, whatever the message and its notes contain."""
     parts = (str(error), *getattr(error, "__notes__", ()))
-    with suppress(OSError, ValueError):
-        print("rlpg: " + " ".join("; ".join(parts).split()), file=sys.stderr)
+    _say("; ".join(parts))
     return code
 
 
 def report(line: object) -> None:
     """Print about what is on disk already: if nobody can read it, nothing else is lost."""
     try:
-        print(line, flush=True)
+        print(_encodable(str(line), sys.stdout), flush=True)
     except (OSError, ValueError):
         silence_broken_output()
+
+
+def say_warnings_in_one_line() -> None:
+    """From now on, a warning about a run is one line, without the place in the code."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if issubclass(category, RlpgWarning):
+            _say(str(message))
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):
+        line = _encodable("rlpg: " + " ".join(text.split()), sys.stderr)
+        print(line, file=sys.stderr)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for what the stream cannot encode, such as parts of file names."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def silence_broken_output() -> None:

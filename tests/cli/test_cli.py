@@ -18,7 +18,9 @@ import pytest
 from gymnasium import spaces
 
 import rlpg
-from rlpg import cli, options
+from rlpg import cli
+from rlpg.cli.parsing import shown
+from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import newest_checkpoint
 
@@ -27,7 +29,6 @@ FAST = [
     "--rollout.num_steps", "16", "--policy.hidden", "8", "--evaluation.episodes", "2",
     "--evaluation.final-episodes", "3", "--log.every", "64",
 ]  # fmt: skip
-VERBS = ("train", "resume", "evaluate", "check-env", "agents")
 
 
 @pytest.fixture(autouse=True)
@@ -60,53 +61,99 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> s
 # ------------------------------------------------------------------------------------------ help
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([verb, "--help"])
-    assert stopped.value.code == 0
+    assert cli.main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"rlpg {verb}" in text or verb == "agents"
+    assert text.startswith(f"usage: rlpg {verb} ")
     assert "example" in text
     assert max(map(len, text.splitlines())) <= 110
 
 
 def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"    {verb} " in text for verb in VERBS)
+    for word in ("--help", "-h"):
+        assert cli.main([word]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        for verb in cli.VERBS:
+            assert any(line.startswith(f"    {verb} ") for line in lines)
 
 
-def as_typed(value: object) -> str:
-    match value:
-        case bool() | None:
-            return str(value).lower()
-        case tuple():
-            return ",".join(map(str, value))
-        case _:
-            return str(value)
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The words of a help text, without the box around them."""
+    assert cli.main([*words, "--help"]) == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("agent", AGENTS)
 def test_the_help_of_train_shows_every_setting_with_its_default(
-    capsys: pytest.CaptureFixture[str],
+    agent: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["train", "--help"])
-    words = " ".join(capsys.readouterr().out.split())
-    for key, value in flatten(Recipe()).items():
-        if key != "environment.id" and not key.endswith("kwargs"):
-            assert f"--{key.replace('_', '-')} " in words, key
-            assert f"({options.shown(value)})" in words, key
-    assert "clipped|squashed|beta" in words, "choices are listed"
+    text = help_of(capsys, "train", "--agent", agent)
+    for key, value in flatten(Recipe.of(agent)).items():
+        if key == "environment.id" or key.endswith("kwargs"):
+            assert f"--{key.replace('_', '-')} " not in text
+            continue
+        after = text.rpartition(f"--{key.replace('_', '-')} ")[2].partition("(default: ")[2]
+        assert after.startswith(f"{shown(value) or repr('')})"), key
+    assert "clipped|squashed|beta" in text, "choices are listed"
+    assert "--environment.kwargs.NAME VALUE" in text
+
+
+def test_the_help_shows_the_recipe_that_would_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    def default(option: str, *words: str) -> str:
+        text = help_of(capsys, "train", *words)
+        return text.rpartition(f"{option} ")[2].partition("(default: ")[2].partition(")")[0]
+
+    Path("mine.toml").write_text("agent = 'ppo'\n[learner]\nclip_range = 0.3\n")
+    assert default("--total-steps") == "300000"
+    for env in ("CartPole-v1", "CartPole", "some_module:CartPole-v1"):
+        assert default("--total-steps", env) == "100000", "of the shipped recipe"
+    assert default("--total-steps", "CartPole-v1", "--recipe", "default") == "300000"
+    assert default("--total-steps", "CartPole-v1", "--agent", "ppo") == "300000"
+    assert default("--learner.clip-range", "CartPole-v1", "--agent", "ppo") == "0.2"
+    assert default("--learner.clip-range", "CartPole-v1", "--recipe", "mine.toml") == "0.3"
+    assert default("--agent", "CartPole-v1", "--recipe", "mine.toml") == "ppo"
+
+
+def test_the_help_does_not_show_what_an_agent_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--learner.clip-range" not in help_of(capsys, "train")
+    text = help_of(capsys, "train", "--agent", "trpo")
+    assert "--learner.line-search" in text
+    assert "--learner.learning-rate " not in text
+
+
+OWN_LEARNER = '''
+from dataclasses import dataclass
+import rlpg
+from rlpg.settings import Positive
+
+@dataclass(frozen=True)
+class MySettings(rlpg.LearnerSettings):
+    """Mine."""
+    strength: Positive = 2.0
+    """how strong"""
+
+class Mine(rlpg.Reinforce):
+    Settings = MySettings
+'''
+
+
+def test_a_learner_of_ones_own_is_in_the_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own_learner_for_help.py").write_text(OWN_LEARNER)
+    monkeypatch.syspath_prepend(".")
+    text = help_of(capsys, "train", "--agent", "own_learner_for_help:Mine")
+    assert "--learner.strength X how strong (default: 2.0)" in text
 
 
 def test_help_and_version_import_no_torch() -> None:
     script = (
         "import sys\nfrom rlpg.cli import main\n"
-        "for words in (['--help'], ['train', '--help'], ['--version']):\n"
-        "    try: main(words)\n"
-        "    except SystemExit: pass\n"
+        "for words in (['--help'], ['train', 'CartPole-v1', '--agent', 'ppo', '--help'], "
+        "['evaluate', '--help'], ['--version'], ['completion', 'bash']):\n"
+        "    assert main(words) == 0\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -118,12 +165,12 @@ def test_help_and_version_import_no_torch() -> None:
 def another(value: object, key: str) -> str:
     """Some other value of a setting, as typed."""
     words = {
-        "agent": "reinforce", "environment.backend": "sync", "policy.activation": "relu",
+        "agent": "ppo", "environment.backend": "sync", "policy.activation": "relu",
         "policy.gaussian": "squashed", "policy.std": "dependent", "learner.baseline": "linear",
         "learner.truncated_return": "bootstrap", "learner.average": "episodes",
         "learner.learning_rate_schedule": "constant", "learner.entropy_coef_schedule": "linear",
         "policy.network": "nets:Mine", "policy.memory": "gru", "policy.factory": "nets:Policy",
-        "policy.images": "false", "learner.value_hidden": "7,5",
+        "policy.images": "false", "learner.value_hidden": "7,5", "policy.critic_only": "a,b",
     }  # fmt: skip
     if key in words:
         return words[key]
@@ -155,7 +202,7 @@ def test_every_setting_has_an_option(key: str, monkeypatch: pytest.MonkeyPatch) 
         assert cli.main(["train", "CartPole-v1", "--recipe", "default", *words]) == 130
         expected = override(Recipe(), {key: text, "environment.id": "CartPole-v1"})
         assert seen.pop() == expected
-    assert flatten(expected)[key] != flatten(Recipe())[key] or key == "agent"
+    assert flatten(expected)[key] != flatten(Recipe())[key]
 
 
 def test_keyword_arguments_reach_the_environment() -> None:
@@ -311,9 +358,9 @@ def test_evaluate_refuses_another_environment(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("", "required: VERB"),
-        ("trian CartPole-v1", "'trian' (choose from 'train'"),
-        ("train", "required: ENV"),
+        ("", "expected a verb, one of train, resume"),
+        ("trian CartPole-v1", "trian: expected a verb, one of train, resume, evaluate"),
+        ("train", "train: expected ENV, got nothing; see `rlpg train --help`"),
         ("train CartPol-v1", "got 'CartPol-v1'; did you mean CartPole-v1"),
         ("train CartPole-v9", "did you mean CartPole-v1"),
         ("train no_such_module:CartPole-v1", "No module named 'no_such_module'"),
@@ -322,12 +369,12 @@ def test_evaluate_refuses_another_environment(
         ("train CartPole-v1 --lr 1e-3", "did you mean learner.learning_rate"),
         ("train CartPole-v1 --learner.learning-rate fast", "expected a number > 0, got 'fast'"),
         ("train CartPole-v1 --learner.gamma 1.5", "expected a number in [0, 1], got 1.5"),
-        ("train CartPole-v1 --learner.gamma", "--learner.gamma: expected one argument"),
+        ("train CartPole-v1 --learner.gamma", "expected a number in [0, 1], got nothing"),
         ("train CartPole-v1 --total-steps 0", "total_steps: expected an integer >= 1, got 0"),
         ("train CartPole-v1 --rollout.num-envs 1.5", "expected an integer >= 1, got '1.5'"),
         ("train CartPole-v1 --policy.hidden 8,x", "policy.hidden: expected a list"),
         ("train CartPole-v1 --seeds 1 1", "--seeds: expected different seeds"),
-        ("train CartPole-v1 --seeds -1", "seed: expected an integer >= 0, got -1"),
+        ("train CartPole-v1 --seeds -1", "--seeds: expected a list, each entry an integer >= 0"),
         ("train CartPole-v1 --recipe none.toml", "none.toml: expected a readable file"),
         ("train CartPole-v1 --run-dir /proc/none/run", "choose another place"),
         ("train CartPole-v1 word", "word: expected an option"),
@@ -340,8 +387,8 @@ def test_evaluate_refuses_another_environment(
         ("train test/Graph-v0", "observation: expected Box, Discrete"),
         ("evaluate nowhere", "nowhere: expected a run, a policy folder or a shipped agent"),
         ("evaluate .", "expected a run or a policy"),
-        ("evaluate", "required: RUN|AGENT"),
-        ("agents all", "all: no such option"),
+        ("evaluate", "evaluate: expected RUN|AGENT, got nothing"),
+        ("agents all", "all: expected an option, got a word"),
         ("resume nowhere", "nowhere: expected a run's folder"),
     ],
 )  # fmt: skip
@@ -378,9 +425,9 @@ def test_bad_input_to_evaluate(
 @pytest.mark.parametrize(
     ("env", "blocked", "command"),
     [
-        ("Hopper-v5", "mujoco", 'pip install "rlpg[mujoco]"'),
-        ("LunarLander-v3", "Box2D", 'pip install "rlpg[box2d]"'),
-        ("ALE/Pong-v5", "ale_py", 'pip install "rlpg[atari]"'),
+        ("Hopper-v5", "mujoco", 'pip install ".[mujoco]"'),
+        ("LunarLander-v3", "Box2D", 'pip install ".[box2d]"'),
+        ("ALE/Pong-v5", "ale_py", 'pip install ".[atari]"'),
     ],
 )
 def test_a_missing_extra_is_named_with_its_command(
@@ -403,7 +450,7 @@ def test_a_missing_envpool_is_named_with_its_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)
     said = refusal(capsys, "train", "CartPole-v1", "--environment.backend", "envpool")
-    assert 'pip install "rlpg[envpool]"' in said
+    assert 'pip install ".[envpool]"' in said
 
 
 # --------------------------------------------------------------------- errors inside a run

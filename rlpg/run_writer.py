@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,24 @@ from rlpg.policies import Policy
 from rlpg.restore import to_arrays
 from rlpg.rollouts import Episodes
 from rlpg.runs import files
+from rlpg.runs.curves import Curves
+from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, dumps
 from rlpg.runs.run import RunFolder, versions
 from rlpg.runs.store import Checkpoint, save_checkpoint, save_policy
 from rlpg.runs.trees import to_json
-from rlpg.runs.writers import Writers
-
-Figures = Mapping[str, float]
 
 
-class Record:
-    """The writing side of one run. What the disk refuses is said once; training goes on.
+class RunWriter:
+    """The writing side of one run. What the disk refuses is said once, and training goes on; what
+    is missing at the end, `missing` says.
 
     Args:
         folder: the run's, whose lock is held.
         recipe: resolved.
         warn: is told what cannot be written.
         saved: the checkpoint the run continues from; the curves are cut there.
+        loggers: take the metrics too, besides those of the recipe.
 
     Raises:
         FileError, ValueError, LookupError: the checkpoint's state is not that of a run's writer.
@@ -41,48 +43,52 @@ class Record:
         recipe: Recipe,
         warn: Callable[[str], None],
         saved: Checkpoint | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self.folder, self.recipe = folder, recipe
-        self.latest: dict[str, float] = {}  # every tag's last figure
+        self.latest: dict[str, float] = {}  # each tag's last value
         # Mean return and step of the best evaluation.
         self.best: tuple[float, int] | None = None
         if saved is not None:
-            match saved.state["best"]:
-                case None | (float(), int()) as best:
-                    self.best = best
-                case other:
-                    raise ValueError(f"best: expected a mean return and a step, got {other!r:.80}")
+            self.best = _best(saved.state["best"])
             if saved.state["curves"]["step"] > saved.step:
                 raise ValueError(f"curves.step: expected at most {saved.step}, got more")
         self._warn = warn
         # Policies that the disk has refused: a best one may stay the best to the end.
-        self._waiting: dict[Path, tuple[int, dict[str, Any], Any]] = {}
+        self._waiting: dict[Path, tuple[dict[str, Any], Any]] = {}
         self._told: set[Path] = set()  # of these it was said that they cannot be saved
-        self._failing: dict[Path, int] = {}  # what could not be saved, and since which step
+        self._failing: dict[Path, str] = {}  # what could not be saved, and why
         self._versions = versions_now()
-        self._curves = Writers(
-            folder.path,
-            env_id=recipe.environment.id,
-            tensorboard=recipe.log.tensorboard,
-            texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
-            state=None if saved is None else saved.state["curves"],
-            warn=warn,
-        )
+        self._anchor = files.Anchor(folder.path)
+        try:
+            self._curves = Curves(
+                folder.path,
+                env_id=recipe.environment.id,
+                tensorboard=recipe.log.tensorboard,
+                loggers=loggers,
+                texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
+                state=None if saved is None else saved.state["curves"],
+                check=self._anchor.check,
+                warn=warn,
+            )
+        except BaseException:
+            self._anchor.close()
+            raise
 
     def episodes(self, episodes: Episodes) -> None:
         """Training episodes that ended."""
         self._curves.episodes(episodes.returns, episodes.lengths)
 
-    def scalars(self, step: int, figures: Figures) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Points of the curves at an environment step."""
-        self.latest |= figures
-        self._curves.scalars(step, figures)
+        self.latest |= metrics
+        self._curves.log(step, metrics)
 
     def evaluated(self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]) -> None:
         """Evaluations during training, by name; the one called `eval` decides which is the best."""
         for name, evaluation in evaluations.items():
             lengths = {f"{name}/mean_ep_length": float(evaluation.lengths.mean())}
-            self.scalars(step, {f"{name}/mean_reward": evaluation.mean, **lengths})
+            self.log(step, {f"{name}/mean_reward": evaluation.mean, **lengths})
             file = "evaluations" if name == "eval" else f"evaluations_{name.removeprefix('eval_')}"
             self._curves.evaluation(step, evaluation.returns, evaluation.lengths, name=file)
         mean = evaluations["eval"].mean if "eval" in evaluations else None
@@ -92,20 +98,17 @@ class Record:
 
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
         """A point to continue from, and the policy at that point."""
-        whole = {**state, "best": self.best, "curves": self._curves.state_dict()}
-        try:
-            save_checkpoint(
-                self.folder.checkpoints,
-                step,
-                to_arrays(whole),
-                versions=self._versions,
-                keep_last=self.recipe.checkpoint.keep_last,
-                keep=() if self.best is None else (self.best[1],),
-            )
-        except OSError as error:
-            self._refused(self.folder.checkpoints, step, error)
-        else:
-            self._failing.pop(self.folder.checkpoints, None)
+        whole = to_arrays({**state, "best": self.best, "curves": self._curves.state_dict()})
+        save = partial(
+            save_checkpoint,
+            self.folder.checkpoints,
+            step,
+            whole,
+            versions=self._versions,
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep=() if self.best is None else (self.best[1],),
+        )
+        self._try(save, self.folder.checkpoints, step)
         self.save_policy(self.folder.policy, step, policy, None)
 
     def save_policy(
@@ -129,40 +132,64 @@ class Record:
             },
             "versions": self._versions,
         }
-        self._waiting[folder] = (step, description, to_arrays(policy.state_dict()))
-        for place, (since, *content) in list(self._waiting.items()):
-            try:
-                save_policy(place, *content)
-            except OSError as error:
-                self._refused(place, since, error)
-            else:
-                self._failing.pop(place, None)
-                del self._waiting[place]
+        self._waiting[folder] = (description, to_arrays(policy.state_dict()))
+        self._save_waiting()
 
-    def _refused(self, what: Path, step: int, error: OSError) -> None:
-        """Say so once, not at every attempt; what is still missing at the end is said then."""
-        if what not in self._told:
-            self._told.add(what)
-            self._warn(f"{what}: not saved at step {step} ({error.strerror}); training goes on")
-        self._failing.setdefault(what, step)
+    def _save_waiting(self) -> None:
+        for folder, (description, weights) in list(self._waiting.items()):
+            step = description["training"]["steps"]
+            if self._try(partial(save_policy, folder, description, weights), folder, step):
+                del self._waiting[folder]
 
     def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None:
         """The last policy and how good it is."""
         self.save_policy(self.folder.policy, step, policy, evaluation)
         if evaluation is not None:
-            content = {**evaluation.summary(), "table": evaluation.table()}
-            try:
-                files.write(self.folder.path / "evaluation.json", to_json(content))
-            except OSError as error:
-                self._warn(f"evaluation.json: not saved ({error})")
+            path = self.folder.path / "evaluation.json"
+            content = to_json({**evaluation.summary(), "table": evaluation.table()})
+            self._try(partial(files.write, path, content), path, step)
 
-    def __enter__(self) -> Record:
+    def _try(self, save: Callable[[], object], what: Path, step: int) -> bool:
+        """Whether it was saved. If not, it is said once, not at every attempt."""
+        try:
+            self._anchor.check()
+            save()
+        except OSError as error:
+            if what not in self._told:
+                self._told.add(what)
+                self._warn(f"{what}: not saved at step {step} ({error.strerror}); training goes on")
+            since = self._failing.get(what, f"step {step}: {error.strerror}")
+            self._failing[what] = since
+            return False
+        self._failing.pop(what, None)
+        return True
+
+    def missing(self) -> str:
+        """In one line what of the run is not on disk, and why; "" where nothing is missing."""
+        reasons = {what.name: f"since {since}" for what, since in self._failing.items()}
+        reasons |= self._curves.missing()
+        return ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
+
+    def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for what, step in self._failing.items():
-            self._warn(f"{what}: nothing was saved there from step {step} on")
-        self._curves.close()  # the curves are complete on disk, however the run ends
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self._save_waiting()
+        finally:
+            self._curves.close()  # the curves are complete on disk, however the run ends
+            self._anchor.close()
+        if error is not None and (missing := self.missing()):
+            error.add_note(f"not saved: {missing}")
+
+
+def _best(best: object) -> tuple[float, int] | None:
+    match best:
+        case None:
+            return None
+        case (float(mean), int(step)):
+            return mean, step
+    raise ValueError(f"best: expected a mean return and a step, got {best!r:.80}")
 
 
 def versions_now() -> dict[str, str]:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlpg.errors import FileError
 from rlpg.runs import files
-from rlpg.runs.writers import Writers
+from rlpg.runs.curves import Curves
 
 
 def progress(folder):
@@ -45,16 +45,16 @@ def evaluations(folder, name="evaluations"):
 
 
 def test_curves_reach_their_readers(tmp_path):
-    writers = Writers(tmp_path, env_id="CartPole-v1")
+    curves = Curves(tmp_path, env_id="CartPole-v1")
     for step in (10, 20, 30):
-        writers.scalars(step, {"rollout/ep_rew_mean": np.float32(step / 4), "time/updates": step})
-        writers.scalars(step, {"eval/mean_reward": -step})
-    writers.episodes(np.array([1.5, -2.0]), np.array([3, 4]))
-    writers.episodes([], [])
-    writers.evaluation(10, [1.0, 2.0], [5, 6])
-    writers.evaluation(20, np.array([3.0, 4.0]), np.array([7, 8]))
-    writers.evaluation(20, [0.0] * 3, [1] * 3, name="evaluations_stochastic")
-    writers.close()
+        curves.log(step, {"rollout/ep_rew_mean": np.float32(step / 4), "time/updates": step})
+        curves.log(step, {"eval/mean_reward": -step})
+    curves.episodes(np.array([1.5, -2.0]), np.array([3, 4]))
+    curves.episodes([], [])
+    curves.evaluation(10, [1.0, 2.0], [5, 6])
+    curves.evaluation(20, np.array([3.0, 4.0]), np.array([7, 8]))
+    curves.evaluation(20, [0.0] * 3, [1] * 3, name="evaluations_stochastic")
+    curves.close()
 
     assert progress(tmp_path) == [
         {"step": s, "rollout/ep_rew_mean": s / 4, "time/updates": s, "eval/mean_reward": -s}
@@ -75,49 +75,49 @@ def test_curves_reach_their_readers(tmp_path):
 
 
 def test_what_json_does_not_know_is_null(tmp_path):
-    writers = Writers(tmp_path)
-    writers.scalars(1, {"a": math.nan, "b": math.inf, "c": 1.0, "../../x": 2})
-    writers.close()
+    curves = Curves(tmp_path)
+    curves.log(1, {"a": math.nan, "b": math.inf, "c": 1.0, "../../x": 2})
+    curves.close()
     assert progress(tmp_path) == [{"step": 1, "a": None, "b": None, "c": 1.0, "../../x": 2}]
     assert math.isnan(curve(tmp_path, "a")[0][1])
     assert {path.parent for path in tmp_path.rglob("*")} == {tmp_path}
 
 
 def test_misuse_is_an_error(tmp_path):
-    writers = Writers(tmp_path, tensorboard=False)
-    writers.scalars(5, {"a": 1})
+    curves = Curves(tmp_path, tensorboard=False)
+    curves.log(5, {"a": 1})
     with pytest.raises(ValueError, match="step: expected at least 5, the last one, got 4"):
-        writers.scalars(4, {"a": 1})
-    writers.evaluation(5, [1.0], [1])
+        curves.log(4, {"a": 1})
+    curves.evaluation(5, [1.0], [1])
     with pytest.raises(ValueError, match="expected 1 returns and lengths"):
-        writers.evaluation(6, [1.0, 2.0], [1, 2])
+        curves.evaluation(6, [1.0, 2.0], [1, 2])
     with pytest.raises(FileError, match="expected a name of letters"):
-        writers.evaluation(6, [1.0], [1], name="../x")
+        curves.evaluation(6, [1.0], [1], name="../x")
 
 
 def test_a_resumed_run_has_one_curve_without_gaps_or_double_points(tmp_path):
-    def train(writers, steps):
+    def train(curves, steps):
         for step in steps:
-            writers.scalars(step, {"loss": step})
-            writers.episodes([step], [1])
-            writers.evaluation(step, [step], [1])
+            curves.log(step, {"loss": step})
+            curves.episodes([step], [1])
+            curves.evaluation(step, [step], [1])
 
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     whole.mkdir()
     parted.mkdir()
-    writers = Writers(whole)
-    train(writers, range(10))
-    writers.close()
+    curves = Curves(whole)
+    train(curves, range(10))
+    curves.close()
 
-    writers = Writers(parted)
-    train(writers, range(4))
-    state = writers.state_dict()
+    curves = Curves(parted)
+    train(curves, range(4))
+    state = curves.state_dict()
     for until in (9, 6):  # killed twice after the same checkpoint
-        train(writers, range(4, until))
-        writers.flush()
-        writers = Writers(parted, state=state)
-    train(writers, range(4, 10))
-    writers.close()
+        train(curves, range(4, until))
+        curves.flush()
+        curves = Curves(parted, state=state)
+    train(curves, range(4, 10))
+    curves.close()
 
     assert (parted / "progress.jsonl").read_bytes() == (whole / "progress.jsonl").read_bytes()
     assert curve(parted, "loss") == curve(whole, "loss") == [(s, s) for s in range(10)]
@@ -127,14 +127,14 @@ def test_a_resumed_run_has_one_curve_without_gaps_or_double_points(tmp_path):
 
 
 def test_resuming_cuts_the_curves_even_if_nothing_is_added(tmp_path):
-    writers = Writers(tmp_path)
-    writers.scalars(1, {"a": 1})
-    writers.evaluation(1, [1.0], [1])
-    state = writers.state_dict()
-    writers.scalars(2, {"a": 2})
-    writers.evaluation(2, [1.0], [1])
-    writers.close()
-    Writers(tmp_path, state=state)
+    curves = Curves(tmp_path)
+    curves.log(1, {"a": 1})
+    curves.evaluation(1, [1.0], [1])
+    state = curves.state_dict()
+    curves.log(2, {"a": 2})
+    curves.evaluation(2, [1.0], [1])
+    curves.close()
+    Curves(tmp_path, state=state)
     assert progress(tmp_path) == [{"step": 1, "a": 1}]
     assert evaluations(tmp_path)["timesteps"].tolist() == [1]
 
@@ -154,9 +154,9 @@ def test_resuming_cuts_the_curves_even_if_nothing_is_added(tmp_path):
     ],
 )
 def test_a_state_from_a_stranger(tmp_path, change):
-    state = Writers(tmp_path).state_dict()
+    state = Curves(tmp_path).state_dict()
     with pytest.raises(FileError, match="expected"):
-        Writers(tmp_path, state=state | change)
+        Curves(tmp_path, state=state | change)
 
 
 class FullDisk:
@@ -178,15 +178,15 @@ class FullDisk:
 def test_a_full_disk_is_said_once_and_nothing_is_lost(tmp_path, monkeypatch):
     disk, said = FullDisk(), []
     monkeypatch.setattr(files, "os", disk)
-    writers = Writers(tmp_path, warn=said.append)
+    curves = Curves(tmp_path, warn=said.append)
     for step in range(12):
         disk.full = 3 <= step < 6 or step == 8
-        writers.scalars(step, {"loss": step})
-        writers.episodes([step], [1])
-        writers.evaluation(step, [step], [1])
-        writers.flush()
+        curves.log(step, {"loss": step})
+        curves.episodes([step], [1])
+        curves.evaluation(step, [step], [1])
+        curves.flush()
         evaluations(tmp_path)
-    writers.close()
+    curves.close()
     assert [entry["step"] for entry in progress(tmp_path)] == list(range(12))
     assert curve(tmp_path, "loss") == [(s, s) for s in range(12)]
     assert [row[0] for row in monitor(tmp_path)[1]] == list(range(12))
@@ -198,15 +198,15 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(tmp_path, monkeypatch):
 
 
 def test_entries_that_wait_for_the_disk_do_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlpg.runs.writers.WAITING", 100)
+    monkeypatch.setattr("rlpg.runs.logger.WAITING", 100)
     disk = FullDisk()
     monkeypatch.setattr(files, "os", disk)
-    writers = Writers(tmp_path, tensorboard=False, warn=lambda line: None)
+    curves = Curves(tmp_path, tensorboard=False, warn=lambda line: None)
     disk.full = True
     for step in range(50):
-        writers.scalars(step, {"a": 0})
+        curves.log(step, {"a": 0})
     disk.full = False
-    writers.close()
+    curves.close()
     assert [entry["step"] for entry in progress(tmp_path)] == list(range(45, 50))
 
 
@@ -219,12 +219,12 @@ def test_losing_tensorboard_never_ends_training(tmp_path, monkeypatch, when):
     module = "tensorboard.summary.writer.record_writer"
     if when == "at the start":
         monkeypatch.setitem(sys.modules, module, SimpleNamespace())
-    writers = Writers(tmp_path, warn=said.append)
+    curves = Curves(tmp_path, warn=said.append)
     if when == "later":
         monkeypatch.setattr(f"{module}.RecordWriter.write", broken)
     for step in range(5):
-        writers.scalars(step, {"a": step})
-    writers.close()
+        curves.log(step, {"a": step})
+    curves.close()
     assert len(progress(tmp_path)) == 5
     assert len(said) == 1
     assert "events.out.tfevents: cannot be written now" in said[0]
@@ -232,9 +232,9 @@ def test_losing_tensorboard_never_ends_training(tmp_path, monkeypatch, when):
 
 def test_no_thread_and_no_torch(tmp_path):
     before = threading.active_count()
-    Writers(tmp_path).scalars(1, {"a": 1})
+    Curves(tmp_path).log(1, {"a": 1})
     assert threading.active_count() == before
-    code = "import sys, pathlib; from rlpg.runs.writers import Writers; "
-    code += "Writers(pathlib.Path(sys.argv[1])).close(); "
+    code = "import sys, pathlib; from rlpg.runs.curves import Curves; "
+    code += "Curves(pathlib.Path(sys.argv[1])).close(); "
     code += "assert not {'torch', 'tensorflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

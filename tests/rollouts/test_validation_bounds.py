@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.policies.observations import Observations
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.bounds import Bounds
+from rlpg.rollouts.validation import Bounds
 
 LENGTH = 4
 

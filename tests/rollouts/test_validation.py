@@ -14,7 +14,7 @@ from gymnasium.vector import SyncVectorEnv
 from rlpg.errors import EnvironmentFault
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.answers import Answers
+from rlpg.rollouts.validation import Validator
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (2, 2), np.uint8)
@@ -42,7 +42,7 @@ def nested(a: Any = ZERO, place: Any = 2, image: Any = ((0, 1), (2, 3))) -> dict
     ids=str,
 )
 def test_what_fits_is_passed_on_without_a_copy(space: Any, obs: Any) -> None:
-    assert Answers(space).observation(obs) is obs
+    assert Validator(space).observation(obs) is obs
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_what_fits_is_passed_on_without_a_copy(space: Any, obs: Any) -> None:
     ids=str,
 )
 def test_numbers_of_another_type_that_fit_are_cast(space: Any, obs: Any) -> None:
-    fitted = Answers(space).observation(obs)
+    fitted = Validator(space).observation(obs)
     assert fitted.dtype == space.dtype
     assert fitted.tolist() == np.asarray(obs).tolist()
 
 
 def test_nested_observations_pass_part_by_part() -> None:
     given = nested(a=[0.0, 0.5, 1.0])
-    fitted = Answers(NESTED).observation(given)
+    fitted = Validator(NESTED).observation(given)
     assert fitted["a"].dtype == np.float32
     assert fitted["b"][0] == 2
     assert fitted["b"][1] is given["b"][1]
@@ -100,7 +100,7 @@ def test_nested_observations_pass_part_by_part() -> None:
 )
 def test_what_does_not_fit_is_refused_by_name(space: Any, obs: Any, message: str) -> None:
     with pytest.raises(EnvironmentFault, match=message) as caught:
-        Answers(space).observation(obs)
+        Validator(space).observation(obs)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("correct the environment or its observation_space")
 
@@ -108,11 +108,11 @@ def test_what_does_not_fit_is_refused_by_name(space: Any, obs: Any, message: str
 @pytest.mark.parametrize("reward", [1, 1.5, np.float32(2), np.int64(3), True, np.array(1.0)])
 @pytest.mark.parametrize("flag", [True, np.bool_(False), 0, np.array(True)])
 def test_numbers_and_flags_of_every_kind_pass(reward: Any, flag: Any) -> None:
-    Answers(BOX).outcome(reward, flag, flag, {})
+    Validator(BOX).outcome(reward, flag, flag, {})
 
 
 def test_a_reward_may_be_a_tensor() -> None:
-    Answers(BOX).outcome(torch.tensor(1.0), False, False, {})
+    Validator(BOX).outcome(torch.tensor(1.0), False, False, {})
 
 
 # ------------------------------------------------------- what Gymnasium does to such an answer
