@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-
-from rlpg.registration import register_environments
 
 if TYPE_CHECKING:
     from rlpg.checking import check_env
     from rlpg.checks.report import Finding, Report
+    from rlpg.errors import RlpgError
     from rlpg.evaluation import Evaluation, evaluate
     from rlpg.gradients import estimators
-    from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
+    from rlpg.gradients.baselines import (
+        Baseline,
+        LeaveOneOut,
+        MovingAverage,
+        NoBaseline,
+        OptimalConstant,
+        PerTimeStep,
+        Value,
+    )
     from rlpg.gradients.compare import compare
     from rlpg.gradients.gradcheck import gradcheck
     from rlpg.gradients.tape import Tape
-    from rlpg.learners import Baseline, Reinforce
+    from rlpg.learners import PPO, Batch, Learner, NaturalGradient, Reinforce
+    from rlpg.learners.settings import LearnerSettings
     from rlpg.loading import load
-    from rlpg.policies import Policy
+    from rlpg.policies import Policy, StandardPolicy, make_head
     from rlpg.rollouts import Collector, Rollout, make_envs
+    from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
     from rlpg.training import Run, resume, train
 
 __version__ = "0.1.0"
 __all__ = [
+    "PPO",
     "Baseline",
+    "Batch",
     "Collector",
     "Evaluation",
     "Finding",
+    "JSONLLogger",
+    "Learner",
+    "LearnerSettings",
     "LeaveOneOut",
+    "Logger",
     "MovingAverage",
+    "NaturalGradient",
+    "NoBaseline",
     "OptimalConstant",
+    "PerTimeStep",
     "Policy",
     "Recipe",
     "Reinforce",
     "Report",
+    "RlpgError",
     "Rollout",
     "Run",
+    "StandardPolicy",
     "Tape",
+    "TensorBoardLogger",
     "Value",
     "check_env",
     "compare",
@@ -47,27 +70,53 @@ __all__ = [
     "gradcheck",
     "load",
     "make_envs",
+    "make_head",
     "resume",
     "train",
 ]
 
-register_environments()
+
+def _is_command() -> bool:
+    """Whether this process is the program `rlpg`, or `python -m rlpg`."""
+    if sys.argv[:1] == ["-m"]:  # so it is while the package that -m names is imported
+        return sys.orig_argv[-len(sys.argv)] == "rlpg"
+    return bool(sys.argv) and PurePath(sys.argv[0]).stem == "rlpg"
+
+
+# In the program, `rlpg.rollouts` does this: `--help` needs no Gymnasium, and while Gymnasium is
+# imported the program already answers Ctrl-C.
+if not _is_command():
+    from rlpg.registration import register_environments
+
+    register_environments()
 
 _HOME = {
-    "Baseline": "rlpg.learners",
+    "Baseline": "rlpg.gradients.baselines",
+    "Batch": "rlpg.learners",
     "Collector": "rlpg.rollouts",
     "Evaluation": "rlpg.evaluation",
     "Finding": "rlpg.checks.report",
+    "JSONLLogger": "rlpg.runs.logger",
+    "Learner": "rlpg.learners",
+    "LearnerSettings": "rlpg.learners.settings",
     "LeaveOneOut": "rlpg.gradients.baselines",
+    "Logger": "rlpg.runs.logger",
     "MovingAverage": "rlpg.gradients.baselines",
+    "NaturalGradient": "rlpg.learners",
+    "NoBaseline": "rlpg.gradients.baselines",
     "OptimalConstant": "rlpg.gradients.baselines",
+    "PPO": "rlpg.learners",
+    "PerTimeStep": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
     "Recipe": "rlpg.runs.recipe",
     "Reinforce": "rlpg.learners",
     "Report": "rlpg.checks.report",
+    "RlpgError": "rlpg.errors",
     "Rollout": "rlpg.rollouts",
     "Run": "rlpg.training",
+    "StandardPolicy": "rlpg.policies",
     "Tape": "rlpg.gradients.tape",
+    "TensorBoardLogger": "rlpg.runs.logger",
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",
@@ -76,6 +125,7 @@ _HOME = {
     "gradcheck": "rlpg.gradients.gradcheck",
     "load": "rlpg.loading",
     "make_envs": "rlpg.rollouts",
+    "make_head": "rlpg.policies",
     "resume": "rlpg.training",
     "train": "rlpg.training",
 }

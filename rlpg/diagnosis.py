@@ -7,6 +7,7 @@ learn from the past are fitted on calibration episodes that the gradients never 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,25 +16,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlpg.errors import UsageError
+from rlpg.components import (
+    environment_options,
+    generator_from,
+    learner_settings,
+    make_learner,
+    make_policy,
+    seed_sequence,
+    with_usable_kwargs,
+)
+from rlpg.errors import UsageError, install
 from rlpg.evaluation import check_spaces
-from rlpg.learners import Baseline, Reinforce
-from rlpg.learners.baselines import STATISTICAL
-from rlpg.learners.credit import CreditRule
+from rlpg.gradients.baselines import STATISTICAL, Baseline
+from rlpg.learners import Learner
+from rlpg.learners.advantages import AdvantageRule
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.loading import environment_to_make
-from rlpg.prepare import environment_options, make_learner, make_policy, stream, torch_generator
-from rlpg.restore import restore_learner
+from rlpg.policies import map_carry
+from rlpg.references import UserParts
+from rlpg.restore import fitting, restore_tensors
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.runs import checkpoint
 from rlpg.runs.recipe import Recipe
 from rlpg.runs.run import open_run
+from rlpg.runs.store import newest_checkpoint
 from rlpg.threads import cpu_threads
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 0.99)
 GROUPS = 64  # of episodes; their scatter is the noise
 FLIPS = 10_000  # of the test for bias
 FIT_EPOCHS = 20  # of a value network that the run does not have
+NO_GRADIENT = (
+    "no gradient is left to measure: its mean is 0 within its noise, as at an optimum; take more "
+    "--episodes, or a run that was stopped earlier"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Diagnosis:
     mean_length: float
     batch_steps: float  # environment steps per update of the run
     reference: str
+    has_gradient: bool  # false: what there is of a mean gradient is no larger than its noise
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON, which has no infinity: what is not finite is None."""
@@ -81,7 +97,7 @@ class Diagnosis:
         head = "estimator", "unbiased", "variance", "signal", "cosine", "bias", "critical batch"
         lines = ["  ".join(word.rjust(w) for word, w in zip(head, widths, strict=True))]
         for e in self.estimates:
-            cells = (
+            cells: tuple[str, ...] = (
                 e.name,
                 "yes" if e.unbiased else "no",
                 f"{e.variance:.3g}",
@@ -90,13 +106,19 @@ class Diagnosis:
                 f"{100 * e.bias:.0f} %" if e.bias else "-",
                 f"{e.critical_steps:,.0f}" if math.isfinite(e.critical_steps) else "all noise",
             )
+            if not e.variance:  # nothing varies, so there is nothing to compare
+                cells = (*cells[:2], *["-"] * 5)
             lines.append("  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
-        best = self.best
         lines += [
             "",
             f"{self.episodes} episodes of {self.mean_length:.0f} steps on {self.env}; signal (to "
             f"noise) and cosine at {self.batch_steps:,.0f} steps per update; reference: "
             f"{self.reference}",
+        ]
+        if not self.has_gradient:
+            return "\n".join([*lines, NO_GRADIENT])
+        best = self.best
+        lines += [
             f"least noise without bias: {best.name}, whose signal is as strong as its noise in a "
             f"batch of {best.critical_steps:,.0f} steps",
         ]
@@ -104,15 +126,23 @@ class Diagnosis:
 
 
 def diagnose(
-    path: str | Path, *, env: str | None = None, episodes: int = 256, seed: int = 0
+    path: str | Path,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 256,
+    seed: int = 0,
+    parts: UserParts | None = None,
 ) -> Diagnosis:
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
     Args:
         path: the run's folder.
         env: where the run's own id names a module to import.
+        env_kwargs: arguments of the environment that a run's file may not choose; see `resume`.
         episodes: as many for calibration, and as many for the gradients.
         seed: of the episodes.
+        parts: those of the user's own that the run was trained with.
 
     Raises:
         FileError: there is no run.
@@ -121,21 +151,24 @@ def diagnose(
     if episodes < 4:
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
     folder = open_run(Path(path))
-    recipe = folder.load_recipe()
-    saved, _ = checkpoint.newest(folder.checkpoints)
+    parts = parts or UserParts()
+    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = with_usable_kwargs(recipe, folder.path, env_kwargs)
+    saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
     own = recipe.environment.id
     env = environment_to_make(own, env, folder.path)
     copies = min(episodes // 2, 32)  # at least two rounds
     options = environment_options(env, recipe)
-    envs, _ = make_envs(env, copies, seed=stream(seed, "evaluation"), **options)
+    envs, _ = make_envs(env, copies, seed=seed_sequence(seed, "evaluation"), **options)
     with cpu_threads(recipe.threads), closing(envs):
-        policy = make_policy(envs, recipe)
-        learner = make_learner(policy, recipe)
-        restore_learner(saved, learner)
+        policy = make_policy(envs, recipe, parts)
+        learner = make_learner(policy, recipe, parts)
+        with fitting(saved.path):
+            restore_tensors(learner, saved.state["learner"], "learner")
         check_spaces(policy, envs)
-        actions = stream(seed, "actions")
+        actions = seed_sequence(seed, "actions")
         collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)
         rounds = max(2, math.ceil(episodes / copies))
         calibration = [collector.episodes(1) for _ in range(rounds)]
@@ -161,10 +194,10 @@ def diagnose(
 
 
 def variants(
-    learner: Reinforce, recipe: Recipe, calibration: list[Rollout]
-) -> dict[str, CreditRule]:
+    learner: Learner, recipe: Recipe, calibration: list[Rollout]
+) -> dict[str, AdvantageRule]:
     """Every estimator to compare, by name; what learns has learned from the calibration."""
-    own = recipe.learner.gae_lambda
+    own = learner.advantage_rule.gae_lambda
     settings: list[tuple[str, float | None, bool]] = [
         *((name, None, True) for name in (*STATISTICAL, "linear", "value")),
         *(
@@ -178,19 +211,19 @@ def variants(
     rules = {}
     for name, gae_lambda, weighted in settings:
         label = name if gae_lambda is None else f"{name}, GAE {gae_lambda:g}"
-        rules[label if weighted else f"{label}, no gamma^t"] = CreditRule(
+        rules[label if weighted else f"{label}, no gamma^t"] = AdvantageRule(
             baselines[name],
             gamma=recipe.learner.gamma,
             gae_lambda=gae_lambda,
-            truncated_return="terminal" if gae_lambda is None else None,
+            truncated_return="terminal" if gae_lambda is None else "bootstrap",
             gamma_weight=weighted,
             average="episodes",
-            normalize_advantages=False,
+            normalize=False,
         )
     return rules
 
 
-def fitted(name: str, learner: Reinforce, recipe: Recipe, calibration: list[Rollout]) -> Baseline:
+def fitted(name: str, learner: Learner, recipe: Recipe, calibration: list[Rollout]) -> Baseline:
     """The run's own value network, or a baseline of that name fitted on the calibration."""
     if name == recipe.learner.baseline and isinstance(learner.baseline, ValueNetwork):
         return learner.baseline
@@ -199,28 +232,28 @@ def fitted(name: str, learner: Reinforce, recipe: Recipe, calibration: list[Roll
         learner.policy,
         hidden=recipe.policy.hidden,
         learning_rate=recipe.learner.value_learning_rate,
-        epochs=1,
-        minibatches=4,
-        generator=torch_generator(stream(0, "learner")),
+        num_epochs=1,
+        num_minibatches=4,
+        generator=generator_from(seed_sequence(0, "learner")),
     )
-    rule = CreditRule(
+    rule = AdvantageRule(
         baseline,
         gamma=recipe.learner.gamma,
         gae_lambda=None,
         truncated_return="terminal",
         gamma_weight=False,
         average="episodes",
-        normalize_advantages=False,
+        normalize=False,
     )
     for _ in range(FIT_EPOCHS if name == "value" else 1):
         for rollout in calibration:
-            credit = rule(rollout, learner.scaled_reward(rollout))
-            baseline.update(rollout, credit.returns, credit.weight)
+            advantages = rule(rollout, learner.scaled_reward(rollout))
+            baseline.update(rollout, advantages.returns, advantages.weight)
     return baseline
 
 
 def group_gradients(
-    learner: Reinforce, rules: list[CreditRule], rollout: Rollout, size: int
+    learner: Learner, rules: list[AdvantageRule], rollout: Rollout, size: int
 ) -> Tensor:
     """`[G, V, P]`: mean gradient of each group of `size` episodes, by each of V rules.
 
@@ -230,28 +263,41 @@ def group_gradients(
         rollout: one whole episode per environment.
     """
     reward = learner.scaled_reward(rollout)
-    credits = [rule(rollout, reward) for rule in rules]
-    factors = torch.stack([credit.multiplier * credit.weight for credit in credits])  # [V, T, N]
+    advantages = [rule(rollout, reward) for rule in rules]
+    factors = torch.stack([a.normalized * a.weight for a in advantages])  # [V, T, N]
     parameters = [p for p in learner.policy.parameters() if p.requires_grad]
+    in_order = learner.policy.has_memory
     num_envs = reward.shape[1]
     groups = []
     for first in range(0, num_envs - size + 1, size):
         envs = slice(first, first + size)
         counts = rollout.valid[:, envs]  # [T, size]
-        distribution, _ = learner.policy(rollout.obs[:-1, envs][counts])
-        log_prob = distribution.log_prob(rollout.action[:, envs][counts])  # [S]
+        obs, action = rollout.obs[:-1, envs], rollout.action[:, envs]
+        if in_order:
+            carry = map_carry(lambda part, envs=envs: part[envs], rollout.carry)  # type: ignore[misc]
+            distribution, _ = learner.policy(obs, carry, rollout.episode_start[:-1, envs])
+            log_prob = distribution.log_prob(action)  # [T, size]
+        else:
+            distribution, _ = learner.policy(obs[counts])
+            log_prob = distribution.log_prob(action[counts])  # [S]
+        factor = factors[:, :, envs] * (num_envs / size)  # [V, T, size]
         grads = torch.autograd.grad(
             log_prob,
             parameters,
-            grad_outputs=factors[:, :, envs][:, counts] * (num_envs / size),  # [V, S]
+            grad_outputs=factor if in_order else factor[:, counts],
             is_grads_batched=True,
+            allow_unused=True,
         )
-        groups.append(torch.cat([grad.reshape(len(rules), -1) for grad in grads], dim=1))
+        parts = [
+            torch.zeros(len(rules), p.numel()) if grad is None else grad.reshape(len(rules), -1)
+            for grad, p in zip(grads, parameters, strict=True)
+        ]
+        groups.append(torch.cat(parts, dim=1))
     return torch.stack(groups)
 
 
 def measured(
-    rules: dict[str, CreditRule],
+    rules: dict[str, AdvantageRule],
     gradients: Tensor,
     size: int,
     mean_length: float,
@@ -265,18 +311,18 @@ def measured(
     gradients = gradients.double()
     num_groups = len(gradients)
     mean = gradients.mean(dim=0)  # [V, P]
-    centerd = gradients - mean
+    centered = gradients - mean
 
     def product(i: int, j: int) -> tuple[float, float]:
         """`(E g_i . E g_j, tr Cov(g_i, g_j))`, both without bias."""
-        covariance = float((centerd[:, i] * centerd[:, j]).sum()) / (num_groups - 1)
+        covariance = float((centered[:, i] * centered[:, j]).sum()) / (num_groups - 1)
         return float(mean[i] @ mean[j]) - covariance / num_groups, covariance
 
     names = list(rules)
     unbiased = [rule.gamma_weight and rule.gae_lambda is None for rule in rules.values()]
     variance = [product(v, v)[1] * size for v in range(len(names))]
     reference = min((v for v, exact in enumerate(unbiased) if exact), key=lambda v: variance[v])
-    reference_square = max(product(reference, reference)[0], 1e-300)
+    reference_square = max(product(reference, reference)[0], 0.0)
     batch_episodes = batch_steps / mean_length
     estimates = []
     for v, name in enumerate(names):
@@ -284,7 +330,7 @@ def measured(
         inner, _ = product(v, reference)
         noise = variance[v] / batch_episodes
         gap = product(v, v)[0] - 2 * inner + reference_square
-        certain = differs(gradients[:, v] - gradients[:, reference])
+        certain = reference_square > 0 and differs(gradients[:, v] - gradients[:, reference])
         length = math.sqrt(reference_square * max(square, 0.0))
         alignment = min(1.0, inner / length) if length else math.nan
         ratio = square / noise if noise else math.inf
@@ -301,7 +347,11 @@ def measured(
                 critical_steps=variance[v] / square * mean_length if square > 0 else math.inf,
             )
         )
-    return {"estimates": tuple(estimates), "reference": names[reference]}
+    return {
+        "estimates": tuple(estimates),
+        "reference": names[reference],
+        "has_gradient": reference_square > 0,
+    }
 
 
 def differs(differences: Tensor) -> bool:
@@ -325,11 +375,16 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError('plot: expected matplotlib; run `pip install "rlpg[plot]"`') from None
+        raise UsageError(
+            f"plot: expected matplotlib to be installed; run {install('plot')}"
+        ) from None
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     sizes = torch.logspace(1, 6, 100).tolist()
-    drawn = [e for e in diagnosis.estimates if math.isfinite(e.critical_steps)]
+    drawn = [e for e in diagnosis.estimates if math.isfinite(e.critical_steps) and e.variance]
+    if not diagnosis.has_gradient:
+        drawn = []
+        axes.text(0.5, 0.5, NO_GRADIENT, transform=axes.transAxes, ha="center", wrap=True)
     for e in sorted(drawn, key=lambda e: -e.cosine):
         bias = f", bias {100 * e.bias:.0f} %" if e.bias else ""
         axes.semilogx(
@@ -346,5 +401,6 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     axes.set_title(
         f"{diagnosis.env}: how well a batch's gradient points (solid: unbiased, dashed: biased)"
     )
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    if drawn:
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)

@@ -4,15 +4,21 @@ RlpgError
 ├── UsageError              what the user typed or passed cannot be used (exit code 2)
 │   ├── RecipeError         an unknown or ill-typed field of a recipe
 │   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
+│   ├── MissingPartError    a file names a part of the user's own, which was not given
 │   └── SpaceError          an observation or action space that is unsupported or does not fit
 ├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
 ├── FileError               a file that is missing, damaged or not ours (exit code 2)
 └── TrainingError           a run that had to stop (exit code 1)
     ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
-    └── NumericalFault      a loss, gradient or parameter stopped being finite
+    ├── NumericalFault      a loss, gradient or parameter stopped being finite
+    └── SaveError           a run that is done, but not everything of it could be saved
+
+RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class RlpgError(Exception):
@@ -29,6 +35,10 @@ class RecipeError(UsageError):
 
 class EnvironmentSetupError(UsageError):
     """An environment that does not exist, lacks a package, or cannot be built."""
+
+
+class MissingPartError(UsageError):
+    """A network, policy or learner of the user's own that a file names and nobody gave."""
 
 
 class SpaceError(UsageError):
@@ -53,3 +63,25 @@ class EnvironmentFault(TrainingError):
 
 class NumericalFault(TrainingError):
     """A loss, gradient or parameter that is not finite; raised before the optimizer step."""
+
+
+class SaveError(TrainingError):
+    """Not everything of a run could be saved; raised when all else was done.
+
+    Attributes:
+        run: what `train` or `resume` would have returned, policy and evaluation included; None
+            where the run was stopped by a signal.
+    """
+
+    def __init__(self, message: str, run: Any = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class RlpgWarning(UserWarning):
+    """Something that the user of a run should know, and the run goes on."""
+
+
+def install(extra: str) -> str:
+    """How a missing extra is installed: no package index has rlpg, a checkout of it does."""
+    return f'`pip install ".[{extra}]"` in the checkout of rlpg'

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.loading import Saved, environment_to_make
 from rlpg.policies import Policy
-from rlpg.rollouts import Collector, make_envs
+from rlpg.rollouts import Collector, EnvSource, full_id, make_envs
+from rlpg.runs.recorded import usable_kwargs
 from rlpg.threads import cpu_threads
 
 STEPS_PER_CHUNK = 64
@@ -99,13 +100,13 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    env: str | gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    env: EnvSource,
     episodes: int = 100,
     seed: int | np.random.SeedSequence = 0,
     *,
     deterministic: bool = True,
     num_envs: int | None = None,
-    env_kwargs: dict[str, Any] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     backend: str = "auto",
     max_episode_steps: int | None = None,
     episode_cap: int = 1000,
@@ -118,7 +119,7 @@ def evaluate(
 
     Args:
         policy: what is evaluated.
-        env: an id, an environment, or a vector environment (used as it is, and left open).
+        env: as in `make_envs`; a vector environment is used as it is, and left open.
         episodes: how many; spread evenly over the copies.
         seed: of the environments and of sampled actions.
         deterministic: take the most likely action instead of sampling.
@@ -159,6 +160,7 @@ def evaluate_saved(
     saved: Saved,
     *,
     env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     episodes: int = 100,
     seed: int = 0,
     deterministic: bool = True,
@@ -166,23 +168,55 @@ def evaluate_saved(
 ) -> Evaluation:
     """Evaluate a policy from disk on the environment it was trained on, or on another.
 
-    A file may name an environment but not a module to import: that only the caller can ask for.
+    Arguments and time limit of the training are kept where it is the same environment; where it is
+    another, `environments` says what was left out.
 
     Raises:
-        UsageError: the file asks for a module.
+        FileError: the file names a module to import, or an argument that it may not choose;
+            `env` and `env_kwargs` may be anything.
         SpaceError: the environment's spaces are not the policy's.
     """
-    keys = ("max_episode_steps", "episode_cap") if env is None else ("episode_cap",)
-    return evaluate(
+    env_id, options, note = environment_of(saved, env, env_kwargs)
+    options["env_kwargs"] = options.pop("kwargs")
+    evaluation = evaluate(
         saved.policy,
-        environment_to_make(saved.environment["id"], env, saved.path),
+        env_id,
         episodes,
         seed,
         deterministic=deterministic,
         num_envs=num_envs,
-        env_kwargs=saved.environment.get("kwargs") if env is None else None,
-        **{key: saved.environment[key] for key in keys if key in saved.environment},
+        **options,
     )
+    environments = ", ".join(filter(None, (evaluation.environments, note)))
+    return replace(evaluation, environments=environments)
+
+
+def environment_of(
+    saved: Saved, env: str | None, env_kwargs: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any], str]:
+    """The environment to play a saved policy on: its id, options for `make_envs`, and a note.
+
+    Arguments and time limit of the training are kept where it is the same environment.
+
+    Args:
+        saved: a policy from disk.
+        env: an id, if the caller names one.
+        env_kwargs: the caller's arguments for the constructor, instead of the file's and besides.
+
+    Raises:
+        FileError: the file names a module to import, or an argument that it may not choose.
+    """
+    recorded = saved.environment
+    env_id = environment_to_make(recorded["id"], env, saved.path)
+    cap = {"episode_cap": recorded["episode_cap"]} if recorded.get("episode_cap") else {}
+    limit, kwargs = recorded.get("max_episode_steps"), recorded.get("kwargs") or {}
+    if full_id(env_id).rpartition(":")[2] == recorded["id"].rpartition(":")[2]:
+        kwargs = usable_kwargs(kwargs, saved.path, env_kwargs)
+        return env_id, {"kwargs": kwargs, "max_episode_steps": limit, **cap}, ""
+    note = f"not {recorded['id']}, which it was trained on" if kwargs or limit else ""
+    note += f", so without its arguments {kwargs!r:.80}" if kwargs else ""
+    note += f", so without its limit of {limit} steps" if limit else ""
+    return env_id, {"kwargs": dict(env_kwargs or {}), **cap}, note
 
 
 def play(

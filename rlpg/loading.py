@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import torch
 
-from rlpg.errors import FileError, RlpgError, UsageError
+from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy
-from rlpg.runs.policy_files import load_policy
-from rlpg.runs.recipe import Recipe, load_recipe
-from rlpg.runs.run import find_policy, safe_name
+from rlpg.references import Part, UserParts
+from rlpg.runs.recorded import checked_record
+from rlpg.runs.run import find_policy
+from rlpg.runs.shipped import shipped_agents, shipped_folder
+from rlpg.runs.store import POLICY_FILE, load_policy
 
 
 @dataclass(frozen=True)
@@ -30,33 +28,46 @@ class Saved:
     training: dict[str, Any]  # agent, seed, steps, and how well it did
 
 
-def load(source: str | Path, which: Literal["best", "last"] = "last") -> Policy:
-    """The policy of a run, of a policy folder, or of a shipped agent.
+def load(
+    source: str | Path,
+    which: Literal["best", "last"] = "last",
+    *,
+    network: Part | None = None,
+    policy: Part | None = None,
+    import_modules: bool = False,
+) -> Policy:
+    """The policy of a run, of a policy folder, or of a shipped agent, frozen and in eval mode.
 
     Args:
-        source: a run, a folder with `policy.json`, or a name that `rlpg agents` lists.
+        source: a run, a policy's folder or its file (`policy.safetensors`), or a name that
+            `rlpg agents` lists.
         which: of a run's policies: the last one, or the one that was best in its evaluations.
+        network, policy: the part of your own that it was trained with; see `rlpg.train`.
+        import_modules: whether a part that the file only names may be imported.
 
     Raises:
         UsageError: there is nothing by that name.
         FileError: the file is damaged or not a policy; it names the file and the reason.
     """
-    return load_saved(source, which).policy
+    parts = UserParts(network=network, policy=policy, import_modules=import_modules)
+    return load_saved(source, which, parts).policy
 
 
-def load_saved(source: str | Path, which: Literal["best", "last"] = "last") -> Saved:
+def load_saved(
+    source: str | Path, which: Literal["best", "last"] = "last", parts: UserParts | None = None
+) -> Saved:
     """`load`, with the environment and the training that the policy comes from."""
     path = locate(source, which)
     record, arrays = load_policy(path)
     try:
-        policy = Policy.from_description(record["policy"])
+        policy = Policy.from_description(record["policy"], parts)
         for name, tensor in policy.state_dict().items():
             if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
                 raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")
         policy.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        environment, training = dict(record["environment"]), dict(record["training"])
-        if not isinstance(environment.get("id"), str):
-            raise UsageError(f"environment: expected an id, got {environment}")
+        environment, training = checked_record(record["environment"]), dict(record["training"])
+    except MissingPartError as error:
+        raise MissingPartError(f"{path}: {error}") from None
     except (RlpgError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{path}: expected a policy, got one that does not fit: {reason}") from None
@@ -64,12 +75,12 @@ def load_saved(source: str | Path, which: Literal["best", "last"] = "last") -> S
 
 
 def locate(source: str | Path, which: Literal["best", "last"] = "last") -> Path:
-    """The folder that holds the policy `source` names; see `load`."""
+    """The file of the policy that `source` names; see `load`."""
     path, names = Path(source), shipped_agents()
     if path.exists():
         return find_policy(path, which)
     if str(source) in names:
-        return shipped_folder(str(source)) / "policy"
+        return shipped_folder(str(source)) / "policy" / POLICY_FILE
     close = difflib.get_close_matches(str(source), names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`rlpg agents` lists what is shipped"
     raise UsageError(
@@ -89,36 +100,3 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
             f"name it yourself: --env {recorded}"
         )
     return recorded if given is None else given
-
-
-def shipped_folder(name: str) -> Path:
-    """Where the shipped agent of that name lies."""
-    return Path(str(resources.files("rlpg.agents"))) / name
-
-
-def shipped_agents() -> list[str]:
-    """Names of the agents that come with the library: `<environment>-<learner>`."""
-    return sorted(path.parent.name for path in shipped_folder("").glob("*/recipe.toml"))
-
-
-def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
-    """The recipe that comes with the library for this environment and learner, if there is one."""
-    name = f"{safe_name(env_id.rpartition(':')[2])}-{agent}"
-    return load_recipe(shipped_folder(name) / "recipe.toml") if name in shipped_agents() else None
-
-
-def shipped_results() -> Iterator[tuple[str, str]]:
-    """Name of each shipped agent and one line about what it reaches."""
-    for name in shipped_agents():
-        path = shipped_folder(name) / "results.json"
-        if not path.exists():
-            yield name, "no results"
-            continue
-        results = json.loads(path.read_text())
-        means = [row["mean"] for row in results["seeds"]]
-        yield (
-            name,
-            f"median {median(means):.1f} of {len(means)} seeds ({min(means):.1f} to "
-            f"{max(means):.1f}), {results['total_steps']:,} steps; target {results['target']:g} "
-            f"reached by {results['target_reached']}",
-        )

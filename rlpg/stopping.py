@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first lets the iteration end and saves, the second stops at once."""
+"""SIGINT, SIGTERM, SIGHUP: the first lets the iteration end and saves, the second stops at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
     """Remembers the first signal of a `with`; the handlers there were before come back after it.
 
     Only the main thread can handle signals; elsewhere nothing is changed. A handler that somebody
-    else has installed is left alone.
+    else has installed is left alone, and so is a signal that is ignored (`nohup`).
     """
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class StopSignals:
         self._restore()
 
     def raise_if_received(self) -> None:
-        """KeyboardInterrupt after SIGINT, SystemExit(143) after SIGTERM, else nothing."""
+        """KeyboardInterrupt after SIGINT, SystemExit(143) after SIGTERM, (129) after SIGHUP."""
         if self.received is signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received is signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
+        if self.received is not None:
+            raise SystemExit(128 + self.received)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -13,6 +14,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
+
+from rlpg.errors import RlpgWarning
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -59,7 +62,7 @@ class Display:
         title: what is being trained.
         total_steps: environment steps of the whole run.
         notes: lines to print when it starts; empty ones are left out.
-        quiet: print nothing at all.
+        quiet: print nothing at all; a warning is a Python warning then.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Display:
         self._start = time.perf_counter()
         self._last_line = -float("inf")
         self._unsaid = ""  # the newest state, if no line has shown it yet
-        self._figures = ""
+        self._state = ""
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
@@ -88,26 +91,26 @@ class Display:
             )
             self._bar = Progress(*columns)
             self._task = self._bar.add_task(self._title, total=self._total, at="")
-            # The figures have lines of their own: they wrap where the window is narrow.
+            # The metrics have lines of their own: they wrap where the window is narrow.
             self._live = Live(
-                get_renderable=lambda: Group(self._bar, Text(self._figures)),
+                get_renderable=lambda: Group(self._bar, Text(self._state)),
                 console=self._console,
                 refresh_per_second=4,
             )
             self._live.start()
         return self
 
-    def update(self, step: int, figures: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the state of the run at environment step `step`.
 
         Args:
-            figures: by TensorBoard tag; the ones it knows are shown.
+            metrics: by TensorBoard tag; the ones it knows are shown.
         """
         if self._silent:
             return
-        left, state = self._describe(step, figures)
+        left, state = self._describe(step, metrics)
         if self._live is not None:
-            self._figures = state
+            self._state = state
             self._bar.update(self._task, completed=step, at=left)
             return
         self._unsaid = f"{self._title}  {state}  {left}"
@@ -126,22 +129,28 @@ class Display:
             return
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def _describe(self, step: int, figures: Mapping[str, float]) -> tuple[str, str]:
+    def warn(self, text: str) -> None:
+        """Print a line that the user should see; `RlpgWarning` where nothing is printed."""
+        if self._silent:
+            warnings.warn(text, RlpgWarning, stacklevel=2)
+        self.line(text)
+
+    def _describe(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str]:
         """How much time is left, and everything else."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rate = (step - self.done_steps) / elapsed
         left = f"{duration(max(self._total - step, 0) / rate)} left" if rate > 0 else ""
         total = f"{self._total:,}"
         parts = [f"{step:>{len(total)},}/{total} steps"]
-        if "rollout/ep_rew_mean" in figures:
-            parts.append(f"return {figures['rollout/ep_rew_mean']:.1f}")
-        if "eval/mean_reward" in figures:
-            parts.append(f"evaluated {figures['eval/mean_reward']:.1f}")
+        if "rollout/ep_rew_mean" in metrics:
+            parts.append(f"return {metrics['rollout/ep_rew_mean']:.1f}")
+        if "eval/mean_reward" in metrics:
+            parts.append(f"evaluated {metrics['eval/mean_reward']:.1f}")
         parts.append(f"{rate:,.0f} steps/s")
         shares = [
-            f"{name} {100 * figures[f'time/{name}_share']:.0f} %"
+            f"{name} {100 * metrics[f'time/{name}_share']:.0f} %"
             for name in ("env", "policy", "learn")
-            if f"time/{name}_share" in figures
+            if f"time/{name}_share" in metrics
         ]
         if shares:
             parts.append("time: " + ", ".join(shares))

@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import html
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from gymnasium.vector import VectorEnv
 
-from rlpg.errors import EnvironmentFault, UsageError
-from rlpg.evaluation import Evaluation, play
-from rlpg.learners import Reinforce
-from rlpg.loading import environment_to_make
-from rlpg.meter import Every, Meter
-from rlpg.policies import Policy
-from rlpg.prepare import (
-    AnyEnv,
-    completed,
+from rlpg.components import (
     environment_options,
     find_recipe,
+    learner_settings,
     make_learner,
     make_policy,
-    stream,
+    resolved,
+    seed_sequence,
+    settings_of,
     training_envs,
+    with_usable_kwargs,
 )
-from rlpg.record import Record, differences, versions_now
-from rlpg.restore import fitting, restore
+from rlpg.errors import EnvironmentFault, SaveError, UsageError
+from rlpg.evaluation import Evaluation, play
+from rlpg.gradients.baselines import Baseline
+from rlpg.learners import Learner
+from rlpg.loading import environment_to_make
+from rlpg.metrics import Every, MetricsAccumulator
+from rlpg.policies import Policy
+from rlpg.references import Part, UserParts, reference_to
+from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
     Collector,
+    EnvSource,
     Rollout,
-    copy_of,
+    another_like,
     hangs_end_the_process,
     make_envs,
     reseed,
 )
-from rlpg.runs import checkpoint
+from rlpg.run_writer import RunWriter, differences, versions_now
+from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run, open_run
+from rlpg.runs.store import Checkpoint, newest_checkpoint
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
+
+OnLog = Callable[[int, dict[str, float]], bool | None]
+Schedules = Mapping[str, Callable[[float], float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What `train` returns."""
 
@@ -55,66 +66,152 @@ class Run:
     policy: Policy  # the last one; the best is `rlpg.load(run.path / "best_policy")`
     evaluation: Evaluation | None  # after training; None where the environment cannot be copied
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.evaluation or 'not evaluated'})"
+
+    def _repr_html_(self) -> str:
+        path, result = html.escape(str(self.path)), html.escape(str(self.evaluation or ""))
+        return f"<b>Run</b> <code>{path}</code><br>{result}"
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller wants to see of a run, and when it shall end before its budget."""
+
+    on_log: OnLog | None = None
+    loggers: Sequence[Logger] = ()
+    stop_at_return: float | None = None  # mean return of an evaluation
+
 
 def train(
-    env: AnyEnv,
-    agent: str = "reinforce",
+    env: EnvSource,
+    agent: str | type[Learner] | None = None,
     *,
     seed: int | None = None,
     total_steps: int | None = None,
     run_dir: str | Path | None = None,
     recipe: str | Path | Recipe | None = None,
     overrides: Mapping[str, object] | None = None,
-    quiet: bool = True,
+    network: Part | None = None,
+    policy: Part | None = None,
+    baseline: Part | Baseline | None = None,
+    schedules: Schedules | None = None,
+    on_log: OnLog | None = None,
+    loggers: Sequence[Logger] = (),
+    stop_at_return: float | None = None,
+    import_modules: bool = False,
+    quiet: bool | None = None,
 ) -> Run:
     """Train an agent and return its run: `run.path`, `run.policy`, `run.evaluation`.
 
+    Parts of your own are given as objects, or as `"module:Name"`; a `functools.partial` carries
+    keyword arguments. The run's files name them, and `resume` and `load` want them again.
+
     Args:
-        env: an id (`CartPole-v1`, `module:Id-v0`), a `gymnasium.Env`, or a vector environment. An
-            object without a registered id cannot be copied, so it is not evaluated.
-        agent: the learner.
+        env: an id (`CartPole-v1`, `module:Id-v0`), a class or function that makes a
+            `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
+            registered id cannot be copied, so it is not evaluated.
+        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
+            None: the recipe's, else `reinforce`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
         recipe: a TOML file or a `Recipe`. None: the one shipped for this environment, or the
             defaults; `"default"`: the defaults.
         overrides: single settings by dotted key, `{"rollout.num_envs": 16}`; they win.
-        quiet: print nothing.
+        network: `network(num_features, num_outputs)` makes the network of policy and critic.
+        policy: `policy(observation_space, action_space)` makes an `rlpg.Policy`.
+        baseline: the name of a baseline, or an `rlpg.Baseline`.
+        schedules: functions of progress in [0, 1], by setting; see `Learner`.
+        on_log: called with the step and the metrics of each log entry; True ends the run.
+        loggers: take the metrics too, besides the files of the run.
+        stop_at_return: end the run when an evaluation's mean return is at least this.
+        import_modules: whether parts that only a recipe file names may be imported.
+        quiet: print nothing; what should be known nevertheless is an `RlpgWarning`. None: show
+            progress on a terminal and in a notebook.
 
     Raises:
         UsageError: before anything is written, if what was asked for cannot be done.
         TrainingError: the run had to stop; what it had saved stays valid.
+        SaveError: the run is done, and not everything could be saved.
     """
+    name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
     changes = {key: value for key, value in changes.items() if value is not None}
-    return run_recipe(env, override(find_recipe(env, agent, recipe), changes), run_dir, quiet=quiet)
+    base = find_recipe(env, name or None, recipe, parts)
+    hooks = Hooks(on_log, loggers, stop_at_return)
+    return run_recipe(
+        env, override(base, settings_of(parts) | changes), run_dir,
+        parts=parts, hooks=hooks, quiet=is_quiet(quiet),
+    )  # fmt: skip
+
+
+def own_parts(
+    agent: str | type[Learner] | None,
+    network: Part | None,
+    policy: Part | None,
+    baseline: Part | Baseline | None,
+    schedules: Schedules | None,
+    import_modules: bool,
+) -> tuple[str, UserParts]:
+    """The agent's name, and what the caller brings."""
+    learner = None if isinstance(agent, str) and ":" not in agent else agent
+    name = "" if agent is None else reference_to(agent, "agent").name if learner else str(agent)
+    return name, UserParts(network, policy, learner, baseline, schedules or {}, import_modules)
+
+
+def is_quiet(quiet: bool | None) -> bool:
+    """Whether to print nothing: as asked for, else where nobody watches."""
+    if quiet is not None:
+        return quiet
+    is_notebook = "ipykernel" in sys.modules
+    return not (is_notebook or (sys.stderr is not None and sys.stderr.isatty()))
 
 
 def run_recipe(
-    env: AnyEnv, recipe: Recipe, run_dir: str | Path | None = None, *, quiet: bool = True
+    env: EnvSource,
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    *,
+    parts: UserParts | None = None,
+    hooks: Hooks | None = None,
+    quiet: bool = True,
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
-    recipe = completed(recipe)
+    recipe = resolved(recipe)
+    parts, hooks = parts or UserParts(), hooks or Hooks()
     path = None if run_dir is None else Path(run_dir)
     with ExitStack() as stack:
         try:
-            parts = stack.enter_context(assembled(env, recipe, quiet=quiet))
+            components = stack.enter_context(assembled(env, recipe, parts, hooks, quiet=quiet))
         except EnvironmentFault:  # in its first reset: the traceback needs a place
             with create_run(recipe, versions_now(), path=path).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
         folder = create_run(recipe, versions_now(), path=path)
         with folder.held():
-            return finish(parts, Record(folder, recipe, parts.display.line))
+            warn = components.display.warn
+            writer = RunWriter(folder, recipe, warn, loggers=hooks.loggers)
+            return finish(components, writer)
 
 
 def resume(
     path: str | Path,
     *,
-    env: AnyEnv | None = None,
+    env: EnvSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
     exact: bool = False,
-    quiet: bool = True,
+    agent: str | type[Learner] | None = None,
+    network: Part | None = None,
+    policy: Part | None = None,
+    baseline: Part | Baseline | None = None,
+    schedules: Schedules | None = None,
+    on_log: OnLog | None = None,
+    loggers: Sequence[Logger] = (),
+    stop_at_return: float | None = None,
+    import_modules: bool = False,
+    quiet: bool | None = None,
 ) -> Run:
     """Continue a run that was stopped, killed or finished, to the same bits as if it had not been.
 
@@ -126,119 +223,168 @@ def resume(
         path: the run's folder.
         env: needed where the run was given an environment object, or an id with a module to
             import; otherwise the run knows.
+        env_kwargs: arguments for the environment's constructor, instead of the run's own and
+            besides. A run's file may not choose paths, windows and large numbers.
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
         exact: refuse to go on where the bits may differ.
-        quiet: print nothing.
+        agent, network, policy, baseline, schedules: the parts of your own that the run was
+            trained with; see `train`.
+        on_log, loggers, stop_at_return, quiet: see `train`.
+        import_modules: whether parts that the run only names may be imported.
 
     Raises:
-        FileError: there is no run, it cannot be read, or names a module to import.
+        FileError: there is no run, it cannot be read, or names a module to import or an argument
+            of the environment that a file may not choose.
         UsageError: another process is training it; or `exact`.
+        SaveError: the run is done, and not everything could be saved.
     """
+    _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
+    hooks = Hooks(on_log, loggers, stop_at_return)
     folder = open_run(Path(path))
-    recipe = folder.load_recipe()
+    recipe = before = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = before = with_usable_kwargs(recipe, folder.path, env_kwargs)
     if total_steps is not None:
         recipe = override(recipe, {"total_steps": total_steps})
     if env is None:
         env = environment_to_make(recipe.environment.id, None, folder.path)
-    with assembled(env, recipe, quiet=quiet) as parts, folder.held():
-        saved, skipped = checkpoint.newest(folder.checkpoints)
+    quiet = is_quiet(quiet)
+    with assembled(env, recipe, parts, hooks, quiet=quiet) as components, folder.held():
+        saved, skipped = newest_checkpoint(folder.checkpoints)
         notes = [f"skipped {reason}" for reason in skipped]
-        state = saved.state if saved is not None else None
         if saved is not None:
             notes += differences(saved.versions, versions_now())
-            problem = restore(saved, parts.learner, parts.collector, parts.meter)
+            problem = bring_back(components, saved)
             if problem:
                 notes.append(f"bits may differ: going on with fresh episodes, because {problem}")
         if exact and notes:
             raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
-        folder.save_recipe(recipe)
         with fitting(folder.checkpoints):
-            record = Record(folder, recipe, parts.display.line, state)
-        at = f"step {parts.collector.env_steps:,}" if saved else "the start"
-        parts.display.notes += (f"resumed from {at}", *notes)
-        return finish(parts, record)
+            warn = components.display.warn
+            writer = RunWriter(folder, recipe, warn, saved, hooks.loggers)
+        folder.save_recipe(recipe, before=before, step=components.collector.env_steps)
+        at = f"step {components.collector.env_steps:,}" if saved else "the start"
+        components.display.notes += (f"resumed from {at}",)
+        for note in notes:
+            warn(note)
+        return finish(components, writer)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """All that a run consists of, while it goes on."""
 
     recipe: Recipe
     collector: Collector
-    learner: Reinforce
+    learner: Learner
     evaluator: Evaluator
-    meter: Meter
+    accumulator: MetricsAccumulator
     display: Display
+    hooks: Hooks
+
+
+def bring_back(components: Components, saved: Checkpoint) -> str:
+    """Bring fresh components to where they were saved.
+
+    Returns:
+        "", or in one line why the environments could not be brought back; collecting then goes on
+        with fresh episodes.
+
+    Raises:
+        FileError: the state is not that of such components, which cannot be used any more.
+    """
+    with fitting(saved.path):
+        state = saved.state
+        restore_tensors(components.learner, state["learner"], "learner")
+        problem = restore(components.collector, state["collector"], "collector")
+        restore(components.accumulator, state["metrics"], "metrics")
+        if components.collector.env_steps != saved.step:
+            raise ValueError(f"env_steps: expected {saved.step}, got others")
+    return problem
 
 
 @contextmanager
-def assembled(env: AnyEnv, recipe: Recipe, *, quiet: bool) -> Iterator[Parts]:
-    """The parts at the start of a run; closed at the end."""
+def assembled(
+    env: EnvSource, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
+) -> Iterator[Components]:
+    """The components at the start of a run; closed at the end."""
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe))
-        policy = make_policy(envs, recipe)
-        learner = make_learner(policy, recipe)
+        policy = make_policy(envs, recipe, parts)
+        learner = make_learner(policy, recipe, parts)
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
+        notes = description, policy.observations.describe_in_words(), evaluator.note
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(
-            title, recipe.total_steps, notes=(description, evaluator.note), quiet=quiet
-        )
-        seed = stream(recipe.seed, "actions")
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.line)
-        yield Parts(recipe, collector, learner, evaluator, Meter(collector), display)
+        display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
+        seed = seed_sequence(recipe.seed, "actions")
+        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        accumulator = MetricsAccumulator(collector)
+        yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
 
 
-def finish(parts: Parts, record: Record) -> Run:
+def finish(components: Components, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
-    policy = parts.learner.policy
-    environments = [parts.collector.envs, *parts.evaluator.environments]
-    fatal_hangs = hangs_end_the_process(environments, record.folder.last_words)
-    with record, parts.display, fatal_hangs, StopSignals() as stop:
-        loop(parts, record, stop)
+    policy, evaluator = components.learner.policy, components.evaluator
+    path = writer.folder.path
+    environments = [components.collector.envs, *evaluator.environments]
+    fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
+    run = None
+    with writer, components.display, fatal_hangs, StopSignals() as stop:
+        loop(components, writer, stop)
         if stop.received is None:
-            evaluation = parts.evaluator.final(policy)
-            record.finish(parts.collector.env_steps, policy, evaluation)
+            evaluation = evaluator.final(policy)
+            writer.finish(components.collector.env_steps, policy, evaluation)
+            run = Run(path, policy.requires_grad_(False).eval(), evaluation)
+    missing = writer.missing()
+    if missing:
+        raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
-    return Run(record.folder.path, policy.requires_grad_(False).eval(), evaluation)
+    assert run is not None
+    return run
 
 
-def loop(parts: Parts, record: Record, stop: StopSignals) -> None:
-    """Collect and learn until `total_steps` environment steps are done."""
-    recipe, collector, learner, meter = parts.recipe, parts.collector, parts.learner, parts.meter
+def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
+    """Collect and learn until `total_steps` environment steps are done, or something says stop."""
+    recipe, collector, learner = components.recipe, components.collector, components.learner
+    accumulator, display, hooks = components.accumulator, components.display, components.hooks
     policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
     log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
-    checkpoint_due = Every(recipe.checkpoint.every or total // EVALUATIONS, total, done)
-    parts.display.done_steps = done
+    between = recipe.checkpoint.every or total // EVALUATIONS
+    checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
+    display.done_steps = done
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
-        remaining = 1.0 - collector.env_steps / total
-        lr_scale = remaining if recipe.learner.learning_rate_schedule == "linear" else 1.0
-        with meter.timing("collect"):
+        progress = collector.env_steps / total
+        with accumulator.timing("collect"):
             rollout = collect(collector, recipe)
-        with meter.timing("learn"):
-            figures = learner.update(rollout, lr_scale=lr_scale)
+        with accumulator.timing("learn"):
+            metrics = learner.update(rollout, progress=progress)
         step = collector.env_steps
-        meter.add(figures, rollout.episodes)
-        record.episodes(rollout.episodes)
+        accumulator.add(metrics, rollout.episodes)
+        writer.episodes(rollout.episodes)
         if log_due(step):
-            record.scalars(step, meter.figures())
-            parts.display.update(step, record.latest)
+            writer.log(step, accumulator.take())
+            display.update(step, writer.latest)
+            if hooks.on_log is not None:
+                is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
         if evaluation_due(step):
-            record.evaluated(step, policy, parts.evaluator(step, policy))
-            parts.display.update(step, record.latest)
-        is_stopping = stop.received is not None  # read once: what ends the loop is what saves
+            evaluations = components.evaluator(step, policy)
+            writer.evaluated(step, policy, evaluations)
+            display.update(step, writer.latest)
+            if hooks.stop_at_return is not None and "eval" in evaluations:
+                is_stopping |= evaluations["eval"].mean >= hooks.stop_at_return
+        is_stopping |= stop.received is not None  # read once: what ends the loop is what saves
         if checkpoint_due(step) or is_stopping:
             state = {
                 "learner": learner.state_dict(),
                 "collector": collector.state_dict(),
-                "meter": meter.state_dict(),
+                "metrics": accumulator.state_dict(),
             }
-            record.checkpoint(step, state, policy)
+            writer.checkpoint(step, state, policy)
 
 
 def collect(collector: Collector, recipe: Recipe) -> Rollout:
@@ -254,19 +400,16 @@ class Evaluator:
     The seeds of an evaluation are a function of the run's seed and of the step it is made at.
     """
 
-    def __init__(self, env: AnyEnv, recipe: Recipe) -> None:
+    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self._envs: VectorEnv[Any, Any, Any] | None = None
-        self._copy: gymnasium.Env[Any, Any] | None = None
-        if not isinstance(env, str):
-            self._copy = None if isinstance(env, VectorEnv) else copy_of(env)
-            if self._copy is None:
-                return
-            env = self._copy
+        another = another_like(env)
+        if another is None:
+            return
         copies = min(self._settings.num_envs, self._settings.episodes)
-        seed = stream(recipe.seed, "evaluation")
-        options = environment_options(env, recipe)
-        self._envs = make_envs(env, copies, seed=seed, **options).envs
+        seed = seed_sequence(recipe.seed, "evaluation")
+        options = environment_options(another, recipe)
+        self._envs = make_envs(another, copies, seed=seed, **options).envs
 
     @property
     def environments(self) -> list[VectorEnv[Any, Any, Any]]:
@@ -287,7 +430,7 @@ class Evaluator:
         kinds = {"eval": True} | ({"eval_stochastic": False} if self._settings.stochastic else {})
         evaluations = {}
         for name, deterministic in kinds.items():
-            seed = stream(self._seed, "evaluation", step)
+            seed = seed_sequence(self._seed, "evaluation", step)
             reseed(self._envs, seed)
             evaluations[name] = play(
                 policy, self._envs, self._settings.episodes, seed, deterministic=deterministic
@@ -298,7 +441,7 @@ class Evaluator:
         """The evaluation after training, on seeds that no evaluation before it has seen."""
         if self._envs is None:
             return None
-        seed = stream(self._seed, "final evaluation")
+        seed = seed_sequence(self._seed, "final evaluation")
         reseed(self._envs, seed)
         return play(policy, self._envs, self._settings.final_episodes, seed, deterministic=True)
 
@@ -308,5 +451,3 @@ class Evaluator:
     def __exit__(self, *error: object) -> None:
         if self._envs is not None:
             self._envs.close()
-        if self._copy is not None:
-            self._copy.close()

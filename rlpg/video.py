@@ -10,9 +10,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlpg.errors import EnvironmentSetupError, UsageError
-from rlpg.evaluation import Evaluation, evaluate
-from rlpg.loading import Saved, environment_to_make
+from rlpg.errors import EnvironmentSetupError, UsageError, install
+from rlpg.evaluation import Evaluation, environment_of, evaluate
+from rlpg.loading import Saved
 from rlpg.rollouts import find_spec
 from rlpg.rollouts.ids import own_words
 
@@ -68,7 +68,7 @@ class Film:
             import imageio_ffmpeg
         except ImportError:
             raise UsageError(
-                'video: expected imageio-ffmpeg to be installed; run `pip install "rlpg[video]"`'
+                f"video: expected imageio-ffmpeg to be installed; run {install('video')}"
             ) from None
         self._ffmpeg = imageio_ffmpeg
         self._path, self._rate = path, frames_per_second
@@ -99,7 +99,13 @@ class Film:
 
 
 def film(
-    saved: Saved, path: Path, *, env: str | None = None, seed: int = 0, deterministic: bool = True
+    saved: Saved,
+    path: Path,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    deterministic: bool = True,
 ) -> Evaluation:
     """Film one episode of a policy from disk; see `evaluate_saved` for the environment.
 
@@ -109,16 +115,14 @@ def film(
     Raises:
         UsageError: imageio-ffmpeg is missing, or the environment gives no pictures.
     """
-    made_for: Mapping[str, Any] = saved.environment if env is None else {}
-    env_id = environment_to_make(saved.environment["id"], env, saved.path)
+    env_id, options, _ = environment_of(saved, env, env_kwargs)
     with own_words(env_id):
         spec, _ = find_spec(env_id)
         original = gymnasium.make(
             spec,
-            render_mode="rgb_array",
-            max_episode_steps=made_for.get("max_episode_steps"),
+            max_episode_steps=options.get("max_episode_steps"),
             disable_env_checker=True,
-            **made_for.get("kwargs", {}),
+            **options["kwargs"] | {"render_mode": "rgb_array"},
         )
     rate = original.metadata.get("render_fps") or FRAMES_PER_SECOND
     try:
@@ -126,7 +130,7 @@ def film(
             raise UsageError(f"video: expected an environment with pictures, {env_id} has none")
         with Film(path, rate) as shooting:
             filmed = Filmed(original, shooting.show)
-            cap = saved.environment.get("episode_cap", 1000)
+            cap = options.get("episode_cap", 1000)
             return evaluate(
                 saved.policy, filmed, 1, seed, deterministic=deterministic, episode_cap=cap
             )

@@ -6,7 +6,7 @@
     python scripts/benchmark.py --write         # everything, into README.md and docs/speed.md
 
 The peers are the limits (the bare environment, the bare network, the same formula written by hand)
-and, where it is installed (`pip install "rlpg[bench]"`), Stable-Baselines3. A ratio is worth more
+and, where it is installed (`pip install ".[bench]"`), Stable-Baselines3. A ratio is worth more
 than a number of seconds: machines are noisy, and both sides of a ratio share the noise.
 """
 
@@ -36,9 +36,9 @@ from torch.distributions import Normal
 
 import rlpg
 import rlpg.errors
+from rlpg.components import find_recipe, make_learner, make_policy, seed_sequence
 from rlpg.gradients import returns
 from rlpg.gradients.tape import Tape
-from rlpg.prepare import find_recipe, make_learner, make_policy, stream
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
@@ -317,10 +317,12 @@ def solved_by_us(seed: int) -> float:
     """With the recipe of the agent that we ship."""
     clock = Clock()
     recipe = override(find_recipe("CartPole-v1", "reinforce", None), {"seed": seed})
-    envs, _ = make_envs("CartPole-v1", recipe.rollout.num_envs, seed=stream(seed, "environments"))
+    envs, _ = make_envs(
+        "CartPole-v1", recipe.rollout.num_envs, seed=seed_sequence(seed, "environments")
+    )
     policy = make_policy(envs, recipe)
     learner = make_learner(policy, recipe)
-    collector = Collector(envs, policy, stream(seed, "actions"), log_prob=False)
+    collector = Collector(envs, policy, seed_sequence(seed, "actions"), log_prob=False)
     due = LOOK_EVERY
     while collector.env_steps < recipe.total_steps:
         learner.update(
@@ -428,14 +430,14 @@ def memory() -> Iterator[Row]:
 import resource
 from pathlib import Path
 import rlpg
-from rlpg.meter import Meter
+from rlpg.metrics import MetricsAccumulator
 def now():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-seen, before = {}, Meter.figures
-def figures(self):
+seen, before = {}, MetricsAccumulator.take
+def take(self):
     seen[self._collector.env_steps] = now()
     return before(self)
-Meter.figures = figures
+MetricsAccumulator.take = take
 settings = {
     "rollout.num_envs": 64, "rollout.num_steps": 128,
     "evaluation.every": 50_000, "checkpoint.every": 50_000,

@@ -26,10 +26,10 @@ import torch
 from rlpg.envs.batched_classic import FAMILY
 
 from rlpg.learners import Reinforce
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.device import DeviceCollector
 from rlpg.rollouts.graphs import Replayed
+from rlpg.rollouts.tensor_collector import TensorCollector
 from rlpg.runs.run import versions
 
 SIZES = (1024, 4096, 16384, 65536)
@@ -40,7 +40,7 @@ Program = Callable[[], object]
 def learner_and_policy(name: str, device: torch.device) -> tuple[Reinforce, Policy]:
     """The same weights on every device."""
     env = FAMILY[name]()
-    policy = Policy.create(
+    policy = StandardPolicy(
         env.observation_space, env.action_space, generator=torch.Generator().manual_seed(0)
     ).to(device)
     return Reinforce(policy, gae_lambda=0.95, num_value_epochs=1, num_value_minibatches=1), policy
@@ -80,7 +80,7 @@ def tensor_programs(name: str, num_envs: int, device: torch.device) -> dict[str,
             work()
 
     learner, policy = learner_and_policy(name, device)
-    collector = DeviceCollector(env, policy, num_envs=num_envs, log_prob=False)
+    collector = TensorCollector(env, policy, num_envs=num_envs, log_prob=False)
     return {
         "step": step,
         "collect": lambda: collector.steps(NUM_STEPS),

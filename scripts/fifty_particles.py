@@ -163,7 +163,7 @@ def shaped_lines(*, resamples: int, repeats: int, seed: int) -> list[Line]:
 
 
 def shaped_tape() -> rlpg.Tape:
-    """Shaped rewards are centerd; what lanes earn themselves needs a baseline."""
+    """Shaped rewards are centered; what lanes earn themselves needs a baseline."""
     return rlpg.Tape("score", baseline=rlpg.LeaveOneOut())
 
 

@@ -3,14 +3,15 @@
     python scripts/fuzz.py --minutes 10
     python scripts/fuzz.py --seed 123456 --count 1      # one again, as its failure printed it
 
-Each mutation has a seed of its own. A policy or checkpoint with a damaged file must be refused with
-a FileError that names a file of it, or load to the original content. One that is *forged*, all its
-hashes being right, must be refused in the same way or load, as must a recipe, which has no hashes.
+Each mutation has a seed of its own. A policy or checkpoint in a damaged file must be refused with
+a FileError that names the file, or load to the original content. One that is *forged*, its digest
+being right, must be refused in the same way or load, as must a recipe, which has no hashes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
@@ -19,7 +20,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ import numpy as np
 import torch
 
 import rlpg
+from rlpg.components import make_learner, make_policy
 from rlpg.errors import FileError
 from rlpg.loading import load_saved
-from rlpg.meter import Meter
-from rlpg.prepare import make_learner, make_policy
-from rlpg.restore import restore
+from rlpg.metrics import MetricsAccumulator
+from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import Collector, make_envs
-from rlpg.runs import checkpoint
-from rlpg.runs.encoding import pack_arrays, seal, sha256, unpack_arrays, unseal
 from rlpg.runs.recipe import Recipe, dumps, load_recipe, override
+from rlpg.runs.store import CHECKPOINT, POLICY, load_checkpoint, newest_checkpoint
+from rlpg.runs.trees import pack, sealed, unpack
 
 Files = dict[str, bytes]
 SETTINGS = {
@@ -104,9 +105,9 @@ def lose_a_file(files: Files, name: str, dice: random.Random, other: Files) -> N
     del files[name]
 
 
-def swap_two_files(files: Files, name: str, dice: random.Random, other: Files) -> None:
-    second = dice.choice(sorted(files))
-    files[name], files[second] = files[second], files[name]
+def go_on_as_another(files: Files, name: str, dice: random.Random, other: Files) -> None:
+    at = dice.randrange(len(files[name]))
+    files[name] = files[name][:at] + other[name][at:]
 
 
 def duplicate_a_file(files: Files, name: str, dice: random.Random, other: Files) -> None:
@@ -121,7 +122,7 @@ def take_a_file_of_another(files: Files, name: str, dice: random.Random, other: 
 Mutation = Callable[[Files, str, random.Random, Files], None]
 DAMAGE: list[Mutation] = [
     flip_a_bit, change_some_bytes, cut_the_end, zero_a_block, repeat_a_block, remove_a_block,
-    lose_a_file, swap_two_files, duplicate_a_file, take_a_file_of_another,
+    lose_a_file, go_on_as_another, duplicate_a_file, take_a_file_of_another,
 ]  # fmt: skip
 
 
@@ -221,8 +222,10 @@ class Subject:
         if dice.random() < 0.4:
             return self.forged(dice)
         files, mutation = dict(self.files), dice.choice(DAMAGE)
-        mutation(files, dice.choice(sorted(files)), dice, self.other)
-        return mutation.__name__, files, self.has_no_hashes
+        name = dice.choice(sorted(files))
+        mutation(files, name, dice, self.other)
+        is_another = files.get(name) == self.other.get(name)
+        return mutation.__name__, files, self.has_no_hashes or is_another
 
     has_no_hashes = False
 
@@ -234,17 +237,7 @@ class SavedPolicy(Subject):
         return fingerprint([saved.policy.describe(), saved.environment, saved.training, weights])
 
     def forged(self, dice: random.Random) -> tuple[str, Files, bool]:
-        arrays = dict(unpack_arrays(bytearray(self.files["policy.safetensors"]), Path("w")))
-        content = unseal(self.files["policy.json"], Path("d"))
-        mutation = dice.choice([None, *ARRAY_MUTATIONS])
-        if mutation is not None:
-            mutation(arrays, dice.choice(sorted(arrays)), dice)
-            weights = pack_arrays(arrays)
-            content["policies"][0]["weights"] = {"size": len(weights), "sha256": sha256(weights)}
-            files = {"policy.json": seal(content), "policy.safetensors": weights}
-            return mutation.__name__, files, False
-        forge_an_entry(content, dice)
-        return "forge_an_entry", {**self.files, "policy.json": seal(content)}, True
+        return forged_file(self.files, POLICY, dice, "weights")
 
 
 class SavedCheckpoint(Subject):
@@ -255,34 +248,65 @@ class SavedCheckpoint(Subject):
         self.recipe = recipe
 
     def load(self, folder: Path) -> Any:
-        saved = checkpoint.load(folder)
+        saved = load_checkpoint(folder / next(iter(self.files)))
         envs = make_envs("CartPole-v1", self.recipe.rollout.num_envs, seed=0).envs
         learner = make_learner(make_policy(envs, self.recipe), self.recipe)
         collector = Collector(envs, learner.policy, 0, log_prob=False)
-        meter = Meter(collector)
-        restore(saved, learner, collector, meter)
+        accumulator = MetricsAccumulator(collector)
+        with fitting(saved.path):
+            restore_tensors(learner, saved.state["learner"], "learner")
+            restore(collector, saved.state["collector"], "collector")
+            restore(accumulator, saved.state["metrics"], "metrics")
         return fingerprint(saved.state)
 
     def forged(self, dice: random.Random) -> tuple[str, Files, bool]:
-        arrays = dict(unpack_arrays(bytearray(self.files["arrays.safetensors"]), Path("a")))
-        files, manifest = dict(self.files), unseal(self.files["manifest.json"], Path("m"))
-        mutation = dice.choice([None, *ARRAY_MUTATIONS])
-        learned = sorted(name for name in arrays if name.startswith("/learner/"))
-        if mutation is not None:
-            names = learned if mutation is put_nan_in_weights else sorted(arrays)
-            name = dice.choice(names)
-            mutation(arrays, name, dice)
-            files["arrays.safetensors"] = pack_arrays(arrays)
-            told, is_free = mutation.__name__, not name.startswith("/learner/")
-        else:
-            tree = json.loads(files["state.json"])
-            forge_an_entry(tree, dice)
-            files["state.json"] = json.dumps(tree).encode()
-            told, is_free = "forge_an_entry", True
-        for name, entry in manifest["files"].items():
-            entry.update(size=len(files[name]), sha256=sha256(files[name]))
-        files["manifest.json"] = seal(manifest)
-        return told, files, is_free
+        return forged_file(self.files, CHECKPOINT, dice, "state/learner")
+
+
+def forged_file(
+    files: Files, kind: str, dice: random.Random, strict: str
+) -> tuple[str, Files, bool]:
+    """One array or value of the only file is changed; the digest is right.
+
+    Args:
+        strict: arrays under this path must be refused where they are changed; but for the running
+            returns of a reward scale, of whose number the learner knows nothing.
+    """
+    ((name, data),) = files.items()
+    mutation = dice.choice([None, *ARRAY_MUTATIONS])
+    if mutation is None:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        content = json.loads(header["__metadata__"]["rlpg"])
+        forge_an_entry(content, dice)
+        content["sha256"] = "0" * 64
+        header["__metadata__"]["rlpg"] = json.dumps(content)
+        text = json.dumps(header).encode()
+        whole = sealed(bytearray(len(text).to_bytes(8, "little") + text + data[8 + length :]))
+        return "forge_an_entry", {name: bytes(whole)}, True
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        tree = unpack(Path(file.name), kind, len(data))
+    places = [place for place in arrays_in(tree, "") if place[0].startswith("/" + strict)]
+    if mutation is not put_nan_in_weights:
+        places = list(arrays_in(tree, ""))
+    path, table, key = dice.choice(places)
+    mutation(table, key, dice)
+    is_free = not path.startswith("/" + strict) or path.endswith("/running")
+    return mutation.__name__, {name: bytes(pack(kind, 1 << 24, tree))}, is_free
+
+
+def arrays_in(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Path, table and key of each array that stands in a table."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if isinstance(value, np.ndarray):
+                yield f"{path}/{key}", tree, key
+            yield from arrays_in(value, f"{path}/{key}")
+    elif isinstance(tree, list | tuple):
+        for place, value in enumerate(tree):
+            yield from arrays_in(value, f"{path}/{place}")
 
 
 class SavedRecipe(Subject):
@@ -314,7 +338,7 @@ def fingerprint(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [fingerprint(value) for value in tree]
     if isinstance(tree, np.ndarray):
-        return f"{tree.dtype} {tree.shape} {sha256(tree.tobytes())}"
+        return f"{tree.dtype} {tree.shape} {hashlib.sha256(tree.tobytes()).hexdigest()}"
     return repr(tree)
 
 
@@ -328,13 +352,15 @@ def make_subjects(home: Path) -> list[Subject]:
     recipe = load_recipe(runs[0] / "recipe.toml")
     places = []
     for number, run in enumerate(runs):
-        saved, _ = checkpoint.newest(run / "checkpoints")
+        saved, _ = newest_checkpoint(run / "checkpoints")
         assert saved is not None
         (home / f"recipes-{number}").mkdir()
         kwargs = {"environment.kwargs": {"a": [1.5, "x"], "b": True}, "seed": number}
         text = dumps(override(recipe, kwargs))
         (home / f"recipes-{number}" / "recipe.toml").write_text(text)
-        places.append((run / "policy", saved.path, home / f"recipes-{number}"))
+        (home / f"checkpoints-{number}").mkdir()
+        shutil.copy(saved.path, home / f"checkpoints-{number}")
+        places.append((run / "policy", home / f"checkpoints-{number}", home / f"recipes-{number}"))
     (policy, state, settings), others = places[0], places[1]
     return [
         SavedPolicy(policy, others[0]),

@@ -89,14 +89,14 @@ def exact(steps: int = STEPS) -> dict[tuple[str, str], Polynomial]:
         slopes = {name: slopes[name] + 2 * weight(t, steps) * off * path[name] for name in START}
     found = {}
     for name in START:
-        plain = centerd = Polynomial.constant(0.0)
+        plain = centered = Polynomial.constant(0.0)
         for t in range(steps):
             score, to_go = noise[t] * direct[t][name] * (1 / s), sum(losses[t:])
             score = score - 1 / s if name == "s" else score
             plain = plain + score * to_go
-            centerd = centerd + score * (to_go - to_go.mean())
+            centered = centered + score * (to_go - to_go.mean())
         found["score", name] = plain
-        found["score, leave one out", name] = centerd
+        found["score, leave one out", name] = centered
         found["pathwise", name] = slopes[name]
     return found
 

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 import rlpg
-from rlpg.runs.policy_files import load_policy, save_policy
 from rlpg.runs.recipe import flatten, load_recipe
 from rlpg.runs.run import versions
+from rlpg.runs.store import load_policy, save_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS, TABLE = ROOT / "agents", ROOT / "docs" / "results.md"

@@ -22,9 +22,8 @@ from pathlib import Path
 
 from rlpg.cli import main
 from rlpg.errors import RlpgError
-from rlpg.runs import checkpoint
 from rlpg.runs.files import TEMPORARY
-from rlpg.runs.policy_files import load_policy
+from rlpg.runs.store import load_policy, newest_checkpoint
 
 SMALL = [
     "--recipe=default",
@@ -96,10 +95,10 @@ def temporaries(folder: Path) -> list[Path]:
 
 def whole_files(folder: Path) -> int:
     """The step of the newest checkpoint, -1 before the first; AssertionError if a file is torn."""
-    saved, skipped = checkpoint.newest(folder / "checkpoints")
+    saved, skipped = newest_checkpoint(folder / "checkpoints")
     assert not skipped, skipped
     for name in ("policy", "best_policy"):
-        if (folder / name).exists():
+        if (folder / name / "policy.safetensors").exists():
             load_policy(folder / name)
     return -1 if saved is None else saved.step
 

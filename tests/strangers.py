@@ -6,12 +6,14 @@ what came of each, and how much memory the worst of them took.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import os
 import pickle
 import shutil
+import socket
 import sys
 import zipfile
 from collections.abc import Callable
@@ -19,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import torch
 
 import rlpg
 from rlpg.evaluation import evaluate_saved
 from rlpg.loading import load_saved
-from rlpg.runs import checkpoint
-from rlpg.runs.encoding import join, pack_arrays, seal, sha256, split, to_json
-from rlpg.runs.policy_files import load_policy
+from rlpg.runs.curves import Curves
 from rlpg.runs.recipe import Recipe, load_recipe, override
-from rlpg.runs.run import create_run
-from rlpg.runs.writers import Writers
+from rlpg.runs.run import FILES, create_run
+from rlpg.runs.store import Checkpoint, load_checkpoint, load_policy, newest_checkpoint
+from rlpg.runs.trees import VERSION, sealed, split
 
 CANARY = "canary"  # in the working folder; whoever makes it has run code or left its folder
 SETTINGS = {
@@ -83,9 +85,26 @@ BOMBS = {
 }
 
 
-def tensors(header: dict[str, Any] | str, body: bytes = b"", length: int | None = None) -> bytes:
-    raw = (header if isinstance(header, str) else json.dumps(header)).encode()
-    return (len(raw) if length is None else length).to_bytes(8, "little") + raw + body
+def tensors(
+    entries: dict[str, Any] | str, body: bytes = b"", length: int | None = None
+) -> Callable[[str], bytes]:
+    """A file of a kind whose digest is right, with such entries in its safetensors header."""
+
+    def made(kind: str) -> bytes:
+        raw: Any = entries
+        if isinstance(entries, dict):
+            content = {"format": kind, "version": VERSION, "sha256": "0" * 64, "tree": TREE[kind]}
+            raw = json.dumps({"__metadata__": {"rlpg": json.dumps(content)}, **entries})
+        data = (len(raw) if length is None else length).to_bytes(8, "little") + raw.encode() + body
+        return bytes(sealed(bytearray(data))) if b"0" * 64 in data else data
+
+    return made
+
+
+TREE: dict[str, Any] = {
+    "rlpg policy": {"description": {}, "weights": {"w": {"$array": "w"}}},
+    "rlpg checkpoint": {"step": 64, "versions": {}, "state": {"w": {"$array": "w"}}},
+}
 
 
 def claim(shape: list[int], end: int, dtype: str = "F32") -> dict[str, Any]:
@@ -100,23 +119,27 @@ CLAIMS = {
     "a product that overflows": tensors(claim([2**32, 2**32, 4], 0)),
     "a billion dimensions of none": tensors(claim([0, BILLION, BILLION, BILLION], 0)),
     "5000 dimensions": tensors(claim([1] * 5000, 4), bytes(4)),
+    "a product that takes an hour": tensors(claim([9] * 1_000_000, 4), bytes(4)),
     "a negative size": tensors(claim([-1, -2], 8), bytes(8)),
     "offsets before the file": tensors({"w": {**claim([2], 8)["w"], "data_offsets": [-8, 0]}}),
-    "deep JSON": tensors("[" * 200_000),
     "objects of Python": tensors(claim([1], 8, dtype="O"), bytes(8)),
 }
-LARGE = 4 << 20  # what a JSON file may have
+LARGE = 4 << 20  # what a header may have
 TEXTS = {
-    "deep lists": b"[" * 1_000_000,
-    "deep tables": b'{"a":' * 200_000,
-    "many lists": b"[" + b"[]," * (LARGE // 3 - 2) + b"[]]",
-    "many tables": b'{"a":[' + b"{}," * (LARGE // 3 - 5) + b"{}]}",
-    "many keys": ("{" + ",".join(f'"{k:x}":0' for k in range(LARGE // 11)) + "}").encode(),
-    "a long number": b'{"a":' + b"9" * 1_000_000 + b"}",
-    "a key twice": b'{"sha256": "a", "sha256": "b"}',
-    "not a number": b'{"sha256": NaN}',
-    "too much": b" " * (LARGE + 1),
-    "an EnvSpec": json.dumps(ENV_SPEC).encode(),
+    "deep lists": "[" * 1_000_000,
+    "deep tables": '{"a":' * 200_000,
+    "many lists": "[" + "[]," * (LARGE // 3 - 9) + "[]]",
+    "many tables": '{"a":[' + "{}," * (LARGE // 3 - 9) + "{}]}",
+    "many keys": "{" + ",".join(f'"{k:x}":0' for k in range(LARGE // 12)) + "}",
+    "a long number": '{"a":' + "9" * 1_000_000 + "}",
+    "a key twice": '{"__metadata__": {}, "__metadata__": {}}',
+    "not a number": '{"__metadata__": NaN}',
+    "too much": " " * (LARGE + 1),
+    "an EnvSpec": json.dumps(ENV_SPEC),
+}
+HEADERS = {f"{name} for the header": tensors(text) for name, text in TEXTS.items()} | {
+    f"{name} for the tree": tensors(json.dumps({"__metadata__": {"rlpg": text}}))
+    for name, text in TEXTS.items()
 }
 
 Case = tuple[Callable[[Path], object], Callable[[Path], object]]  # makes the files, opens them
@@ -128,8 +151,15 @@ HARMLESS: dict[str, Case] = {}  # may be opened, and nothing comes of it
 
 
 def policy_case(name: str, **changes: Any) -> None:
-    """A policy whose description is changed by `change`, or whose files are given as bytes."""
+    """A policy that is changed by functions, or whose file is given as bytes."""
     CASES[f"policy: {name}"] = (lambda folder: forge_policy(folder, **changes), open_policy)
+
+
+def packed(kind: str, whole: object, **top: Any) -> bytes:
+    """As `pack` does it, without asking whether it could be read, and with other metadata."""
+    plain, arrays = split(whole)
+    content = {"format": kind, "version": VERSION, "sha256": "0" * 64, "tree": plain, **top}
+    return bytes(sealed(bytearray(safetensors.numpy.save(arrays, {"rlpg": json.dumps(content)}))))
 
 
 def forge_policy(
@@ -137,23 +167,17 @@ def forge_policy(
     *,
     change: Callable[[dict[str, Any]], object] = lambda description: None,
     arrays: Callable[[dict[str, Any]], object] = lambda arrays: None,
-    weights: bytes | None = None,
-    text: bytes | None = None,
+    data: bytes | None = None,
     **top: Any,
 ) -> None:
-    """A consistent policy folder, with all hashes right, but for what is asked for."""
-    description, good = load_policy(Path("run/policy"))
+    """A consistent policy whose digest is right, but for what is asked for."""
+    description, weights = load_policy(Path("run/policy"))
     change(description)
-    arrays(good)
-    weights = pack_arrays(good) if weights is None else weights
-    record = {
-        "description": split(description)[0],
-        "weights": {"size": len(weights), "sha256": sha256(weights)},
-    }
+    arrays(weights)
     folder.mkdir()
-    sealed = {"format": "rlpg policy", "version": 1, "policies": [record], **top}
-    (folder / "policy.json").write_bytes(text or seal(sealed))
-    (folder / "policy.safetensors").write_bytes(weights)
+    if data is None:
+        data = packed("rlpg policy", {"description": description, "weights": weights}, **top)
+    (folder / "policy.safetensors").write_bytes(data)
 
 
 def open_policy(folder: Path) -> None:
@@ -171,26 +195,34 @@ def put(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def linked(name: str) -> Callable[[Path], None]:
-    """A folder's file is a link to a good one elsewhere."""
-
-    def make(folder: Path) -> None:
-        shutil.copytree("run/policy", folder)
-        (folder / name).unlink()
-        (folder / name).symlink_to(Path("run/policy", name).absolute())
-
-    return make
+def linked_policy(folder: Path) -> None:
+    folder.mkdir()
+    target = Path("run/policy/policy.safetensors").absolute()
+    (folder / "policy.safetensors").symlink_to(target)
 
 
-def sparse(name: str, size: int, source: str) -> Callable[[Path], None]:
-    """A folder whose file is a hole of that size."""
+def hole(path: Path, size: int, start: bytes) -> None:
+    """A file that is a hole of that size, after its start."""
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(size)
 
-    def make(folder: Path) -> None:
-        shutil.copytree(source, folder)
-        with (folder / name).open("wb") as file:
-            file.truncate(size)
 
-    return make
+def no_file(path: Path, kind: str) -> None:
+    """Something that blocks, never ends or listens in the place of a file of the run."""
+    path.unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as plug, contextlib.chdir(path.parent):
+            plug.bind(path.name)
+    elif kind == "a link":
+        path.symlink_to(Path("elsewhere").absolute())
+    elif kind == "a folder":
+        path.mkdir()
+
+
+NO_FILES = ("a pipe", "a socket", "a folder")
 
 
 def deep_space(levels: int) -> Any:
@@ -202,12 +234,9 @@ def deep_space(levels: int) -> Any:
 
 def all_policies() -> None:
     for name, data in BOMBS.items():
-        policy_case(f"{name} for the description", text=data or b" ")
-        policy_case(f"{name} for the weights", weights=data)
-    for name, data in CLAIMS.items():
-        policy_case(name, weights=data)
-    for name, data in TEXTS.items():
-        policy_case(name, text=data)
+        policy_case(name, data=data)
+    for name, make in (CLAIMS | HEADERS).items():
+        policy_case(name, data=make("rlpg policy"))
     weight = "network.mlp.layers.0.weight"
     for name in (f"{os.getcwd()}/{CANARY}", f"../../{CANARY}", "nul\0l", "__class__"):
         policy_case(f"weights called {name[-12:]!r}", arrays=put(name, value=np.zeros(3)))
@@ -242,12 +271,25 @@ def all_policies() -> None:
     policy_case(
         "an EnvSpec for the environment's id", change=put("environment", "id", value=ENV_SPEC)
     )
-    for version in (0, 2, 99, "1", None, [1] * 50):
+    for version in (0, 1, 99, "2", None, [1] * 50):
         policy_case(f"version {version!r:.10}", version=version)
-    for name in ("policy.json", "policy.safetensors"):
-        CASES[f"policy: {name} is a link"] = (linked(name), open_policy)
-        make = sparse(name, 64 << 30, "run/policy")
-        CASES[f"policy: {name} is a hole of 64 GB"] = (make, open_policy)
+    CASES["policy: a link"] = (linked_policy, open_policy)
+    for size in (300 << 20, 64 << 30):
+        for start in (b"", tensors(claim([size // 4], size))("rlpg policy")):
+
+            def make_hole(folder: Path, size: int = size, start: bytes = start) -> None:
+                folder.mkdir()
+                hole(folder / "policy.safetensors", size + len(start), start)
+
+            name = f"policy: a hole of {size >> 20} MB after {len(start)} bytes"
+            CASES[name] = (make_hole, open_policy)
+    for kind in NO_FILES:
+
+        def make_none(folder: Path, kind: str = kind) -> None:
+            folder.mkdir()
+            no_file(folder / "policy.safetensors", kind)
+
+        CASES[f"policy: {kind}"] = (make_none, open_policy)
     HARMLESS["policy: an EnvSpec for the environment"] = (
         lambda folder: forge_policy(
             folder, change=put("environment", value={**ENV_SPEC, "episode_cap": 9})
@@ -259,8 +301,8 @@ def all_policies() -> None:
 # --------------------------------------------------------------------------------- checkpoints
 
 
-def newest(run: Path = Path("run")) -> checkpoint.Checkpoint:
-    found, _ = checkpoint.newest(run / "checkpoints")
+def newest(run: Path = Path("run")) -> Checkpoint:
+    found, _ = newest_checkpoint(run / "checkpoints")
     assert found is not None
     return found
 
@@ -274,59 +316,32 @@ def forge_checkpoint(
     run: Path,
     *,
     change: Callable[[dict[str, Any]], object] = lambda state: None,
-    state: bytes | None = None,
-    arrays: bytes | None = None,
-    manifest: bytes | None = None,
+    data: bytes | None = None,
     **top: Any,
 ) -> Path:
-    """A run with one checkpoint whose hashes are all right, but for what is asked for."""
+    """A run with one checkpoint whose digest is right, but for what is asked for."""
     good = newest()
     tree = copy.deepcopy(good.state)
     change(tree)
-    plain, leaves = split(tree)
-    contents = {
-        "state.json": to_json(plain) if state is None else state,
-        "arrays.safetensors": pack_arrays(leaves) if arrays is None else arrays,
-    }
-    sealed = {
-        "format": "rlpg checkpoint",
-        "version": 1,
-        "step": good.step,
-        "versions": good.versions,
-        "files": {n: {"size": len(d), "sha256": sha256(d)} for n, d in contents.items()},
-        **top,
-    }
     shutil.copytree("run", run)
     shutil.rmtree(run / "checkpoints")
-    folder = run / "checkpoints" / good.path.name
-    folder.mkdir(parents=True)
-    for file, data in contents.items():
-        (folder / file).write_bytes(data)
-    (folder / "manifest.json").write_bytes(manifest or seal(sealed))
-    return folder
+    (run / "checkpoints").mkdir()
+    path = run / "checkpoints" / good.path.name
+    whole = {"step": good.step, "versions": good.versions, "state": tree}
+    path.write_bytes(packed("rlpg checkpoint", whole, **top) if data is None else data)
+    return path
 
 
 def open_checkpoint(run: Path) -> None:
     """What is damaged is skipped in favor of an older one; here there is none, so look at it."""
-    checkpoint.load(next((run / "checkpoints").iterdir()))
+    load_checkpoint(next((run / "checkpoints").iterdir()))
     rlpg.resume(run, total_steps=400)
 
 
-def hole(run: Path, size: int) -> None:
-    """Arrays that are a hole, honest about their size."""
-    folder = forge_checkpoint(run)
-    with (folder / "arrays.safetensors").open("wb") as file:
-        file.truncate(size)
-    text = json.loads((folder / "manifest.json").read_text())
-    text["files"]["arrays.safetensors"]["size"] = size
-    del text["sha256"]
-    (folder / "manifest.json").write_bytes(seal(text))
-
-
 def linked_checkpoint(run: Path) -> None:
-    folder = forge_checkpoint(run)
-    moved = folder.rename(run / "elsewhere")
-    folder.symlink_to(moved.absolute())
+    path = forge_checkpoint(run)
+    moved = path.rename(run / "elsewhere")
+    path.symlink_to(moved.absolute())
 
 
 def linked_folder(name: str) -> Callable[[Path], None]:
@@ -349,23 +364,17 @@ def open_linked(run: Path) -> None:
 
 def all_checkpoints() -> None:
     for name, data in BOMBS.items():
-        checkpoint_case(f"{name} for the state", state=data)
-        checkpoint_case(f"{name} for the arrays", arrays=data)
-        checkpoint_case(f"{name} for the manifest", manifest=data or b" ")
-    for name, data in CLAIMS.items():
-        checkpoint_case(name, arrays=data)
-    for name, data in TEXTS.items():
-        checkpoint_case(f"{name} for the manifest", manifest=data)
-        checkpoint_case(f"{name} for the state", state=data)
+        checkpoint_case(name, data=data)
+    for name, make in (CLAIMS | HEADERS).items():
+        checkpoint_case(name, data=make("rlpg checkpoint"))
     for path in (f"../../{CANARY}", f"{os.getcwd()}/{CANARY}", "/dev/zero"):
-        checkpoint_case(f"files {path[-9:]}", files={path: {"size": 1, "sha256": ""}})
-        checkpoint_case(f"arrays {path[-9:]}", state=to_json({"a": {"$array": path}}))
+        checkpoint_case(f"arrays {path[-9:]}", tree={"a": {"$array": path}})
         evaluations = {path: {"timesteps": np.array([1])}}
         where = ("curves", "evaluations")
         checkpoint_case(f"evaluations {path[-9:]}", change=put(*where, value=evaluations))
-    for version in (0, 2, 99, "1", None):
+    for version in (0, 1, 99, "2", None):
         checkpoint_case(f"version {version!r}", version=version)
-    for part in ("learner", "collector", "meter", "best", "curves"):
+    for part in ("learner", "collector", "metrics", "best", "curves"):
         for value in ([], {}, "os:system", 3):
             checkpoint_case(f"{part} {value!r}", change=put(part, value=value))
         checkpoint_case(f"no {part}", change=lambda state, part=part: state.pop(part))
@@ -400,13 +409,23 @@ def all_checkpoints() -> None:
         checkpoint_case(f"curves.{key}", change=put("curves", key, value=value))
     checkpoint_case("a best of text", change=put("best", value=("best", "step")))
     for size in (300 << 20, 1 << 30, 64 << 30):
-        CASES[f"checkpoint: a hole of {size >> 20} MB"] = (
-            lambda run, size=size: hole(run, size), open_checkpoint
-        )  # fmt: skip
+        for start in (b"", tensors(claim([size // 4], size))("rlpg checkpoint")):
+
+            def make_hole(run: Path, size: int = size, start: bytes = start) -> None:
+                hole(forge_checkpoint(run), size + len(start), start)
+
+            name = f"checkpoint: a hole of {size >> 20} MB after {len(start)} bytes"
+            CASES[name] = (make_hole, open_checkpoint)
+    for kind in NO_FILES:
+
+        def make_none(run: Path, kind: str = kind) -> None:
+            no_file(forge_checkpoint(run), kind)
+
+        CASES[f"checkpoint: {kind}"] = (make_none, open_checkpoint)
     CASES["run: checkpoints is a link"] = (linked_folder("checkpoints"), open_linked)
     CASES["run: policy is a link"] = (linked_folder("policy"), open_linked)
     CASES["run: best_policy is a link"] = (linked_folder("best_policy"), open_linked)
-    HARMLESS["checkpoint: a link"] = (linked_checkpoint, lambda run: rlpg.resume(run))
+    CASES["checkpoint: a link"] = (linked_checkpoint, open_checkpoint)
 
 
 # ------------------------------------------------------------------------------------- recipes
@@ -457,6 +476,16 @@ def all_recipes() -> None:
         "another agent": "agent = '../../canary'",
         "null": "[environment]\nid = 'a\0b'",
         "nan": "[learner]\nlearning_rate = nan",
+        "a billion environments": "[rollout]\nnum_envs = 1_000_000_000",
+        "a billion steps": "[rollout]\nnum_steps = 1_000_000_000",
+        "a large rollout": "[rollout]\nnum_envs = 60_000\nnum_steps = 1_000_000",
+        "a billion episodes": "[evaluation]\nfinal_episodes = 1_000_000_000",
+        "a million threads": "threads = 1_000_000",
+        "a billion units": "[policy]\nhidden = [1_000_000_000]",
+        "a large network": "[policy]\nhidden = [60_000, 60_000]",
+        "a hundred thousand layers": f"[policy]\nhidden = {[1] * 100_000}",
+        "a large memory": "[policy]\nmemory = 'gru'\nmemory_size = 1_000_000_000",
+        "an agent to import": "agent = 'os:system'",
     }.items():
         recipe_case(name, text)
     CASES["recipe: a link"] = (
@@ -467,7 +496,15 @@ def all_recipes() -> None:
     )  # fmt: skip
     for env_id in ("os:system", "antigravity:CartPole-v1", f"{CANARY}:X-v0"):
         run_case(f"environment {env_id}", {'id = "CartPole-v1"': f'id = "{env_id}"'})
-    run_case("another network", {"hidden = [4]": "hidden = [8]"})
+    run_case("another network", {"hidden = [\n    4,": "hidden = [\n    8,"})
+    for name in (*FILES, "run.lock"):
+        for kind in (*NO_FILES, "a link"):
+
+            def make_none(run: Path, name: str = name, kind: str = kind) -> None:
+                shutil.copytree("run", run)
+                no_file(run / name, kind)
+
+            CASES[f"run: {kind} for {name}"] = (make_none, rlpg.resume)
     HARMLESS["run: a name with path parts"] = (
         lambda folder: folder.mkdir(),
         lambda folder: create_run(
@@ -478,9 +515,9 @@ def all_recipes() -> None:
 
 
 def write_tags(folder: Path) -> None:
-    writers = Writers(folder, env_id=f"../{CANARY}", texts={f"../../{CANARY}": "x"})
-    writers.scalars(1, {f"../{CANARY}": 1.0, f"{os.getcwd()}/{CANARY}": 2.0, "\0": 3.0})
-    writers.close()
+    curves = Curves(folder, env_id=f"../{CANARY}", texts={f"../../{CANARY}": "x"})
+    curves.log(1, {f"../{CANARY}": 1.0, f"{os.getcwd()}/{CANARY}": 2.0, "\0": 3.0})
+    curves.close()
 
 
 # ------------------------------------------------------------------------------------ the program
@@ -521,8 +558,6 @@ def program(home: Path) -> None:
     rlpg.train("CartPole-v1", total_steps=64, run_dir="run", recipe="default", overrides=SETTINGS)
     rlpg.resume("run", total_steps=80)  # everything a case could use is imported
     open_policy(Path("run/policy"))
-    plain, leaves = split(newest().state)
-    assert join(plain, leaves, Path("state")).keys() == newest().state.keys()
     open_checkpoint_untouched()
     all_policies()
     all_checkpoints()

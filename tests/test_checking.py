@@ -341,6 +341,11 @@ class CloseOnce(Walk):
         self.closed = True
 
 
+class CloseSleeps(Walk):
+    def close(self) -> None:
+        time.sleep(60)
+
+
 class TextSpace(Walk):
     def __init__(self) -> None:
         super().__init__()
@@ -405,25 +410,26 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (Leaves, "fault", "step", "step 0 of episode 0 .* raised SystemExit: 3"),
     (FourResults, "fault", "step", "expected to return .*info.*, got a tuple of 4 values"),
     (WithoutSeed, "fault", "reset", "TypeError.*unexpected keyword argument 'seed'"),
-    (WrongShape, "fault", "observations", r"reset of .*expected shape \(3,\), got \(1,\)"),
+    (WrongShape, "fault", "observations",
+     r"reset of .*expected float32 of shape \(3,\), got float32 of shape \(1,\)"),
     (WrongDtype, "fault", "observations", "expected dtype float32, got float64"),
-    (AList, "fault", "observations", "expected a numpy array, got a list"),
-    (Ragged, "fault", "observations", "expected a numpy array, got a list"),
-    (Nothing, "fault", "observations", "expected a numpy array, got a NoneType"),
+    (AList, "fault", "observations", "expected a numpy array, got list "),
+    (Ragged, "fault", "observations", r"float32 of shape \(3,\), got list \[\[1.0\]"),
+    (Nothing, "fault", "observations", r"expected float32 of shape \(3,\), got None"),
     (OutOfBounds, "warning", "observations",
      r"step 8 of .*observation\[1\]: expected -100 to 100, got 150; correct the bounds"),
-    (NoCategory, "fault", "observations", r"step 11 of .*integer from 0 to 11, got 12 \(int\)"),
-    (WrongKeys, "fault", "observations", "expected the keys .*'x', 'y'.*, got .*'x'"),
+    (NoCategory, "fault", "observations", "step 11 of .*values from 0 to 11, got int 12"),
+    (WrongKeys, "fault", "observations", "expected a dict with x, y, got dict .*'x'"),
     (WrongPart, "fault", "observations",
      r"step 4 of .*observation\[1\]\['a'\]: expected dtype float32, got float16"),
     (LateNaN, "fault", "numbers", r"step 9 of episode 0 .*observation\[2\]: .*float32, got nan"),
     (TooLarge, "fault", "numbers", r"step 10 of .*observation\[0\]: expected a finite float32"),
     (InfiniteReward, "fault", "numbers", "step 7 of .*reward: expected a finite float32, got inf"),
-    (RewardArray, "fault", "rewards", r"expected a float, got .* \(array of shape \(1,\)\)"),
-    (NoReward, "fault", "rewards", r"expected a float, got None \(NoneType\)"),
-    (NumberedEnds, "fault", "ends", r"terminated: expected a bool, got 0 \(int\)"),
+    (RewardArray, "fault", "rewards", r"expected a number, got float64 of shape \(1,\)"),
+    (NoReward, "fault", "rewards", "reward: expected a number, got None"),
+    (NumberedEnds, "fault", "ends", "terminated: expected True or False, got int 0"),
     (BothEnds, "warning", "ends", "all 10 episodes ended both terminated and truncated"),
-    (InfoList, "fault", "info", r"expected a dict, got \[0\] \(list\)"),
+    (InfoList, "fault", "info", r"expected a dict, got list \[0\]"),
     (ChangesActions, "fault", "actions", "step 0 of .*changed the action that it was given"),
     (ReusesBuffer, "warning", "buffers", "step 0 .*changed the observation that reset of"),
     (NeverEnds, "warning", "episodes",
@@ -448,6 +454,7 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (NothingAllowed, "warning", "action mask", "step 3 of .*nothing is allowed"),
     (CloseRaises, "fault", "close", r"close\(\) raised RuntimeError: already gone"),
     (CloseOnce, "warning", "close", r"close\(\) a second time raised RuntimeError"),
+    (CloseSleeps, "fault", "close", r"close\(\) raised EnvironmentFault: no answer within 2 s"),
     (TextSpace, "fault", "spaces", "observation: expected Box, Discrete, .*got Text"),
     (NoActionSpace, "fault", "spaces", "action_space: .*set it in the constructor"),
     (SequenceActions, "fault", "spaces", "action: expected Box, Discrete, .*got Sequence"),
@@ -649,6 +656,16 @@ def test_an_environment_object_is_checked_and_left_open() -> None:
     assert [f.check for f in bad(rlpg.check_env(made, steps=STEPS))] == ["replay"]
 
 
+@pytest.mark.parametrize("factory", [Walk, lambda: Walk()], ids=["class", "function"])
+def test_a_class_or_function_is_checked(factory: Any) -> None:
+    report = rlpg.check_env(factory, steps=STEPS)
+    assert report.env == ("Walk" if factory is Walk else "environment")
+    assert [f.check for f in report.findings if f.status != "ok"] == [], report
+    assert report.repeats
+    with pytest.raises(EnvironmentSetupError, match="unexpected keyword argument"):
+        rlpg.check_env(factory, env_kwargs={"a": 1})
+
+
 def test_the_global_generators_are_left_as_they_were() -> None:
     random.seed(1)
     np.random.seed(1)
@@ -685,7 +702,8 @@ def test_interrupting_closes_the_environment() -> None:
     ("arguments", "text"),
     [
         ({"env": "CartPol-v1"}, "did you mean CartPole-v1"),
-        ({"env": 3}, "env: expected an id or a gymnasium.Env, got int"),
+        ({"env": 3}, r"env: expected an id, a class or function .*, got 3 \(int\)"),
+        ({"env": lambda: 3}, "expected environment to make a gymnasium.Env, got int"),
         ({"env": "CartPole-v1", "steps": 0}, "steps: expected at least 1, got 0"),
         ({"env": "CartPole-v1", "episodes": -1}, "episodes: expected at least 1"),
         ({"env": "CartPole-v1", "seed": -1}, "seed: expected 0 to"),

@@ -15,21 +15,21 @@ import rlpg
 from rlpg.cli import main
 from rlpg.diagnosis import Diagnosis, differs, measured, plot
 from rlpg.errors import FileError, UsageError
-from rlpg.learners.baselines import NoBaseline
-from rlpg.learners.credit import CreditRule
+from rlpg.gradients.baselines import NoBaseline
+from rlpg.learners.advantages import AdvantageRule
 
 QUICK = {"evaluation.episodes": 2, "evaluation.final_episodes": 2, "log.tensorboard": False}
 
 
-def rule(*, gae_lambda: float | None = None, gamma_weight: bool = True) -> CreditRule:
-    made = CreditRule(
+def rule(*, gae_lambda: float | None = None, gamma_weight: bool = True) -> AdvantageRule:
+    made = AdvantageRule(
         NoBaseline(),
         gamma=0.9,
         gae_lambda=None,
         truncated_return="terminal",
         gamma_weight=gamma_weight,
         average="episodes",
-        normalize_advantages=False,
+        normalize=False,
     )
     made.gae_lambda = gae_lambda
     return made

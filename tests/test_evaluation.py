@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -14,9 +16,10 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 import rlpg
-from rlpg.errors import EnvironmentFault, SpaceError, UsageError
-from rlpg.evaluation import Evaluation, evaluate
-from rlpg.policies import Policy
+from rlpg.errors import EnvironmentFault, FileError, SpaceError, UsageError
+from rlpg.evaluation import Evaluation, evaluate, evaluate_saved
+from rlpg.loading import load_saved
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import derived_seed, make_envs
 
 SHORT, LONG = 1, 40
@@ -67,7 +70,7 @@ def _registered() -> Iterator[None]:
 
 def policy_for(env: str) -> Policy:
     made = gymnasium.make(env)
-    return Policy.create(
+    return StandardPolicy(
         made.observation_space, made.action_space, generator=torch.Generator().manual_seed(0)
     )
 
@@ -267,3 +270,79 @@ def test_counts_that_mean_nothing(policy: Policy, options: dict[str, int], named
 
 def test_public_name() -> None:
     assert rlpg.evaluate is evaluate
+
+
+# ------------------------------------------------------------- the environment of a saved policy
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a map of 8 x 8 without slipping, in episodes of at most 6 steps."""
+    path = tmp_path_factory.mktemp("runs") / "lake"
+    rlpg.train(
+        "FrozenLake-v1",
+        total_steps=64,
+        run_dir=path,
+        recipe="default",
+        overrides={
+            "environment.kwargs": {"map_name": "8x8", "is_slippery": False},
+            "environment.max_episode_steps": 6,
+            "rollout.num_envs": 2,
+            "policy.hidden": (4,),
+            "evaluation.final_episodes": 2,
+        },
+    )
+    return path
+
+
+@pytest.mark.parametrize("env", [None, "FrozenLake-v1", "FrozenLake", "gymnasium:FrozenLake-v1"])
+def test_naming_the_same_environment_dropped_its_arguments_and_limit(
+    env: str | None, lake: Path
+) -> None:
+    """On another map the policy does not even fit; on the default one it would have."""
+    found = evaluate_saved(load_saved(lake), env=env, episodes=3)
+    assert found.lengths.max() <= 6
+    assert found.environments.startswith("FrozenLake-v1: 3 environments, sync")
+    assert "at most 6 steps per episode" in found.environments
+    assert "without" not in found.environments
+
+
+def test_another_environment_is_played_without_them_and_it_is_said(lake: Path) -> None:
+    gymnasium.register(
+        "test/Lake-v0", "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv",
+        kwargs={"map_name": "8x8"}, max_episode_steps=30,
+    )  # fmt: skip
+    try:
+        found = evaluate_saved(load_saved(lake), env="test/Lake-v0", episodes=3)
+    finally:
+        del gymnasium.registry["test/Lake-v0"]
+    assert found.environments.startswith("test/Lake-v0: 3 environments, ")
+    assert "not FrozenLake-v1, which it was trained on, so without its arguments" in (
+        found.environments
+    )
+    assert found.environments.endswith("so without its limit of 6 steps")
+
+
+def test_the_user_s_arguments_win(lake: Path) -> None:
+    found = evaluate_saved(load_saved(lake), env_kwargs={"is_slippery": True}, episodes=3)
+    assert found.lengths.max() <= 6
+    with pytest.raises(SpaceError):
+        evaluate_saved(load_saved(lake), env_kwargs={"map_name": "4x4"}, episodes=3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"desc": ["S" * 400] * 400}, "at most 4096 characters"),
+        ({"desc": "/dev/zero"}, "a word that is no path"),
+        ({"render_mode": "human"}, "others open a window"),
+    ],
+)
+def test_arguments_from_a_file_cost_memory_or_opened_a_path_or_window(
+    kwargs: dict[str, Any], message: str, lake: Path
+) -> None:
+    saved = load_saved(lake)
+    forged = replace(saved, environment={**saved.environment, "kwargs": kwargs})
+    for env in (None, "FrozenLake-v1"):
+        with pytest.raises(FileError, match=message):
+            evaluate_saved(forged, env=env, episodes=1)

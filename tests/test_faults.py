@@ -21,10 +21,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 import rlpg
 from rlpg import cli
-from rlpg.errors import EnvironmentFault
-from rlpg.prepare import stream
+from rlpg.components import seed_sequence
+from rlpg.errors import EnvironmentFault, FileError
 from rlpg.rollouts import derived_seed
-from rlpg.runs.checkpoint import newest
+from rlpg.runs.store import newest_checkpoint
 
 sys.path.append(str(Path(__file__).parent / "rollouts"))
 from faulty import Fragile
@@ -41,7 +41,7 @@ SMALL = {
     "evaluation.final_episodes": 2,
     "environment.timeout": 1.0,
 }
-BAD = derived_seed(stream(0, "environments"), 1, 0)  # the first seed of environment 1
+BAD = derived_seed(seed_sequence(0, "environments"), 1, 0)  # the first seed of environment 1
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +104,15 @@ def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> 
     assert said in " ".join(log.split())
     if fault in ("raise", "exit", "interrupt") or (backend, fault) == ("sync", "hang"):
         assert "in fail_if_due" in log, "where in the environment it happened"
-    checkpoint, skipped = newest(Path("run/checkpoints"))
+    checkpoint, skipped = newest_checkpoint(Path("run/checkpoints"))
     assert checkpoint is not None
     assert (checkpoint.step, skipped) == (64, [])
     assert rlpg.load("run").act(np.zeros(2, np.float32)) in (0, 1)
     broken.unlink()
-    assert rlpg.resume("run").evaluation is not None
-    assert newest(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
+    with pytest.raises(FileError, match=r"kwargs.broken: expected a word that is no path"):
+        rlpg.resume("run")
+    assert rlpg.resume("run", env_kwargs={"broken": str(broken)}).evaluation is not None
+    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
@@ -121,8 +123,8 @@ def test_a_fault_in_the_first_reset_has_its_traceback_kept(backend: str, broken:
         train("raise", backend, at=0)
     assert "in fail_if_due" in Path("run/error.log").read_text()
     broken.unlink()
-    rlpg.resume("run")
-    assert newest(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
+    rlpg.resume("run", env_kwargs={"broken": str(broken)})
+    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
 
 
 def test_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +151,7 @@ def test_out_of_bounds_is_one_line_of_the_run(capsys: pytest.CaptureFixture[str]
     lines = [line for line in capsys.readouterr().err.splitlines() if "bounds" in line]
     assert len(lines) == 1
     assert lines[0].startswith("step 39, environment 1: observation: expected -1 to 1, got 1.5")
-    assert newest(run.path / "checkpoints")[0].step == 512  # type: ignore[union-attr]
+    assert newest_checkpoint(run.path / "checkpoints")[0].step == 512  # type: ignore[union-attr]
     rows = [json.loads(row) for row in (run.path / "progress.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 512
 
@@ -204,7 +206,7 @@ def test_a_given_vector_environment_that_answers_nonsense(change: Any, said: str
         rlpg.train(Given(change), run_dir="run", recipe="default", overrides=SMALL)
     assert "\n" not in str(caught.value)
     assert "Traceback" in Path("run/error.log").read_text()
-    assert newest(Path("run/checkpoints"))[0].step == 96  # type: ignore[union-attr]
+    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 96  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("value", [1e39, np.inf, np.nan])

@@ -13,9 +13,14 @@ import pytest
 
 import rlpg
 from rlpg.errors import FileError
-from rlpg.runs import checkpoint, policy_files
-from rlpg.runs.encoding import seal, unseal
 from rlpg.runs.recipe import flatten, load_recipe
+from rlpg.runs.store import (
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    save_policy,
+)
+from rlpg.runs.trees import VERSION
 
 sys.path.append(str(Path(__file__).parent / "golden"))
 from make import HERE as GOLDEN
@@ -53,7 +58,7 @@ def test_a_recipe_of_then_says_the_same(golden: Path) -> None:
 def test_a_policy_of_then_acts_as_it_did(golden: Path) -> None:
     expected = expected_of(golden)
     obs = np.array(expected["observations"], np.float32)
-    for source in (golden, golden / "policy"):
+    for source in (golden, golden / "policy", golden / "policy" / "policy.safetensors"):
         actions = rlpg.load(source).act(obs, deterministic=True)
         np.testing.assert_allclose(actions, expected["actions"], rtol=1e-4, atol=1e-5)
     evaluation = rlpg.evaluate(rlpg.load(golden), RUNS[golden.name][0], episodes=2)
@@ -63,7 +68,7 @@ def test_a_policy_of_then_acts_as_it_did(golden: Path) -> None:
 @every_run
 def test_a_checkpoint_of_then_holds_what_it_held(golden: Path) -> None:
     expected = expected_of(golden)
-    saved, skipped = checkpoint.newest(golden / "checkpoints")
+    saved, skipped = newest_checkpoint(golden / "checkpoints")
     assert saved is not None
     assert skipped == []
     assert saved.step == expected["step"]
@@ -77,28 +82,36 @@ def test_a_run_of_then_goes_on(golden: Path, tmp_path: Path) -> None:
     resumed = rlpg.resume(run, total_steps=320)
     assert resumed.evaluation is not None
     assert (run / "progress.jsonl").read_text().startswith(before)
-    saved, _ = checkpoint.newest(run / "checkpoints")
+    saved, _ = newest_checkpoint(run / "checkpoints")
     assert saved is not None
     assert saved.step >= 320
 
 
-@pytest.mark.parametrize("version", [0, 2, 1000])
-def test_formats_of_other_versions_say_which_rlpg_reads_them(version: int, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(GOLDEN / NAME / "discrete", tmp_path / "run"))
-    saved, _ = checkpoint.newest(run / "checkpoints")
-    assert saved is not None
-    for path, own, load in (
-        (run / "policy/policy.json", policy_files.VERSION, lambda: rlpg.load(run / "policy")),
-        (
-            saved.path / "manifest.json",
-            checkpoint.VERSION,
-            lambda: checkpoint.load(saved.path),
-        ),
-    ):
-        content = unseal(path.read_bytes(), path)
-        path.write_bytes(seal({**content, "version": version}))
+@pytest.mark.parametrize("version", [1, 3, 1000])
+def test_formats_of_other_versions_say_which_rlpg_reads_them(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlpg.runs.trees.VERSION", version)
+    path = save_checkpoint(tmp_path, 100, {}, versions={})
+    save_policy(tmp_path, {}, {})
+    monkeypatch.undo()
+    for file, load in ((path, load_checkpoint), (tmp_path / "policy.safetensors", rlpg.load)):
         with pytest.raises(FileError) as caught:
-            load()
+            load(file)
         message = str(caught.value)
-        assert message.startswith(f"{path}: expected format version {own}, got {version}; ")
+        assert message.startswith(f"{file}: expected format version {VERSION}, got {version}; ")
         assert "with the rlpg that wrote it" in message
+
+
+def test_a_checkpoint_of_the_first_format_is_told_of_and_not_removed(tmp_path: Path) -> None:
+    """It was a folder; a run that has no other one must not seem to have none at all."""
+    (tmp_path / "step-000000100").mkdir()
+    found, skipped = newest_checkpoint(tmp_path)
+    assert found is None
+    assert len(skipped) == 1
+    assert "step-000000100: expected a regular file" in skipped[0]
+    for step in (200, 300):
+        save_checkpoint(tmp_path, step, {}, versions={}, keep_last=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000100", "step-000000300.safetensors",
+    ]  # fmt: skip

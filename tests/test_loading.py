@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import rlpg
@@ -19,7 +20,8 @@ from rlpg import loading
 from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.evaluation import evaluate_saved
 from rlpg.policies import Policy
-from rlpg.runs.policy_files import load_policy, save_policy
+from rlpg.runs import shipped
+from rlpg.runs.store import load_policy, save_policy
 
 SMALL = {
     "rollout.num_envs": 4,
@@ -101,7 +103,7 @@ def test_loading_imports_neither_learner_nor_environment(folder: Path) -> None:
     script = (
         "import sys, rlpg\n"
         f"rlpg.load({str(folder)!r})\n"
-        "loaded = [n for n in sys.modules if n.startswith(('rlpg.learners', 'rlpg.rollouts',"
+        "loaded = [n for n in sys.modules if n.startswith(('rlpg.learners.re', 'rlpg.rollouts',"
         " 'tensorboard', 'gymnasium.envs.classic_control'))]\n"
         "assert not loaded, loaded\n"
     )
@@ -165,7 +167,7 @@ def test_a_description_that_does_not_fit(change: dict[str, Any], folder: Path) -
 
 
 def test_a_flipped_bit_is_noticed(folder: Path) -> None:
-    for name in ("policy.safetensors", "policy.json"):
+    for name in ("policy.safetensors",):
         data = bytearray((folder / name).read_bytes())
         data[len(data) // 2] ^= 1
         whole = (folder / name).read_bytes()
@@ -222,16 +224,17 @@ def test_shipped_agents_are_found_by_name(
 ) -> None:
     for name in ("CartPole-v1-reinforce", "rlpg-Chain-v0-reinforce"):
         ship(tmp_path / "agents", name, folder)
-    monkeypatch.setattr(loading, "shipped_folder", lambda name: tmp_path / "agents" / name)
-    assert loading.shipped_agents() == ["CartPole-v1-reinforce", "rlpg-Chain-v0-reinforce"]
+    for module in (loading, shipped):
+        monkeypatch.setattr(module, "shipped_folder", lambda name: tmp_path / "agents" / name)
+    assert shipped.shipped_agents() == ["CartPole-v1-reinforce", "rlpg-Chain-v0-reinforce"]
     assert bits(rlpg.load("CartPole-v1-reinforce")) == bits(rlpg.load(folder))
     with pytest.raises(UsageError, match="did you mean CartPole-v1-reinforce"):
         rlpg.load("CartPole-v1-reinforced")
-    recipe = loading.shipped_recipe("CartPole-v1", "reinforce")
+    recipe = shipped.shipped_recipe("CartPole-v1", "reinforce")
     assert recipe is not None
     assert (recipe.total_steps, recipe.learner.learning_rate) == (123, 0.5)
-    assert loading.shipped_recipe("rlpg:rlpg/Chain-v0", "reinforce") is not None
-    assert loading.shipped_recipe("Pendulum-v1", "reinforce") is None
+    assert shipped.shipped_recipe("rlpg:rlpg/Chain-v0", "reinforce") is not None
+    assert shipped.shipped_recipe("Pendulum-v1", "reinforce") is None
 
 
 def test_the_global_random_states_are_left_alone(folder: Path) -> None:
@@ -241,7 +244,9 @@ def test_the_global_random_states_are_left_alone(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_description_is_plain_json(folder: Path) -> None:
-    content = json.loads((folder / "policy.json").read_text())
-    (entry,) = content["policies"]
-    assert set(entry["description"]) == {"policy", "environment", "training", "versions"}
+def test_the_description_is_plain_json_that_other_programs_find(folder: Path) -> None:
+    with safetensors.safe_open(folder / "policy.safetensors", "numpy") as file:
+        content = json.loads(file.metadata()["rlpg"])
+    assert content["format"] == "rlpg policy"
+    described = content["tree"]["description"]
+    assert set(described) == {"policy", "environment", "training", "versions"}

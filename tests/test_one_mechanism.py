@@ -45,6 +45,8 @@ def play(
         **{**stacked, "obs": torch.cat([stacked["obs"], last[None]])},
         log_prob=None,
         valid=torch.ones_like(stacked["terminated"]),
+        episode_start=torch.cat([stacked["time"], time[None]]) == 0,
+        carry=None,
         final_obs=last[:0],
         final_step=torch.zeros(0, dtype=torch.int64),
         final_env=torch.zeros(0, dtype=torch.int64),
@@ -63,7 +65,7 @@ def test_tape_and_learner_give_the_same_gradient(env: str, num_steps: int) -> No
     """With gamma^t and a mean over episodes. The tape's mean is over lanes: E episodes in N lanes
     are a factor E / N."""
     envs, _ = rlpg.make_envs(env, 6, seed=0)
-    policy = rlpg.Policy.create(
+    policy = rlpg.StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
         generator=torch.Generator().manual_seed(0),
@@ -72,10 +74,21 @@ def test_tape_and_learner_give_the_same_gradient(env: str, num_steps: int) -> No
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tape, rollout = play(envs, policy, num_steps)
-    learner = rlpg.Reinforce(policy, Constant(), gamma=GAMMA, gamma_weight=True, average="episodes")
+    learner = rlpg.Reinforce(
+        policy,
+        Constant(),
+        gamma=GAMMA,
+        gamma_weight=True,
+        average="episodes",
+        gae_lambda=None,
+        truncated_return="terminal",
+        normalize_advantages=False,
+        reward_scaling=False,
+        entropy_coef=0.0,
+    )
     parameters = list(policy.parameters())
     theirs = tape.surrogate()
-    ours = learner.surrogate(rollout)
+    ours = learner.estimate(rollout)
     episodes = int((rollout.time == 0).sum())
     assert (episodes > 6) == (env == "CartPole-v1")
     factor = episodes / 6

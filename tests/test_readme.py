@@ -31,7 +31,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert code.count("100_000") == 2
     names: dict[str, object] = {"__name__": "readme"}
     exec(compile(code.replace("100_000", "600"), "README.md", "exec"), names)
-    assert (tmp_path / "runs/first/policy/policy.json").exists()
+    assert (tmp_path / "runs/first/policy/policy.safetensors").exists()
     assert names["action"] in (0, 1)
 
 
@@ -99,7 +99,7 @@ def batch() -> Rollout:
 def credit(**options: object) -> list[list[float]]:
     """Return-to-go and weight of A0, A1, A2, B0."""
     space = rlpg.make_envs("CartPole-v1", 1, seed=0).envs
-    policy = rlpg.Policy.create(
+    policy = rlpg.StandardPolicy(
         space.single_observation_space, space.single_action_space, generator=torch.Generator()
     )
     learner = rlpg.Reinforce(policy, "none", gamma=0.5, **options)  # type: ignore[arg-type]

@@ -13,9 +13,9 @@ import pytest
 import rlpg
 from rlpg.diagnosis import diagnose
 from rlpg.errors import EnvironmentFault, FileError
-from rlpg.record import versions_now
 from rlpg.rollouts import Collector
-from rlpg.runs import checkpoint
+from rlpg.run_writer import versions_now
+from rlpg.runs.store import newest_checkpoint, save_checkpoint
 
 SMALL = {
     "rollout.num_envs": 2,
@@ -39,11 +39,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(run: Path, copy: Path, change: Callable[[State], object]) -> Path:
     """A copy of the run with one checkpoint, whose state is changed and whose hashes are right."""
     shutil.copytree(run, copy)
-    found, _ = checkpoint.newest(copy / "checkpoints")
+    found, _ = newest_checkpoint(copy / "checkpoints")
     assert found is not None
     change(found.state)
     shutil.rmtree(copy / "checkpoints")
-    checkpoint.save(copy / "checkpoints", found.step, found.state, versions=versions_now())
+    save_checkpoint(copy / "checkpoints", found.step, found.state, versions=versions_now())
     return copy
 
 
@@ -67,12 +67,11 @@ WEIGHT = ("learner", "policy", "network.mlp.layers.0.weight")
     ("change", "named"),
     [
         (lambda state: state.pop("learner"), "learner"),
-        (lambda state: state.pop("meter"), "meter"),
+        (lambda state: state.pop("metrics"), "metrics"),
         (set_to(*WEIGHT, value=lambda w: w.astype(np.float64)), "layers.0.weight"),
         (set_to(*WEIGHT, value=lambda w: w[:1]), "layers.0.weight"),
         (set_to(*WEIGHT, value=lambda w: w * np.nan), "layers.0.weight: expected finite"),
         (set_to("learner", "more", value=1), "learner: expected"),
-        (set_to("learner", "reward_scale", "running", value=np.zeros(1, "f4")), "running"),
         (set_to("learner", "optimizer", value={}), "count"),
         (set_to("learner", "large", value=np.zeros(2**24)), "expected a state of"),
         (set_to("collector", "obs", value=lambda obs: obs[:1]), "obs: expected"),
@@ -108,7 +107,9 @@ def test_an_environment_that_dies_while_it_is_replayed_is_no_fault_of_the_file(
 def test_a_run_with_another_network_in_its_recipe_says_so(run: Path, tmp_path: Path) -> None:
     forged = changed(run, tmp_path / "copy", lambda state: None)
     text = (forged / "recipe.toml").read_text()
-    (forged / "recipe.toml").write_text(text.replace("hidden = [4]", "hidden = [8]"))
+    changed_text = text.replace("hidden = [\n    4,", "hidden = [\n    8,")
+    assert changed_text != text
+    (forged / "recipe.toml").write_text(changed_text)
     with pytest.raises(FileError, match="expected the state of this run"):
         rlpg.resume(forged, total_steps=160)
     with pytest.raises(FileError, match="expected the state of this run"):

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import rlpg
+from rlpg.components import STREAMS, seed_sequence
 from rlpg.evaluation import play
 from rlpg.learners import Reinforce
 from rlpg.policies import Policy
-from rlpg.prepare import STREAMS, stream
 from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.seeds import _KEY, derived_seed
 
@@ -32,9 +32,9 @@ def test_no_stream_is_shared_between_a_hundred_runs_of_64_environments() -> None
     """128 bits of each stream: of the environments, and of everything else in a run."""
     words = set()
     for run in range(RUNS):
-        environments = stream(run, "environments")
-        streams = [stream(run, name) for name in STREAMS]
-        streams += [stream(run, "evaluation", step) for step in (1000, 2000)]
+        environments = seed_sequence(run, "environments")
+        streams = [seed_sequence(run, name) for name in STREAMS]
+        streams += [seed_sequence(run, "evaluation", step) for step in (1000, 2000)]
         streams += [
             np.random.SeedSequence(
                 environments.entropy, spawn_key=(*environments.spawn_key, _KEY, env, 0)
@@ -48,7 +48,7 @@ def test_no_stream_is_shared_between_a_hundred_runs_of_64_environments() -> None
 def test_no_first_episode_is_shared_between_a_hundred_runs_of_64_environments() -> None:
     """Not in training, and not between the training of one run and the evaluation of another."""
     seeds = {
-        derived_seed(stream(run, name), env, 0)
+        derived_seed(seed_sequence(run, name), env, 0)
         for run in range(RUNS)
         for name in ("environments", "evaluation")
         for env in range(ENVIRONMENTS)
@@ -58,7 +58,7 @@ def test_no_first_episode_is_shared_between_a_hundred_runs_of_64_environments() 
 
 def test_episode_seeds_fit_what_environments_hand_them_to() -> None:
     """Why they have 31 bits: legacy numpy takes 32, and C programs an int."""
-    seed = max(derived_seed(stream(0, "environments"), env, 0) for env in range(1000))
+    seed = max(derived_seed(seed_sequence(0, "environments"), env, 0) for env in range(1000))
     assert 2**30 < seed < 2**31
     np.random.RandomState(seed)
     with pytest.raises(ValueError, match="between 0 and"):
@@ -71,7 +71,7 @@ def test_adding_environments_does_not_change_environment_0(backend: Any) -> None
 
     def first(num_envs: int) -> np.ndarray:
         envs, _ = make_envs(
-            "CartPole-v1", num_envs, seed=stream(5, "environments"), backend=backend
+            "CartPole-v1", num_envs, seed=seed_sequence(5, "environments"), backend=backend
         )
         obs, action = [envs.reset()[0][0].copy()], np.ones(num_envs, dtype=np.int64)
         obs += [envs.step(action)[0][0].copy() for _ in range(60)]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT to a real training: saved within ten seconds, or ended at once."""
+"""SIGTERM, SIGINT and SIGHUP to a real training: saved within ten seconds, or ended at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rlpg.runs import checkpoint
+from rlpg.runs.store import newest_checkpoint
 
 COMMAND = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
-SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 EVENTS = "events.out.tfevents.*"  # there once the loop is about to begin
 
 
@@ -49,14 +49,17 @@ def wait_for(path: Path, pattern: str) -> None:
 def test_a_signal_to_the_terminals_group_saves_within_ten_seconds(
     backend: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    """A terminal sends Ctrl-C to the workers too; `kill` to one process only."""
+    """A terminal sends Ctrl-C, and SIGHUP as it closes, to the workers too; `kill` to one process.
+
+    A closed terminal ended a run with nothing saved, and its workers.
+    """
     options = [f"--environment.backend={backend}", "--rollout.num-envs=2", "--checkpoint.every=64"]
     with training(
         tmp_path / "run", *options, "--evaluation.every=1_000_000", "--evaluation.num-envs=1"
     ) as process:
         wait_for(tmp_path / "run", "checkpoints/step-*")
         began = time.monotonic()
-        if number is signal.SIGINT:
+        if number is not signal.SIGTERM:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
@@ -65,7 +68,7 @@ def test_a_signal_to_the_terminals_group_saves_within_ten_seconds(
     assert process.returncode == code, errors
     assert seconds < 10, f"{seconds:.1f} s"
     assert b"Traceback" not in errors
-    saved, skipped = checkpoint.newest(tmp_path / "run/checkpoints")
+    saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None
     assert skipped == []
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
@@ -90,4 +93,20 @@ def test_a_second_signal_ends_it_at_once(
         assert time.monotonic() - began < 5
     assert process.returncode in ((130,) if second is signal.SIGINT else (143, -signal.SIGTERM))
     assert b"Traceback" not in errors
-    assert checkpoint.newest(tmp_path / "run/checkpoints") == (None, [])  # it ended before saving
+    assert newest_checkpoint(tmp_path / "run/checkpoints") == (None, [])  # it ended before saving
+
+
+def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:
+    """What the user has had ignored stays ignored."""
+    program = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    program += "from rlpg.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "train", "CartPole-v1", "--total-steps=1_000_000_000"]
+    process = subprocess.Popen([*command, "--quiet", f"--run-dir={tmp_path / 'run'}"])
+    try:
+        wait_for(tmp_path / "run", EVENTS)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()

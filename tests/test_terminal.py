@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from rlpg import terminal
+from rlpg.errors import RlpgWarning
 from rlpg.terminal import Display, duration
 
-FIGURES = {
+METRICS = {
     "rollout/ep_rew_mean": 12.34,
     "eval/mean_reward": 500.0,
     "time/env_share": 0.25,
@@ -54,8 +55,8 @@ def test_lines_come_every_few_seconds_and_the_last_state_once(
     with Display("title", 1000, notes=("a note", "")) as display:
         for step in range(100, 1001, 100):
             clock[0] += 1.0
-            display.update(step, FIGURES)
-            display.update(step, FIGURES)
+            display.update(step, METRICS)
+            display.update(step, METRICS)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "a note"
     assert [line.split("/")[0].split()[-1] for line in lines[1:]] == ["100", "600", "1,000"]
@@ -77,7 +78,7 @@ def test_a_resumed_run_counts_its_own_steps(
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with Display("title", 10, notes=("a note",), quiet=True) as display:
-        display.update(10, FIGURES)
+        display.update(10, METRICS)
         display.line("a line")
     assert capsys.readouterr() == ("", "")
 
@@ -91,7 +92,7 @@ def test_a_terminal_shows_everything_at_any_width(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     with Display("CartPole-v1 reinforce seed 0", 1000, notes=("a note",)) as display:
-        display.update(600, FIGURES)
+        display.update(600, METRICS)
         display.line("[a] line with [brackets]")
     shown = screen.getvalue()
     for part in ("a note", "600/1,000", "evaluated", "learn 50 %", "left", "[a] line with [br"):
@@ -108,9 +109,9 @@ def test_losing_the_terminal_stops_nothing(
         if broken is None:  # it goes away later
             monkeypatch.setattr(stream, "write", Gone().write)
             monkeypatch.setattr(stream, "flush", Gone().flush)
-        display.update(5, FIGURES)
+        display.update(5, METRICS)
         display.line("a line")
-        display.update(10, FIGURES)
+        display.update(10, METRICS)
 
 
 def test_a_process_without_an_error_stream_could_not_train(
@@ -119,4 +120,15 @@ def test_a_process_without_an_error_stream_could_not_train(
     monkeypatch.setattr(sys, "stderr", None)
     with Display("title", 10, notes=("a note",)) as display:
         clock[0] += 100.0
-        display.update(5, FIGURES)
+        display.update(5, METRICS)
+
+
+def test_a_quiet_display_warns_in_python_and_another_one_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With `quiet`, nobody was told that the bits may differ or that nothing could be saved."""
+    with pytest.warns(RlpgWarning, match=r"^the disk is full$"):
+        Display("title", 100, quiet=True).warn("the disk is full")
+    assert capsys.readouterr().err == ""
+    Display("title", 100).warn("the disk is full")
+    assert capsys.readouterr().err == "the disk is full\n"

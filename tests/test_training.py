@@ -20,9 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rlpg
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies import Policy
-from rlpg.runs.checkpoint import newest
-from rlpg.runs.policy_files import load_policy
 from rlpg.runs.recipe import Recipe, flatten, load_recipe
+from rlpg.runs.store import load_policy, newest_checkpoint
 
 SMALL = {
     "rollout.num_envs": 4,
@@ -163,7 +162,7 @@ def test_the_folder_holds_what_the_design_promises(plain: rlpg.Run) -> None:
     }  # fmt: skip
     for folder in ("policy", "best_policy"):
         inside = {path.name for path in (plain.path / folder).iterdir()}
-        assert inside == {"policy.json", "policy.safetensors"}
+        assert inside == {"policy.safetensors"}
 
 
 def test_the_recipe_is_complete_and_makes_the_same_run(plain: rlpg.Run, tmp_path: Path) -> None:
@@ -250,7 +249,7 @@ def test_the_final_evaluation_is_in_a_file_of_its_own(plain: rlpg.Run) -> None:
 
 
 def test_the_last_checkpoint_holds_the_last_policy(plain: rlpg.Run) -> None:
-    checkpoint, skipped = newest(plain.path / "checkpoints")
+    checkpoint, skipped = newest_checkpoint(plain.path / "checkpoints")
     assert checkpoint is not None
     assert (checkpoint.step, skipped) == (320, [])
     saved = checkpoint.state["learner"]["policy"]

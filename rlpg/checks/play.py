@@ -20,9 +20,11 @@ from rlpg.policies import Head
 from rlpg.policies.observations import MASK_KEY
 from rlpg.policies.spaces import Path, path_name
 from rlpg.rollouts.seeds import digest
+from rlpg.rollouts.validation import as_array, element
 
 AnyEnv = gymnasium.Env[Any, Any]
 
+_BY_BITS = ("numpy.random", "torch")
 _LARGEST_SHOWN = 4096  # bytes of an observation that is kept to show how another one differs
 
 
@@ -72,6 +74,7 @@ class Episode:
     random: dict[str, Any]  # the global generators before its reset
     actions: list[Any] = field(default_factory=list)  # also the one that raised
     rows: list[Row] = field(default_factory=list)  # of the reset and of every step that returned
+    seconds: list[float] = field(default_factory=list)  # that they took
     ended: bool = False
     failed: str = ""  # "reset" or "step": the call that raised or returned nonsense
     problem: str = ""  # and what it did
@@ -120,30 +123,15 @@ def play(
         given = fingerprint(action)
         if before_call is not None:
             before_call()
-        before = global_generators()
-        start = perf_counter()
+        before, start = global_generators(), perf_counter()
         if step < 0:
-            result = _result(lambda: env.reset(seed=seed, options=None), ("obs", "info"))
-            result = (result[0], 0.0, False, False, result[1])
+            obs, info = _result(lambda: env.reset(seed=seed, options=None), "obs, info")
+            outcome: Any = (0.0, False, False)
         else:
-            names = ("obs", "reward", "terminated", "truncated", "info")
-            result = _result(lambda: env.step(action), names)
-        seconds = perf_counter() - start
-        obs, reward, terminated, truncated, info = result
-        return Seen(
-            episode=number,
-            seed=seed,
-            step=step,
-            obs=obs,
-            info=info,
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            action=action,
-            given=given,
-            drawn=_changed(before),
-            seconds=seconds,
-        )
+            names = "obs, reward, terminated, truncated, info"
+            obs, *outcome, info = _result(lambda: env.step(action), names)
+        about_call = action, given, _changed(before), perf_counter() - start
+        return Seen._make((number, seed, step, obs, info, *outcome, *about_call))
 
     step = -1
     try:
@@ -152,6 +140,7 @@ def play(
             for watcher in watchers:
                 watcher.see(seen)
             episode.rows.append(_row(seen))
+            episode.seconds.append(seen.seconds)
             episode.ended = seen.is_end
             step += 1
             if episode.ended or step >= num_steps:
@@ -260,7 +249,7 @@ def global_generators() -> dict[str, Any]:
     return {
         "random": random.getstate(),
         "numpy.random": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
+        "torch": torch.get_rng_state().numpy(),
     }
 
 
@@ -268,7 +257,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     """Puts them back."""
     random.setstate(states["random"])
     np.random.set_state(states["numpy.random"])
-    torch.set_rng_state(states["torch"])
+    torch.set_rng_state(torch.from_numpy(states["torch"]))
 
 
 @contextmanager
@@ -296,15 +285,9 @@ class Scramble:
 
 def _changed(before: Mapping[str, Any]) -> tuple[str, ...]:
     after = global_generators()
-    one, other = before["numpy.random"], after["numpy.random"]
-    same = {
-        "random": before["random"] == after["random"],
-        "numpy.random": one.keys() == other.keys()
-        and all(one[k] == other[k] for k in one if k != "state")
-        and all(np.array_equal(one["state"][k], other["state"].get(k)) for k in one["state"]),
-        "torch": torch.equal(before["torch"], after["torch"]),
-    }
-    return tuple(name for name, is_same in same.items() if not is_same)
+    is_same = {name: fingerprint(before[name]) == fingerprint(after[name]) for name in _BY_BITS}
+    is_same["random"] = before["random"] == after["random"]  # 625 integers
+    return tuple(name for name in before if not is_same[name])
 
 
 # -------------------------------------------------------------------------------------- details
@@ -318,16 +301,16 @@ def fingerprint(value: Any) -> str:
         return repr(value)
 
 
-def _result(call: Callable[[], Any], names: tuple[str, ...]) -> tuple[Any, ...]:
+def _result(call: Callable[[], Any], names: str) -> Any:
     try:
         result = call()
     except (Exception, SystemExit) as error:
         raise Misbehaved(f"raised {words(error)}") from error
-    if not isinstance(result, tuple) or len(result) != len(names):
+    if not isinstance(result, tuple) or len(result) != len(names.split()):
         got = f"a {type(result).__name__}"
         if isinstance(result, tuple):
             got = f"a tuple of {counted(len(result), 'value')}"
-        raise Misbehaved(f"expected to return ({', '.join(names)}), got {got}")
+        raise Misbehaved(f"expected to return ({names}), got {got}")
     return result
 
 
@@ -336,44 +319,34 @@ def _true(*flags: Any) -> bool:
 
 
 def _row(seen: Seen) -> Row:
+    size = sum(int(array.nbytes) for _, array in _leaves(seen.obs, ()))
     try:
-        shown = copy.deepcopy(seen.obs) if _num_bytes(seen.obs) <= _LARGEST_SHOWN else None
+        shown = copy.deepcopy(seen.obs) if size <= _LARGEST_SHOWN else None
     except (TypeError, ValueError):  # it cannot be copied: it is not shown
         shown = None
     ends = f"{brief(seen.terminated)}, {brief(seen.truncated)}"
     return Row(fingerprint(seen.obs), fingerprint(seen.reward), ends, shown, seen.reward)
 
 
-def _num_bytes(obs: Any) -> int:
-    if isinstance(obs, Mapping):
-        return sum(map(_num_bytes, obs.values()))
-    if isinstance(obs, tuple):
-        return sum(map(_num_bytes, obs))
-    return int(np.asarray(obs).nbytes)
+def _leaves(obs: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays in an observation, by name."""
+    if isinstance(obs, Mapping | tuple):
+        for key, part in obs.items() if isinstance(obs, Mapping) else enumerate(obs):
+            yield from _leaves(part, (*path, key))
+    else:
+        yield path_name("observation", path), as_array(obs)
 
 
-def _parted(first: Any, second: Any, path: Path = ()) -> str:
+def _parted(first: Any, second: Any) -> str:
     """`observation[2] was 0.1, then 0.2`."""
-    name = path_name("observation", path)
-    pairs: list[tuple[Any, Any, Any]] = []
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        pairs = [(key, first[key], second.get(key)) for key in first]
-    elif isinstance(first, tuple) and isinstance(second, tuple):
-        pairs = [(i, one, other) for i, (one, other) in enumerate(zip(first, second, strict=False))]
-    for key, one, other in pairs:
-        if fingerprint(one) != fingerprint(other):
-            return _parted(one, other, (*path, key))
-    if not pairs and first is not None and second is not None:
-        one, other = np.asarray(first), np.asarray(second)
-        if one.shape != other.shape or one.dtype != other.dtype:
-            forms = (f"{part.dtype} of shape {part.shape}" for part in (one, other))
-            return f"{name} was {', then '.join(forms)}"
-        for index in np.ndindex(one.shape):
-            if one[index].tobytes() != other[index].tobytes():
-                return f"{element(name, index)} was {brief(one[index])}, then {brief(other[index])}"
-    return f"{name} came out differently"
-
-
-def element(name: str, index: tuple[int, ...]) -> str:
-    """`observation[2, 3]`."""
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
+    ours, theirs = dict(_leaves(first, ())), dict(_leaves(second, ()))
+    if first is not None and second is not None and ours.keys() == theirs.keys():
+        for name, one in ours.items():
+            other = theirs[name]
+            if one.shape != other.shape or one.dtype != other.dtype:
+                forms = (f"{part.dtype} of shape {part.shape}" for part in (one, other))
+                return f"{name} was {', then '.join(forms)}"
+            for at in np.ndindex(one.shape):
+                if one[at].tobytes() != other[at].tobytes():
+                    return f"{element(name, at)} was {brief(one[at])}, then {brief(other[at])}"
+    return "observation came out differently"

@@ -7,44 +7,56 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv
 
 from rlpg.checks.play import AnyEnv
-from rlpg.rollouts import MadeEnvs, copy_of, find_spec, make_envs
-from rlpg.rollouts.ids import own_words
+from rlpg.rollouts import MadeEnvs, another_like, environment_name, find_spec, make_envs
+from rlpg.rollouts.environments import close_quietly, made_by
+from rlpg.rollouts.ids import Factory, own_words
 
 
 class Subject:
-    """The environment, and how more of it are made."""
+    """The environment, and how more of it are made.
 
-    def __init__(self, env: str | AnyEnv, kwargs: dict[str, Any]) -> None:
+    Attributes:
+        env: the one that is checked.
+        is_ours: whether it was made here, and is closed here.
+        spec: what Gymnasium knows of it.
+        is_limited: whether it has a time limit.
+    """
+
+    def __init__(self, env: str | AnyEnv | Factory, kwargs: dict[str, Any]) -> None:
         self._given, self._kwargs = env, kwargs
-        self.is_ours = isinstance(env, str)  # made here, closed here
-        self.spec: EnvSpec | None
-        if isinstance(env, str):
-            with own_words(env):
-                self.spec, _ = find_spec(env)
-            self.name = self.spec.id
-            self.env = self._made()
-        else:
-            self.spec, self.env = env.spec, env
-            self.name = self.spec.id if self.spec else type(env.unwrapped).__name__
-        self.limit = self.spec.max_episode_steps if self.spec else None
+        self.is_ours = not isinstance(env, gymnasium.Env)
+        self._id_spec: EnvSpec | None = None
+        self.name = environment_name(env)
+        with own_words(env):
+            if isinstance(env, str):
+                self._id_spec, _ = find_spec(env)
+                self.name = self._id_spec.id
+            self.env: AnyEnv = env if isinstance(env, gymnasium.Env) else self._made()
+        self.spec = self._id_spec or self.env.spec
         # Atari counts frames itself.
-        self.is_limited = self.limit is not None or (
-            self.spec is not None and "max_num_frames_per_episode" in self.spec.kwargs
+        self.is_limited = self.spec is not None and (
+            self.spec.max_episode_steps is not None
+            or "max_num_frames_per_episode" in self.spec.kwargs
         )
+
+    @property
+    def whereabouts(self) -> str:
+        """For messages about a call that hangs."""
+        return self.name
 
     def fresh(self) -> AnyEnv | None:
         """Another one, or None where there is no way to make it."""
-        return self._made() if isinstance(self._given, str) else copy_of(self._given)
+        with own_words(self.name):
+            another: AnyEnv | None = self._made()
+        return another
 
     def bare(self) -> AnyEnv:
         """One without the wrappers that Gymnasium adds of itself."""
-        if not isinstance(self._given, str):
-            return self._given.unwrapped
-        assert self.spec is not None  # an id has one
-        spec = replace(self.spec, order_enforce=False, max_episode_steps=None)
+        if self._id_spec is None:
+            return (self._made() if self.is_ours else self.env).unwrapped
+        spec = replace(self._id_spec, order_enforce=False, max_episode_steps=None)
         with own_words(self.name):
             return gymnasium.make(
                 spec, max_episode_steps=-1, disable_env_checker=True, **self._kwargs
@@ -61,21 +73,13 @@ class Subject:
             episode_cap=episode_cap,
         )
 
-    def _made(self) -> AnyEnv:
-        assert self.spec is not None
-        with own_words(self.name):
-            return gymnasium.make(self.spec, disable_env_checker=True, **self._kwargs)
+    def _made(self) -> Any:
+        if self._id_spec is not None:
+            return gymnasium.make(self._id_spec, disable_env_checker=True, **self._kwargs)
+        another: Any = another_like(self._given)
+        return None if another is None else made_by(another, **self._kwargs)
 
     def close(self) -> None:
         """Closes what was made here; `close` has a check of its own."""
         if self.is_ours:
             close_quietly(self.env)
-
-
-def close_quietly(env: AnyEnv | VectorEnv[Any, Any, Any] | None) -> None:
-    """Closes it, whatever it says."""
-    try:
-        if env is not None:
-            env.close()
-    except (Exception, SystemExit):
-        return

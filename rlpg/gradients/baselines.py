@@ -1,16 +1,20 @@
-"""Statistical baselines: what can be subtracted from a return without touching the mean gradient.
+"""Baselines: what can be subtracted from a return without touching the mean gradient.
 
 A baseline may know everything except the sample it is subtracted from and what followed from it.
 Used first and updated afterwards, a mean of *past* returns qualifies; so does the mean over *other*
 environments of the same batch. A mean that contains the sample itself does not: it scales the
-gradient of a batch of N by (N - 1) / N.
+gradient of a batch of N by (N - 1) / N (Greensmith, Bartlett & Baxter 2004, section 3).
+
+One family serves the learners, whose samples are a rollout `[T, N]`, and the tape, whose samples
+are the N lanes of one node, `[1, N]`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import final
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +22,75 @@ from torch import Tensor, nn
 from rlpg.errors import EstimatorError
 
 
+class Samples(Protocol):
+    """Where returns come from: a `Rollout`, or one node of a tape."""
+
+    @property
+    def time(self) -> Tensor:
+        """`[T, N]` int64 index of the step within its episode."""
+
+    @property
+    def valid(self) -> Tensor:
+        """`[T, N]` bool: the slots that are real transitions."""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Samples that know the length of their score."""
+
+    def score_square(self) -> Tensor:
+        """`[T, N]` squared length of `d log p / d parameters`."""
+
+
 class Baseline(ABC):
-    """What a node of a `Tape` subtracts from its return: one number per lane, or one for all."""
+    """What is subtracted from a return: used first, updated afterwards.
+
+    A subclass writes `__call__`, and the other methods where it learns something.
+    """
 
     @abstractmethod
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor | float:
-        """The value, asked for before `update`; entry i must not depend on `returns[i]`.
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        """`[T, N]` without gradient; entry `[t, n]` must not depend on `returns[t, n]`, nor on what
+        followed from that sample.
 
         Args:
-            returns: `[lanes]` the returns it will be subtracted from.
-            score_square: gives `[lanes]` squared length of `d log p / d parameters`.
+            samples: where the returns come from.
+            returns: `[T, N]` return-to-go of each sample.
         """
 
-    def update(self, returns: Tensor) -> None:  # noqa: B027  (most have nothing to learn)
-        """Learn from the returns, after every node of the tape has had its baseline."""
+    def update(
+        self, samples: Samples, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        """Learn from the returns that the baseline has been subtracted from.
+
+        Args:
+            samples: where the returns come from.
+            returns: `[T, N]` return-to-go of each sample.
+            weight: `[T, N]`, 0 where a return means nothing.
+            lr_scale: multiplies the learning rate, where there is one.
+
+        Returns:
+            Metrics to log, by TensorBoard tag.
+        """
+        return {}
+
+    def compile(self) -> None:  # noqa: B027 (nothing to compile)
+        """Compile the network, where there is one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to continue exactly."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (nothing to load)
+        """Continue from `state_dict()`."""
+
+
+@final
+class NoBaseline(Baseline):
+    """Zero: plain REINFORCE."""
+
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        return torch.zeros_like(returns)
 
 
 @final
@@ -54,36 +113,33 @@ class MovingAverage(Baseline):
         """The mean of past returns, the same number for every sample."""
         return self._sum / self._weight if self._weight > 0 else 0.0
 
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> float:
-        return self.value
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        return torch.full_like(returns, self.value)
 
-    def update(self, returns: Tensor, weight: Tensor | None = None) -> None:
-        """Take in the returns that `value` has already been subtracted from.
-
-        Args:
-            returns: any shape, e.g. `[T, N]`.
-            weight: same shape, e.g. `valid`; None counts every entry once.
-        """
-        counts = torch.ones_like(returns) if weight is None else weight
-        total = float(counts.double().sum())
+    def update(
+        self, samples: Samples, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        counts = weight > 0
+        total = int(counts.sum())
         if total > 0:
-            mean = float(torch.where(counts != 0, returns * counts, 0.0).double().sum()) / total
+            mean = float(torch.where(counts, returns, 0.0).double().sum()) / total
             self._sum = self.decay * self._sum + (1 - self.decay) * mean
             self._weight = self.decay * self._weight + (1 - self.decay)
+        return {}
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sum": self._sum, "weight": self._weight}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sum, self._weight = float(state["sum"]), float(state["weight"])
 
 
 @final
-class PerTimeStep:
+class PerTimeStep(Baseline):
     """For each step of an episode the exponential mean of past returns from that step on.
 
     Unbiased for the reason `MovingAverage` is. A time not seen so far gets the value of the latest
-    time that was; before the first update everything is 0.
+    time that was; before the first update everything is 0. On a tape the steps are its nodes.
 
     Args:
         decay: weight in [0, 1) of the past, at each update that sees the time step.
@@ -94,19 +150,19 @@ class PerTimeStep:
         self._sum = torch.zeros(0, dtype=torch.float64)  # [K]
         self._weight = torch.zeros(0, dtype=torch.float64)  # [K]
 
-    def __call__(self, time: Tensor) -> Tensor:
-        """`[T, N]` float32 baseline for `time`, `[T, N]` int64 index within the episode."""
-        seen = self._weight > 0
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        time, seen = samples.time, self._weight > 0
         if not bool(seen.any()):
-            return torch.zeros(time.shape, device=time.device)
+            return torch.zeros_like(returns)
         known = seen.nonzero()[:, 0]  # [S]
-        mean = (self._sum[known] / self._weight[known]).to(torch.float32)
-        place = torch.searchsorted(known, time.cpu(), right=True) - 1
+        mean = (self._sum[known] / self._weight[known]).to(returns.dtype)
+        place = torch.searchsorted(known, time.cpu().contiguous(), right=True) - 1
         return mean[place.clamp(min=0)].to(time.device)
 
-    def update(self, returns: Tensor, *, time: Tensor, valid: Tensor) -> None:
-        """Take in `[T, N]` returns that the baseline has already been subtracted from."""
-        total, count = _by_time(returns, time, valid)
+    def update(
+        self, samples: Samples, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        total, count = _by_time(returns, samples.time, weight > 0)
         total, count = total.sum(1).cpu(), count.sum(1).cpu()  # [K]
         longer = len(count) - len(self._weight)
         if longer > 0:
@@ -116,24 +172,29 @@ class PerTimeStep:
         mean = total[seen] / count[seen]
         self._sum[seen] = self.decay * self._sum[seen] + (1 - self.decay) * mean
         self._weight[seen] = self.decay * self._weight[seen] + (1 - self.decay)
+        return {}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sum": self._sum.clone(), "weight": self._weight.clone()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._sum, self._weight = state["sum"].clone(), state["weight"].clone()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sum = state["sum"].to(torch.float64, copy=True)
+        self._weight = state["weight"].to(torch.float64, copy=True)
 
 
 @final
 class LeaveOneOut(Baseline):
-    """For each lane the mean return of the other lanes.
+    """The mean return that the *other* lanes had: on a tape from the same node on, in a rollout
+    from the same time on (see `leave_one_out`).
 
     Unbiased for independent lanes. Variance: that of the true mean times N / (N - 1).
     """
 
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
-        _two_lanes("LeaveOneOut", returns)
-        return (returns.sum() - returns) / (len(returns) - 1)
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        if isinstance(samples, Lanes):  # one step, at the same time in all lanes
+            total = returns.sum(1, keepdim=True)
+            return (total - returns) / max(returns.shape[1] - 1, 1)
+        return leave_one_out(returns, time=samples.time, valid=samples.valid)
 
 
 @final
@@ -142,23 +203,29 @@ class OptimalConstant(Baseline):
 
     The constant with the least variance (Greensmith et al. 2004, theorem 8), where s is taken with
     respect to the distribution's own parameters. Estimated from all lanes it would be biased: it
-    follows the return it is subtracted from.
+    follows the return it is subtracted from. Only a tape knows the scores.
     """
 
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
-        _two_lanes("OptimalConstant", returns)
-        weight = score_square()  # [lanes]
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        if not isinstance(samples, Scored):
+            raise EstimatorError(
+                "OptimalConstant: expected samples with score_square(), got "
+                f"{type(samples).__name__}, which has none; use LeaveOneOut(), or a tape"
+            )
+        weight = samples.score_square()  # [T, N]
         total = weight * returns
-        rest = weight.sum() - weight
-        return torch.where(rest > 0, (total.sum() - total) / rest.clamp(min=1e-30), 0.0)
+        rest = weight.sum(1, keepdim=True) - weight
+        mean = (total.sum(1, keepdim=True) - total) / rest.clamp(min=1e-30)
+        return torch.where(rest > 0, mean, 0.0)
 
 
 @final
-class Value:
-    """A network's estimate of the return: `tape.sample(dist, baseline=value(state))`.
+class Value(Baseline):
+    """A network's estimate of the return: `tape.sample(dist, baseline=value.at(state))`.
 
     The state is what is known *before* the sample. Nothing is trained behind the caller's back:
-    after `surrogate()`, minimize `value.loss()` with an optimizer of its own.
+    after `surrogate()`, minimize `value.loss()` with an optimizer of its own. A learner takes `net`
+    for its value network, and trains it.
 
     Args:
         net: maps `[lanes, ...]` to `[lanes]` or `[lanes, 1]`.
@@ -168,9 +235,15 @@ class Value:
         self.net = net
         self._errors: list[Tensor] = []
 
-    def __call__(self, state: Tensor) -> ValueAt:
-        """The baseline of one node, at its state."""
-        estimate = self.net(state.detach())  # its loss must not reach what led to the state
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        raise EstimatorError(
+            "Value: expected the state of a node, got none; write baseline=value.at(state)"
+        )
+
+    def at(self, state: Tensor) -> ValueAt:
+        """The baseline of one node, at its state `[lanes, ...]`."""
+        # Of a copy: its loss must not reach what led to the state, nor see it overwritten.
+        estimate = self.net(state.detach().clone())
         if estimate.dim() == 2 and estimate.shape[1] == 1:
             estimate = estimate[:, 0]
         if estimate.shape != state.shape[:1]:
@@ -195,11 +268,34 @@ class ValueAt(Baseline):
     def __init__(self, estimate: Tensor, errors: list[Tensor]) -> None:
         self._estimate, self._errors = estimate, errors  # [lanes]
 
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
-        return self._estimate.detach()
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        return self._estimate.detach()[None]  # [1, lanes]
 
-    def update(self, returns: Tensor) -> None:
-        self._errors.append(self._estimate - returns)
+    def update(
+        self, samples: Samples, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        self._errors.append(self._estimate - returns[0])
+        return {}
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The samples of one node of a tape, one per lane: T = 1."""
+
+    like: Tensor  # [lanes], for size and device
+    index: int  # of the node on the tape
+    squares: Callable[[], Tensor]  # gives [lanes]
+
+    @property
+    def time(self) -> Tensor:
+        return torch.full_like(self.like, self.index, dtype=torch.int64)[None]
+
+    @property
+    def valid(self) -> Tensor:
+        return torch.ones_like(self.like, dtype=torch.bool)[None]
+
+    def score_square(self) -> Tensor:
+        return self.squares()[None]
 
 
 def leave_one_out(
@@ -259,12 +355,15 @@ def _by_time(returns: Tensor, time: Tensor, valid: Tensor) -> tuple[Tensor, Tens
     return zeros.scatter_add(0, time, paid), zeros.scatter_add(0, time, valid.double())
 
 
-def _two_lanes(name: str, returns: Tensor) -> None:
-    if len(returns) < 2:
-        raise EstimatorError(f"{name}: expected at least 2 lanes, got {len(returns)}; add lanes")
-
-
 def _fraction(decay: float) -> float:
     if not 0.0 <= decay < 1.0:
         raise EstimatorError(f"decay: expected a number in [0, 1), got {decay}; 0.9 is usual")
     return decay
+
+
+STATISTICAL: dict[str, type[Baseline]] = {
+    "none": NoBaseline,
+    "moving_average": MovingAverage,
+    "time_step": PerTimeStep,
+    "leave_one_out": LeaveOneOut,
+}

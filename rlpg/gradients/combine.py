@@ -12,48 +12,15 @@ the real pass then swaps the two numbers.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.guards import naming
-
-
-def parameters_of(distribution: Distribution) -> list[Tensor]:
-    """The tensors with a gradient inside a distribution, and inside those and the transforms that
-    it is built from."""
-    found: list[tuple[Tensor, Tensor]] = []
-    _twin(distribution, found, {})
-    return [value for value, _ in found]
-
-
-def detached_twin(distribution: Distribution) -> tuple[Distribution, list[Tensor]]:
-    """The same distribution on leaves of its own, in the order of `parameters_of`."""
-    found: list[tuple[Tensor, Tensor]] = []
-    return _twin(distribution, found, {}), [leaf for _, leaf in found]
-
-
-def _twin(part: Any, found: list[tuple[Tensor, Tensor]], twins: dict[int, Any]) -> Any:
-    """`part` on new leaves; a transform and its inverse know each other, hence `twins` by id."""
-    if isinstance(part, Tensor) and part.requires_grad:
-        leaf = part.detach().requires_grad_()
-        found.append((part, leaf))
-        return leaf
-    if isinstance(part, list):
-        return [_twin(value, found, twins) for value in part]
-    if not isinstance(part, Distribution | Transform):
-        return part
-    if id(part) not in twins:
-        twin = twins[id(part)] = copy.copy(part)
-        for name, value in vars(part).items():
-            changed = _twin(value, found, twins)
-            if changed is not value:
-                vars(twin)[name] = changed
-    return twins[id(part)]
+from rlpg.gradients.parameters import detached_twin, leaves_of, parameters_of
 
 
 def lane_gradients(output: Tensor, parameters: list[Tensor], grad_output: Tensor) -> list[Tensor]:
@@ -69,14 +36,18 @@ def lane_gradients(output: Tensor, parameters: list[Tensor], grad_output: Tensor
     if all(grad is None for grad in found):
         raise EstimatorError("expected a density that depends on its parameters, got none")
     if any(grad is not None and (grad.dim() == 0 or len(grad) != lanes) for grad in found):
-        raise EstimatorError(
-            f"expected distribution parameters with {lanes} lanes first, got "
-            f"{[list(parameter.shape) for parameter in parameters]}; expand them to the lanes"
-        )
+        raise _shared(parameters, lanes)
     return [
         torch.zeros_like(parameter) if grad is None else grad
         for parameter, grad in zip(parameters, found, strict=True)
     ]
+
+
+def _shared(parameters: list[Tensor], lanes: int) -> EstimatorError:
+    return EstimatorError(
+        f"expected distribution parameters with {lanes} lanes first, got "
+        f"{[list(parameter.shape) for parameter in parameters]}; expand them to the lanes"
+    )
 
 
 def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> float:
@@ -98,8 +69,8 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
     if exact_ivw:
         above, below = var_path, var_path + var_score
     else:
-        centerd = (path - path.mean(0)) * (score - score.mean(0))
-        above = var_path - centerd.sum() / (len(path) - 1)
+        centered = (path - path.mean(0)) * (score - score.mean(0))
+        above = var_path - centered.sum() / (len(path) - 1)
         below = (path - score).var(0).sum()
     return float((above / below).clamp(0.0, 1.0)) if bool(below > 0) else 0.0
 
@@ -120,12 +91,28 @@ class Mixture:
         self.path = twin.rsample()  # [lanes, ...]
         log_prob = twin.log_prob(self.path.detach())
         self.log_prob = log_prob.reshape(len(log_prob), -1).sum(1)  # [lanes]
+        with naming(name):
+            self._own_parameters()
         self.exact_ivw = exact_ivw
         self.credit = torch.zeros_like(self.log_prob)  # [lanes], known when the program has ended
         self.score_share: Tensor | None = None  # [lanes], k; None while measuring
         self.sample, self.anchor = _Join.apply(  # type: ignore[no-untyped-call]
             self, *parameters_of(distribution)
         )
+
+    def _own_parameters(self) -> None:
+        """Refuses parameters of which it cannot be told what each lane contributes."""
+        one_lane = self.path[0].sum() + self.log_prob[0]
+        known = {id(leaf) for leaf in self.leaves}
+        if any(id(leaf) not in known for leaf in leaves_of(one_lane)):
+            raise EstimatorError(
+                "expected all parameters in tensors of the distribution, got one elsewhere (a "
+                "network inside a transform?); use how='pathwise' or 'score', or compute what the "
+                "network gives for every lane first"
+            )
+        found = torch.autograd.grad(one_lane, self.leaves, retain_graph=True, allow_unused=True)
+        if any(bool(grad[1:].any()) for grad in found if grad is not None and grad.dim()):
+            raise _shared(self.leaves, len(self.path))
 
     def gradients(self, grad_path: Tensor, scale: Tensor) -> list[Tensor]:
         """The mixed gradient of every parameter."""

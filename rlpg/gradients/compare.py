@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlpg.errors import EstimatorError
+from rlpg.errors import EstimatorError, install
 from rlpg.gradients.experiment import (
     Params,
     Problem,
@@ -196,7 +196,7 @@ def _draw(result: Comparison, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise EstimatorError(
-            'plot: expected matplotlib, got none; pip install "rlpg[plot]"'
+            f"plot: expected matplotlib to be installed; run {install('plot')}"
         ) from None
     parameters = list(dict.fromkeys(row.parameter for row in result.rows))
     figure = Figure(figsize=(4 * len(parameters), 6), layout="constrained")

@@ -41,25 +41,86 @@ def score_function(log_prob: Tensor, advantage: Tensor, *, weight: Tensor | floa
 
     Source: Williams 1992; the name follows Mohamed et al. 2020, sec. 4.
     """
-    shape_of_weight = weight.shape if isinstance(weight, Tensor) else log_prob.shape
-    if not log_prob.shape == advantage.shape == shape_of_weight:
+    log_prob, advantage = _counted("score_function", weight, log_prob, advantage)
+    return ((log_prob - log_prob.detach()) * (weight * advantage).detach()).sum()
+
+
+def likelihood_ratio(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, weight: Tensor | float
+) -> Tensor:
+    """`sum_i w_i A_i r_i` with `r_i = exp(log p_i - log q_i)`, where the samples come from q.
+
+    One sample per return, drawn from q: unbiased for `E_p[w R]` and its gradient, whatever p; its
+    variance grows with `E_q r^2`. Steps of episodes: states still come from q, and every ratio
+    stands for its own step only, so the gradient is that of the objective at p = q alone, where it
+    equals `score_function`'s; further away it is biased by what the step changes in later states,
+    which is of second order in the distance between p and q.
+
+    Args:
+        log_prob: any shape, `log p(sample)` with its gradient.
+        old_log_prob: same shape, `log q(sample)`; a gradient is ignored.
+        advantage, weight: as in `score_function`.
+
+    Source: Kakade & Langford 2002, eq. 4 to 6; Schulman et al. 2017, eq. 6 ("L^CPI").
+    """
+    log_prob, advantage, old_log_prob = _counted(
+        "likelihood_ratio", weight, log_prob, advantage, old_log_prob
+    )
+    ratio = torch.exp(log_prob - old_log_prob.detach())
+    return ((weight * advantage).detach() * ratio).sum()
+
+
+def clipped_likelihood_ratio(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    *,
+    clip_range: float,
+    weight: Tensor | float,
+) -> Tensor:
+    """`sum_i w_i min(r_i A_i, clip(r_i, 1 - c, 1 + c) A_i)`: moving a ratio further gains nothing.
+
+    **Biased** wherever a ratio has left the range in the direction that its advantage asks for:
+    that sample's gradient is 0 and the value stops growing, which is the point. At r = 1 its
+    gradient is `score_function`'s. The value is at most `likelihood_ratio`'s (for weights >= 0).
+
+    Args:
+        log_prob, old_log_prob, advantage, weight: as in `likelihood_ratio`.
+        clip_range: c > 0.
+
+    Source: Schulman et al. 2017, eq. 7.
+    """
+    if not clip_range > 0:
         raise EstimatorError(
-            f"score_function: expected log_prob, advantage and weight of one shape, got "
-            f"{list(log_prob.shape)}, {list(advantage.shape)}, {list(shape_of_weight)}; "
-            "sum log_prob over the action's dimensions only"
+            f"clip_range: expected a number above 0, got {clip_range}; 0.2 is usual"
+        )
+    log_prob, advantage, old_log_prob = _counted(
+        "clipped_likelihood_ratio", weight, log_prob, advantage.detach(), old_log_prob
+    )
+    ratio = torch.exp(log_prob - old_log_prob.detach())
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return (weight * torch.minimum(ratio * advantage, clipped * advantage)).sum()
+
+
+def _counted(
+    function: str, weight: Tensor | float, log_prob: Tensor, *others: Tensor
+) -> list[Tensor]:
+    """log_prob and the others, 0 where the weight is 0; refuses shapes that differ."""
+    shapes = [t.shape for t in (log_prob, *others, weight) if isinstance(t, Tensor)]
+    if any(shape != log_prob.shape for shape in shapes):
+        raise EstimatorError(
+            f"{function}: expected log_prob, advantage and weight of one shape, got "
+            f"{', '.join(str(list(shape)) for shape in shapes)}; sum log_prob over the action's "
+            "dimensions only"
         )
     if not log_prob.requires_grad and torch.is_grad_enabled():
         raise EstimatorError(
-            "score_function: expected a log_prob that carries a gradient, got one without; "
+            f"{function}: expected a log_prob that carries a gradient, got one without; "
             "recompute it from the stored sample with gradients enabled"
         )
     if not isinstance(weight, Tensor):
-        credit = (weight * advantage).detach()
-        return ((log_prob - log_prob.detach()) * credit).sum()
-    counts = weight != 0
-    credit = torch.where(counts, weight * advantage, 0.0).detach()
-    masked = torch.where(counts, log_prob, 0.0)
-    return ((masked - masked.detach()) * credit).sum()
+        return [log_prob, *others]
+    return [torch.where(weight != 0, part, 0.0) for part in (log_prob, *others)]
 
 
 def log_prob_of(distribution: Distribution, sample: Tensor) -> Tensor:

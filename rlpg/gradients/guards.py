@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
-from torch.distributions import Distribution, OneHotCategoricalStraightThrough, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+    constraints,
+)
 
 from rlpg.errors import EstimatorError
+from rlpg.gradients.parameters import leaves_of
+
+HALF = (torch.float16, torch.bfloat16)
+EXACT = {torch.float32: 2**24, torch.float64: 2**53}  # integers up to here have their own number
 
 
 @contextmanager
@@ -26,13 +39,30 @@ def check_distribution(name: str, dist: Distribution, how: str) -> None:
             f"{name}: expected a torch.distributions object, got {type(dist).__name__}; pass the "
             "distribution, not its parameters or a sample of it"
         )
-    straight_through = isinstance(dist, OneHotCategoricalStraightThrough)
-    if straight_through and how in ("pathwise", "combine"):
+    if how in ("pathwise", "combine") and any(_is_discrete(part) for part in _parts(dist)):
+        if not dist.has_rsample:
+            return  # refused where the sample is drawn
         raise EstimatorError(
             f"{name}: expected a distribution whose rsample is a path for how={how!r}, got "
             f"{type(dist).__name__}, whose gradient is biased; use how='score', or say "
             "how='biased_straight_through'"
         )
+
+
+def _parts(dist: Distribution) -> Iterator[Distribution]:
+    """The distribution, and those that it draws from."""
+    yield dist
+    if isinstance(dist, Independent | TransformedDistribution):
+        yield from _parts(dist.base_dist)
+    elif isinstance(dist, MixtureSameFamily):
+        yield from _parts(dist.component_distribution)
+
+
+def _is_discrete(dist: Distribution) -> bool:
+    try:
+        return bool(getattr(dist.support, "is_discrete", False))
+    except NotImplementedError:
+        return False
 
 
 def density(name: str, dist: Distribution, x: Tensor) -> Tensor:
@@ -49,17 +79,132 @@ def density(name: str, dist: Distribution, x: Tensor) -> Tensor:
 def check_support(name: str, dist: Distribution) -> None:
     """Refuses a density whose support moves with its parameters: the score misses what leaves and
     enters at the edge."""
-    try:
-        constraint = dist.support
-    except NotImplementedError:
-        return
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    edges = vars(constraint).values() if isinstance(constraint, constraints.Constraint) else ()
-    if any(isinstance(edge, Tensor) and edge.requires_grad for edge in edges):
+    if any(_moves(part) for part in _parts(dist)):
         raise EstimatorError(
             f"{name}: expected a support that does not depend on parameters, got "
             f"{type(dist).__name__}; its score is biased: use how='pathwise'"
+        )
+
+
+def _moves(dist: Distribution) -> bool:
+    if _is_plain(dist):
+        return _edges_move(dist)
+    try:
+        edges = [*_bounds(dist.support)]
+    except NotImplementedError:
+        return False
+    return any(isinstance(edge, Tensor) and edge.requires_grad for edge in edges)
+
+
+def _is_plain(dist: Distribution) -> bool:
+    """Whether torch declares as its support the codomain of the last transform, and no more."""
+    return (
+        isinstance(dist, TransformedDistribution)
+        and type(dist).support is TransformedDistribution.support
+    )
+
+
+def _is_real(constraint: object) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return isinstance(constraint, type(constraints.real))
+
+
+def _bounds(constraint: object) -> Iterator[object]:
+    """The edges that a constraint names, and those that it is made of."""
+    for name, value in vars(constraint).items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, constraints.Constraint):
+                yield from _bounds(part)
+            elif isinstance(part, Tensor) or name.endswith("_bound"):
+                yield part
+
+
+def _edges_move(dist: Distribution) -> bool:
+    """Sends the edges of the base's support through the transforms, to see whether they arrive at
+    a finite place that a parameter moves. Of a support without edges every point is one."""
+    transforms: list[Transform] = []
+    shape = dist.batch_shape + dist.event_shape
+    while True:
+        if isinstance(dist, Independent):
+            dist = dist.base_dist
+        elif isinstance(dist, TransformedDistribution) and _is_plain(dist):
+            transforms, dist = [*dist.transforms, *transforms], dist.base_dist
+            shape = dist.batch_shape + dist.event_shape
+        else:
+            break
+    if isinstance(dist, MixtureSameFamily):
+        dist = dist.component_distribution
+    bounds = [*_bounds(dist.support)]
+    if bounds and not _is_discrete(dist):
+        ends = [float(torch.as_tensor(bound).min()) for bound in bounds] + [-math.inf, math.inf]
+    else:
+        ends = [-math.inf, math.inf] if _is_real(dist.support) else [0.7]
+    device = next((v.device for v in vars(dist).values() if isinstance(v, Tensor)), None)
+    for end in ends:
+        with torch.enable_grad():
+            edge = torch.full(shape, end, device=device)
+            for transform in transforms:
+                edge = transform(edge)
+                edge = edge if bool(edge.isfinite().all()) else edge.detach()
+            if edge.requires_grad:
+                weight = torch.linspace(1, 2, edge.numel(), dtype=edge.dtype).reshape(edge.shape)
+                slopes = torch.autograd.grad(
+                    (weight.to(device) * edge).sum(), leaves_of(edge), retain_graph=True
+                )
+                if any(bool(slope.any()) for slope in slopes):
+                    return True
+    return False
+
+
+def checked_sample(name: str, x: Tensor) -> Tensor:
+    """The sample, refused in half precision: a share of 1 / lanes of a gradient is 0 there."""
+    if x.dtype in HALF:
+        raise EstimatorError(
+            f"{name}: expected samples in float32 or float64, got {x.dtype}; gradients below 6e-8 "
+            "vanish there: give the distribution .float() parameters"
+        )
+    return x
+
+
+def checked_term(name: str, term: Tensor) -> Tensor:
+    """A copy of the term, which the program may overwrite, in a type that holds its numbers."""
+    if term.is_complex() or (term.dtype in HALF and term.requires_grad):
+        raise EstimatorError(
+            f"{name}: expected terms in float32 or float64, got {term.dtype}; gradients below 6e-8 "
+            "vanish there: compute with .float()"
+        )
+    if term.dtype in HALF:
+        return term.float()
+    if term.is_floating_point():
+        return term.clone()
+    largest = 1 if term.dtype == torch.bool else max(int(term.max()), -int(term.min()))
+    dtype = torch.get_default_dtype()
+    dtype = dtype if largest <= EXACT.get(dtype, 0) else torch.float64
+    if largest > EXACT[dtype]:
+        raise EstimatorError(
+            f"{name}: expected integers up to 2^53, got {largest}; larger ones have no float64 of "
+            "their own: subtract what all lanes have in common"
+        )
+    return term.to(dtype)
+
+
+def refuse_standardized(terms: Sequence[tuple[str, Tensor]]) -> None:
+    """Refuses terms that the lanes' mean was taken from and their deviation divided out of.
+
+    Every lane's term then depends on all lanes' samples, and a score node is credited with its own
+    lane's only. Integers are spared: coins of -1 and 1 come out like that by chance.
+    """
+    values = torch.stack([value for _, value in terms])  # [terms, lanes]
+    mean, square = values.mean(1), values.square().mean(1)
+    lanes = values.shape[1]
+    unit = ((square - 1).abs() < 1e-6) | ((square - (lanes - 1) / lanes).abs() < 1e-6)
+    suspect = (mean.abs() < 1e-6) & unit & (values != values.round()).any(1)
+    if bool(suspect.any()):
+        name = terms[int(suspect.nonzero()[0])][0]
+        raise EstimatorError(
+            f"{name}: expected terms of one lane each, got terms standardized across lanes, which "
+            "couples them; add the terms themselves, and use a baseline"
         )
 
 
@@ -88,4 +233,4 @@ def checked_discount(
         raise EstimatorError(
             f"{name}: expected a discount in [0, 1], got {float(discount[outside][0])}"
         )
-    return discount
+    return discount.clone()

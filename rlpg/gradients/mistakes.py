@@ -293,5 +293,5 @@ class _Reparametrized(Tape):
         self._num_samples += 1
         x = dist.rsample()
         log_prob = dist.log_prob(x)
-        self._node(name or "", dist, log_prob.reshape(len(log_prob), -1).sum(1), None)
+        self._node(name or "", dist, x.detach(), log_prob.reshape(len(log_prob), -1).sum(1), None)
         return x.detach()

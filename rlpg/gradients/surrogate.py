@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +12,11 @@ from torch.autograd.graph import Node as GradFn
 from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import Baseline, LeaveOneOut, OptimalConstant, ValueAt
-from rlpg.gradients.combine import Mixture, lane_gradients, measure, parameters_of
+from rlpg.gradients.baselines import Baseline, Lanes, LeaveOneOut, OptimalConstant, ValueAt
+from rlpg.gradients.combine import Mixture, lane_gradients, measure
 from rlpg.gradients.estimators import magic_box, score_function
+from rlpg.gradients.guards import naming, refuse_standardized
+from rlpg.gradients.parameters import detached_twin, parameters_of
 
 
 @dataclass
@@ -21,13 +24,15 @@ class Node:
     """A sample that is credited through its log-probability."""
 
     name: str
+    index: int  # among the nodes of the tape
+    sample: Tensor  # without gradient
     log_prob: Tensor  # [*branches, lanes]
     weight: Tensor | float  # W: product of the discounts since the episode's start
     branch: Tensor | None  # weight of each branch at this point, sums to 1
     baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
     dist: Distribution
     mixture: Mixture | None = None  # set for "combine"
-    subtracted: Tensor | float | None = None  # what a baseline gave before it learned from this
+    subtracted: Tensor | None = None  # what a baseline gave before it learned from this
 
     @property
     def grad_fn(self) -> GradFn | None:
@@ -106,19 +111,22 @@ class _Segment:
 def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     """The first-order surrogate: `sum_terms W f + sum_nodes W (G - b) (log p - [log p])`, averaged
     over lanes, where G is the return from the node on."""
-    _check_finite(events)
     _check_paths(events)
+    _check_lanes(events, lanes)
     to_go = _zeros(events, lanes)  # G, times the weight of its branch
     shaped: Tensor | None = (
-        None  # the part of G that lies beyond a barrier; centerd, so no baseline is taken off
+        None  # the part of G that lies beyond a barrier; centered, so no baseline is taken off
     )
     mixed = any(isinstance(event, Node) and event.mixture for event in events)
     segment, surrogate, link = _Segment(lanes), torch.zeros(()), torch.zeros(())
     mixtures: list[Mixture] = []
     mixed_parameters: list[Tensor] = []
     learn: list[tuple[Node, Tensor, Tensor | float]] = []
+    stands_in: Tensor | None = None  # the value of the state that the step began in
     earlier_nodes = sum(isinstance(event, Node) for event in events)
     for event in reversed(events):
+        if stands_in is not None and not isinstance(event, Node | Path):
+            to_go, stands_in = gae_lambda * to_go + (1 - gae_lambda) * stands_in, None
         if isinstance(event, Term):
             segment.terms.append(event.weighted())
             value = event.value.detach()
@@ -145,8 +153,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
                 mixtures.append(event.mixture)
                 mixed_parameters += parameters_of(event.dist)
             if gae_lambda < 1 and isinstance(event.baseline, ValueAt | Tensor):
-                stands_in = baseline if event.branch is None else baseline * event.branch.detach()
-                to_go = gae_lambda * to_go + (1 - gae_lambda) * stands_in
+                stands_in = torch.as_tensor(_in_branches(event, baseline))
         elif isinstance(event, Barrier):
             total = segment.total()
             surrogate = surrogate + total
@@ -155,6 +162,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
                 shaped, link = _shaped(event, total + link)
             segment = _Segment(lanes)
     surrogate = surrogate + segment.total()
+    _check_finite(surrogate, events)
     if mixtures:
         measure(surrogate, mixtures, mixed_parameters)
     _learn(learn)
@@ -167,8 +175,8 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
 
     Source: Foerster et al. 2018, eq. 10; baseline for any order: Mao et al. 2019, eq. 8.
     """
-    _check_finite(events)
     _check_paths(events)
+    _check_lanes(events, lanes)
     learn: list[tuple[Node, Tensor, Tensor | float]] = []
     returns_of = _returns(events, lanes)
     total, history = torch.zeros(()), _zeros(events, lanes)
@@ -196,6 +204,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
                 history = torch.where(goes_on, history, 0.0)
             elif not goes_on:
                 history = _zeros(events, lanes)
+    _check_finite(total, events)
     _learn(learn)
     return total
 
@@ -205,8 +214,14 @@ def _learn(learn: Sequence[tuple[Node, Tensor, Tensor | float]]) -> None:
     first did, for what has been learned since contains these samples."""
     for node, returns, subtracted in learn:
         if isinstance(node.baseline, Baseline) and node.subtracted is None:
-            node.baseline.update(returns)
-            node.subtracted = subtracted
+            node.baseline.update(
+                _lanes(node, returns), returns[None], torch.ones_like(returns)[None]
+            )
+            node.subtracted = torch.as_tensor(subtracted)
+
+
+def _lanes(node: Node, returns: Tensor) -> Lanes:
+    return Lanes(returns, node.index, lambda: _score_square(node))
 
 
 def _returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
@@ -256,37 +271,64 @@ def _baseline(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor | 
             f"{type(given).__name__}; the returns of its branches are not comparable"
         )
     if isinstance(given, Baseline):
-        if halves and isinstance(given, LeaveOneOut | OptimalConstant):
-            return _by_halves(node, given, returns)
-        if isinstance(node.subtracted, float):
+        if node.subtracted is not None:
             return node.subtracted
-        value = given.before(returns, lambda: _score_square(node))
-        return _per_lane(node, value, returns) if isinstance(value, Tensor) else value
+        if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
+            raise EstimatorError(
+                f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got "
+                f"{len(returns)}; add lanes"
+            )
+        if halves and not isinstance(given, ValueAt):
+            return _by_halves(node, given, returns)
+        return _per_lane(node, given(_lanes(node, returns), returns[None])[0], returns)
     if halves:
         raise EstimatorError(
             f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
             "function; its two halves must know nothing of each other: use LeaveOneOut()"
         )
+    state = torch.random.get_rng_state()
     value = _per_lane(node, torch.as_tensor(given(returns)), returns)
-    # A function that is given the returns must not use lane i's for lane i: change one and look.
-    changed = returns.clone()
-    changed[0] += 1.0 + returns.abs().max()
-    again = torch.as_tensor(given(changed))
-    rounding = 32 * torch.finfo(returns.dtype).eps * float(changed.abs().max())
-    if float((again - value).expand(returns.shape)[0].abs()) > rounding:
-        raise EstimatorError(
-            f"{node.name}: expected a baseline that leaves each lane's own return out, got one "
-            "that depends on it; the gradient would be biased: use LeaveOneOut()"
-        )
+    _leaves_own_out(node, given, returns, value, state)
     return value
+
+
+def _leaves_own_out(
+    node: Node, given: Callable[[Tensor], Tensor], returns: Tensor, value: Tensor, state: Tensor
+) -> None:
+    """A function that is given the returns must not use lane i's for lane i: change that one, to
+    more and to less than all others, and look. All lanes in turn, or 16 that the returns choose.
+
+    Args:
+        state: of the random numbers when `value` was computed; a function may draw some.
+    """
+    lanes, values = len(returns), returns.detach().cpu().double()
+    chosen = torch.Generator().manual_seed(zlib.crc32(values.numpy().tobytes()))
+    above = 1.0 + returns.abs().max()
+    rounding = 64 * torch.finfo(returns.dtype).eps * float(above)
+    after = torch.random.get_rng_state()
+    try:
+        for lane in torch.randperm(lanes, generator=chosen)[:16].tolist():
+            for moved in (returns[lane] + above, returns[lane] - 2 * above):
+                changed = returns.clone()
+                changed[lane] = moved
+                torch.random.set_rng_state(state)
+                again = torch.as_tensor(given(changed))
+                if float((again - value).expand(returns.shape)[lane].abs()) > rounding:
+                    raise EstimatorError(
+                        f"{node.name}: expected a baseline that leaves each lane's own return out, "
+                        "got one that depends on it; the gradient would be biased: use "
+                        "LeaveOneOut()"
+                    )
+    finally:
+        torch.random.set_rng_state(after)
 
 
 def _by_halves(node: Node, given: Baseline, returns: Tensor) -> Tensor:
     square = _score_square(node) if isinstance(given, OptimalConstant) else returns
-    even = given.before(returns[::2], lambda: square[::2])
-    odd = given.before(returns[1::2], lambda: square[1::2])
     value = torch.empty_like(returns)
-    value[::2], value[1::2] = even, odd
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        lanes = Lanes(returns[half], node.index, lambda half=half: square[half])  # type: ignore[misc]
+        value[half] = _per_lane(node, given(lanes, returns[None, half])[0], returns[half])
     return value
 
 
@@ -314,12 +356,12 @@ def _times(factor: Tensor | float, value: Tensor) -> Tensor:
 
 
 def _score_square(node: Node) -> Tensor:
-    parameters = node.mixture.leaves if node.mixture else parameters_of(node.dist)
-    try:
-        score = lane_gradients(node.log_prob, parameters, torch.ones_like(node.log_prob))
-    except EstimatorError as error:
-        raise EstimatorError(f"{node.name}: {error}") from None
-    lanes = len(node.log_prob)
+    with naming(node.name), torch.enable_grad():
+        twin, leaves = detached_twin(node.dist, by_logits=True)
+        log_prob = twin.log_prob(node.sample)
+        lanes = len(log_prob)
+        log_prob = log_prob.reshape(lanes, -1).sum(1)
+        score = lane_gradients(log_prob, leaves, torch.ones_like(log_prob))
     return torch.stack([s.square().reshape(lanes, -1).sum(1) for s in score]).sum(0)
 
 
@@ -342,13 +384,13 @@ def _shaped(barrier: Barrier, later: Tensor) -> tuple[Tensor, Tensor]:
     return shaped.reshape(n, -1).sum(1) / barrier.weight, link
 
 
-def _check_finite(events: Sequence[Event]) -> None:
+def _check_finite(surrogate: Tensor, events: Sequence[Event]) -> None:
+    """Looks for the culprit where the sum is not finite."""
+    mixed = [e.log_prob.sum() for e in events if isinstance(e, Node) and e.mixture]
+    if bool(torch.isfinite(sum(mixed, surrogate.detach()))):
+        return
     terms = [event for event in events if isinstance(event, Term)]
     nodes = [event for event in events if isinstance(event, Node)]
-    flat = [term.value.detach().reshape(-1) for term in terms]
-    flat += [node.log_prob.detach().reshape(-1) for node in nodes]
-    if bool(torch.isfinite(torch.cat(flat).sum())):
-        return
     for name, what, values in [(t.name, "terms", t.value) for t in terms] + [
         (n.name, "log-probabilities", n.log_prob) for n in nodes
     ]:
@@ -358,6 +400,14 @@ def _check_finite(events: Sequence[Event]) -> None:
                 f"{name}: expected finite {what}, got {float(values[tuple(bad[0])])} in lane "
                 f"{int(bad[0][-1])}; no gradient can be made of it"
             )
+
+
+def _check_lanes(events: Sequence[Event], lanes: int) -> None:
+    """Standardized terms, where a score is taken."""
+    if lanes > 2 and any(isinstance(event, Node) for event in events):
+        terms = [e for e in events if isinstance(e, Term) and e.value.shape == (lanes,)]
+        if terms:
+            refuse_standardized([(term.name, term.value.detach()) for term in terms])
 
 
 def _check_paths(events: Sequence[Event]) -> None:

@@ -38,16 +38,19 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import Baseline
-from rlpg.gradients.combine import Mixture, parameters_of
+from rlpg.gradients.baselines import Baseline, NoBaseline
+from rlpg.gradients.combine import Mixture
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
 from rlpg.gradients.guards import (
     check_distribution,
     check_support,
     checked_discount,
+    checked_sample,
+    checked_term,
     density,
     naming,
 )
+from rlpg.gradients.parameters import parameters_of
 from rlpg.gradients.surrogate import Barrier, Branching, Event, Node, Path, Term, build, dice
 from rlpg.gradients.weak import weak_branches
 
@@ -100,6 +103,8 @@ class Tape:
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
         self._num_samples = self._num_terms = self._num_nodes = 0
+        self._scored: list[tuple[str, Distribution]] = []
+        self._blind: str | None = None  # the first sample that was drawn without gradients
 
     def sample(
         self,
@@ -119,10 +124,12 @@ class Tape:
             baseline: see `Tape`; for "score" and "combine".
             name: how errors call the node; "sample 3" by default.
         """
-        name = name or f"sample {self._num_samples}"
-        self._num_samples += 1
+        name = self._next_name(name, "sample")
         how = _known(name, how or self.how)
         check_distribution(name, dist, how)
+        return checked_sample(name, self._draw(name, dist, how, baseline))
+
+    def _draw(self, name: str, dist: Distribution, how: How, baseline: Subtract) -> Tensor:
         lane = self._lane_dim(name, dist)
         if how == "score":
             return self._score(name, dist, baseline, lane)
@@ -145,7 +152,14 @@ class Tape:
             self.events.append(Path(name, x.grad_fn))
         return x
 
-    def add(self, term: Tensor, discount: Tensor | float = 1.0, name: str | None = None) -> None:
+    def add(
+        self,
+        term: Tensor,
+        discount: Tensor | float = 1.0,
+        name: str | None = None,
+        *,
+        independent: bool = False,
+    ) -> None:
         """A term of the objective, to be maximized.
 
         Args:
@@ -157,6 +171,9 @@ class Tape:
                 leaves out how much room they left for the next episode (as every fixed-length
                 rollout does); stop paying after a lane's first end, and the gradient is exact.
             name: how errors call the term.
+            independent: that the discount depends on no sample which carries its gradient
+                ("pathwise", "combine"). Where it may, as an ending at a threshold does, part of the
+                gradient is lost, and discounts that differ between lanes are refused.
         """
         name = name or f"term {self._num_terms}"
         self._num_terms += 1
@@ -179,9 +196,9 @@ class Tape:
                 "batch statistic couples the lanes, and 'score' would credit each with its own "
                 "term only: use tape.resample (if it depends on no sample: term.clone())"
             )
-        if not term.is_floating_point():
-            term = term.to(torch.get_default_dtype())
+        term = checked_term(name, term)
         discount = checked_discount(name, discount, term.shape[-1], sizes)
+        self._refuse_cut(name, discount, independent)
         self.events.append(Term(name, term, discount, self._weight, self._branch))
         if isinstance(discount, Tensor):
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
@@ -206,17 +223,14 @@ class Tape:
 
         Source: moment matching as in Gal et al. 2016; batch shaping after Parmas 2018.
         """
-        name = name or f"resample {self._num_samples}"
-        self._num_samples += 1
+        name = self._next_name(name, "resample")
         how = _known(name, how or self.how)
         if how not in ("score", "pathwise"):
             raise EstimatorError(
                 f"{name}: expected how='score' or 'pathwise', got {how!r}; lanes that meet in a "
                 "batch statistic allow no other estimator"
             )
-        if self._branch is not None or any(
-            isinstance(event, Node) and event.mixture for event in self.events
-        ):
+        if self._branch is not None or any(_is_mixed(event) for event in self.events):
             raise EstimatorError(
                 f"{name}: expected 'score' and 'pathwise' nodes before it, got another estimator; "
                 "their lanes must not meet in a batch statistic"
@@ -236,7 +250,7 @@ class Tape:
         if self._num_nodes and not mean.requires_grad:
             mean.requires_grad_()
             deviation.requires_grad_()
-        self.events.append(Barrier(name, x.detach(), mean, deviation, self._weight))
+        self.events.append(Barrier(name, x.detach().clone(), mean, deviation, self._weight))
         dist = Normal(mean.expand(x.shape), deviation.expand(x.shape))
         if how == "score":
             return self._score(name, dist, None, 0)
@@ -261,9 +275,14 @@ class Tape:
                 "surrogate: expected at least one node, got none; draw with tape.sample (what "
                 "torch.normal or dist.sample() draw carries no gradient)"
             )
-        for event in self.events:
-            if isinstance(event, Node):
-                check_support(event.name, event.dist)
+        if self._blind is not None:
+            raise EstimatorError(
+                f"{self._blind}: expected gradients to be enabled, got a sample drawn under "
+                "no_grad or inference_mode, whose gradient is lost; draw what needs none with "
+                "torch.randn"
+            )
+        for name, dist in self._scored:
+            check_support(name, dist)
         if order == 1:
             return build(self.events, self.num_lanes, self.gae_lambda)
         if order == 2 and self.gae_lambda == 1.0:
@@ -280,6 +299,24 @@ class Tape:
         terms = [event.weighted().detach() for event in self.events if isinstance(event, Term)]
         return torch.stack([term.sum() for term in terms]).sum() / self.num_lanes
 
+    def _refuse_cut(self, name: str, discount: Tensor | float, independent: bool) -> None:
+        if independent or not isinstance(discount, Tensor) or discount.numel() < 2:
+            return
+        path = next((e for e in self.events if isinstance(e, Path) or _is_mixed(e)), None)
+        if path is not None and bool((discount != discount.reshape(-1)[0]).any()):
+            raise EstimatorError(
+                f"{name}: expected a discount that is the same in all lanes after {path.name!r}, "
+                "got one that differs; if that sample decides it, no gradient comes along its "
+                "path: use how='score' for it; if not, say independent=True"
+            )
+
+    def _next_name(self, name: str | None, kind: str) -> str:
+        name = name or f"{kind} {self._num_samples}"
+        self._num_samples += 1
+        if self._blind is None and not torch.is_grad_enabled():
+            self._blind = name
+        return name
+
     def _score(self, name: str, dist: Distribution, baseline: Subtract, lane: int) -> Tensor:
         x = dist.sample()
         if x.requires_grad:
@@ -287,31 +324,40 @@ class Tape:
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
                 "with one; log_prob of a reparametrized sample is no score: use how='pathwise'"
             )
-        log_prob = density(name, dist, x)  # [*branches, lanes, ...]
+        # Of a copy: the program may overwrite its own, and a transform that has cached its last
+        # sample would hand out the path to it, which knows no gradient.
+        kept = x.clone()
+        self._scored.append((name, dist))
+        log_prob = density(name, dist, kept)  # [*branches, lanes, ...]
         if log_prob.requires_grad:
             if log_prob.dim() > lane + 1:
                 log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
-            self._node(name, dist, log_prob, baseline)
+            self._node(name, dist, kept, log_prob, baseline)
         return x
 
     def _node(
         self,
         name: str,
         dist: Distribution,
+        x: Tensor,
         log_prob: Tensor,
         baseline: Subtract,
         mixture: Mixture | None = None,
     ) -> None:
         if baseline is None:
             baseline = self.baseline
+        if isinstance(baseline, NoBaseline):
+            baseline = None
         if isinstance(baseline, Tensor) and baseline.requires_grad:
             raise EstimatorError(
                 f"{name}: expected a baseline without a gradient, got one with; detach it, or use "
                 "Value(net) to train a network on the side"
             )
-        self._num_nodes += 1
+        if isinstance(baseline, Tensor):
+            baseline = baseline.clone()
+        index, self._num_nodes = self._num_nodes, self._num_nodes + 1
         self.events.append(
-            Node(name, log_prob, self._weight, self._branch, baseline, dist, mixture)
+            Node(name, index, x, log_prob, self._weight, self._branch, baseline, dist, mixture)
         )
 
     def _combine(self, name: str, dist: Distribution, baseline: Subtract) -> Tensor:
@@ -325,17 +371,16 @@ class Tape:
                 f"{name}: expected at least 4 lanes to mix, got {dist.batch_shape[0]}; two halves "
                 "have to show a variance"
             )
+        self._scored.append((name, dist))
         mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw)
-        self._node(name, dist, mixture.log_prob, baseline, mixture)
+        self._node(name, dist, mixture.path.detach(), mixture.log_prob, baseline, mixture)
         sample: Tensor = mixture.sample
         return sample
 
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
         if how == "weak":
-            if lane != 0 or self._branch is not None:
-                raise EstimatorError(f"{name}: expected 'weak' for one node, got a branch before")
             with naming(name):
-                x, weight = weak_branches(dist)
+                x, weight = weak_branches(dist, lane)
         else:
             if not dist.has_enumerate_support or len(dist.batch_shape) != lane + 1:
                 raise EstimatorError(
@@ -343,7 +388,7 @@ class Tape:
                     f"got {type(dist).__name__} with {list(dist.batch_shape)}; use how='score'"
                 )
             x = dist.enumerate_support()  # [K, *branches, lanes, *event]
-            weight = dist.log_prob(x).exp()
+            weight = dist.log_prob(x.clone()).exp()
         if self._branch is not None:
             missing = (1,) * (self._branch.dim() - 1 - lane)
             x = x.reshape(x.shape[0], *missing, *x.shape[1:])
@@ -381,12 +426,18 @@ class Tape:
         return fits[0]
 
     def _count_lanes(self, name: str, lanes: int) -> None:
+        if lanes == 0:
+            raise EstimatorError(f"{name}: expected at least one lane, got 0; dim 0 is the lane")
         if self.num_lanes is None:
             self.num_lanes = lanes
         if lanes != self.num_lanes:
             raise EstimatorError(
                 f"{name}: expected {self.num_lanes} lanes, got {lanes}; dim 0 is the lane"
             )
+
+
+def _is_mixed(event: Event) -> bool:
+    return isinstance(event, Node) and event.mixture is not None
 
 
 def _known(name: str, how: str) -> How:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlpg.errors import NumericalFault, UsageError
-from rlpg.learners.adam import Adam, flat_gradient
-from rlpg.learners.baselines import STATISTICAL, Baseline
-from rlpg.policies import Network, Policy
+from rlpg.errors import UsageError
+from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
+from rlpg.learners.optimizer import Optimizer
+from rlpg.policies import Network, Policy, map_carry
+from rlpg.policies.networks import Carry
 from rlpg.rollouts.rollout import Rollout, rows
 
-PIECE = 2048  # samples
+CHUNK = 2048  # samples that go through a network at once, on a CPU
 MAX_GRAD_NORM = 1.0  # of the value network: an outlier return moves it by no more than others
 
 
@@ -27,8 +27,11 @@ class StateValue(Baseline):
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`: V at `obs[t]` and at its true successor."""
 
-    def __call__(self, rollout: Rollout, returns: Tensor) -> Tensor:
-        return self.predict(rollout)[0]
+    def __call__(self, samples: Rollout, returns: Tensor) -> Tensor:  # type: ignore[override]
+        return self.predict(samples)[0]
+
+    def advance(self, rollout: Rollout) -> None:
+        """Go on to what follows the rollout; a learner calls this once, after its update."""
 
 
 class LinearValue(StateValue):
@@ -38,17 +41,17 @@ class LinearValue(StateValue):
     previous batch, so it is 0 for the first one.
 
     Args:
-        observe: packed observations `[..., *O]` to features `[..., F]`.
+        features: packed observations `[..., *O]` to features `[..., F]`.
         ridge: weight of |w|^2 per sample; raised tenfold until the solution is finite.
     """
 
-    def __init__(self, observe: Callable[[Tensor], Tensor], *, ridge: float = 1e-5) -> None:
-        self._observe = observe
+    def __init__(self, features: Callable[[Tensor], Tensor], *, ridge: float = 1e-5) -> None:
+        self._features = features
         self._ridge = ridge
         self.coefficients: Tensor | None = None  # [2 F + 4] float64
 
     def _design(self, obs: Tensor, time: Tensor) -> Tensor:
-        features = self._observe(obs).double().clamp(-10, 10)  # [..., F]
+        features = self._features(obs).double().clamp(-10, 10)  # [..., F]
         t = time.double().unsqueeze(-1) / 100  # [..., 1]
         return torch.cat([features, features**2, t, t**2, t**3, torch.ones_like(t)], dim=-1)
 
@@ -68,12 +71,12 @@ class LinearValue(StateValue):
         return value.float(), after.float()
 
     @torch.no_grad()
-    def update(
-        self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    def update(  # type: ignore[override]  # the samples of a learner are a rollout
+        self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Refit on this batch alone."""
         keep = weight > 0
-        design = self._design(rollout.obs[:-1], rollout.time)[keep]  # [S, 2 F + 4]
+        design = self._design(samples.obs[:-1], samples.time)[keep]  # [S, 2 F + 4]
         target = returns[keep].double()  # [S]
         if len(target) == 0:
             return {}
@@ -100,131 +103,221 @@ class LinearValue(StateValue):
 class ValueNetwork(StateValue):
     """V(s) by a network, regressed on the returns by Adam.
 
+    A network with memory sees the observations in their order, from a carry of its own that goes
+    on from rollout to rollout.
+
     Args:
-        network: features `[..., F]` to `[..., 1]`.
-        observe: packed observations `[..., *O]` to features `[..., F]`; the policy's, so that both
-            see the same normalized numbers.
-        learning_rate: Adam's learning rate.
-        epochs: passes over the batch per update.
-        minibatches: optimizer steps per pass; 1 is full batch.
+        network: features `[..., F]` to `[..., 1]`, and a carry.
+        features: packed observations `[..., *O]` to features `[..., F]`; the policy's, so that
+            both see the same normalized numbers.
+        learning_rate: Adam's.
+        num_epochs: passes over the batch per update.
+        num_minibatches: gradient steps per pass; 1 is full batch.
+        clip_range: a value may leave the one before the update by no more than this without
+            losing its gradient (Schulman et al. 2017, as in their code); None: by anything.
         generator: shuffles the minibatches.
     """
 
     def __init__(
         self,
-        network: nn.Module,
-        observe: Callable[[Tensor], Tensor],
+        network: Network,
+        features: Callable[[Tensor], Tensor],
         *,
         learning_rate: float = 1e-3,
-        epochs: int = 1,
-        minibatches: int = 1,
+        num_epochs: int = 1,
+        num_minibatches: int = 1,
+        clip_range: float | None = None,
         generator: torch.Generator,
     ) -> None:
         self.network = network
-        self._observe = observe
-        self._learning_rate, self._epochs, self._minibatches = learning_rate, epochs, minibatches
+        self._features = features
+        self._num_epochs, self._num_minibatches = num_epochs, num_minibatches
+        self._clip_range = clip_range
         self._generator = generator
-        self._parameters = list(network.parameters())
-        self._optimizer = Adam(self._parameters)
-
-    def _value(self, obs: Tensor) -> Tensor:
-        value: Tensor = self.network(self._observe(obs))  # [..., 1]
-        return value.squeeze(-1)
+        self._optimizer = Optimizer(
+            network.named_parameters(),
+            learning_rate=learning_rate,
+            max_grad_norm=MAX_GRAD_NORM,
+            owner="value network",
+        )
+        self._carry: Carry = None  # [N, ...] before the next rollout
 
     @torch.no_grad()
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`."""
-        values = [self._value(obs) for (obs,) in pieces(rollout.obs.flatten(0, 1))]
-        value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
-        return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
+        if self.network.memory is None:
+            values = [self._value(obs) for (obs,) in chunks(rollout.obs.flatten(0, 1))]
+            value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
+            return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
+        value, final, _ = self._in_order(rollout)
+        return value[:-1], rollout.successor(value, final)
 
-    def update(
-        self, rollout: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    def _value(self, obs: Tensor) -> Tensor:
+        value: Tensor = self.network(self._features(obs))[0]  # [..., 1]
+        return value[..., 0]
+
+    @torch.no_grad()
+    def _in_order(self, rollout: Rollout) -> tuple[Tensor, Tensor, Carry]:
+        """With memory: values `[T + 1, N]` of obs, `[K]` of final_obs, the carry before obs[T]."""
+        network, memory = self.network, self.network.memory
+        assert memory is not None
+        inputs = network.encode(self._features(rollout.obs))  # [T + 1, N, E]
+        last_inputs = network.encode(self._features(rollout.final_obs))  # [K, E]
+        final = rollout.reward.new_zeros(len(rollout.final_step))  # [K]
+        values, before, num_steps = [], None, len(rollout.reward)
+        carry = self._carry_for(inputs.shape[1])
+        for stop, outputs, after in memory.stretches(
+            inputs, carry, rollout.episode_start, cut=num_steps
+        ):
+            values.append(network.mlp(outputs)[..., 0])
+            if stop == num_steps:
+                before = after
+            # An episode ends where a stretch does, so its last observation follows this carry.
+            ended = (rollout.final_step == stop - 1).nonzero()[:, 0]  # [k]
+            if len(ended):
+                envs = rollout.final_env[ended]
+                own = map_carry(lambda part: part[envs], after)  # noqa: B023 (used at once)
+                shown, _ = memory(last_inputs[ended].unsqueeze(0), own, None)
+                final[ended] = network.mlp(shown)[0, :, 0]
+        return torch.cat(values), final, before
+
+    def _carry_for(self, num_envs: int) -> Carry:
+        """The carry that the rollout before ended with, if it was of as many environments."""
+        first = self._carry[0] if isinstance(self._carry, tuple) else self._carry
+        return self._carry if first is not None and len(first) == num_envs else None
+
+    def update(  # type: ignore[override]  # the samples of a learner are a rollout
+        self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
-        slots = rows(weight > 0)
-        obs, target = slots(rollout.obs[:-1]), slots(returns)  # [S, *O], [S]
-        if len(target) == 0:
+        keep = weight > 0
+        if not bool(keep.any()):
             return {}
+        old = returns if self._clip_range is None else self.predict(samples)[0]
+        select = rows(keep)
+        obs, targets = select(samples.obs[:-1]), (select(returns), select(old))  # [S, *O], [S]
+        carry = self._carry_for(returns.shape[1])
         loss = torch.zeros(())
-        for _ in range(self._epochs):
-            for batch in self._batches(len(target)):
-                loss, gradient = self._gradient(obs[batch], target[batch])
-                norm = float(gradient.norm())
-                if not norm < math.inf:
-                    raise NumericalFault(
-                        "value network: expected a finite gradient, got nan or inf; look at the "
-                        "rewards, or lower learner.value_learning_rate"
+        for _ in range(self._num_epochs):
+            has_memory = self.network.memory is not None
+            for index in self._batches(returns.shape[1] if has_memory else len(obs)):
+                if has_memory:
+                    loss, gradient = self._gradient_in_order(
+                        samples, index, carry, keep, returns, old
                     )
-                if norm > MAX_GRAD_NORM:
-                    gradient *= MAX_GRAD_NORM / norm
-                self._optimizer.step(gradient, self._learning_rate * lr_scale)
+                else:
+                    loss, gradient = self._gradient(obs[index], *(part[index] for part in targets))
+                self._optimizer.step(gradient, lr_scale)
         return {"train/value_loss": loss.item()}
 
-    def _gradient(self, obs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean squared error, detached, and its gradient `[P]`."""
+    def advance(self, rollout: Rollout) -> None:
+        if self.network.memory is not None:
+            self._carry = self._in_order(rollout)[2]
+
+    def _squares(self, value: Tensor, target: Tensor, old: Tensor) -> Tensor:
+        square = (value - target).square()
+        if self._clip_range is None:
+            return square
+        clipped = old + (value - old).clamp(-self._clip_range, self._clip_range)
+        return torch.maximum(square, (clipped - target).square())
+
+    def _gradient(self, obs: Tensor, target: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean squared error of S samples, and the gradient `[P]` of its negative."""
         total, gradient = torch.zeros(()), torch.zeros(())
-        for seen, wanted in pieces(obs, target):
-            loss = (self._value(seen) - wanted).square().sum() / len(target)
-            gradient = flat_gradient(loss, self._parameters) + gradient
+        for seen, wanted, before in chunks(obs, target, old):
+            loss = self._squares(self._value(seen), wanted, before).sum() / len(target)
+            gradient = self._optimizer.gradient(-loss) + gradient
             total = loss.detach() + total
         return total, gradient
+
+    def _gradient_in_order(
+        self,
+        rollout: Rollout,
+        envs: Tensor | slice,
+        carry: Carry,
+        keep: Tensor,
+        target: Tensor,
+        old: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """`_gradient` of some environments' sequences; keep, target and old are `[T, N]`."""
+        outputs, _ = self.network(
+            self._features(rollout.obs[:-1, envs]),
+            map_carry(lambda part: part[envs], carry),
+            rollout.episode_start[:-1, envs],
+        )
+        squares = self._squares(outputs[..., 0], target[:, envs], old[:, envs])  # [T, n]
+        counts = keep[:, envs]
+        loss = torch.where(counts, squares, 0.0).sum() / counts.sum().clamp(min=1)
+        return loss.detach(), self._optimizer.gradient(-loss)
 
     def compile(self) -> None:
         """Compile the network."""
         self.network.compile(dynamic=True)
 
     def _batches(self, size: int) -> list[Tensor] | list[slice]:
-        if self._minibatches == 1:
+        if self._num_minibatches == 1:
             return [slice(None)]
         order = torch.randperm(size, generator=self._generator)
-        return list(order.chunk(self._minibatches))
+        return list(order.chunk(self._num_minibatches))
 
     def state_dict(self) -> dict[str, Any]:
-        """Network and optimizer; the shuffling stream belongs to the learner."""
-        return {
+        """Network, optimizer and carry; the shuffling stream belongs to the learner."""
+        state: dict[str, Any] = {
             "network": module_state(self.network),
             "optimizer": self._optimizer.state_dict(),
         }
+        carry = self._carry
+        if carry is not None:
+            state["carry"] = list(carry) if isinstance(carry, tuple) else [carry]
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        carry = tuple(state.get("carry", ()))
+        self._carry = carry[0] if len(carry) == 1 else carry or None
 
 
 def make_baseline(
-    name: str,
+    baseline: str | Baseline,
     policy: Policy,
     *,
-    hidden: Sequence[int],
+    hidden: Sequence[int] | None,
     learning_rate: float,
-    epochs: int,
-    minibatches: int,
+    num_epochs: int,
+    num_minibatches: int,
+    clip_range: float | None = None,
     generator: torch.Generator,
 ) -> Baseline:
-    """The baseline of that name; the options are the value network's.
+    """The baseline of that name, or the one given; the options are the value network's.
 
     Raises:
         UsageError: there is none of that name.
     """
-    if name == "value":
-        network = Network(policy.observations, 1, hidden=hidden, generator=generator)
-        network.to(next(policy.parameters()).device)
+    if isinstance(baseline, Baseline) and not isinstance(baseline, Value):
+        return baseline
+    if isinstance(baseline, Value) or baseline == "value":
+        if isinstance(baseline, Value):
+            net = baseline.net
+            network = Network(policy.observations, 1, factory=lambda *_: net, generator=generator)
+        else:
+            network = policy.make_critic(hidden=hidden, generator=generator)
         return ValueNetwork(
-            network,
+            network.to(policy.device),
             policy.features,
             learning_rate=learning_rate,
-            epochs=epochs,
-            minibatches=minibatches,
+            num_epochs=num_epochs,
+            num_minibatches=num_minibatches,
+            clip_range=clip_range,
             generator=generator,
         )
-    if name == "linear":
+    if baseline == "linear":
         return LinearValue(policy.features)
-    if name in STATISTICAL:
-        return STATISTICAL[name]()
+    if baseline in STATISTICAL:
+        return STATISTICAL[baseline]()
     known = ", ".join([*STATISTICAL, "linear", "value"])
-    raise UsageError(f"baseline: expected one of {known}, got {name!r}")
+    raise UsageError(f"baseline: expected one of {known}, or an rlpg.Baseline, got {baseline!r}")
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
@@ -232,12 +325,12 @@ def module_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def pieces(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def chunks(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same samples of every part `[S, ...]`, as many as go through a network at once.
 
     On a CPU a few thousand, whose activations stay in the cache (and out of the peak of memory);
     elsewhere all of them, because there every launch costs.
     """
-    if len(parts[0]) <= PIECE or parts[0].device.type != "cpu":
+    if len(parts[0]) <= CHUNK or parts[0].device.type != "cpu":
         return iter([parts])
-    return zip(*(part.split(PIECE) for part in parts), strict=True)
+    return zip(*(part.split(CHUNK) for part in parts), strict=True)

@@ -3,15 +3,16 @@
 from rlpg.policies.actions import make_head
 from rlpg.policies.distributions import IntegerBernoulli, Product, SquashedNormal
 from rlpg.policies.heads import Head
-from rlpg.policies.networks import MLP, Network
+from rlpg.policies.networks import MLP, Carry, Network, map_carry, restarted
 from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.observations import Observations
-from rlpg.policies.policy import Policy
+from rlpg.policies.policy import Policy, StandardPolicy, make_own_policy
 from rlpg.policies.spaces import SUPPORTED, space_from_data, space_to_data
 
 __all__ = [
     "MLP",
     "SUPPORTED",
+    "Carry",
     "Head",
     "IntegerBernoulli",
     "Network",
@@ -20,7 +21,11 @@ __all__ = [
     "Policy",
     "Product",
     "SquashedNormal",
+    "StandardPolicy",
     "make_head",
+    "make_own_policy",
+    "map_carry",
+    "restarted",
     "space_from_data",
     "space_to_data",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,8 +97,6 @@ def make_head(
 class ProductHead(Head):
     """Dict and Tuple: a head per leaf, fed with neighboring stretches of the outputs."""
 
-    _numpy_dtypes: ClassVar = {torch.float32: np.float32, torch.int64: np.int64}
-
     def __init__(self, space: Space, heads: Sequence[Head]) -> None:
         super().__init__()
         self.space = space
@@ -146,16 +144,9 @@ class ProductHead(Head):
         start = 0
         for head, part in zip(self._heads, self._parts, strict=True):
             piece = action[:, start : start + part.size].reshape(-1, *part.shape)
-            pieces.append(head.to_env(piece.astype(self._numpy_dtypes[part.dtype], copy=False)))
+            pieces.append(head.to_env(piece.astype(head.numpy_dtype, copy=False)))
             start += part.size
         return _build(self.space, iter(pieces))
-
-    def from_env(self, env_action: Any) -> Tensor:
-        found: list[Any] = []
-        _collect(self.space, env_action, found)
-        return self._join(
-            [head.from_env(part) for head, part in zip(self._heads, found, strict=True)]
-        )
 
 
 def first(space: Space, env_action: Any) -> Any:
@@ -176,13 +167,3 @@ def _build(space: Space, pieces: Iterator[Any]) -> Any:
         return next(pieces)
     built = [(key, _build(part, pieces)) for key, part in parts]
     return dict(built) if isinstance(space, spaces.Dict) else tuple(part for _, part in built)
-
-
-def _collect(space: Space, nested: Any, found: list[Any]) -> None:
-    """The leaves, in order, of a nested dict or tuple of `space`; the inverse of `_build`."""
-    parts = children(space)
-    if parts is None:
-        found.append(nested)
-        return
-    for key, part in parts:
-        _collect(part, nested[key], found)

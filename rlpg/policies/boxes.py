@@ -73,12 +73,6 @@ class _Bounds:
         half_width, center, low, high = (torch.as_tensor(part, device=device) for part in parts)
         return lambda unit: torch.clamp(unit * half_width + center, low, high)
 
-    def from_env(self, env_action: Any) -> Tensor:
-        """`[B, *A]` float64 in units of [-1, 1]."""
-        action = np.asarray(env_action, np.float64)
-        width = np.where(self.half_width > 0, self.half_width, 1.0)
-        return torch.from_numpy((action - self.center) / width)
-
 
 def _inward(exact: Array, rounded: Array, toward: float) -> Array:
     """Bounds as float64 that do not leave the integer bounds by rounding (2^63 - 1 would)."""
@@ -180,13 +174,6 @@ class GaussianHead(Head):
         to_env = self._bounds.to_env_on(device)
         return (lambda action: to_env(torch.tanh(action))) if self._is_squashed else to_env
 
-    def from_env(self, env_action: Any) -> Tensor:
-        """For "squashed", an action on a bound counts as 2^-24 of the half-width inside it."""
-        unit = self._bounds.from_env(env_action)
-        if self._is_squashed:
-            unit = unit.clamp(-1.0 + _UNIT_EPS, 1.0 - _UNIT_EPS).atanh()
-        return unit.float()
-
 
 class BetaHead(Head):
     """A Beta per dimension (Chou, Maturana and Scherer 2017): no mass is lost at the bounds.
@@ -232,10 +219,6 @@ class BetaHead(Head):
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         to_env = self._bounds.to_env_on(device)
         return lambda action: to_env(2.0 * action - 1.0)
-
-    def from_env(self, env_action: Any) -> Tensor:
-        unit = (self._bounds.from_env(env_action) + 1.0) / 2.0
-        return unit.float().clamp(_UNIT_EPS, 1.0 - _UNIT_EPS)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

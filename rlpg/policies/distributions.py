@@ -24,6 +24,8 @@ from torch.distributions import (
 )
 from torch.distributions.kl import register_kl
 
+from rlpg.errors import UsageError
+
 # Not -inf: exp(MASKED - anything a network says) is exactly 0 all the same, and 0 * MASKED and
 # MASKED - MASKED are 0, so that entropies, divergences and all their gradients stay finite.
 MASKED = -1e30
@@ -41,6 +43,26 @@ def masked_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return logits
     return torch.where(mask | ~mask.any(-1, keepdim=True), logits, MASKED)
+
+
+def checked_log_prob(distribution: Distribution, action: Tensor, shape: Sequence[int]) -> Tensor:
+    """One log-prob per action, of a distribution that a user may have made.
+
+    Args:
+        distribution: with batch shape `[...]`.
+        action: `[..., *A]`.
+        shape: `[...]`.
+
+    Raises:
+        UsageError: the distribution gives something else than one number per action.
+    """
+    found: Tensor = distribution.log_prob(action)
+    if found.shape != torch.Size(shape):
+        raise UsageError(
+            f"policy: expected one log-prob per action {list(shape)}, got {list(found.shape)}; "
+            "wrap the distribution in torch.distributions.Independent"
+        )
+    return found
 
 
 class Choice(Categorical):

@@ -2,7 +2,7 @@
 
 `boxes.py` has the heads of Box, `actions.py` that of Dict and Tuple and the choice among all; no
 other module inspects an action space. Inside rlpg an action is one tensor in its head's own units;
-`to_env` and `from_env` translate.
+`to_env` translates.
 
 | space         | action `[..., *A]`           | distribution                                 |
 |---------------|------------------------------|----------------------------------------------|
@@ -50,6 +50,11 @@ class Head(nn.Module, ABC):
     is_discrete: bool = True
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """`action_dtype` as numpy has it."""
+        return np.dtype({torch.float32: np.float32, torch.int64: np.int64}[self.action_dtype])
 
     @abstractmethod
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
@@ -99,10 +104,6 @@ class Head(nn.Module, ABC):
         """
         raise SpaceError(f"action: expected Discrete or a float Box, got {self.space}")
 
-    @abstractmethod
-    def from_env(self, env_action: Any) -> Tensor:
-        """Actions `[B, *A]` that `to_env` would turn into `env_action`; its inverse."""
-
 
 class CategoricalHead(Head):
     """Discrete: one logit per action."""
@@ -133,9 +134,6 @@ class CategoricalHead(Head):
 
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         return lambda action: action + self._start if self._start else action
-
-    def from_env(self, env_action: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(env_action, np.int64) - self._start)
 
 
 class BernoulliHead(Head):
@@ -169,9 +167,6 @@ class BernoulliHead(Head):
 
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         return self._codes.to_env_on(device)
-
-    def from_env(self, env_action: Any) -> Tensor:
-        return self._codes.from_env(env_action)
 
 
 class MultiCategoricalHead(Head):
@@ -229,9 +224,6 @@ class MultiCategoricalHead(Head):
     def to_env(self, action: Array) -> Array:
         return (action + self._start).astype(self._dtype, copy=False)
 
-    def from_env(self, env_action: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(env_action, np.int64) - self._start)
-
 
 class MultiBinaryHead(Head):
     """MultiBinary: one logit per bit. A masked bit stays 0."""
@@ -258,9 +250,6 @@ class MultiBinaryHead(Head):
 
     def to_env(self, action: Array) -> Array:
         return action.astype(np.int8)
-
-    def from_env(self, env_action: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(env_action, np.float32))
 
 
 def independent(distribution: Distribution, rank: int) -> Distribution:

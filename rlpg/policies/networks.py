@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,8 @@ _CONV_SIDE = 4
 _MAX_PARAMETERS = 2**23  # with Adam, and a value network as large, a checkpoint can hold them
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Carry = Tensor | tuple[Tensor, ...] | None
+"""What a policy with memory hands from step to step: tensors `[N, ...]`; None without memory."""
 
 
 class _Linear(nn.Linear):
@@ -37,6 +40,19 @@ class _Linear(nn.Linear):
 class _Conv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         """As in `_Linear`."""
+
+
+class _GRU(nn.GRU):
+    def reset_parameters(self) -> None:
+        """As in `_Linear`."""
+
+
+class _LSTM(nn.LSTM):
+    def reset_parameters(self) -> None:
+        """As in `_Linear`."""
+
+
+MEMORIES: dict[str, Callable[[int, int], nn.Module]] = {"gru": _GRU, "lstm": _LSTM}
 
 
 class MLP(nn.Module):
@@ -112,10 +128,112 @@ class CNN(nn.Module):
         return images.flatten(1)  # [B, C * H * W]
 
 
+class Memory(nn.Module):
+    """A GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997) over `[T, n, num_inputs]`.
+
+    The carry is `[n, size]`, a pair of them for an LSTM; it is 0 where an episode starts. Weights
+    are orthogonal, biases 0, drawn from `generator`.
+    """
+
+    def __init__(
+        self, kind: str, num_inputs: int, size: int, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        if kind not in MEMORIES:
+            raise UsageError(f"memory: expected one of {', '.join(MEMORIES)} or none, got {kind}")
+        if not (size >= 1 and 4 * size * (size + num_inputs) <= _MAX_PARAMETERS):
+            raise UsageError(
+                f"memory_size: expected at least 1, with at most {_MAX_PARAMETERS} weights in all, "
+                f"got {size}"
+            )
+        self.size, self.is_pair = size, kind == "lstm"
+        self.core = MEMORIES[kind](num_inputs, size)
+        if generator is not None:
+            for name, parameter in self.core.named_parameters():
+                if name.startswith("weight"):
+                    for gate in parameter.detach().split(size):
+                        nn.init.orthogonal_(gate, generator=generator)
+                else:
+                    nn.init.zeros_(parameter)
+
+    def initial_carry(self, num_envs: int) -> Carry:
+        """Zeros, on the device of the weights."""
+        zeros = next(self.parameters()).new_zeros(num_envs, self.size)
+        return (zeros, zeros.clone()) if self.is_pair else zeros
+
+    def stretches(
+        self, inputs: Tensor, carry: Carry, episode_start: Tensor | None, *, cut: int = 0
+    ) -> Iterator[tuple[int, Tensor, Carry]]:
+        """The sequence in stretches in which no episode starts but at the first step.
+
+        Args:
+            inputs: `[T, n, num_inputs]`.
+            carry: `[n, size]` before the first step; None: zeros.
+            episode_start: `[T, n]` bool; None: no episode starts.
+            cut: a time index at which a stretch ends in any case.
+
+        Yields:
+            For each stretch: the time index behind its last step, its outputs `[t, n, size]`, and
+            the carry after it.
+        """
+        num_steps, num_envs = inputs.shape[:2]
+        carry = self.initial_carry(num_envs) if carry is None else carry
+        bounds = sorted({0, cut, num_steps})
+        if episode_start is not None:
+            starts = episode_start.any(1).nonzero()[:, 0].tolist()
+            bounds = sorted({*bounds, *starts})
+        for first, stop in itertools.pairwise(bounds):
+            if episode_start is not None:
+                carry = restarted(carry, episode_start[first])
+            stacked = map_carry(lambda part: part.unsqueeze(0), carry)  # [1, n, size]
+            outputs, stacked = self.core(inputs[first:stop], stacked)
+            carry = map_carry(lambda part: part[0], stacked)
+            yield stop, outputs, carry
+
+    def forward(
+        self, inputs: Tensor, carry: Carry, episode_start: Tensor | None
+    ) -> tuple[Tensor, Carry]:
+        """Outputs `[T, n, size]` and the carry after the last step; arguments as `stretches`."""
+        stretches = list(self.stretches(inputs, carry, episode_start))
+        outputs = [part for _, part, _ in stretches]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), stretches[-1][2]
+
+
+class _Custom(nn.Module):
+    """A user's module on rows `[B, num_inputs]`, whatever the leading dimensions are."""
+
+    def __init__(self, module: nn.Module, num_outputs: int) -> None:
+        super().__init__()
+        self.module, self.num_outputs = module, num_outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        batch = inputs.shape[:-1]
+        rows = inputs.reshape(math.prod(batch), inputs.shape[-1])  # [B, num_inputs]
+        outputs = self.module(rows)
+        if not isinstance(outputs, Tensor) or outputs.shape != (len(rows), self.num_outputs):
+            got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise UsageError(
+                f"network: expected [B, num_outputs] = [{len(rows)}, {self.num_outputs}], got "
+                f"{got}; return one row per row of the input"
+            )
+        return outputs.reshape((*batch, self.num_outputs))
+
+
 class Network(nn.Module):
     """`[..., F] -> [..., num_outputs]` for the features of any observation space.
 
-    Images go through a `CNN` each; what comes out joins the other features in an `MLP`.
+    Images go through a `CNN` each; what comes out joins the other features. Then come the memory,
+    where there is one, and an `MLP`, or the module that a user brings, which gets the features of
+    images as they are where it comes first.
+
+    Args:
+        observations: say which features there are, and which of them are images.
+        num_outputs: how many numbers come out.
+        seen: indices `[F']` of the features to look at; None: all.
+        hidden, activation, output_gain: of the `MLP`.
+        memory, memory_size: `gru`, `lstm` or None, and its width.
+        factory: `factory(num_inputs, num_outputs)` makes the module instead of the `MLP`.
+        generator: draws the initial weights; without it they are for `load_state_dict` to set.
     """
 
     _plain: Tensor  # [P] int64, the features that belong to no image
@@ -125,33 +243,59 @@ class Network(nn.Module):
         observations: Observations,
         num_outputs: int,
         *,
+        seen: Tensor | None = None,
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
         output_gain: float = 1.0,
+        memory: str | None = None,
+        memory_size: int = 64,
+        factory: Callable[[int, int], nn.Module] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.num_outputs = num_outputs
-        self.images = observations.images
-        plain = torch.ones(observations.num_features, dtype=torch.bool)
+        is_seen = torch.ones(observations.num_features, dtype=torch.bool)
+        if seen is not None:
+            is_seen[:] = False
+            is_seen[seen] = True
+        takes_images = factory is None or memory is not None
+        self.images = [
+            image for image in observations.images if takes_images and is_seen[image.features].all()
+        ]
         for image in self.images:
-            plain[image.features] = False
-        self.register_buffer("_plain", plain.nonzero()[:, 0], persistent=False)
+            is_seen[image.features] = False
+        self.register_buffer("_plain", is_seen.nonzero()[:, 0], persistent=False)
+        self._is_whole = not self.images and bool(is_seen.all())
         cnns = [CNN(image.channels_first_shape, generator=generator) for image in self.images]
         self.cnns = nn.ModuleList(cnns)
-        num_inputs = int(plain.sum()) + sum(cnn.num_outputs for cnn in cnns)
-        self.mlp = MLP(
-            num_inputs,
-            num_outputs,
-            hidden=hidden,
-            activation=activation,
-            output_gain=output_gain,
-            generator=generator,
-        )
+        num_inputs = int(is_seen.sum()) + sum(cnn.num_outputs for cnn in cnns)
+        self.memory = None
+        if memory is not None:
+            self.memory = Memory(memory, num_inputs, memory_size, generator=generator)
+            num_inputs = memory_size
+        self.mlp: MLP | _Custom
+        if factory is None:
+            self.mlp = MLP(
+                num_inputs,
+                num_outputs,
+                hidden=hidden,
+                activation=activation,
+                output_gain=output_gain,
+                generator=generator,
+            )
+        else:
+            with global_generator_from(generator):
+                module = factory(num_inputs, num_outputs)
+            if not isinstance(module, nn.Module):
+                raise UsageError(f"network: expected a torch.nn.Module, got {module!r:.80}")
+            self.mlp = _Custom(module, num_outputs)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor) -> Tensor:
+        """`[..., num_inputs]` of features `[..., F]`: what memory or MLP take."""
+        if self._is_whole:
+            return features
         if not self.images:
-            return self.mlp.forward(features)
+            return features[..., self._plain]
         batch = features.shape[:-1]
         rows = features.reshape(math.prod(batch), features.shape[-1])  # [B, F]
         parts = [
@@ -159,7 +303,55 @@ class Network(nn.Module):
             for cnn, image in zip(self.cnns, self.images, strict=True)
         ]
         joined = torch.cat([rows[:, self._plain], *parts], -1)  # [B, num_inputs]
-        return self.mlp.forward(joined).reshape((*batch, self.num_outputs))
+        return joined.reshape((*batch, joined.shape[-1]))
+
+    def forward(
+        self, features: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        """Outputs `[..., num_outputs]` of features `[..., F]`, and the carry after them.
+
+        With memory: features `[T, n, F]`, carry `[n, ...]`, episode_start `[T, n]` bool.
+        """
+        inputs = self.encode(features)
+        if self.memory is not None:
+            inputs, carry = self.memory.forward(inputs, carry, episode_start)
+        return self.mlp.forward(inputs), carry
+
+
+def map_carry(function: Callable[[Tensor], Tensor], carry: Carry) -> Carry:
+    """The carry with a function applied to each of its tensors; None stays None."""
+    if carry is None or isinstance(carry, Tensor):
+        return carry if carry is None else function(carry)
+    return tuple(function(part) for part in carry)
+
+
+def restarted(carry: Carry, starts: Tensor) -> Carry:
+    """The carry with zeros where an episode starts.
+
+    Args:
+        carry: a tensor `[n, ...]`, or a tuple of them.
+        starts: `[n]` bool.
+    """
+    if not bool(starts.any()):
+        return carry
+    return map_carry(
+        lambda part: torch.where(starts.reshape(-1, *(1,) * (part.ndim - 1)), 0.0, part), carry
+    )
+
+
+@contextmanager
+def global_generator_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Lets code that draws from torch's global generators draw from a stream of ours instead.
+
+    The global generators are as they were afterwards; the stream has moved by one number.
+    """
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def _initialized(layer: Layer, gain: float, generator: torch.Generator | None) -> Layer:

@@ -66,8 +66,8 @@ class Normalizer(nn.Module):
         """Normalized features `[..., F]` of features `[..., F]`."""
         if self._is_identity:
             return features
-        centerd = features - self._center
-        return torch.addcmul(self._shift, centerd, self._scale).clamp(-self.clip, self.clip)
+        centered = features - self._center
+        return torch.addcmul(self._shift, centered, self._scale).clamp(-self.clip, self.clip)
 
     def moments(self, features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
         """`(count [], mean [K], m2 [K])` float64 of a batch: what ranks exchange and `merge` takes.

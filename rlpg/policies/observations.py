@@ -8,8 +8,9 @@ from it (`features`) where it is needed: one-hot categories, images scaled to [0
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from rlpg.policies.spaces import (
 )
 
 MASK_KEY = "action_mask"
-_MIN_IMAGE_SIDE = 6  # smaller uint8 arrays are boards or registers, not pictures
+MIN_IMAGE_SIDE = 36  # smaller uint8 arrays are boards, codes or registers, not pictures
 _MAX_FEATURES = 2**22
 
 
@@ -60,23 +61,32 @@ class Observations:
     Tuple, and everything that carries a mask from `info`, become one float32 vector `[D]`: the
     leaves in gymnasium's order, each flattened, categories as one number, then that mask.
 
-    uint8 arrays of rank 2 or 3 with sides of at least 6 are images; the channel axis is the first
-    if that is shorter than the last, else the last.
+    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown. The channel axis is the first
+    if that is shorter than the last, else the last. Every other Box is a vector, whose features are
+    normalized. uint8 numbers are divided by the largest of their space in either case.
     """
 
-    def __init__(self, space: Space, *, info_mask: int = 0) -> None:
+    def __init__(
+        self, space: Space, *, info_mask: int = 0, images: bool | Literal["auto"] = "auto"
+    ) -> None:
         """
         Args:
             space: Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these.
             info_mask: length of the `info["action_mask"]` to append to every packed observation;
                 0 for none. A top-level Dict entry "action_mask" is found without being named.
+            images: which uint8 Boxes of rank 2 or 3 are images: all, none, or ("auto") those with
+                sides of at least 36.
 
         Raises:
-            SpaceError: the space has an unsupported part, no features, or too many.
+            SpaceError: the space has an unsupported part, no features, or too many; or it has
+                nothing that could be an image, and `images` is True.
         """
+        if images not in (True, False, "auto"):
+            raise SpaceError(f"images: expected true, false or auto, got {images!r:.40}")
         self.space = space
         self.info_mask = info_mask
-        self._leaves = [_Leaf(part, path) for path, part in leaves(space, "observation")]
+        self._images_setting = images
+        self._leaves = [_Leaf(part, path, images) for path, part in leaves(space, "observation")]
         self.num_features = sum(leaf.num_features for leaf in self._leaves)
         if not 0 < self.num_features <= _MAX_FEATURES:
             raise SpaceError(
@@ -108,6 +118,11 @@ class Observations:
                 self.mask_slice = slice(packed_start, packed_start + leaf.size)
             packed_start += leaf.size
             feature_start += leaf.num_features
+        if images is True and not self.images:
+            raise SpaceError(
+                f"images: expected a uint8 Box of rank 2 or 3 in the space, got {space}; "
+                "leave policy.images at auto"
+            )
 
     @property
     def num_mask(self) -> int:
@@ -204,6 +219,28 @@ class Observations:
             start += leaf.size
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def features_without(self, keys: Sequence[str]) -> Tensor | None:
+        """Indices `[F']` of the features outside these entries of a Dict; None: all of them.
+
+        Raises:
+            SpaceError: the space has no such entry, or none would be left.
+        """
+        if not keys:
+            return None
+        names = sorted({str(leaf.path[0]) for leaf in self._leaves if leaf.path})
+        for key in keys:
+            if key not in names:
+                raise SpaceError(
+                    f"critic_only: expected entries of the observation "
+                    f"({', '.join(names) or 'it is no Dict'}), got {key}"
+                )
+        counts = [leaf.num_features for leaf in self._leaves]
+        is_seen = [str(leaf.path[0]) not in keys for leaf in self._leaves]
+        seen = torch.tensor(is_seen).repeat_interleave(torch.tensor(counts))
+        if not bool(seen.any()):
+            raise SpaceError("critic_only: expected the policy to see something, got every entry")
+        return seen.nonzero()[:, 0]
+
     def mask(self, packed: Tensor) -> Tensor | None:
         """`[..., M]` bool, the allowed actions of packed observations; None without a mask."""
         return None if self.mask_slice is None else packed[..., self.mask_slice] != 0
@@ -212,28 +249,50 @@ class Observations:
 
     def describe(self) -> dict[str, Any]:
         """A JSON-able description, from which `from_description` makes the same object."""
-        return {"space": space_to_data(self.space), "info_mask": self.info_mask}
+        said = {} if self._images_setting == "auto" else {"images": self._images_setting}
+        return {"space": space_to_data(self.space), "info_mask": self.info_mask, **said}
+
+    def describe_in_words(self) -> str:
+        """One line: what the network is shown, and what decided that."""
+        shapes = [image.channels_first_shape for image in self.images]
+        parts = [f"image of {h} x {w} with {_counted(c, 'channel')}" for c, h, w in shapes]
+        in_images = sum(c * h * w for c, h, w in shapes)
+        if num_normalized := int(self.normalized.sum()):
+            parts.append(_counted(num_normalized, "number"))
+        if num_other := self.num_features - in_images - num_normalized:
+            parts.append(_counted(num_other, "0/1 feature"))
+        line = f"observations: {', '.join(parts)}"
+        if any(leaf.could_be_image and leaf.image_shape is None for leaf in self._leaves):
+            line += " (uint8 arrays as numbers; policy.images = true shows them to a CNN)"
+        elif shapes:
+            line += " (through a CNN; policy.images = false shows them as numbers)"
+        return line
 
     @staticmethod
     def from_description(description: object) -> Observations:
         """Observations as `describe` wrote them; SpaceError for anything else."""
-        if not isinstance(description, dict) or set(description) != {"space", "info_mask"}:
+        keys = {"space", "info_mask"}
+        if not isinstance(description, dict) or description.keys() - {"images"} != keys:
             raise SpaceError("observations: expected a space and an info_mask; the file is damaged")
-        info_mask = description["info_mask"]
+        info_mask, images = description["info_mask"], description.get("images", "auto")
         if type(info_mask) is not int or not 0 <= info_mask <= _MAX_FEATURES:
             raise SpaceError(f"info_mask: expected a length, got {info_mask!r:.40}")
-        return Observations(space_from_data(description["space"]), info_mask=info_mask)
+        if images != "auto" and type(images) is not bool:
+            raise SpaceError(f"images: expected true, false or auto, got {images!r:.40}")
+        space = space_from_data(description["space"])
+        return Observations(space, info_mask=info_mask, images=images)
 
 
 class _Leaf:
     """One Box, Discrete, MultiDiscrete or MultiBinary somewhere in the space."""
 
-    def __init__(self, space: Space, path: Path) -> None:
+    def __init__(self, space: Space, path: Path, images: bool | Literal["auto"]) -> None:
         self.path = path
         self.shape: tuple[int, ...] = space.shape or ()
         self.size = math.prod(self.shape)  # numbers in the packed form
         self.is_mask = path == (MASK_KEY,) and not isinstance(space, spaces.Discrete)
         self.is_normalized = False
+        self.could_be_image = False
         self.image_shape: tuple[int, int, int] | None = None
         self.channels_last = False
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
@@ -243,7 +302,7 @@ class _Leaf:
         self._one_hot: Tensor | None = None  # [size] int64, first feature of each category
         self.num_features = self.size
         if isinstance(space, spaces.Box):
-            self._init_box(space)
+            self._init_box(space, images)
         elif isinstance(space, spaces.MultiBinary):
             self._range = (0, 1)
         elif isinstance(space, spaces.Discrete):
@@ -252,8 +311,9 @@ class _Leaf:
             self._init_categories(space.nvec.astype(np.int64), space.start.astype(np.int64))
         if self.is_mask:
             self.num_features, self.is_normalized, self.image_shape = 0, False, None
+            self.could_be_image = False
 
-    def _init_box(self, space: spaces.Box[Any]) -> None:
+    def _init_box(self, space: spaces.Box[Any], images: bool | Literal["auto"]) -> None:
         self.is_normalized = True
         if space.dtype.kind == "f":
             self._kinds = "fiu"
@@ -264,7 +324,9 @@ class _Leaf:
             self.channels_last = len(self.shape) == 3 and self.shape[0] >= self.shape[2]
             shape = (1, *self.shape) if len(self.shape) == 2 else self.shape
             sides = shape[:2] if self.channels_last else shape[1:]
-            if len(shape) == 3 and min(sides) >= _MIN_IMAGE_SIDE:
+            self.could_be_image = len(shape) == 3 and self.size > 0
+            is_large = self.could_be_image and min(sides) >= MIN_IMAGE_SIDE
+            if is_large if images == "auto" else images and self.could_be_image:
                 self.image_shape = (shape[0], shape[1], shape[2])
                 self.is_normalized = False
 
@@ -319,3 +381,7 @@ class _Leaf:
     def unfit(self, expected: str, got: object) -> SpaceError:
         name = path_name("observation", self.path)
         return SpaceError(f"{name}: expected {expected}, got {got}; check the environment's space")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

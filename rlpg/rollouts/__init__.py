@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rlpg.registration import register_environments
+
 if TYPE_CHECKING:
     from rlpg.rollouts.collector import Collector
     from rlpg.rollouts.environments import (
         BACKENDS,
         MadeEnvs,
-        can_be_copied,
-        copy_of,
+        another_like,
         make_envs,
     )
-    from rlpg.rollouts.ids import find_spec, full_id
+    from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
     from rlpg.rollouts.rollout import Episodes, Rollout
     from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
     from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "Collector",
+    "EnvSource",
     "EpisodeSeeds",
     "Episodes",
     "MadeEnvs",
     "Rollout",
+    "another_like",
     "autoreset_mode",
-    "can_be_copied",
-    "copy_of",
     "derived_seed",
+    "environment_name",
     "find_spec",
     "full_id",
     "hangs_end_the_process",
@@ -39,17 +41,20 @@ __all__ = [
     "reseed",
 ]
 
+register_environments()
+
 _HOME = {
     "BACKENDS": "environments",
     "Collector": "collector",
+    "EnvSource": "ids",
     "EpisodeSeeds": "seeds",
     "Episodes": "rollout",
     "MadeEnvs": "environments",
     "Rollout": "rollout",
+    "another_like": "environments",
     "autoreset_mode": "vector",
-    "can_be_copied": "environments",
-    "copy_of": "environments",
     "derived_seed": "seeds",
+    "environment_name": "ids",
     "find_spec": "ids",
     "full_id": "ids",
     "hangs_end_the_process": "watchdog",

@@ -1,4 +1,4 @@
-"""Observations outside the bounds that their space promises: said once, never refused."""
+"""Where observations leave the bounds of their space. That is said once, and training goes on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from gymnasium import spaces
 
 from rlpg.policies.observations import Observations
 from rlpg.policies.spaces import leaves, path_name
-from rlpg.rollouts.bookkeeping import step_name
+from rlpg.rollouts.buffer import step_name
 from rlpg.rollouts.rollout import Rollout
+from rlpg.rollouts.validation import beyond
 
 
 class Bounds:
@@ -56,11 +57,10 @@ class Bounds:
 
     def _outside(self, obs: np.ndarray) -> tuple[list[int], str] | None:
         """Where the first number out of bounds is, and what it is."""
-        outside = (obs < self._low) | (obs > self._high)
-        if not outside.any():
+        is_outside = (obs < self._low) | (obs > self._high)
+        if not is_outside.any():
             return None
-        at: list[int] = np.argwhere(outside)[0].tolist()
-        value, inner = obs[tuple(at)], tuple(at[len(at) - self._low.ndim :])
+        at: list[int] = np.argwhere(is_outside)[0].tolist()
+        inner = tuple(at[len(at) - self._low.ndim :])
         name = self._names[int(np.ravel_multi_index(inner, self._low.shape))]
-        low, high = self._low[inner], self._high[inner]
-        return at, f"{name}: expected {low:.6g} to {high:.6g}, got {value:.6g}"
+        return at, beyond(name, self._low[inner], self._high[inner], obs[tuple(at)])

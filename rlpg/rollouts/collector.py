@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
-from rlpg.rollouts.bookkeeping import RunningEpisodes, Slots, assemble, check_finite
+from rlpg.policies.distributions import checked_log_prob
+from rlpg.policies.networks import Carry, map_carry
 from rlpg.rollouts.bounds import Bounds
+from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
-from rlpg.rollouts.seeds import is_seeded, seed_streams
+from rlpg.rollouts.seeds import is_seeded, seed_sequence, seed_streams
 from rlpg.rollouts.vector import (
     autoreset_mode,
     batched_mask,
@@ -79,17 +80,16 @@ class Collector:
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
         self._log_prob = log_prob
-        self._seed = (
-            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        )
-        self._device = next((p.device for p in policy.parameters()), torch.device("cpu"))
+        self._seed = seed_sequence(seed)
+        self._device = policy.device
         self._generator = torch.Generator(self._device)
         self._generator.manual_seed(int(self._seed.generate_state(1, np.uint64)[0]))
         self._drawing = None if deterministic else self._generator
         self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
         self._running = RunningEpisodes.none(self.num_envs)
-        self._carry: Any = None
+        self._carry: Carry = None  # of the policy, [N, ...]
+        self._starts = np.ones(self.num_envs, dtype=bool)  # `obs` is the first of an episode
         self._warn = warn or warnings.warn
         self._bounds = Bounds(self._observations)
         self._checks_bounds = self._bounds.exist  # until there was something to say
@@ -100,13 +100,13 @@ class Collector:
             raise UsageError(f"steps: expected at least 1, got {num_steps}")
         if self._obs is None:
             self._start()
-        slots = self._slots(num_steps)
+        buffer, carry = self._buffer(num_steps), self._carry
         ended_before = self._ended
         with torch.inference_mode():
             self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
             for t in range(num_steps):
-                self._step(slots, t)
-        return self._rollout(slots, num_steps, ended_before, quota=None)
+                self._step(buffer, t)
+        return self._rollout(buffer, num_steps, ended_before, carry, quota=None)
 
     def episodes(self, per_env: int = 1, *, max_steps: int = 100_000) -> Rollout:
         """Exactly `per_env` whole episodes of every environment, from a fresh reset.
@@ -120,41 +120,41 @@ class Collector:
                 ending.
 
         Raises:
-            EnvironmentFault: an environment owes an episode after `per_env * max_steps` steps.
+            EnvironmentFault: an environment lacks an episode after `per_env * max_steps` steps.
         """
         if per_env < 1:
             raise UsageError(f"episodes: expected at least 1 per environment, got {per_env}")
         self._start()
-        slots = self._slots(_FIRST_CHUNK)
+        buffer, carry = self._buffer(_FIRST_CHUNK), self._carry
         ended_before = self._ended
-        owed = np.full(self.num_envs, per_env)
+        remaining = np.full(self.num_envs, per_env)
         limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
         t = 0
         with torch.inference_mode():
             self._act = self.policy.actor(self._drawing, self.num_envs, _FIRST_CHUNK)
             while True:
-                ended = self._step(slots, t)
+                ended = self._step(buffer, t)
                 t += 1
                 if np.count_nonzero(ended):
-                    owed -= ended
-                    if owed.max() <= 0:
+                    remaining -= ended
+                    if remaining.max() <= 0:
                         break
                 if t >= limit:
+                    slowest = int(remaining.argmax())
                     raise EnvironmentFault(
-                        f"environment {int(owed.argmax())}: expected {per_env} episodes to end "
-                        f"within {limit} steps, got {per_env - int(owed.max())}; "
+                        f"environment {slowest}: expected {per_env} episodes to end within "
+                        f"{limit} steps, got {per_env - int(remaining.max())}; "
                         "give it a time limit (max_episode_steps) or raise max_steps"
                     )
-                if t == slots.capacity:
-                    slots.grow()
-        rollout = self._rollout(slots, t, ended_before, quota=per_env)
-        self.restart()  # the episodes past the quota are no one's
+                if t == buffer.capacity:
+                    buffer.grow()
+        rollout = self._rollout(buffer, t, ended_before, carry, quota=per_env)
+        self.restart()  # episodes beyond the quota are discarded
         return rollout
 
     def restart(self) -> None:
         """Makes the next rollout begin with a reset; running episodes are dropped."""
         self._obs = None
-        self._carry = None
 
     def close(self) -> None:
         """Closes the environments."""
@@ -170,7 +170,9 @@ class Collector:
             "ended": self._ended.copy(),
             "returns": self._running.returns.copy(),
             "lengths": self._running.lengths.copy(),
-            "environments": snapshot(self.envs),
+            "starts": self._starts.copy(),
+            "carry": carry_to_arrays(self._carry),
+            "environments": snapshot(self.envs, mid_episode=self._obs is not None),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str:
@@ -189,11 +191,18 @@ class Collector:
             returns=np.array(state["returns"], dtype=np.float64),
             lengths=np.array(state["lengths"], dtype=np.int64),
         )
-        self._carry = None
-        problem = restore(self.envs, state["environments"], mid_episode=self._obs is not None)
+        self._starts = np.array(state["starts"], dtype=bool)
+        self._carry = carry_from_arrays(state["carry"], self._device)
+        problem = restore(self.envs, state["environments"])
         if problem:
             self.restart()
-        return problem
+            return problem
+        each = (self.num_envs,)  # numpy would repeat one entry that stands for several
+        shapes = {"obs": each + self.policy.observations.shape}
+        for name, shape in (shapes | dict.fromkeys(("ended", "returns", "lengths"), each)).items():
+            if state[name] is not None and np.shape(state[name]) != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {np.shape(state[name])}")
+        return ""
 
     # ------------------------------------------------------------------------------- internals
 
@@ -208,48 +217,47 @@ class Collector:
         if not remembers_ends(self.envs):
             self._ended = np.zeros(self.num_envs, dtype=bool)
         self._running = RunningEpisodes.none(self.num_envs)
-        self._carry = None
+        self._carry = self.policy.initial_carry(self.num_envs)
+        self._starts = np.ones(self.num_envs, dtype=bool)
 
-    def _slots(self, num_steps: int) -> Slots:
+    def _buffer(self, num_steps: int) -> RolloutBuffer:
         head = self.policy.head
-        slots = Slots(
+        buffer = RolloutBuffer(
             num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
         )
-        slots.obs_array[0] = self._obs
-        return slots
+        buffer.obs[0] = self._obs
+        return buffer
 
-    def _step(self, slots: Slots, t: int) -> np.ndarray:
+    def _step(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
         """Fills slot t of the rollout; returns `[N]` bool, whose episode ended in it."""
+        starts = None if self._carry is None else torch.from_numpy(self._starts).to(self._device)
         try:
-            drawn, carry = self._act(slots.obs_array[t], self._carry)  # [N, *A]
-            slots.action_array[t] = drawn
-            env_action = self.policy.head.to_env(drawn)
+            drawn, self._carry = self._act(buffer.obs[t], self._carry, starts)  # [N, *A]
+            buffer.action[t] = drawn
+            env_action = self.policy.head.to_env(drawn.astype(buffer.action.dtype, copy=False))
         except Exception:
-            check_finite(slots, t, self.vector_steps - t)  # was it what the policy was shown?
+            check_finite(buffer, t, self.vector_steps - t)  # was it what the policy was shown?
             raise
         try:
             began = perf_counter()
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
-            ended = slots.put_outcome(t, reward, terminated, truncated)  # [N]
+            ended = buffer.put_outcome(t, reward, terminated, truncated)  # [N]
             maskless = None if self._mode is AutoresetMode.SAME_STEP else ended
-            packed = self._pack(raw, info, maskless, out=slots.obs_array[t + 1])  # [N, *O]
+            packed = self._pack(raw, info, maskless, out=buffer.obs[t + 1])  # [N, *O]
             if self._mode is not AutoresetMode.NEXT_STEP and np.count_nonzero(ended):
-                self._turn_over(slots, t, ended, packed, info)
+                self._turn_over(buffer, t, ended, packed, info)
         except Exception as error:
-            check_finite(slots, t, self.vector_steps - t)  # what began earlier is told first
+            check_finite(buffer, t, self.vector_steps - t)  # what began earlier is told first
             raise _fault(f"step {self.vector_steps}", error) from error
-        if carry is not None:
-            begins = self._ended if self._mode is AutoresetMode.NEXT_STEP else ended
-            carry = restarted(carry, torch.from_numpy(begins).to(self._device))
-        self._carry = carry
+        self._starts = self._ended if self._mode is AutoresetMode.NEXT_STEP else ended
         self._ended = ended
         self.vector_steps += 1
         return ended
 
     def _turn_over(
         self,
-        slots: Slots,
+        buffer: RolloutBuffer,
         t: int,
         ended: np.ndarray,
         packed: np.ndarray,
@@ -258,9 +266,9 @@ class Collector:
         """Puts the true last observations aside; `packed` is then what the policy acts on next."""
         rows = np.flatnonzero(ended)
         if self._mode is AutoresetMode.SAME_STEP:
-            slots.put_final(t, rows, final_observations(info, rows, self._observations))
+            buffer.put_final(t, rows, final_observations(info, rows, self._observations))
         else:
-            slots.put_final(t, rows, packed[rows])
+            buffer.put_final(t, rows, packed[rows])
             obs, info = self.envs.reset(options={"reset_mask": ended.copy()})
             packed[rows] = self._pack(obs, info, maskless=~ended)[rows]
 
@@ -279,42 +287,53 @@ class Collector:
         return packed
 
     def _rollout(
-        self, slots: Slots, num_steps: int, ended_before: np.ndarray, quota: int | None
+        self,
+        buffer: RolloutBuffer,
+        num_steps: int,
+        ended_before: np.ndarray,
+        carry: Carry,
+        quota: int | None,
     ) -> Rollout:
         """The rollout of the filled slots, with everything that is computed once for all steps."""
         first = self.vector_steps - num_steps
         rollout, self._running = assemble(
-            slots,
+            buffer,
             num_steps,
             ended_before,
             self._running,
             reset_takes_a_step=self._mode is AutoresetMode.NEXT_STEP,
             quota=quota,
             first_step=first,
+            carry=map_carry(torch.clone, carry),
         )
-        self._obs = slots.obs_array[num_steps].copy()
+        self._obs = buffer.obs[num_steps].copy()
+        # What inference_mode has made cannot be saved for a backward pass; a copy can.
+        self._carry = map_carry(torch.clone, self._carry)
         self.env_steps += rollout.num_steps
         if self._checks_bounds and (remark := self._bounds.remark(rollout, first)):
             self._checks_bounds = False
             self._warn(remark)
         if not self._log_prob:
             return rollout
+        shown = rollout.to(self._device)
         with torch.no_grad():
-            distribution, _ = self.policy(rollout.obs[:-1].to(self._device))
-            log_prob = distribution.log_prob(rollout.action.to(self._device)).cpu()
-        return replace(rollout, log_prob=log_prob)
+            distribution, _ = self.policy(shown.obs[:-1], shown.carry, shown.episode_start[:-1])
+            found = checked_log_prob(distribution, shown.action, shown.reward.shape)
+        return replace(rollout, log_prob=found.cpu())
 
 
-def restarted(carry: Any, begins: Tensor) -> Any:
-    """The carry with zeros where an episode begins.
-
-    Args:
-        carry: a tensor `[N, ...]`, or a tuple of them.
-        begins: `[N]` bool.
-    """
+def carry_to_arrays(carry: Carry) -> Any:
+    """The carry as plain data: None, an array, or a list of arrays for a tuple."""
     if isinstance(carry, tuple):
-        return tuple(restarted(part, begins) for part in carry)
-    return torch.where(begins.reshape(-1, *(1,) * (carry.ndim - 1)), 0.0, carry)
+        return [part.cpu().numpy().copy() for part in carry]
+    return None if carry is None else carry.cpu().numpy().copy()
+
+
+def carry_from_arrays(arrays: Any, device: torch.device) -> Carry:
+    """The carry that `carry_to_arrays` was given."""
+    if isinstance(arrays, list | tuple):
+        return tuple(torch.from_numpy(np.array(array)).to(device) for array in arrays)
+    return None if arrays is None else torch.from_numpy(np.array(arrays)).to(device)
 
 
 def _fault(where: str, error: Exception) -> EnvironmentFault:

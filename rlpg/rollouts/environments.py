@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentSetupError
-from rlpg.rollouts.ids import find_spec, own_words, unknown_id
+from rlpg.rollouts.ids import (
+    AnyEnv,
+    EnvSource,
+    Factory,
+    environment_name,
+    find_spec,
+    own_words,
+    unknown_id,
+)
 from rlpg.rollouts.seeds import (
     OURS,
     EpisodeSeeds,
     derived_seed,
     mark_seeded,
     reseed,
+    seed_sequence,
     seed_streams,
-    seeded_env,
 )
-from rlpg.rollouts.trial import faster_backend
 from rlpg.rollouts.vector import autoreset_mode
-from rlpg.rollouts.watchdog import SyncEnvs, watch
+from rlpg.rollouts.watchdog import Calls, WatchedEnvs
 from rlpg.rollouts.workers import WorkerEnvs
-
-AnyEnv = gymnasium.Env[Any, Any]
 
 BACKENDS = ("auto", "native", "sync", "async", "envpool")
 
@@ -42,7 +47,7 @@ class MadeEnvs(NamedTuple):
 
 
 def make_envs(
-    env: str | AnyEnv | VectorEnv[Any, Any, Any],
+    env: EnvSource,
     num_envs: int = 1,
     *,
     seed: int | np.random.SeedSequence,
@@ -56,16 +61,15 @@ def make_envs(
     """`num_envs` copies of an environment in one seeded vector environment.
 
     Args:
-        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), one environment
-            (closing it stays with who made it), or a vector environment, used as it is but for
-            its seeds.
+        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), a class or function
+            that makes an environment, one environment (closing it stays with who made it), or a
+            vector environment, used as it is but for its seeds.
         num_envs: how many. One environment object that cannot be copied stays alone.
         seed: of the run; every episode's seed is derived from it.
         kwargs: for the environment's constructor.
         backend: `native` (the environment's own vector version), `sync` (one after the other),
             `async` (in worker processes), `envpool`, or `auto`: native where there is one, else
-            sync or async, whichever is faster (`faster_backend`). Sync and async give the same
-            bits.
+            sync. Sync and async give the same bits.
         max_episode_steps: time limit that replaces the registered one.
         episode_cap: time limit for environments that have none, in steps; None for no cap.
         timeout: seconds that a step or reset may take before it counts as hanging: of each
@@ -78,132 +82,130 @@ def make_envs(
     Raises:
         EnvironmentSetupError: in one line, what was expected, what was got and what to do.
     """
-    if num_envs < 1:
-        raise EnvironmentSetupError(f"num_envs: expected at least 1, got {num_envs}")
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise EnvironmentSetupError(
-            f"max_episode_steps: expected at least 1, got {max_episode_steps}"
-        )
+    counts = {"num_envs": num_envs, "max_episode_steps": max_episode_steps,
+              "episode_cap": episode_cap, "num_workers": num_workers}  # fmt: skip
+    for name, count in counts.items():
+        if not (count is None and name != "num_envs") and not _is_count(count):
+            raise EnvironmentSetupError(
+                f"{name}: expected an integer of at least 1, got {count!r:.40}"
+            )
     if backend not in BACKENDS:
         raise EnvironmentSetupError(
-            f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}"
+            f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r:.40}"
         )
-    if num_workers is not None and num_workers < 1:
-        raise EnvironmentSetupError(f"num_workers: expected at least 1, got {num_workers}")
-    run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    options = dict(kwargs or {})
-    limits = max_episode_steps, episode_cap
+    environment_name(env)  # or it is nothing that makes environments
+    wanted = _Wanted(int(num_envs), seed_sequence(seed), dict(kwargs or {}), backend,
+                     max_episode_steps, episode_cap, timeout, num_workers)  # fmt: skip
     with own_words(env):
         if isinstance(env, VectorEnv):
-            return _given_vector(env, run, options, backend, max_episode_steps, timeout)
+            return _given_vector(env, wanted)
         if isinstance(env, gymnasium.Env):
-            return _given_env(env, num_envs, run, options, backend, limits, timeout)
-        if backend == "envpool":
-            return _envpool(env, num_envs, run, options, limits, timeout)
-        return _from_id(env, num_envs, run, options, backend, limits, timeout, num_workers)
+            return _given_env(env, wanted)
+        if not isinstance(env, str):
+            return _from_factory(env, wanted)
+        return (_envpool if backend == "envpool" else _from_id)(env, wanted)
 
 
-# ---------------------------------------------------------------------------- the four sources
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked of `make_envs`."""
+
+    num_envs: int
+    run: np.random.SeedSequence
+    kwargs: dict[str, Any]
+    backend: str
+    max_episode_steps: int | None
+    episode_cap: int | None
+    timeout: float
+    num_workers: int | None
 
 
-def _given_vector(
-    envs: VectorEnv[Any, Any, Any],
-    run: np.random.SeedSequence,
-    options: dict[str, Any],
-    backend: str,
-    max_episode_steps: int | None,
-    timeout: float,
-) -> MadeEnvs:
-    if options or backend != "auto" or max_episode_steps is not None:
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and type(value) is not bool and int(value) >= 1
+
+
+# ---------------------------------------------------------------------------- the five sources
+
+
+def _given_vector(envs: VectorEnv[Any, Any, Any], wanted: _Wanted) -> MadeEnvs:
+    if wanted.kwargs or wanted.backend != "auto" or wanted.max_episode_steps is not None:
         raise EnvironmentSetupError(
             f"env: expected an id to apply kwargs, backend or max_episode_steps to, got {envs}; "
             "set them where the vector environment is made"
         )
     autoreset_mode(envs)
-    if not isinstance(envs.unwrapped, WorkerEnvs):
-        watch(envs, timeout)
-    reseed(envs, run)  # whatever they did before: the same seed makes the same episodes
-    return MadeEnvs(envs, f"{envs.num_envs} environments as given, {type(envs.unwrapped).__name__}")
+    watched = envs
+    if isinstance(envs, WatchedEnvs):
+        envs.watchdog.timeout = wanted.timeout
+    elif not isinstance(envs.unwrapped, WorkerEnvs):
+        watched = WatchedEnvs(envs, wanted.timeout)
+    reseed(watched, wanted.run)  # whatever they did before: the same seed makes the same episodes
+    what = f"{envs.num_envs} environments as given, {type(envs.unwrapped).__name__}"
+    return MadeEnvs(watched, what)
 
 
-def _given_env(
-    env: AnyEnv,
-    num_envs: int,
-    run: np.random.SeedSequence,
-    options: dict[str, Any],
-    backend: str,
-    limits: tuple[int | None, int | None],
-    timeout: float,
-) -> MadeEnvs:
-    max_episode_steps, episode_cap = limits
-    if options or backend not in ("auto", "sync"):
+def _given_env(env: AnyEnv, wanted: _Wanted) -> MadeEnvs:
+    if wanted.kwargs or wanted.backend not in ("auto", "sync"):
         raise EnvironmentSetupError(
-            f"env: expected an id to apply kwargs or backend={backend!r} to, got {env}; "
+            f"env: expected an id to apply kwargs or backend={wanted.backend!r} to, got {env}; "
             "an environment object runs in this process as it was made"
         )
-    existing = _existing_limit(env)
-    spec = env.spec if can_be_copied(env) else None
-    if existing is not None and max_episode_steps is not None and max_episode_steps > existing:
-        raise EnvironmentSetupError(
-            f"max_episode_steps: expected at most the {existing} that {env} already has, "
-            f"got {max_episode_steps}; make it with a longer TimeLimit"
-        )
-    limit, note = _limit(existing, max_episode_steps, episode_cap)
-    copies = num_envs if spec is not None else 1
+    limit, note = _limit_of(env, wanted)
+    another = _repeated(env)
+    factories: list[Factory] = [partial(LeftOpen, env)]
+    factories += [another] * (wanted.num_envs - 1) if another else []
+    copies = len(factories)
     reason = "has no registered id" if env.spec is None else "has a wrapper that cannot be repeated"
-    alone = f"not {num_envs}: it {reason}" if copies < num_envs else ""
-
-    def make_one(index: int) -> AnyEnv:
-        one = LeftOpen(env) if index == 0 or spec is None else gymnasium.make(spec)
-        if limit is not None and limit != existing:
-            one = gymnasium.wrappers.TimeLimit(one, limit)
-        return EpisodeSeeds(one, run, index)
-
-    envs = _sync([partial(make_one, n) for n in range(copies)], timeout)
-    mark_seeded(envs, by_episode=True)
-    return MadeEnvs(envs, _describe(str(spec.id if spec else env), copies, "sync", alone, note))
+    alone = f"not {wanted.num_envs}: it {reason}" if copies < wanted.num_envs else ""
+    envs = _sync([partial(_limited, make, limit) for make in factories], wanted)
+    return MadeEnvs(envs, _describe(environment_name(env), copies, "sync", alone, note))
 
 
-def _from_id(
-    env_id: str,
-    num_envs: int,
-    run: np.random.SeedSequence,
-    options: dict[str, Any],
-    backend: str,
-    limits: tuple[int | None, int | None],
-    timeout: float,
-    num_workers: int | None,
-) -> MadeEnvs:
-    max_episode_steps, episode_cap = limits
+def _from_factory(factory: Factory, wanted: _Wanted) -> MadeEnvs:
+    if wanted.backend not in ("auto", "sync", "async"):
+        raise EnvironmentSetupError(
+            f"backend: expected auto, sync or async for a class or function that makes an "
+            f"environment, got {wanted.backend!r}; register an id for others"
+        )
+    make = partial(made_by, factory, **wanted.kwargs)
+    first = make()  # what it makes decides on the time limit
+    limit, note = _limit_of(first, wanted)
+    makers = [partial(_limited, make, limit)] * wanted.num_envs
+    backend = "async" if wanted.backend == "async" else "sync"
+    if backend == "async":
+        close_quietly(first)
+        envs = _async(makers, wanted)
+    else:
+        envs = _sync([partial(_limited, lambda: first, limit), *makers[1:]], wanted)
+    return MadeEnvs(envs, _describe(environment_name(factory), wanted.num_envs, backend, note))
+
+
+def _from_id(env_id: str, wanted: _Wanted) -> MadeEnvs:
     spec, version_note = find_spec(env_id)
-    registered = spec.max_episode_steps
+    backend, num_envs, options = wanted.backend, wanted.num_envs, wanted.kwargs
+    episode_cap = wanted.episode_cap
     if "max_num_frames_per_episode" in spec.kwargs:  # Atari counts frames itself
         episode_cap = None
-    limit, note = _limit(registered, max_episode_steps, episode_cap)
+    limit, note = _limit(spec.max_episode_steps, wanted.max_episode_steps, episode_cap)
     native = _native(spec)
     if backend == "native" and native is None:
         raise EnvironmentSetupError(
             f"backend: expected an environment with a vector version for 'native', "
             f"got {spec.id}; use 'sync' or 'async'"
         )
-    if backend == "auto" and native is not None and _accepts(native, options, limit):
-        backend = "native"
-    make = partial(seeded_env, spec, options, limit)
-    why = ""
     if backend == "auto":
-        backend, why = faster_backend(spec, make, num_envs, timeout, num_workers)
-    envs: VectorEnv[Any, Any, Any]
+        backend = "sync" if native is None or not _accepts(native, options, limit) else "native"
     if backend == "native" and native is not None:
-        envs = _make_native(native, num_envs, run, options, limit, timeout)
+        envs = _make_native(native, wanted, limit)
     else:
-        makers: list[Callable[[], AnyEnv]] = [partial(make, run, n) for n in range(num_envs)]
-        if backend == "async":
-            envs = WorkerEnvs(makers, timeout=timeout, num_workers=num_workers)
-            backend = f"async ({len(envs.processes)} worker processes)"
-        else:
-            envs = _sync(makers, timeout)
-        mark_seeded(envs, by_episode=True)
-    return MadeEnvs(envs, _describe(spec.id, num_envs, backend, why, note, version_note))
+        # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
+        # place.
+        steps = -1 if limit is None else limit
+        make = partial(
+            gymnasium.make, spec, max_episode_steps=steps, disable_env_checker=True, **options
+        )
+        envs = (_async if backend == "async" else _sync)([make] * num_envs, wanted)
+    return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
 
 
 def _native(spec: EnvSpec) -> EnvSpec | None:
@@ -226,55 +228,61 @@ def _accepts(native: EnvSpec, options: dict[str, Any], limit: int | None) -> boo
     return wanted <= known.parameters.keys()
 
 
-def _make_native(
-    native: EnvSpec,
-    num_envs: int,
-    run: np.random.SeedSequence,
-    options: dict[str, Any],
-    limit: int | None,
-    timeout: float,
-) -> VectorEnv[Any, Any, Any]:
-    if limit is not None:
-        options = {**options, "max_episode_steps": limit}
-    envs = gymnasium.make_vec(
-        native, num_envs=num_envs, vectorization_mode="vector_entry_point", **options
+def _make_native(native: EnvSpec, wanted: _Wanted, limit: int | None) -> VectorEnv[Any, Any, Any]:
+    options = wanted.kwargs | ({} if limit is None else {"max_episode_steps": limit})
+    made = gymnasium.make_vec(
+        native, num_envs=wanted.num_envs, vectorization_mode="vector_entry_point", **options
     )
-    autoreset_mode(envs)
-    watch(envs, timeout)
-    seed_streams(envs, run)
+    autoreset_mode(made)
+    envs = WatchedEnvs(made, wanted.timeout)
+    seed_streams(envs, wanted.run)
     return envs
 
 
-def _sync(makers: list[Callable[[], AnyEnv]], timeout: float) -> VectorEnv[Any, Any, Any]:
-    envs = SyncEnvs(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    watch(envs, timeout)
+def _sync(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
+    calls = Calls()
+    seeded = [partial(_seeded, make, wanted.run, n, calls) for n, make in enumerate(makers)]
+    envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    mark_seeded(envs, by_episode=True)
+    return WatchedEnvs(envs, wanted.timeout, calls)
+
+
+def _async(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
+    seeded = [partial(_seeded, make, wanted.run, n) for n, make in enumerate(makers)]
+    envs = WorkerEnvs(seeded, timeout=wanted.timeout, num_workers=wanted.num_workers)
+    mark_seeded(envs, by_episode=True)
     return envs
 
 
-def _envpool(
-    env_id: str,
-    num_envs: int,
-    run: np.random.SeedSequence,
-    options: dict[str, Any],
-    limits: tuple[int | None, int | None],
-    timeout: float,
-) -> MadeEnvs:
+def _seeded(
+    make: Callable[[], AnyEnv], run: np.random.SeedSequence, index: int, calls: Calls | None = None
+) -> AnyEnv:
+    return EpisodeSeeds(make(), run, index, calls)
+
+
+def _limited(make: Callable[[], AnyEnv], limit: int | None) -> AnyEnv:
+    """With a time limit in steps, if it is another than its own."""
+    env = make()
+    if limit is None or limit == _existing_limit(env):
+        return env
+    return gymnasium.wrappers.TimeLimit(env, limit)
+
+
+def _envpool(env_id: str, wanted: _Wanted) -> MadeEnvs:
     import envpool
 
-    max_episode_steps, episode_cap = limits
     known = envpool.list_all_envs()
     if env_id not in known:
         raise EnvironmentSetupError(unknown_id(env_id, known, "an id that EnvPool has"))
     default = int(envpool.make_spec(env_id).config.max_episode_steps)
     registered = default if default < 2**31 - 1 else None
-    limit, note = _limit(registered, max_episode_steps, episode_cap)
-    if limit is not None:
-        options["max_episode_steps"] = limit
-    seeds = [derived_seed(run, n, 0) for n in range(num_envs)]
+    limit, note = _limit(registered, wanted.max_episode_steps, wanted.episode_cap)
+    options = wanted.kwargs | ({} if limit is None else {"max_episode_steps": limit})
+    num_envs = wanted.num_envs
+    seeds = [derived_seed(wanted.run, n, 0) for n in range(num_envs)]
     envs: Any = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **options)
     _ = envs.single_observation_space, envs.single_action_space  # built once, and may warn
-    watch(envs, timeout)
-    return MadeEnvs(envs, _describe(env_id, num_envs, "envpool", note))
+    return MadeEnvs(WatchedEnvs(envs, wanted.timeout), _describe(env_id, num_envs, "envpool", note))
 
 
 # ------------------------------------------------------------------------------------- details
@@ -287,10 +295,38 @@ class LeftOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Does nothing."""
 
 
-def can_be_copied(env: AnyEnv) -> bool:
-    """Whether `gymnasium.make(env.spec)` gives another one: it has an id, its wrappers a record."""
-    spec = env.spec
-    return spec is not None and all(w.kwargs is not None for w in spec.additional_wrappers)
+def another_like(env: EnvSource) -> str | Factory | None:
+    """What makes independent environments like this one; None where an object cannot be copied."""
+    if isinstance(env, VectorEnv):
+        return None
+    return _repeated(env) if isinstance(env, gymnasium.Env) else env
+
+
+def _repeated(env: AnyEnv) -> Factory | None:
+    """Makes the object again; None where it has no id, or a wrapper without a record."""
+    if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
+        return None
+    return partial(gymnasium.make, env.spec)
+
+
+def made_by(factory: Factory, **options: Any) -> AnyEnv:
+    """What a class or function makes, if it is an environment.
+
+    Raises:
+        EnvironmentSetupError: it is something else.
+    """
+    env: Any = factory(**options)
+    if not isinstance(env, gymnasium.Env):
+        raise EnvironmentSetupError(
+            f"env: expected {environment_name(factory)} to make a gymnasium.Env, got "
+            f"{type(env).__name__}; let it return one environment, or pass a vector environment"
+        )
+    return env
+
+
+def close_quietly(env: AnyEnv) -> None:
+    """Closes it; what goes wrong there harms no one, and it is interrupted if it hangs."""
+    EpisodeSeeds(env, np.random.SeedSequence(0), 0).close()
 
 
 def _limit(
@@ -304,6 +340,17 @@ def _limit(
     return episode_cap, f"capped at {episode_cap} steps per episode: it has no time limit"
 
 
+def _limit_of(env: AnyEnv, wanted: _Wanted) -> tuple[int | None, str]:
+    """`_limit` for an environment that exists and may have a limit already."""
+    existing, asked = _existing_limit(env), wanted.max_episode_steps
+    if existing is not None and asked is not None and asked > existing:
+        raise EnvironmentSetupError(
+            f"max_episode_steps: expected at most the {existing} that {env} already has, "
+            f"got {asked}; make it with a longer TimeLimit"
+        )
+    return _limit(existing, asked, wanted.episode_cap)
+
+
 def _existing_limit(env: AnyEnv) -> int | None:
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, gymnasium.wrappers.TimeLimit):
@@ -314,15 +361,10 @@ def _existing_limit(env: AnyEnv) -> int | None:
 
 def _describe(name: str, num_envs: int, backend: str, *notes: str) -> str:
     how = {
-        "native": " (its own vector version)",
-        "sync": " (one after the other)",
-        "envpool": " (EnvPool)",
-    }.get(backend, "")
+        "native": "its own vector version",
+        "sync": "one after the other",
+        "async": "in worker processes",
+        "envpool": "EnvPool",
+    }[backend]
     plural = "environment" if num_envs == 1 else "environments"
-    return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend}{how}", *notes)))
-
-
-def copy_of(env: AnyEnv) -> AnyEnv | None:
-    """Another environment like this one, or None where Gymnasium cannot make it."""
-    with own_words(env):
-        return gymnasium.make(env.spec) if env.spec is not None and can_be_copied(env) else None
+    return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend} ({how})", *notes)))

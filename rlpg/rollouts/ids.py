@@ -1,26 +1,34 @@
-"""Environment ids: finding what is registered under them, and saying what is wrong in one line."""
+"""What environments are called: finding an id, and saying what is wrong in one line."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import PurePath
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
+from gymnasium.vector import VectorEnv
 
-from rlpg.errors import EnvironmentSetupError, RlpgError
+from rlpg.errors import EnvironmentSetupError, RlpgError, install
+
+AnyEnv = gymnasium.Env[Any, Any]
+Factory = Callable[..., AnyEnv]  # an environment's class, or a function that makes one
+EnvSource = str | AnyEnv | VectorEnv[Any, Any, Any] | Factory
 
 _INSTALL = {  # word in the import error -> what to type
-    "box2d": 'pip install "rlpg[box2d]"',
-    "mujoco is not": 'pip install "rlpg[mujoco]"',
-    "'mujoco'": 'pip install "rlpg[mujoco]"',
-    "ale_py": 'pip install "rlpg[atari]"',
-    "jax": 'pip install "gymnasium[jax]"',
-    "envpool": 'pip install "rlpg[envpool]"',
-    "pygame": 'pip install "rlpg[video]"',
+    "box2d": install("box2d"),
+    "mujoco is not": install("mujoco"),
+    "'mujoco'": install("mujoco"),
+    "ale_py": install("atari"),
+    "jax": '`pip install "gymnasium[jax]"`',
+    "envpool": install("envpool"),
+    "pygame": install("video"),
 }
 
 
@@ -34,6 +42,12 @@ def find_spec(env_id: str) -> tuple[EnvSpec, str]:
     module, _, name = env_id.rpartition(":")
     if not module and name.startswith("ALE/"):
         module = "ale_py"  # registers its environments when it is imported
+    if module.endswith(".py"):
+        name_of_module = PurePath(module).stem
+        raise EnvironmentSetupError(
+            f"env: expected the name of a module before the colon, got the file {module}; write "
+            f"{name_of_module}:{name}, in the folder of that file"
+        )
     if module:
         importlib.import_module(module)
     try:
@@ -53,6 +67,28 @@ def find_spec(env_id: str) -> tuple[EnvSpec, str]:
         raise EnvironmentSetupError(unknown_id(name, list(registry), "a registered id"))
     latest = versions[-1]
     return spec, "" if latest is spec else f"there is a newer version, {latest.id}"
+
+
+def environment_name(env: EnvSource) -> str:
+    """The whole id of an environment; the class, or what makes it, where there is none.
+
+    Raises:
+        EnvironmentSetupError: it is nothing that makes environments.
+    """
+    if isinstance(env, str):
+        return full_id(env)
+    if isinstance(env, gymnasium.Env | VectorEnv):
+        return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__
+    if callable(env) and not (isinstance(env, type) and not issubclass(env, gymnasium.Env)):
+        made_by: Any = env
+        while isinstance(made_by, partial):
+            made_by = made_by.func
+        name = getattr(made_by, "__name__", type(made_by).__name__)
+        return name if name.isidentifier() else "environment"  # <lambda>
+    raise EnvironmentSetupError(
+        f"env: expected an id, a class or function that makes a gymnasium.Env, an environment, or "
+        f"a vector environment, got {env!r:.60} ({type(env).__name__})"
+    )
 
 
 def full_id(env_id: str) -> str:
@@ -82,7 +118,7 @@ def hush() -> None:
 @contextmanager
 def own_words(env: object) -> Iterator[None]:
     """Says in one line what Gymnasium says in many, and keeps its remarks off the terminal."""
-    name = env if isinstance(env, str) else type(env).__name__
+    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
     try:
         with warnings.catch_warnings():
             hush()
@@ -94,7 +130,7 @@ def own_words(env: object) -> Iterator[None]:
         advice = "check the environment's arguments"
         if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
             advice = next(
-                (f"run `{line}`" for word, line in _INSTALL.items() if word in text.lower()),
+                (f"run {line}" for word, line in _INSTALL.items() if word in text.lower()),
                 "install what it needs, or use a newer version of the environment",
             )
         raise EnvironmentSetupError(

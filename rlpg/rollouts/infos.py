@@ -8,86 +8,60 @@ dicts, strings) goes through Gymnasium's own merging, so the result is always Gy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 Info = dict[str, Any]
+PackedInfos = dict[str, np.ndarray] | Sequence[Info] | None
 
 
-class PackedInfos(NamedTuple):
-    """The infos of n environments."""
-
-    rows: list[int] | None  # [K] of the environments in `columns`; None: all n
-    columns: list[tuple[list[str], np.ndarray]]  # k keys of one kind, and their values [k, K, ...]
-    rest: list[tuple[int, Info]]  # row and info of every other environment that has one
-
-
-def pack_infos(infos: Sequence[Info]) -> PackedInfos | None:
-    """The infos of n environments, numbers side by side; None where all are empty.
-
-    Args:
-        infos: n dicts, those of ended episodes with `final_obs` and `final_info`.
-    """
-    model = next((info for info in infos if "final_obs" not in info), {})
-    keys, kinds = list(model), [_kind(value) for value in model.values()]
-    rows: list[int] = []
-    rest: list[tuple[int, Info]] = []
-    is_regular = None not in kinds
-    for row, info in enumerate(infos):
-        if is_regular and list(info) == keys and [_kind(v) for v in info.values()] == kinds:
-            rows.append(row)
-        elif info:
-            rest.append((row, info))
-    if not keys and not rest:
+def pack_infos(infos: Sequence[Info]) -> PackedInfos:
+    """The infos of n environments: columns `[n, ...]` if all have the same keys, with the same kind
+    of number; None where all are empty; else the infos as they are."""
+    first = infos[0]
+    if not any(infos):
         return None
-    known = dict(zip(keys, kinds, strict=True))
-    # The first environment that has a key decides its dtype: where they differ, one by one.
-    if any(_kind(v) != known.get(key, _kind(v)) for _, info in rest for key, v in info.items()):
-        return PackedInfos([], [], [(row, info) for row, info in enumerate(infos) if info])
-    alike: dict[Any, list[str]] = {}
-    for key, kind in known.items() if rows else ():
-        alike.setdefault(kind, []).append(key)
-    columns = [
-        (some, np.array([[infos[row][key] for row in rows] for key in some]))
-        for some in alike.values()
-    ]
-    return PackedInfos(None if len(rows) == len(infos) else rows, columns, rest)
+    kinds = [_kind(value) for value in first.values()]
+    # Last observations stay single objects, whatever they are.
+    if (
+        "final_obs" in first
+        or None in kinds
+        or any(
+            info.keys() != first.keys() or [_kind(value) for value in info.values()] != kinds
+            for info in infos
+        )
+    ):
+        return infos
+    return {key: np.array([info[key] for info in infos]) for key in first}
 
 
-def merge_infos(num_envs: int, parts: Sequence[tuple[int, int, PackedInfos | None]]) -> Info:
+def merge_infos(num_envs: int, parts: Iterable[tuple[int, PackedInfos]]) -> Info:
     """What `VectorEnv.step` returns as infos.
 
     Args:
         num_envs: N.
-        parts: first row, number of rows and packed infos of consecutive environments.
+        parts: first row and packed infos of consecutive environments.
 
     Returns:
         A dict of arrays `[N, ...]`, each with a mask `_key` `[N]` of who gave the key.
     """
+    adder: VectorEnv[Any, Any, Any] = VectorEnv()
+    adder.num_envs = num_envs
     merged: Info = {}
-    for first, count, packed in parts:
-        if packed is None:
-            continue
-        rows: Any = slice(first, first + count)
-        if packed.rows is not None:
-            rows = first + np.array(packed.rows, dtype=np.int64)
-        pairs = (
-            (key, v) for keys, block in packed.columns for key, v in zip(keys, block, strict=True)
-        )
-        for key, values in pairs:
-            if key not in merged:
-                merged[key] = np.zeros((num_envs, *values.shape[1:]), values.dtype)
-                merged[f"_{key}"] = np.zeros(num_envs, dtype=bool)
-            merged[key][rows] = values
-            merged[f"_{key}"][rows] = True
-        if packed.rest:
-            adder: VectorEnv[Any, Any, Any] = VectorEnv()
-            adder.num_envs = num_envs
-            for row, info in packed.rest:
-                merged = adder._add_info(merged, info, first + row)
+    for start, packed in parts:
+        if isinstance(packed, dict):
+            for key, values in packed.items():
+                if key not in merged:
+                    merged[key] = np.zeros((num_envs, *values.shape[1:]), values.dtype)
+                    merged[f"_{key}"] = np.zeros(num_envs, dtype=bool)
+                merged[key][start : start + len(values)] = values
+                merged[f"_{key}"][start : start + len(values)] = True
+        else:
+            for row, info in enumerate(packed or (), start):
+                merged = adder._add_info(merged, info, row)
     return merged
 
 

@@ -31,25 +31,24 @@ class Resumable(Protocol):
         ...
 
 
-def snapshot(envs: VectorEnv[Any, Any, Any]) -> dict[str, Any] | None:
-    """Where the environments stand: plain values and arrays; None where nobody can tell."""
+def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, Any] | None:
+    """Where the environments stand: plain values and arrays; None where nobody can tell.
+
+    Args:
+        envs: vector environments.
+        mid_episode: whether their episodes go on; False where a reset comes next.
+    """
     base = envs.unwrapped
     if isinstance(base, Resumable):
         return {"state": base.state_dict()}
     if isinstance(base, SyncVectorEnv | WorkerEnvs) and is_seeded_by_episode(envs):
-        return {"episodes": list(base.call("episode_state"))}
+        return {"episodes": list(base.call("episode_state", mid_episode=mid_episode))}
     return None
 
 
-def restore(
-    envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any] | None, *, mid_episode: bool
-) -> str:
-    """Bring the environments to where `snapshot` was taken; "", or why that cannot be.
-
-    Args:
-        envs: made as those were.
-        mid_episode: False where they are going to be reset anyway: nothing is replayed then.
-    """
+def restore(envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any] | None) -> str:
+    """Bring environments, made as those were, to where `snapshot` was taken; "", or why that
+    cannot be."""
     base = envs.unwrapped
     if state is None:
         return "these environments cannot be brought back to where they were"
@@ -61,9 +60,9 @@ def restore(
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
             episodes = state["episodes"]
             if isinstance(base, WorkerEnvs):
-                problems = base.replay(episodes, mid_episode=mid_episode)
+                problems = base.replay(episodes)
             else:
-                problems = base.call("replay_own_episode", episodes, mid_episode=mid_episode)
+                problems = base.call("replay_own_episode", episodes)
             return next(filter(None, problems), "")
         else:
             return "the environments are of another kind than before"

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlpg.policies.networks import Carry, map_carry
+
 
 @dataclass(frozen=True)
 class Episodes:
@@ -49,6 +51,8 @@ class Rollout:
     truncated: Tensor  # [T, N] bool
     valid: Tensor  # [T, N] bool
     time: Tensor  # [T, N] int64, index of the step within its episode, 0 at the start
+    episode_start: Tensor  # [T + 1, N] bool, obs[t, n] is the first of an episode
+    carry: Carry  # [N, ...] of the policy before the first step; None without memory
     final_obs: Tensor  # [K, *O] true last observations that obs[1:] does not hold
     final_step: Tensor  # [K] int64, their time index
     final_env: Tensor  # [K] int64, their environment index
@@ -82,6 +86,7 @@ class Rollout:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
+        moved["carry"] = map_carry(lambda part: part.to(device), self.carry)
         return replace(self, **moved)
 
 

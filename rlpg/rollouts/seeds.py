@@ -7,19 +7,17 @@ environment 0 sees the same episodes whether it has 7 neighbors or 700.
 from __future__ import annotations
 
 import copy
-import dis
 import hashlib
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from rlpg.errors import EnvironmentFault
-from rlpg.rollouts.answers import Answers
+from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.rollouts.validation import Validator
+from rlpg.rollouts.watchdog import Calls, close_quietly, is_from_a_signal
 from rlpg.rollouts.workers import WorkerEnvs
 
 OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per environment
@@ -27,6 +25,19 @@ OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per
 _BLOCK = 64  # episodes
 _KEY = 0x656E76  # keeps these streams apart from whatever else is spawned from the run's seed
 _MARK = "rlpg_seeded"
+
+
+def seed_sequence(seed: int | np.random.SeedSequence) -> np.random.SeedSequence:
+    """The seed as a SeedSequence.
+
+    Raises:
+        UsageError: it is no integer, or negative.
+    """
+    if isinstance(seed, np.random.SeedSequence):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UsageError(f"seed: expected an integer of at least 0, got {seed!r:.40}")
+    return np.random.SeedSequence(int(seed))
 
 
 class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -39,9 +50,21 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(
-        self, env: gymnasium.Env[Any, Any], seed: np.random.SeedSequence, env_index: int
+        self,
+        env: gymnasium.Env[Any, Any],
+        seed: np.random.SeedSequence,
+        env_index: int,
+        calls: Calls | None = None,
     ) -> None:
+        """
+        Args:
+            env: makes episodes.
+            seed: of the run.
+            env_index: which of the run's environments it is.
+            calls: is told when a call of the environment begins and ends.
+        """
         super().__init__(env)
+        self.calls = calls or Calls()  # replaced by a worker
         self.env_index = env_index
         self.episode = -1
         self.episode_seed: int | None = None
@@ -50,8 +73,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seeds: list[int] = []  # of the episodes in this block
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
-        self._answers = Answers(env.observation_space)
-        self.board: np.ndarray | None = None  # [2] int64 for others: episodes begun, last seed
+        self._validator = Validator(env.observation_space)
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -67,38 +89,49 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._block, self._seeds = block, _block_of_seeds(self._run, self.env_index, block)
         self.episode_seed = self._seeds[place] if seed is None else seed
         self._actions = []
-        if self.board is not None:
-            self.board[:] = self.episode + 1, int(self.episode_seed) % 2**63
+        self.calls.begin(self)
         try:
             obs, info = self.env.reset(seed=self.episode_seed, options=options)
-            fitted = self._answers.observation(obs)
-            self._answers.outcome(0.0, False, False, info)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            fitted = self._validator.observation(obs)
+            self._validator.outcome(0.0, False, False, info)
+        except BaseException as error:
             if is_from_a_signal(error):
                 raise
             raise self._fault("reset", error) from error
+        finally:
+            self.calls.end()
         self._obs = obs
         return fitted, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """The environment's own step."""
         taken = copy.copy(action) if isinstance(action, np.ndarray) else copy.deepcopy(action)
+        self.calls.begin(self)
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-            fitted = self._answers.observation(obs)
-            self._answers.outcome(reward, terminated, truncated, info)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            fitted = self._validator.observation(obs)
+            self._validator.outcome(reward, terminated, truncated, info)
+        except BaseException as error:
             if is_from_a_signal(error):
                 raise
             raise self._fault("step", error) from error
+        finally:
+            self.calls.end()
         if terminated or truncated:
             fitted = copy.deepcopy(fitted)
         self._actions.append(taken)
         self._obs = obs
         return fitted, reward, terminated, truncated, info
 
-    def episode_state(self) -> dict[str, Any]:
-        """Where the running episode stands: its number, its seed and its actions so far."""
+    def close(self) -> None:
+        """Close the environment; what goes wrong there harms no one any more."""
+        close_quietly(self.env.close, self)
+
+    def episode_state(self, *, mid_episode: bool) -> dict[str, Any]:
+        """Where the environment stands: the number of its episode, and if that goes on, how to
+        get to the same point in it: its seed, its actions so far, and what was seen last."""
+        if not mid_episode:
+            return {"episode": self.episode}
         return {
             "episode": self.episode,
             "seed": self.episode_seed,
@@ -107,14 +140,14 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             "obs": digest(self._obs),
         }
 
-    def replay_episode(self, state: Mapping[str, Any], *, mid_episode: bool) -> None:
-        """Go to where `episode_state` was taken, or only past that episode's number.
+    def replay_episode(self, state: Mapping[str, Any]) -> None:
+        """Go to where `episode_state` was taken.
 
         Raises:
             EnvironmentFault: the environment did not repeat itself.
         """
         self.episode = state["episode"]
-        if not mid_episode:
+        if "seed" not in state:
             return
         self.episode -= 1
         self.reset(seed=state["seed"])
@@ -127,10 +160,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             )
 
     def replay_own_episode(
-        self,
-        states: Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]],
-        *,
-        mid_episode: bool,
+        self, states: Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]]
     ) -> str:
         """`replay_episode` for one of several environments that are all told the same.
 
@@ -138,7 +168,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             "", or why it could not be: an error would end the worker, and training with it.
         """
         try:
-            self.replay_episode(states[self.env_index], mid_episode=mid_episode)
+            self.replay_episode(states[self.env_index])
         except EnvironmentFault as fault:
             return str(fault)
         return ""
@@ -152,48 +182,6 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(error, EnvironmentFault):
             said = f"{call}() raised {type(error).__name__}: {said}"
         return EnvironmentFault(f"{self.whereabouts}: {said}")
-
-
-def seeded_env(
-    spec: EnvSpec,
-    options: Mapping[str, Any],
-    limit: int | None,
-    run: np.random.SeedSequence,
-    index: int,
-) -> EpisodeSeeds:
-    """One of several environments, here or in a worker.
-
-    Args:
-        options: for its constructor.
-        limit: time limit in steps; None for none.
-        run: whose seeds it has.
-        index: among the environments.
-    """
-    # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
-    # place.
-    made = gymnasium.make(
-        spec, max_episode_steps=-1 if limit is None else limit, disable_env_checker=True, **options
-    )
-    return EpisodeSeeds(made, run, index)
-
-
-def is_from_a_signal(error: BaseException) -> bool:
-    """Whether a Ctrl-C or a signal handler of the caller's raised it, and not the code it hit.
-
-    Ctrl-C raises between two instructions; code that means it has a `raise` at the end of the
-    traceback. What `sys.exit` raises is a signal's if a handler is in the traceback.
-    """
-    if isinstance(error, Exception):
-        return False
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    codes = [getattr(handler, "__code__", None) for handler in handlers]
-    trace = error.__traceback__
-    while trace is not None:
-        code, at = trace.tb_frame.f_code, trace.tb_lasti
-        if code in codes:
-            return True
-        trace = trace.tb_next
-    return isinstance(error, KeyboardInterrupt) and code.co_code[at] != dis.opmap["RAISE_VARARGS"]
 
 
 def _stacked(actions: Sequence[Any]) -> Any:
@@ -253,8 +241,8 @@ def reseed(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> None:
 
     EnvPool cannot: its seeds are fixed when it is made, and it goes on where it is.
     """
+    base: Any = envs.unwrapped
     if is_seeded_by_episode(envs):
-        base: Any = envs.unwrapped
         base.call("restart_seeds", run)
     elif not is_envpool(envs):
         seed_streams(envs, run)
@@ -277,7 +265,7 @@ def seed_streams(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) ->
 
 def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether EnvPool made it (its seeds are fixed at construction)."""
-    return any(base.__module__.startswith("envpool.") for base in type(envs).__mro__)
+    return any(base.__module__.startswith("envpool.") for base in type(envs.unwrapped).__mro__)
 
 
 def is_seeded(envs: VectorEnv[Any, Any, Any]) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
-from rlpg.policies.observations import Observations
+
+if TYPE_CHECKING:  # workers import this module, and need no torch
+    from rlpg.policies.observations import Observations
 
 
 def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -1,7 +1,7 @@
-"""A time-out for environments that run in this process, at no cost per step.
+"""A time-out for environments that run in this process.
 
-A thread looks now and then at what the other threads are doing. Finds it the same call of an
-environment again and again for longer than the time-out, the environment hangs:
+Whoever calls an environment says so before and after (`Calls`). A thread looks now and then: if the
+same call is going on for longer than the time-out, the environment hangs.
 
     stuck in                             what happens
     Python, sleep, a socket, a lock      the call ends in an EnvironmentFault (by SIGURG)
@@ -12,127 +12,225 @@ environment again and again for longer than the time-out, the environment hangs:
 C code that keeps the interpreter locked cannot be watched from within; `async` environments can
 be, whatever they do.
 
-Time counts only while this thread can run, so a suspended computer or a stopped process (Ctrl-Z)
-is no hanging environment. Under a debugger nothing is watched.
+Time counts only while the thread can run, so a suspended computer or a stopped process (Ctrl-Z)
+is no hanging environment. Under a debugger nothing is interrupted.
 """
 
 from __future__ import annotations
 
-import atexit
+import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from rlpg.errors import EnvironmentFault
-from rlpg.rollouts.collector import Collector
-from rlpg.rollouts.seeds import EpisodeSeeds
 
 GRACE_SECONDS = 2.0  # for an interrupted call to end
+CLOSING_SECONDS = 2.0  # that close() has
 LARGEST_TICK, TICKS = 1.0, 10  # seconds between two looks, and looks per time-out at least
 EXIT_CODE = 1
-CALLS = ("reset", "step", "close")
 # Nothing else uses it: ignored unless there is a handler, and not raised by any tool.
 SIGNAL = signal.SIGURG
 
-COLLECTING = (Collector._step.__code__, Collector._start.__code__)
 LastWords = Callable[[str, str], str]  # takes the message and the traceback; says where they are
 
 
-class SyncEnvs(SyncVectorEnv):
-    """Environments one after the other, all of which are closed whatever closing them raises."""
+class Caller(Protocol):
+    """Who calls an environment."""
 
-    def close_extras(self, **kwargs: Any) -> None:
-        """Close every environment. What goes wrong there harms no one any more."""
-        for env in self.envs:
-            with suppress(Exception):
-                env.close()
+    @property
+    def whereabouts(self) -> str:
+        """Which environment and episode it is, for messages."""
+        ...
+
+
+class Calls:
+    """The call of an environment that is going on: written by its caller, read by the watchdog."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the call
+        self.caller: Caller | None = None  # None: no call is going on
+        self.thread = 0
+        self.interrupted = 0  # number of the call that is to be interrupted
+
+    @property
+    def is_to_be_interrupted(self) -> bool:
+        """Whether the call that hung is still going on."""
+        return self.caller is not None and self.interrupted == self.number
+
+    def begin(self, caller: Caller) -> None:
+        """A call begins; a call that was going on counts as returned."""
+        self.number += 1
+        self.thread = threading.get_ident()
+        self.caller = caller
+
+    def end(self) -> None:
+        """The call has returned."""
+        self.caller = None
 
 
 class Watchdog(threading.Thread):
-    """Watches the calls of one vector environment until that is closed or gone."""
+    """Looks whether one of the calls takes too long, until the environments are closed or gone."""
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], timeout: float) -> None:
+    def __init__(self, calls: Calls, timeout: float) -> None:
         super().__init__(name="rlpg watchdog", daemon=True)
-        self.envs = weakref.ref(envs)
+        self.calls = calls
         self.timeout = timeout
         self.last_words: LastWords | None = None
-        self.alarm: tuple[FrameType, EnvironmentFault] | None = None  # for the main thread
         self._stopped = threading.Event()
-        weakref.finalize(envs, self._stopped.set)
+
+    def start(self) -> None:
+        """Start looking; where signals can be handled, be ready to interrupt."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(SIGNAL) is signal.SIG_DFL:
+            signal.signal(SIGNAL, _interrupt)
+        super().start()
 
     def end(self) -> None:
-        """Returns when it no longer runs."""
+        """Returns when the thread is about to end."""
         self._stopped.set()
-        self.join(LARGEST_TICK)
+        if threading.current_thread() is not self:  # the garbage collector runs in any thread
+            self.join(LARGEST_TICK)
 
     def run(self) -> None:
         """Looks now and then; a call found twice has been going on all the time between."""
-        seen: FrameType | None = None
-        waited, told, last = 0.0, False, time.monotonic()
+        calls, seen, waited, told, last = self.calls, 0, 0.0, False, time.monotonic()
         while not self._stopped.wait(tick := min(self.timeout / TICKS, LARGEST_TICK)):
             now = time.monotonic()
             passed, last = min(now - last, 2 * tick), now
-            thread, call = self._call()
-            if call is None or call is not seen:
-                seen, waited, told, self.alarm = call, 0.0, False, None
+            caller, number = calls.caller, calls.number
+            if caller is None or number != seen:
+                seen, waited, told = number, 0.0, False
                 continue
             waited += passed
             if told or waited < self.timeout:
                 continue
-            if self.alarm is None and _can_interrupt(thread):
-                fault = EnvironmentFault(f"no answer within {self.timeout:g} s; it hangs")
-                self.alarm = (call, fault)
-                signal.pthread_kill(thread, SIGNAL)
-            elif self.alarm is None or waited >= self.timeout + GRACE_SECONDS:
+            if calls.interrupted != number and _can_interrupt(calls.thread):
+                calls.interrupted = number
+                signal.pthread_kill(calls.thread, SIGNAL)
+            elif calls.interrupted != number or waited >= self.timeout + GRACE_SECONDS:
                 told = True
-                self._give_up(thread, call)
+                self._give_up(caller)
 
-    def _call(self) -> tuple[int, FrameType | None]:
-        """The thread that is in the innermost call of the environments, and that call."""
-        envs = self.envs()
-        if envs is None or envs.closed or envs.unwrapped.closed:
-            self._stopped.set()
-            return 0, None
-        for thread, frame in sys._current_frames().items():
-            call = _innermost(frame, envs) if thread != self.ident else None
-            if call is not None:
-                return thread, call
-        return 0, None
+    def fault(self) -> EnvironmentFault:
+        """What the main thread is to raise."""
+        return EnvironmentFault(f"no answer within {self.timeout:g} s; it hangs")
 
-    def _give_up(self, thread: int, call: FrameType) -> None:
-        what = f"{_place(call)}: no answer within {self.timeout:g} s; it hangs and "
-        if thread != threading.main_thread().ident:
+    def _give_up(self, caller: Caller) -> None:
+        what = f"{caller.whereabouts}: no answer within {self.timeout:g} s; it hangs and "
+        if self.calls.thread != threading.main_thread().ident:
             _say(f"{what}only the main thread can be interrupted")
         elif self.last_words is None:
             _say(f"{what}cannot be interrupted")
         else:
             words = f"{what}cannot be interrupted, so this process ends"
             try:
-                stack = traceback.format_stack(sys._current_frames()[thread])
-                _say(f"{words}; {self.last_words(words, ''.join(stack))}")
+                _say(f"{words}; {self.last_words(words, _all_stacks())}")
             finally:
                 os._exit(EXIT_CODE)
 
 
-def watch(envs: VectorEnv[Any, Any, Any], timeout: float) -> None:
-    """Gives every call of these environments `timeout` seconds; of each copy if we made them."""
+class WatchedEnvs(VectorWrapper):
+    """A vector environment whose calls are watched, and whose `close` always returns.
+
+    Args:
+        envs: in this process.
+        timeout: seconds that a call may take; of each environment if these tell `calls` themselves.
+        calls: what they tell.
+    """
+
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], timeout: float, calls: Calls | None = None
+    ) -> None:
+        super().__init__(envs)
+        self._each_is_watched = calls is not None
+        self.calls = calls or Calls()
+        self.watchdog = Watchdog(self.calls, timeout)
+        weakref.finalize(self, self.watchdog.end)  # also when the interpreter ends
+        self.watchdog.start()
+
+    @property
+    def whereabouts(self) -> str:
+        """The class of the environments; they do not say which of them it is."""
+        return type(self.env.unwrapped).__name__
+
+    def reset(self, **options: Any) -> Any:
+        """Start an episode in every environment."""
+        self.calls.begin(self)
+        try:
+            return self.env.reset(**options)
+        finally:
+            self.calls.end()
+
+    def step(self, actions: Any) -> Any:
+        """Take an action in every environment."""
+        self.calls.begin(self)
+        try:
+            return self.env.step(actions)
+        finally:
+            self.calls.end()
+
+    def close(self, **options: Any) -> None:
+        """Close them; what goes wrong there harms no one any more."""
+        if self._each_is_watched:
+            self.env.close(**options)
+        else:
+            close_quietly(partial(self.env.close, **options), self)
+        self.watchdog.end()
+
+
+@contextmanager
+def interrupted(caller: Caller, seconds: float) -> Iterator[None]:
+    """What the block calls is interrupted by an EnvironmentFault if it hangs for so long."""
+    watchdog = Watchdog(Calls(), seconds)
+    watchdog.start()
+    watchdog.calls.begin(caller)
+    try:
+        yield
+    finally:
+        watchdog.calls.end()
+        watchdog.end()
+
+
+def close_quietly(close: Callable[[], object], caller: Caller) -> None:
+    """Calls `close`, which may raise, exit or hang."""
+    try:
+        with interrupted(caller, CLOSING_SECONDS):
+            close()
+    except BaseException as error:
+        if is_from_a_signal(error):
+            raise
+
+
+def is_from_a_signal(error: BaseException) -> bool:
+    """Whether a Ctrl-C or a signal handler of the caller's raised it, and not the environment.
+
+    A KeyboardInterrupt under Python's own handler of Ctrl-C counts as one: nobody can tell it from
+    one that an environment raises. A training has a handler that raises nothing (`StopSignals`).
+    Otherwise it is from a signal if the traceback goes through a signal handler.
+    """
+    if isinstance(error, Exception):
+        return False
     is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(SIGNAL) is signal.SIG_DFL:
-        signal.signal(SIGNAL, _interrupt)
-    for dog in _watchdogs(envs):
-        dog.timeout = timeout
-        return
-    Watchdog(envs, timeout).start()
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_main and is_default and isinstance(error, KeyboardInterrupt):
+        return True
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = [code for handler in handlers if (code := getattr(handler, "__code__", None))]
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code in codes for frame, _ in frames)
 
 
 @contextmanager
@@ -145,7 +243,7 @@ def hangs_end_the_process(
         environments: whose calls.
         last_words: is given the message and the traceback before that; says where they are kept.
     """
-    dogs = [dog for envs in environments for dog in _watchdogs(envs)]
+    dogs = [envs.watchdog for envs in environments if isinstance(envs, WatchedEnvs)]
     for dog in dogs:
         dog.last_words = last_words
     try:
@@ -155,20 +253,19 @@ def hangs_end_the_process(
             dog.last_words = None
 
 
-def _watchdogs(envs: VectorEnv[Any, Any, Any] | None = None) -> list[Watchdog]:
-    """Those of the environments; of all environments for None."""
-    dogs = [thread for thread in threading.enumerate() if isinstance(thread, Watchdog)]
-    return [dog for dog in dogs if envs is None or dog.envs() is envs]
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Runs in the main thread: raises the fault if the call that hung is still going on."""
-    alarms = [dog.alarm for dog in _watchdogs() if dog.alarm is not None]
-    while frame is not None:
-        for call, fault in alarms:
-            if frame is call:
-                raise fault
-        frame = frame.f_back
+    for dog in threading.enumerate():
+        if isinstance(dog, Watchdog) and dog.calls.is_to_be_interrupted:
+            if not _is_debugging():
+                raise dog.fault()
+            dog.calls.number += 1  # its time begins anew
+
+
+def _is_debugging() -> bool:
+    monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    by_monitoring = monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID)
+    return sys.gettrace() is not None or bool(by_monitoring)
 
 
 def _can_interrupt(thread: int) -> bool:
@@ -176,43 +273,12 @@ def _can_interrupt(thread: int) -> bool:
     return is_main and signal.getsignal(SIGNAL) is _interrupt
 
 
-def _innermost(frame: FrameType | None, envs: VectorEnv[Any, Any, Any]) -> FrameType | None:
-    """The call that a thread is in: of one of our environments, else of all; None under a debugger.
-
-    Looking at a frame's `self` is safe: its thread stands still as long as this one runs.
-    """
-    found: FrameType | None = None
-    while frame is not None and frame.f_trace is None:
-        if frame.f_code in (EpisodeSeeds.step.__code__, EpisodeSeeds.reset.__code__):
-            found = found or frame
-        elif frame.f_code.co_name in CALLS and frame.f_locals.get("self") is envs:
-            return found or frame
-        frame = frame.f_back
-    return None
-
-
-def _place(call: FrameType) -> str:
-    """Step and environment, as far as the frames know them."""
-    owner, place = call.f_locals.get("self"), ""
-    if isinstance(owner, EpisodeSeeds):
-        place = owner.whereabouts
-    elif owner is not None:
-        place = type(owner).__name__
-    frame: FrameType | None = call
-    while frame is not None:
-        collector = frame.f_locals.get("self") if frame.f_code in COLLECTING else None
-        if isinstance(collector, Collector):
-            return f"step {collector.vector_steps}: {place}"
-        frame = frame.f_back
-    return place
-
-
-@atexit.register
-def _end_all() -> None:
-    """Before the interpreter goes: a thread that wakes up while it does may abort the process,
-    and one that still holds a frame of MuJoCo's did."""
-    for dog in _watchdogs():
-        dog.end()
+def _all_stacks() -> str:
+    """Where all threads are; faulthandler looks at their frames without running any code."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def _say(line: str) -> None:

@@ -8,33 +8,27 @@ is gone, whatever its environments are doing.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
 import gymnasium
+import numpy as np
 from gymnasium.vector.utils import batch_space, iterate
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.ids import hush
 from rlpg.rollouts.infos import pack_infos
 from rlpg.rollouts.seeds import EpisodeSeeds
-from rlpg.rollouts.shared import (
-    ALL,
-    CALL,
-    Channel,
-    Failure,
-    Message,
-    SharedArrays,
-    copy_of_rows,
-    put_row,
-)
+from rlpg.rollouts.shared import Failure, SharedArrays, copy_of, put_row
+from rlpg.rollouts.watchdog import Calls
 
 PARENT_SECONDS = 0.5  # between two looks at whether the parent is still there
 
@@ -47,100 +41,92 @@ class FailedError(Exception):
         self.failure = failure
 
 
+class Board(Calls):
+    """Shows the parent which call of which environment is going on."""
+
+    def __init__(self, row: np.ndarray) -> None:
+        super().__init__()
+        self.row = row  # [8], see `SharedArrays`
+
+    def begin(self, caller: Any) -> None:
+        """A call of an `EpisodeSeeds` begins."""
+        self.show(caller.env_index, caller.episode, int(caller.episode_seed) % 2**63)
+
+    def show(self, index: int, episode: int = -1, seed: int = 0) -> None:
+        """Something is done with an environment, for which it has the time of one call."""
+        self.row[:3] = index, episode, seed
+        self.row[3] += 1
+
+
 class Worker:
     """Environments of this process.
 
     Args:
-        channel: to the parent.
-        memory: file descriptor of the shared memory.
+        memory: file descriptor of the shared memory, which is closed.
         setup: what the parent has said first; see `WorkerEnvs`.
     """
 
-    def __init__(self, channel: Channel, memory: int, setup: Mapping[str, Any]) -> None:
-        self._channel = channel
-        self._number: int = setup["number"]
-        self._indices: list[int] = setup["indices"]  # of its environments, ascending
-        self._rows: dict[int, tuple[int, int]] = setup["rows"]  # group -> first, one past the last
-        observation_space, action_space = setup["spaces"]
-        with contextlib.closing(os.fdopen(memory, "r+b")) as file:
-            self._arrays = SharedArrays(
-                observation_space,
-                action_space,
-                setup["num_envs"],
-                setup["num_workers"],
-                mmap.mmap(file.fileno(), 0),
-            )
-        self._envs: dict[int, gymnasium.Env[Any, Any]] = {}
-        makers: Sequence[Callable[[], gymnasium.Env[Any, Any]]] = setup["makers"]()
-        for index, maker in zip(self._indices, makers, strict=True):
+    def __init__(self, memory: int, setup: Mapping[str, Any]) -> None:
+        spaces: tuple[Any, Any] = setup["spaces"]
+        num_envs, num_workers = setup["sizes"]
+        self._arrays = SharedArrays(*spaces, num_envs, num_workers, memory)
+        os.close(memory)
+        self._board = Board(self._arrays.board[setup["worker"]])
+        self._first: int = setup["first"]  # index of its first environment
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        for index, maker in enumerate(setup["makers"](), self._first):
             with self._calling(index, "making it"):
-                self._envs[index] = env = maker()
+                env = maker()
+                self._envs.append(env)
                 if isinstance(env, EpisodeSeeds):
-                    env.board = self._arrays.episode[index]
-                if (env.observation_space, env.action_space) != setup["spaces"]:
+                    env.calls = self._board
+                if (env.observation_space, env.action_space) != spaces:
                     raise RlpgError(
-                        f"environment {index}: expected the spaces of environment 0, "
-                        f"{observation_space} and {action_space}, got {env.observation_space} and "
-                        f"{env.action_space}"
+                        f"environment {index}: expected the spaces of environment 0, {spaces[0]} "
+                        f"and {spaces[1]}, got {env.observation_space} and {env.action_space}"
                     )
-        self._batches = {
-            group: batch_space(action_space, stop - start)
-            for group, (start, stop) in self._rows.items()
-        }
-        self._arrays.current[self._number] = self._indices[0]
+        self._rows = slice(self._first, self._first + len(self._envs))
+        self._action_space = batch_space(spaces[1], len(self._envs))
 
-    def serve(self) -> None:
-        """Answers until it is told to close."""
-        while True:
-            for group, body in self._channel.read():
-                if group == CALL and body[0] == "close":
-                    return
-                try:
-                    answer = self._answer(group, body)
-                except FailedError as error:
-                    answer = error.failure
-                self._arrays.current[self._number] = self._indices[0]
-                self._channel.send(group, answer)
-
-    def _answer(self, group: int, body: Any) -> Any:
-        if group == CALL:
-            return getattr(self, f"_{body[0]}")(*body[1:])
-        if group == ALL:
-            return [self._step(one, body) for one in self._rows]
-        return self._step(group, body)
+    def answer(self, request: Any) -> bytes | memoryview:
+        """The message for the parent; a `Failure` where something raised."""
+        try:
+            name, *arguments = request or ("step", None)
+            found = getattr(self, f"_{name}")(*arguments)
+            return b"" if found is None else ForkingPickler.dumps(found)
+        except FailedError as error:
+            return ForkingPickler.dumps(error.failure)
+        except Exception as error:  # not to be pickled
+            index = int(self._board.row[0])
+            return ForkingPickler.dumps(_failed(index, "passing on what it gave", error).failure)
 
     def close(self) -> None:
         """Closes every environment. What goes wrong there harms no one any more."""
-        for env in self._envs.values():
+        for env in self._envs:
             with contextlib.suppress(Exception):
                 env.close()
 
     # ------------------------------------------------------------------------------- requests
 
-    def _step(self, group: int, sent: Mapping[int, Any] | None) -> Any:
-        """Steps this worker's environments of one group.
+    def _step(self, actions: Sequence[Any] | None) -> Any:
+        """Steps the environments.
 
         Args:
-            sent: the actions by environment; None: they are in the shared memory.
+            actions: of each; None: they are in the shared memory.
 
         Returns:
             The packed infos, and the observations where they are not in the shared memory; None if
             there is nothing to say.
         """
-        arrays, start, stop = self._arrays, *self._rows[group]
-        if sent is not None:
-            actions: Any = [sent[index] for index in range(start, stop)]
-        else:
-            taken = copy_of_rows(arrays.actions, slice(start, stop))
-            actions = iterate(self._batches[group], taken)
+        arrays = self._arrays
+        if actions is None:
+            actions = list(iterate(self._action_space, copy_of(arrays.actions, self._rows)))
         infos: list[dict[str, Any]] = []
         observed: list[Any] = []
-        number, current, num_calls = self._number, arrays.current, arrays.num_calls
-        for index, action in zip(range(start, stop), actions, strict=True):
-            current[number] = index
-            num_calls[number] += 1
+        for index, env, action in zip(
+            range(self._rows.start, self._rows.stop), self._envs, actions, strict=True
+        ):
             try:
-                env = self._envs[index]
                 obs, reward, terminated, truncated, info = env.step(action)
                 if terminated or truncated:
                     first, reset_info = env.reset()
@@ -169,33 +155,32 @@ class Worker:
         given: dict[int, tuple[Any, dict[str, Any]]] = {}
         for index, seed in seeds.items():
             with self._calling(index, "reset()"):
-                obs, info = self._envs[index].reset(seed=seed, options=options)
+                obs, info = self._envs[index - self._first].reset(seed=seed, options=options)
                 if self._arrays.obs is not None:
                     put_row(self._arrays.obs, index, obs)
                     obs = None
                 given[index] = obs, info
         return given
 
-    def _call(self, name: str, args: Any, kwargs: Any) -> dict[int, Any]:
+    def _call(self, name: str, args: Any, kwargs: Any) -> list[Any]:
         """A method or an attribute of each environment."""
-        results = {}
-        for index, env in self._envs.items():
+        results = []
+        for index, env in enumerate(self._envs, self._first):
             with self._calling(index, f"{name}()"):
                 found = env.get_wrapper_attr(name)
-                results[index] = found(*args, **kwargs) if callable(found) else found
+                results.append(found(*args, **kwargs) if callable(found) else found)
         return results
 
-    def _set(self, name: str, values: Mapping[int, Any]) -> None:
+    def _set(self, name: str, values: Sequence[Any]) -> None:
         """Sets an attribute of each environment."""
-        for index, value in values.items():
+        for index, value in enumerate(values, self._first):
             with self._calling(index, f"setting {name}"):
-                self._envs[index].set_wrapper_attr(name, value)
+                self._envs[index - self._first].set_wrapper_attr(name, value)
 
     @contextlib.contextmanager
     def _calling(self, index: int, what: str) -> Any:
         """What is done to one environment: the parent can see it, and is told if it raises."""
-        self._arrays.current[self._number] = index
-        self._arrays.num_calls[self._number] += 1
+        self._board.show(index)
         try:
             yield
         except BaseException as error:
@@ -212,53 +197,53 @@ def _failed(index: int, what: str, error: BaseException) -> FailedError:
     return FailedError(Failure(index, words, traceback.format_exc()))
 
 
-def main(channel: int, memory: int, parent: int) -> NoReturn:
+def main(connection: int, memory: int, parent: int) -> NoReturn:
     """The life of a worker.
 
     Args:
-        channel: file descriptor of the connection to the parent.
+        connection: file descriptor of the connection to the parent.
         memory: file descriptor of the shared memory.
         parent: process id.
     """
-    # Ctrl-C is for the parent to handle: it lets the step end and saves. It was blocked until here.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # Ctrl-C and a closed terminal are for the parent to handle: it ends the step and saves. Their
+    # signals were blocked until here.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     threading.Thread(target=_outlive_no_parent, args=(parent,), daemon=True).start()
     hush()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(Channel(channel), memory)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or gave up meanwhile
+        _serve(Connection(connection), memory)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(0)  # libraries that end threads of their own at exit have hung there
 
 
-def _serve(channel: Channel, memory: int) -> None:
-    worker: Worker | None = None
+def _serve(parent: Connection[Any, Any], memory: int) -> None:
+    """Makes the environments, and answers until it is told to close."""
+    data = parent.recv_bytes()
     try:
-        worker = Worker(channel, memory, _first_message(channel).body)
-    except FailedError as error:
-        channel.send(CALL, error.failure)
-        _first_message(channel)
-        return
-    except (EOFError, OSError):
-        raise
-    except BaseException as error:  # a maker that cannot be imported here
-        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        channel.send(CALL, Failure(-1, words, traceback.format_exc()))
-        _first_message(channel)
+        worker = Worker(memory, ForkingPickler.loads(data))
+    except BaseException as error:
+        failure = error.failure if isinstance(error, FailedError) else None
+        if failure is None:  # a maker that cannot be imported here
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            failure = Failure(-1, words, traceback.format_exc())
+        parent.send(failure)
+        parent.recv_bytes()  # the parent may have to wait for others, and would find this one dead
         return
     try:
-        channel.send(CALL, True)
-        worker.serve()
+        parent.send(True)
+        while True:
+            data = parent.recv_bytes()
+            request = ForkingPickler.loads(data) if data else None
+            if request is not None and request[0] == "close":
+                return
+            parent.send_bytes(worker.answer(request))
     finally:
         worker.close()
-
-
-def _first_message(channel: Channel) -> Message:
-    while True:
-        for message in channel.read():
-            return message
 
 
 def _outlive_no_parent(parent: int) -> None:

@@ -19,17 +19,39 @@ from pathlib import Path
 from rlpg.errors import FileError, UsageError
 
 TEMPORARY = ".tmp-"
-_NO_SURPRISES = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # links, pipes, children
+_NO_SURPRISES = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # by links, pipes, children
 
 
-def read(path: Path, *, limit: int) -> bytearray:
-    """The bytes of a regular file of at most `limit` bytes; never follows a link in the last place.
+class Reader:
+    """A regular file that is open for reading; see `reading`."""
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+        self.path, self.size = path, size
+        self._descriptor = descriptor
+
+    def take(self, count: int) -> bytearray:
+        """The next `count` bytes; FileError where the file has fewer."""
+        data = bytearray(count)
+        view, done = memoryview(data), 0
+        while done < count and (got := os.readv(self._descriptor, [view[done:]])):
+            done += got
+        if done < count:
+            raise FileError(f"{self.path}: expected {count} bytes more, got {done}")
+        return data
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Reader]:
+    """Open a regular file; whoever reads it judges its size and its claims before taking more.
+
+    A link in the last place is not followed, and nothing hangs: a pipe, a socket or a device is
+    refused without waiting for its other end.
 
     Raises:
-        FileError: missing, not a regular file, or too large; nothing was read then.
+        FileError: the file is missing, unreadable, or not a regular file.
     """
     try:
-        descriptor = os.open(path, _NO_SURPRISES)
+        descriptor = os.open(path, os.O_RDONLY | _NO_SURPRISES)
     except ValueError as error:  # a name with a null byte
         raise FileError(f"{path}: expected the name of a file, got {error}") from None
     except OSError as error:
@@ -39,22 +61,22 @@ def read(path: Path, *, limit: int) -> bytearray:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise FileError(f"{path}: expected a regular file, got something else")
-        if status.st_size > limit:
-            raise FileError(f"{path}: expected at most {limit} bytes, got {status.st_size}")
-        data = bytearray(status.st_size)
-        view, size = memoryview(data), 0
-        while size < len(data) and (count := os.readv(descriptor, [view[size:]])):
-            size += count
-        if size < len(data):
-            raise FileError(f"{path}: expected {len(data)} bytes, got {size}; it changed meanwhile")
-        return data
+        yield Reader(path, descriptor, status.st_size)
     except OSError as error:
         raise FileError(f"{path}: expected a readable file, got {error.strerror}") from None
     finally:
         os.close(descriptor)
 
 
-def write(path: Path, data: bytes) -> None:
+def read(path: Path, *, limit: int) -> bytearray:
+    """All bytes of a regular file of at most `limit` bytes; FileError as in `reading`."""
+    with reading(path) as file:
+        if file.size > limit:
+            raise FileError(f"{path}: expected at most {limit} bytes, got {file.size}")
+        return file.take(file.size)
+
+
+def write(path: Path, data: bytes | bytearray) -> None:
     """Put `data` at `path`, atomically: a reader sees the old file or the new one, never a mix."""
     temporary = _temporary(path, "new")
     try:
@@ -108,14 +130,20 @@ def append(path: Path, data: bytes, *, position: int) -> int:
     """Put `data` at `position`, the known end of the file, and cut what lies beyond.
 
     Returns:
-        the new end. An append that failed half-way is undone by the next one at the same position.
+        the new end. An append that failed half-way is undone, or else by the next one at the same
+        position.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | _NO_SURPRISES, 0o666)
     try:
         position = min(position, os.fstat(descriptor).st_size)
         os.ftruncate(descriptor, position)
         os.lseek(descriptor, position, os.SEEK_SET)
-        _write_all(descriptor, data)
+        try:
+            _write_all(descriptor, data)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, position)  # no half a line
+            raise
         return position + len(data)
     finally:
         os.close(descriptor)
@@ -167,6 +195,14 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; a link to one is not."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 def remove_tree(path: Path) -> None:
     """Remove a file or a folder with all it holds; links are not followed; nothing is fine too."""
     if is_folder(path):
@@ -207,17 +243,47 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class Anchor:
+    """Tells whether a folder's path still leads to the folder that it led to.
+
+    A folder that is open keeps its number, so another one at its path is told from it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+
+    def check(self) -> None:
+        """OSError where the folder was removed, moved or replaced: nothing may be written there."""
+        try:
+            is_there = os.path.samestat(os.stat(self._folder), os.fstat(self._held[0]))
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise OSError(errno.ENOENT, "the run's folder was removed, moved or replaced")
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        _close_all(self._held)
+
+
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the lock file for the length of a `with`; the kernel frees it however the process dies.
 
     Raises:
         UsageError: another process holds it; the message has its process id.
+        FileError: it cannot be opened, or is not a regular file.
     """
-    held = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)]
+    try:
+        held = [os.open(path, os.O_RDWR | os.O_CREAT | _NO_SURPRISES, 0o666)]
+    except OSError as error:
+        raise FileError(f"{path}: expected a file to lock, got {error.strerror}") from None
     # A forked worker would share the lock, and hold it still if only its parent was killed.
     os.register_at_fork(after_in_child=lambda: _close_all(held))
     try:
+        if not stat.S_ISREG(os.fstat(held[0]).st_mode):
+            raise FileError(f"{path}: expected a regular file, got something else")
         try:
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -260,7 +326,7 @@ def _temporary(path: Path, age: str) -> Path:
     return path.with_name(f"{TEMPORARY}{path.name}-{age}-{os.getpid()}")
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: Path, data: bytes | bytearray) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         _write_all(descriptor, data)
@@ -269,7 +335,7 @@ def _write_new(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

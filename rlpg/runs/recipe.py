@@ -2,244 +2,120 @@
 
 A recipe is checked when it is made, whatever it is made from: Python, TOML (`loads`,
 `load_recipe`), or dotted keys with typed values or command-line text (`override`). What does not
-fit is a RecipeError of one line.
+fit is a RecipeError of one line. The type of the learner's table is the agent's.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
+
+from msgspec import Meta
 
 from rlpg.errors import FileError, RecipeError
-from rlpg.runs import files
-from rlpg.runs.fields import MisfitError, Within, accept, expected, from_text, tables, toml
+from rlpg.learners.settings import AGENTS, LearnerSettings, ReinforceSettings, agents_with
+from rlpg.runs import files, toml
+from rlpg.runs.synonyms import SYNONYMS
+from rlpg.runs.tables import (
+    CheckpointSettings,
+    EnvironmentSettings,
+    EvaluationSettings,
+    LogSettings,
+    PolicySettings,
+    RolloutSettings,
+)
+from rlpg.settings import Count, Natural, Settings, from_text, kinds, one_of, validated
 
 LARGEST_FILE = 1 << 20  # bytes; a recipe is a page of text
-DISCRETE_ENTROPY_COEF = 0.02  # where learner.entropy_coef is none
-OTHER_WORDS = {"lr": "learning_rate", "n_steps": "num_steps", "ent_coef": "entropy_coef"}
 
-Count = Annotated[int, Within(1)]
-Natural = Annotated[int, Within(0)]
-Finite = Annotated[float, Within()]
-Positive = Annotated[float, Within(0, open_low=True)]
-NonNegative = Annotated[float, Within(0)]
-Fraction = Annotated[float, Within(0, 1)]
-Scalar = bool | int | float | str
-
-
-def _kinds(settings: type) -> dict[str, Any]:
-    return get_type_hints(settings, include_extras=True)
-
-
-class Settings:
-    """A table that checks itself: every field fits its annotation, or RecipeError names it."""
-
-    def __post_init__(self) -> None:
-        section = type(self).__name__.removesuffix("Settings").lower()
-        prefix = "" if section == "recipe" else f"{section}."
-        for name, kind in _kinds(type(self)).items():
-            value = getattr(self, name)
-            object.__setattr__(self, name, _fit(prefix + name, value, kind))
-
-
-def _is_table(kind: Any) -> TypeGuard[type[Settings]]:
-    return isinstance(kind, type) and issubclass(kind, Settings)
-
-
-def _fit(key: str, value: object, kind: Any) -> Any:
-    if _is_table(kind):
-        if isinstance(value, kind):
-            return value
-        raise RecipeError(f"{key}: expected a table, got {value!r:.80}")
-    try:
-        return accept(value, kind)
-    except MisfitError:
-        raise RecipeError(f"{key}: expected {expected(kind)}, got {value!r:.80}") from None
-
-
-@dataclass(frozen=True)
-class EnvironmentSettings(Settings):
-    """Which environment, and how it is built."""
-
-    id: str = ""
-    """a Gymnasium id: CartPole-v1, or module:Id-v0"""
-    kwargs: dict[str, list[Scalar] | bool | int | float | str] = field(default_factory=dict)
-    """keyword arguments for the environment"""
-    backend: Literal["auto", "native", "sync", "async", "envpool"] = "auto"
-    """how the copies run: vectorized by the environment, in this process, in worker processes"""
-    max_episode_steps: Count | None = None
-    """time limit in steps (none: the environment's own)"""
-    episode_cap: Count = 1000
-    """time limit for environments that have none of their own"""
-    timeout: Positive = 60.0
-    """seconds a step or reset may take before the environment counts as hanging"""
-
-
-@dataclass(frozen=True)
-class PolicySettings(Settings):
-    """From observation to action distribution."""
-
-    hidden: tuple[Count, ...] = (64, 64)
-    """units of each hidden layer"""
-    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
-    """nonlinearity between the layers"""
-    normalize_observations: bool = True
-    """subtract the running mean of observations and divide by their standard deviation"""
-    observation_clip: Positive = 10.0
-    """bound of a normalized observation, in standard deviations"""
-    gaussian: Literal["clipped", "squashed", "beta"] = "clipped"
-    """continuous actions: a Gaussian clipped for the environment, a tanh-Gaussian, or a Beta"""
-    std: Literal["independent", "dependent"] = "independent"
-    """whether the Gaussian's width depends on the observation"""
-    log_std_init: Finite = 0.0
-    """log of the Gaussian's first standard deviation"""
-    log_std_floor: Finite = -5.0
-    """the log standard deviation never falls below this"""
-    bernoulli: bool = False
-    """two discrete actions: one Bernoulli logit instead of two categorical ones"""
-    action_mask: bool = True
-    """use the environment's action mask where it gives one"""
-
-
-@dataclass(frozen=True)
-class RolloutSettings(Settings):
-    """How much experience one update sees."""
-
-    num_envs: Count = 16
-    """copies of the environment"""
-    num_steps: Count = 32
-    """steps per environment and update"""
-    episodes_per_env: Count | None = None
-    """whole episodes per environment and update, instead of steps"""
-
-
-@dataclass(frozen=True)
-class LearnerSettings(Settings):
-    """From experience to a better policy."""
-
-    baseline: Literal["none", "moving_average", "time_step", "leave_one_out", "linear", "value"] = (
-        "value"
-    )
-    """what is subtracted from the return"""
-    gamma: Fraction = 0.99
-    """discount per step"""
-    gae_lambda: Fraction | None = 0.95
-    """GAE's weight of longer returns, for baselines that predict values: linear, value
-    (none: the whole return minus the baseline)"""
-    truncated_return: Literal["bootstrap", "drop", "terminal"] | None = None
-    """a cut-off episode: add the value of its last state, drop it, or count it as ended (none:
-    bootstrap if the baseline predicts values; else collect whole episodes and count it as ended)"""
-    gamma_weight: bool = False
-    """weigh step t by gamma^t, as the gradient of the discounted objective does"""
-    average: Literal["steps", "episodes"] = "steps"
-    """the gradient is a mean over steps, or over episodes"""
-    entropy_coef: NonNegative | None = None
-    """weight of the entropy bonus (none: 0.02 for discrete actions; 0 for continuous ones, whose
-    entropy grows without bound)"""
-    normalize_advantages: bool = True
-    """shift and scale the advantages of a batch to mean 0 and standard deviation 1"""
-    max_grad_norm: Positive | None = 0.5
-    """longer gradients are shortened to this norm (none: never)"""
-    learning_rate: Positive = 5e-3
-    """learning rate of the policy"""
-    learning_rate_schedule: Literal["constant", "linear"] = "linear"
-    """keep the learning rates, or lower them linearly to 0 over the run"""
-    value_learning_rate: Positive = 3e-3
-    """learning rate of the value network"""
-    num_value_epochs: Count = 2
-    """passes of the value network over a rollout"""
-    num_value_minibatches: Count = 2
-    """pieces a rollout is cut into for the value network"""
-    reward_scaling: bool = True
-    """the learner sees rewards divided by the running standard deviation of the return"""
-
-
-@dataclass(frozen=True)
-class EvaluationSettings(Settings):
-    """How the policy is measured, on environments of its own."""
-
-    every: Count | None = None
-    """environment steps between evaluations (none: a twentieth of total_steps)"""
-    episodes: Count = 10
-    """episodes per evaluation"""
-    num_envs: Count = 10
-    """copies of the environment"""
-    final_episodes: Count = 100
-    """episodes of the evaluation after training"""
-    stochastic: bool = True
-    """evaluate with sampled actions too, besides the most likely ones"""
-
-
-@dataclass(frozen=True)
-class CheckpointSettings(Settings):
-    """What a run can be continued from."""
-
-    every: Count | None = None
-    """environment steps between checkpoints (none: as often as evaluations)"""
-    keep_last: Count = 3
-    """older checkpoints are removed; one made at the best evaluation is kept"""
-
-
-@dataclass(frozen=True)
-class LogSettings(Settings):
-    """The curves."""
-
-    every: Count | None = None
-    """environment steps between log entries (none: a 500th of total_steps)"""
-    tensorboard: bool = True
-    """write TensorBoard events, besides progress.jsonl"""
+AgentName = Annotated[str, one_of(*AGENTS, or_own="Class")]
+Resolve = Callable[[str], type[LearnerSettings]]
 
 
 @dataclass(frozen=True)
 class Recipe(Settings):
     """Everything that, with the versions, determines a run."""
 
-    agent: Literal["reinforce"] = "reinforce"
+    agent: AgentName = "reinforce"
     """the learner"""
     total_steps: Count = 300_000
     """environment steps to train for"""
     seed: Natural = 0
     """seed of every random stream of the run"""
-    threads: Count = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     """CPU threads for the networks; more help large ones, where nothing else runs"""
     compile: bool = False
     """compile the networks for learning (torch.compile; half a minute at the start)"""
-    environment: EnvironmentSettings = EnvironmentSettings()
-    policy: PolicySettings = PolicySettings()
-    rollout: RolloutSettings = RolloutSettings()
-    learner: LearnerSettings = LearnerSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    log: LogSettings = LogSettings()
+    environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    learner: LearnerSettings = field(default_factory=ReinforceSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+    def check(self) -> None:
+        kind = AGENTS[self.agent].settings if self.agent in AGENTS else LearnerSettings
+        has = type(self.learner)
+        if not (has is kind or (kind is LearnerSettings and issubclass(has, kind))):
+            raise RecipeError(
+                f"learner: expected {kind.__name__} for the agent {self.agent}, got "
+                f"{has.__name__}; Recipe.of({self.agent!r}) has the defaults of that agent"
+            )
+
+    @classmethod
+    def of(cls, agent: str, settings: type[LearnerSettings] | None = None) -> Recipe:
+        """The defaults of an agent.
+
+        Args:
+            agent: its name, or `module:Class`.
+            settings: what a learner of one's own can be told: `Class.Settings`.
+        """
+        agent = validated("agent", agent, kinds(cls)["agent"])
+        if agent in AGENTS:
+            entry = AGENTS[agent]
+            return _with(cls(agent=agent, learner=entry.settings()), entry.defaults)
+        return cls(agent=agent, learner=(settings or LearnerSettings)())
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """Every setting by its dotted key: `{"agent": ..., "rollout.num_envs": 16, ...}`."""
     flat: dict[str, Any] = {}
-    for entry in fields(recipe):
-        value = getattr(recipe, entry.name)
-        if is_dataclass(value):
-            flat |= {f"{entry.name}.{f.name}": getattr(value, f.name) for f in fields(value)}
+    for name, value in recipe.values().items():
+        if isinstance(value, Settings):
+            flat |= {value.key(inner): entry for inner, entry in value.values().items()}
         else:
-            flat[entry.name] = value
+            flat[name] = value
     return flat
 
 
-def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
+def override(
+    recipe: Recipe, changes: Mapping[str, object], settings: type[LearnerSettings] | None = None
+) -> Recipe:
     """The recipe with `{"rollout.num_envs": 16}` applied, all at once.
 
     Text is read as typed on a command line (`"1e6"`, `"none"`, `"64,64"`); one entry of a table
-    is set by its own key (`"environment.kwargs.is_slippery": "false"`).
+    is set by its own key (`"environment.kwargs.is_slippery": "false"`). With another `agent`, the
+    defaults are that agent's, and what the recipe said otherwise than its own defaults is kept.
+
+    Args:
+        settings: what a learner of one's own, new in `changes`, can be told.
 
     Raises:
         RecipeError: an unknown key ("did you mean"), a wrong type, or a value out of range.
     """
+    agent = changes.get("agent", recipe.agent)
+    if agent != recipe.agent:
+        base = Recipe.of(agent, settings)  # type: ignore[arg-type]  # it judges the value
+        said = diff(recipe, Recipe.of(recipe.agent, type(recipe.learner)))
+        recipe = _with(base, {key: mine for key, (mine, _) in said.items() if key != "agent"})
     typed = {
-        key: from_text(value, _kind(key)) if isinstance(value, str) else value
+        key: from_text(value, kind_of(recipe, key)) if isinstance(value, str) else value
         for key, value in changes.items()
+        if key != "agent"
     }
     return _with(recipe, typed)
 
@@ -247,83 +123,134 @@ def override(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
 def _with(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """`override` for typed values; the dataclasses themselves check them."""
     top: dict[str, Any] = {}
-    sections: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
-        kind = _kind(key)
-        section, name, entry = (*key.split(".", 2), "", "")[:3]
+        kind = kind_of(recipe, key)
+        table, name, entry = (*key.split(".", 2), "", "")[:3]
         if not name:
-            top[section] = _fit(key, value, kind)
+            top[table] = validated(key, value, kind)
             continue
-        settings = sections.setdefault(section, {})
+        values = tables.setdefault(table, {})
         if entry:
-            table = settings.get(name, getattr(getattr(recipe, section), name))
-            value = table | {entry: _fit(key, value, kind)}
-        settings[name] = value
-    for section, settings in sections.items():
-        top[section] = replace(top.get(section, getattr(recipe, section)), **settings)
+            before = values.get(name, getattr(getattr(recipe, table), name))
+            value = before | {entry: validated(key, value, kind)}
+        values[name] = value
+    for table, values in tables.items():
+        top[table] = replace(top.get(table, getattr(recipe, table)), **values)
     return replace(recipe, **top)
 
 
-def _kind(key: str) -> Any:
+def _tables(recipe: Recipe) -> dict[str, Settings]:
+    return {name: v for name, v in recipe.values().items() if isinstance(v, Settings)}
+
+
+def kind_of(recipe: Recipe, key: str) -> Any:
     """The annotation behind a dotted key, or RecipeError with the closest ones."""
-    section, name, entry = (*key.split(".", 2), "", "")[:3]
-    kind = _kinds(Recipe).get(section)
+    table, name, entry = (*key.split(".", 2), "", "")[:3]
+    kind: Any = kinds(Recipe).get(table)
     if "." in key:
-        kind = _kinds(kind).get(name) if _is_table(kind) else None
+        settings = _tables(recipe).get(table)
+        kind = None
+        if settings is not None and name in settings.names():
+            kind = kinds(type(settings))[name]
     if entry:
         kind = get_args(kind)[1] if get_origin(kind) is dict else None
     if kind is None:
-        raise RecipeError(f"{key}: no such setting; {_did_you_mean(key)}")
+        raise RecipeError(f"{key}: {_why_not(recipe, key)}")
     return kind
 
 
-def _did_you_mean(key: str) -> str:
-    sections = [name for name, kind in _kinds(Recipe).items() if _is_table(kind)]
-    known = list(flatten(Recipe())) + sections
-    last = key.rpartition(".")[2]
-    close = [k for k in known if k.rpartition(".")[2] == OTHER_WORDS.get(last, last)]
-    close += difflib.get_close_matches(key, known, n=3, cutoff=0.7)
-    by_last = {k.rpartition(".")[2]: k for k in known}
-    close += [by_last[k] for k in difflib.get_close_matches(last, list(by_last), n=3, cutoff=0.7)]
+def _why_not(recipe: Recipe, key: str) -> str:
+    """What is wrong with a key that names no setting, and what may be meant."""
+    table, _, name = key.partition(".")
+    if table == "learner" and (others := agents_with(name)):
+        verb = "have" if len(others) > 1 else "has"
+        return f"no setting of the agent {recipe.agent}; {' and '.join(others)} {verb} it"
+    known, close = flatten(recipe), did_you_mean(recipe, key)
+    hints = [
+        name
+        if name in known or name in _tables(recipe)
+        else f"{name} (of the agent {' and '.join(agents_with(name.partition('.')[2]))})"
+        for name in close
+    ]
+    if hints:
+        return f"no such setting; did you mean {' or '.join(hints)}?"
+    return f"no such setting; the sections are {', '.join(_tables(recipe))}"
+
+
+def did_you_mean(recipe: Recipe, key: str) -> list[str]:
+    """At most three settings, and for a key without a dot sections, closest to one that is none."""
+    last = key.rpartition(".")[2].lower().replace("-", "_")
+    known = [*flatten(recipe), *([] if "." in key else _tables(recipe))]
+    close = [k for k in known if k.rpartition(".")[2] == last]
+    close += [SYNONYMS[last]] if last in SYNONYMS else []
     if close:
-        is_setting = "." in key  # then a section is no answer
-        keys = [k for k in dict.fromkeys(close) if not (is_setting and k in sections)]
-        return "did you mean " + " or ".join(keys[:3] or sections) + "?"
-    return "the sections are " + ", ".join(sections)
+        return close[:3]
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.7)
+    by_last = {k.rpartition(".")[2]: k for k in known} | SYNONYMS
+    close += [by_last[k] for k in difflib.get_close_matches(last, list(by_last), n=3, cutoff=0.7)]
+    return list(dict.fromkeys(close))[:3]
 
 
-def loads(text: str, source: str = "recipe") -> Recipe:
-    """The recipe in TOML text; settings it does not name keep their defaults.
+def loads(
+    text: str,
+    source: str = "recipe",
+    *,
+    agent: str | None = None,
+    resolve: Resolve | None = None,
+) -> Recipe:
+    """The recipe in TOML text; settings it does not name keep the agent's defaults.
+
+    Args:
+        source: named in errors.
+        agent: replaces the agent that the text names.
+        resolve: the settings of a learner of one's own, `module:Class`. None: there is none.
 
     Raises:
         RecipeError: names the source and the dotted key.
     """
     try:
         flat: dict[str, object] = {}
-        for name, value in tables(text).items():
-            if isinstance(value, dict) and _is_table(_kinds(Recipe).get(name)):
+        for name, value in toml.tables(text).items():
+            if isinstance(value, dict) and name in _tables(Recipe()):
                 flat |= {f"{name}.{key}": entry for key, entry in value.items()}
             else:
                 flat[name] = value
-        return _with(Recipe(), flat)
+        named = flat.pop("agent", "reinforce")
+        return _with(_defaults(agent or named, resolve), flat)
     except (ValueError, RecipeError, RecursionError) as error:
         raise RecipeError(f"{source}: {error}") from None
 
 
+def _defaults(agent: Any, resolve: Resolve | None) -> Recipe:
+    defaults = Recipe.of(agent)
+    if agent in AGENTS:
+        return defaults
+    if resolve is None:
+        raise RecipeError(
+            f"agent: {agent} is code of its user's, which a file may not choose to import; name "
+            f"it yourself: --import {agent.partition(':')[0]}"
+        )
+    return Recipe.of(agent, resolve(agent))
+
+
 def dumps(recipe: Recipe) -> str:
     """The whole recipe as TOML; `loads` gives an equal one. None is written `"none"`."""
-    return toml(asdict(recipe))
+    tables = {name: table.values() for name, table in _tables(recipe).items()}
+    return toml.text(recipe.values() | tables)
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a TOML file.
+def load_recipe(
+    path: str | Path, *, agent: str | None = None, resolve: Resolve | None = None
+) -> Recipe:
+    """The recipe in a TOML file; see `loads`.
 
     Raises:
         FileError: the file cannot be read, or what it says does not fit.
     """
     data = files.read(Path(path), limit=LARGEST_FILE)
     try:
-        return loads(data.decode(), source=str(path))
+        return loads(data.decode(), source=str(path), agent=agent, resolve=resolve)
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: expected UTF-8 text, got {error.reason}") from None
     except RecipeError as error:
@@ -339,5 +266,7 @@ def diff(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """The settings in which the two differ: `{"learner.learning_rate": (0.003, 0.001)}`."""
     theirs = flatten(other)
     return {
-        key: (mine, theirs[key]) for key, mine in flatten(recipe).items() if mine != theirs[key]
+        key: (mine, theirs.get(key))
+        for key, mine in flatten(recipe).items()
+        if mine != theirs.get(key)
     }

@@ -22,12 +22,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from rlpg.errors import FileError, RlpgError, TrainingError, UsageError
+from rlpg.errors import FileError, RlpgError, SaveError, TrainingError, UsageError
 from rlpg.runs import files
-from rlpg.runs.encoding import LARGEST_JSON, from_json, to_json
-from rlpg.runs.policy_files import DESCRIPTION
-from rlpg.runs.recipe import Recipe, dumps, load_recipe, save
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe
+from rlpg.runs.store import POLICY_FILE
+from rlpg.runs.trees import to_json
 
+FILES = (
+    "recipe.toml", "progress.jsonl", "monitor.csv", "evaluations.npz", "evaluations_stochastic.npz",
+    "evaluation.json", "error.log",
+)  # fmt: skip
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
 
@@ -41,10 +45,6 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.toml"
-
-    @property
-    def versions(self) -> Path:
-        return self.path / "versions.json"
 
     @property
     def errors(self) -> Path:
@@ -62,20 +62,26 @@ class RunFolder:
     def best_policy(self) -> Path:
         return self.path / "best_policy"
 
-    def load_recipe(self) -> Recipe:
-        return load_recipe(self.recipe)
+    def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
+        """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
+        return load_recipe(self.recipe, resolve=resolve)
 
-    def save_recipe(self, recipe: Recipe) -> None:
-        """Replace the recipe, if it is another."""
-        if self.load_recipe() != recipe:
-            save(recipe, self.recipe)
+    def save_recipe(self, recipe: Recipe, *, before: Recipe, step: int) -> None:
+        """Replace the recipe of a run that is resumed at a step, if its budget is another.
 
-    def load_versions(self) -> dict[str, str]:
-        """What the run was made with, as `versions` says it."""
-        content = from_json(files.read(self.versions, limit=LARGEST_JSON), self.versions)
-        if not isinstance(content, dict):
-            raise FileError(f"{self.versions}: expected a table, got {content!r:.80}")
-        return {str(key): str(value) for key, value in content.items()}
+        A learning-rate schedule and the times of evaluations follow from the budget, so this recipe
+        alone does not repeat the run: comments at its top tell the budgets before.
+        """
+        text = files.read(self.recipe, limit=LARGEST_FILE).decode()
+        comments = [line for line in text.splitlines() if line.startswith("# ")]
+        if before.total_steps != recipe.total_steps:
+            comments.append(
+                f"# trained to step {step} with total_steps = {before.total_steps}, then resumed "
+                f"with total_steps = {recipe.total_steps}: repeat both to repeat the run"
+            )
+        new = "".join(f"{line}\n" for line in comments) + dumps(recipe)
+        if new != text:
+            files.write(self.recipe, new.encode())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -85,7 +91,7 @@ class RunFolder:
 
         Raises:
             UsageError: another process holds it; the message has its process id.
-            FileError: one of its folders is a link.
+            FileError: one of its folders or files is a link, a pipe or something else.
             TrainingError: any other error than ours, once the run has begun.
         """
         with files.lock(self.path / "run.lock"):
@@ -94,11 +100,14 @@ class RunFolder:
                     raise FileError(  # what is removed and written there may be somebody's
                         f"{folder}: expected a folder of the run, got a link or a file"
                     )
+            for file in (self.path / name for name in FILES):
+                if files.exists(file) and not files.is_file(file):
+                    raise FileError(f"{file}: expected a regular file, got something else")
             for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
             try:
                 yield
-            except (UsageError, FileError):
+            except (UsageError, FileError, SaveError):
                 raise
             except KeyboardInterrupt as stop:
                 stop.add_note(f"`rlpg resume {self.path}` goes on")
@@ -118,7 +127,7 @@ class RunFolder:
     def keep_error(self, text: str) -> str:
         """Write the error log; one line on where it is."""
         with suppress(OSError):
-            files.write(self.errors, text.encode())
+            files.write(self.errors, text.encode(errors="backslashreplace"))
         return f"what was saved until then is in {self.path}, see error.log there"
 
     def last_words(self, message: str, stack: str) -> str:
@@ -177,10 +186,10 @@ def create_run(
         files.remove_empty(made)
         raise
     if run is None:
-        raise UsageError(
-            f"{path}: expected a folder that is new or empty, got one in use; "
-            "choose another or `rlpg resume` it"
-        )
+        place = parent / whole.name
+        got = "one in use; choose another or `rlpg resume` it"
+        got = got if files.is_folder(place) else "a file or a link; choose another"
+        raise UsageError(f"{path}: expected a folder that is new or empty, got {got}")
     return run
 
 
@@ -193,19 +202,25 @@ def open_run(path: Path) -> RunFolder:
 
 
 def find_policy(path: Path, which: Literal["best", "last"] = "best") -> Path:
-    """The policy folder that `path` is, or that the run in it has; the other one if one is missing.
+    """The file of a policy: `path` itself, the one in that folder, or one of the run in it.
+
+    Args:
+        which: of a run's policies; the other one where it is missing.
 
     Raises:
         FileError: there is no policy.
     """
-    if files.exists(path / DESCRIPTION):
-        return path
     run = RunFolder(path)
-    order = [run.best_policy, run.policy]
-    for folder in order if which == "best" else reversed(order):
-        if files.is_folder(folder) and files.exists(folder / DESCRIPTION):
-            return folder
-    raise FileError(f"{path}: expected a run or a policy ({DESCRIPTION}), got neither")
+    order = [run.policy, run.best_policy]
+    own = [
+        folder for folder in (order if which == "last" else order[::-1]) if files.is_folder(folder)
+    ]
+    for folder in (path, *own):
+        if files.exists(folder / POLICY_FILE):
+            return folder / POLICY_FILE
+    if files.is_folder(path):
+        raise FileError(f"{path}: expected a run or a policy ({POLICY_FILE}), got neither")
+    return path
 
 
 def safe_name(env_id: str) -> str:

@@ -1,13 +1,14 @@
-"""Writes `tests/golden/<formats>/`: finished runs as this version of rlpg keeps them.
+"""Writes `tests/golden/<format>/`: finished runs as this version of rlpg keeps them.
 
     python tests/golden/make.py
 
 Once a version is released, its folder is never made again: what was written then must load for
-ever. A new folder comes when a format number changes; its name is that of the formats.
+ever. A new folder comes when the format's version changes; its name is that of the format.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 
 import rlpg
-from rlpg.runs import checkpoint, policy_files
-from rlpg.runs.encoding import sha256
 from rlpg.runs.recipe import flatten, load_recipe
+from rlpg.runs.store import newest_checkpoint
+from rlpg.runs.trees import VERSION
 
 HERE = Path(__file__).parent
-NAME = f"checkpoint-{checkpoint.VERSION}-policy-{policy_files.VERSION}"
+NAME = f"format-{VERSION}"
 SETTINGS = {
     "policy.hidden": (4,),
     "rollout.num_envs": 2,
@@ -47,7 +48,7 @@ def digests(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [digests(value) for value in tree]
     if isinstance(tree, np.ndarray):
-        return f"{tree.dtype} {list(tree.shape)} {sha256(tree.tobytes())[:16]}"
+        return f"{tree.dtype} {list(tree.shape)} {hashlib.sha256(tree.tobytes()).hexdigest()[:16]}"
     return repr(tree)
 
 
@@ -62,7 +63,7 @@ def make(folder: Path) -> None:
             overrides=SETTINGS | settings,
         )  # fmt: skip
         (run.path / "run.lock").unlink()
-        saved, _ = checkpoint.newest(run.path / "checkpoints")
+        saved, _ = newest_checkpoint(run.path / "checkpoints")
         assert saved is not None
         space = run.policy.observations.space
         obs = np.random.default_rng(0).uniform(-0.5, 0.5, (16, *space.shape)).astype(np.float32)

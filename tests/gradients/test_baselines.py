@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
 
+import rlpg
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import MovingAverage, PerTimeStep, leave_one_out
+from rlpg.gradients.baselines import STATISTICAL, MovingAverage, PerTimeStep, leave_one_out
 from rlpg.gradients.estimators import score_function
 from rlpg.gradients.returns import reward_to_go
+from rlpg.learners.values import ValueNetwork
 
 THETA = 0.4
+
+
+@dataclass
+class Slots:
+    """Samples by hand."""
+
+    time: Tensor
+    valid: Tensor
+
+
 Baseline = Callable[[Tensor, Tensor, Tensor], Tensor]  # returns, time, valid -> [T, N]
 
 
@@ -156,33 +171,142 @@ def test_leave_one_out_by_hand() -> None:
 
 
 def test_moving_average_weighs_past_updates_and_starts_at_zero() -> None:
-    average = MovingAverage(decay=0.5)
+    average, slots = MovingAverage(decay=0.5), Slots(torch.zeros(2, 2).long(), torch.ones(2, 2) > 0)
     assert average.value == 0.0
-    average.update(torch.tensor([[1.0, 3.0], [float("nan"), 5.0]]), torch.tensor([[1, 1], [0, 1]]))
+    returns = torch.tensor([[1.0, 3.0], [float("nan"), 5.0]])
+    average.update(slots, returns, torch.tensor([[0.1, 1], [0, 1]]))
     assert average.value == pytest.approx(3.0)  # corrected for the start at 0
-    average.update(torch.full((2, 2), 6.0))
+    average.update(slots, torch.full((2, 2), 6.0), torch.ones(2, 2))
     assert average.value == pytest.approx(5.0)  # (0.25 * 3 + 0.5 * 6) / 0.75
-    average.update(torch.zeros(2, 2), torch.zeros(2, 2))  # nothing seen, nothing learned
+    average.update(slots, torch.zeros(2, 2), torch.zeros(2, 2))  # nothing seen, nothing learned
     assert average.value == pytest.approx(5.0)
     twin = MovingAverage(decay=0.5)
     twin.load_state_dict(average.state_dict())
-    assert twin.value == average.value
+    assert twin(slots, returns).tolist() == [[pytest.approx(5.0)] * 2] * 2
 
 
 def test_per_time_step_averages_each_time_on_its_own() -> None:
-    baseline = PerTimeStep(decay=0.5)
-    time = torch.tensor([[0, 0], [1, 0]])
-    assert baseline(time).tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    valid = torch.tensor([[True, True], [True, True]])
-    baseline.update(torch.tensor([[3.0, 6.0], [4.0, 0.0]]), time=time, valid=valid)
-    assert baseline(torch.tensor([[0, 1, 9]])).tolist() == [[3.0, 4.0, 4.0]]
-    valid = torch.tensor([[True, False], [False, False]])
-    baseline.update(torch.tensor([[6.0, 9.0], [9.0, 9.0]]), time=time, valid=valid)
+    baseline, ones = PerTimeStep(decay=0.5), torch.ones(2, 2)
+    slots = Slots(torch.tensor([[0, 0], [1, 0]]), ones > 0)
+    assert baseline(slots, ones).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    baseline.update(slots, torch.tensor([[3.0, 6.0], [4.0, 0.0]]), ones)
+    later = Slots(torch.tensor([[0, 1, 9]]), torch.ones(1, 3) > 0)
+    assert baseline(later, torch.zeros(1, 3)).tolist() == [[3.0, 4.0, 4.0]]
+    baseline.update(slots, torch.tensor([[6.0, 9.0], [9.0, 9.0]]), torch.tensor([[0.2, 0], [0, 0]]))
     # time 0: (0.25 * 3 + 0.5 * 6) / 0.75 = 5; time 1 was not seen and keeps its mean
-    assert baseline(time)[:, 0].tolist() == [5.0, 4.0]
+    assert baseline(slots, ones)[:, 0].tolist() == [5.0, 4.0]
     twin = PerTimeStep(decay=0.5)
     twin.load_state_dict(baseline.state_dict())
-    assert twin(time).tolist() == baseline(time).tolist()
+    assert twin(slots, ones).tolist() == baseline(slots, ones).tolist()
+
+
+FAMILY: dict[str, Callable[[], rlpg.Baseline]] = {
+    "none": rlpg.NoBaseline,
+    "moving_average": rlpg.MovingAverage,
+    "time_step": rlpg.PerTimeStep,
+    "leave_one_out": rlpg.LeaveOneOut,
+    "optimal": rlpg.OptimalConstant,
+    "value": lambda: rlpg.Value(nn.Linear(1, 1)),
+}
+
+
+def on_a_tape(baseline: rlpg.Baseline) -> tuple[float, Tensor]:
+    """Gradient of two nodes whose returns are known, and the returns `[2, lanes]`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theta, tape, state = torch.tensor(0.3, requires_grad=True), rlpg.Tape(), torch.ones(4, 1)
+        terms = []
+        for k in range(2):
+            here = baseline.at(state) if isinstance(baseline, rlpg.Value) else baseline
+            b = tape.sample(Bernoulli(logits=theta.expand(4)), baseline=here)
+            terms.append(b + 2.0 + 5.0 * k)
+            tape.add(terms[-1])
+        tape.surrogate().backward()
+    assert theta.grad is not None
+    return float(theta.grad), torch.stack([terms[0] + terms[1], terms[1]])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_one_family_serves_the_tape(name: str) -> None:
+    """The second use subtracts what the first has learned; every value by hand."""
+    baseline = FAMILY[name]()
+    if isinstance(baseline, rlpg.Value):
+        with torch.no_grad():
+            baseline.net.weight.fill_(1.5)  # type: ignore[union-attr, operator]
+            baseline.net.bias.fill_(1.0)  # type: ignore[union-attr, operator]
+    p = torch.sigmoid(torch.tensor(0.3))
+    for again in (False, True):
+        got, returns = on_a_tape(baseline)
+        score = torch.stack([returns[0] - returns[1] - 2, returns[1] - 7]) - p  # [2, lanes]
+        others = (returns.sum(1, keepdim=True) - returns) / 3
+        square = score.square()
+        optimal = ((square * returns).sum(1, keepdim=True) - square * returns) / (
+            square.sum(1, keepdim=True) - square
+        )
+        by_node = returns.mean(1, keepdim=True)
+        # both nodes have fed the average, the second first; each weighs 0.9 of the one before it
+        average = (0.1 * by_node[0] + 0.09 * by_node[1]) / 0.19
+        subtracted = {
+            "none": torch.zeros(1),
+            "moving_average": average if again else torch.zeros(1),
+            "time_step": by_node if again else torch.zeros(1),
+            "leave_one_out": others,
+            "optimal": optimal,
+            "value": torch.tensor(2.5),
+        }[name]
+        assert got == pytest.approx(float((score * (returns - subtracted)).mean(1).sum()), rel=1e-5)
+    if isinstance(baseline, rlpg.Value):
+        assert baseline.loss().item() == pytest.approx(float((returns - 2.5).square().mean()))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_one_family_serves_the_learner(name: str) -> None:
+    observations, actions = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+    generator = torch.Generator().manual_seed(0)
+    policy = rlpg.StandardPolicy(observations, actions, hidden=(), generator=generator)
+    learner, twin = (
+        rlpg.Reinforce(policy, FAMILY[name](), learning_rate_schedule="constant") for _ in range(2)
+    )
+    shape = (3, 2)
+    rollout = rlpg.Rollout(
+        obs=torch.rand(4, 2, 1), action=torch.ones(shape).long(), log_prob=None,
+        reward=torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]),
+        terminated=torch.tensor([[False] * 2, [False] * 2, [True] * 2]),
+        truncated=torch.zeros(shape) > 0, valid=torch.ones(shape) > 0,
+        time=torch.arange(3)[:, None].expand(shape), carry=None,
+        episode_start=torch.tensor([[True] * 2, [False] * 2, [False] * 2, [True] * 2]),
+        final_obs=torch.zeros(0, 1),
+        final_step=torch.zeros(0).long(), final_env=torch.zeros(0).long(),
+        episodes=None,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if name == "optimal":
+        with pytest.raises(
+            EstimatorError, match=r"expected samples with score_square\(\), got Rol"
+        ):
+            learner.update(rollout)
+        return
+    if name == "value":
+        assert isinstance(learner.baseline, ValueNetwork)
+        assert isinstance(learner.baseline.network.mlp.module, nn.Linear)
+    else:
+        assert isinstance(learner.baseline, STATISTICAL[name])
+    before = learner.baseline(rollout, rollout.reward).clone()
+    metrics = learner.update(rollout)
+    assert metrics["gradient/norm"] > 0
+    after = learner.baseline(rollout, rollout.reward)
+    assert torch.equal(before, after) == (name in ("none", "leave_one_out"))
+    twin.baseline.load_state_dict(learner.baseline.state_dict())
+    assert torch.equal(twin.baseline(rollout, rollout.reward), after)
+
+
+def test_what_a_baseline_cannot_do_is_said() -> None:
+    state = torch.zeros(4, 3)
+    with pytest.raises(EstimatorError, match="expected the network to return"):
+        rlpg.Value(nn.Linear(3, 2)).at(state)
+    tape = rlpg.Tape(baseline=rlpg.Value(nn.Linear(3, 1)))
+    tape.add(tape.sample(Normal(torch.zeros(4, requires_grad=True), 1.0)))
+    with pytest.raises(EstimatorError, match=r"write baseline=value\.at\(state\)"):
+        tape.surrogate()
 
 
 def test_score_function_has_value_zero_and_the_estimator_as_gradient() -> None:

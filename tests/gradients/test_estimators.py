@@ -11,9 +11,12 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.estimators import (
     biased_gumbel_softmax,
     biased_straight_through,
+    clipped_likelihood_ratio,
     expectation,
+    likelihood_ratio,
     log_prob_of,
     magic_box,
+    score_function,
 )
 
 
@@ -45,6 +48,112 @@ def test_enumerated_magic_box_gives_the_second_derivative() -> None:
     for derivative in (torch.autograd.functional.jacobian, torch.autograd.functional.hessian):
         torch.testing.assert_close(derivative(by_boxes, at), derivative(exact, at))
     torch.testing.assert_close(by_boxes(at), exact(at))
+
+
+ARMS = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)  # what each arm pays
+OLD = torch.tensor([0.1, 0.4, -0.3], dtype=torch.float64)  # logits the samples were drawn with
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.5])
+def test_likelihood_ratio_is_unbiased_for_one_sample_whatever_the_distance(distance: float) -> None:
+    # sum over all arms of q(a) r(a) A(a) = sum p(a) A(a), and so is its gradient p (A - E A)
+    logits = (OLD + distance * torch.tensor([1.0, -1.0, 0.0])).requires_grad_()
+    log_p, log_q = torch.log_softmax(logits, 0), torch.log_softmax(OLD, 0)
+    p, q = log_p.detach().exp(), log_q.exp()
+    term = likelihood_ratio(log_p, log_q, ARMS, weight=q)
+    assert term.item() == pytest.approx(float(p @ ARMS))
+    term.backward()
+    torch.testing.assert_close(logits.grad, p * (ARMS - p @ ARMS))
+
+
+def test_likelihood_ratio_has_the_variance_of_importance_weights() -> None:
+    # Var_q (r A) = sum p^2 / q A^2 - (sum p A)^2 with p = (3/4, 1/4), q = (1/4, 3/4), A = (1, 0)
+    log_p = torch.tensor([0.75, 0.25]).log().requires_grad_()
+    q, paid = torch.tensor([0.25, 0.75]), torch.tensor([1.0, 0.0])
+    one = [slice(0, 1), slice(1, 2)]
+    values = torch.stack(
+        [likelihood_ratio(log_p[k], q[k].log(), paid[k], weight=1.0) for k in one]
+    ).detach()
+    mean, square = q @ values, q @ values**2
+    assert float(mean) == pytest.approx(0.75)
+    assert float(square - mean**2) == pytest.approx(0.75**2 / 0.25 - 0.75**2)
+
+
+def test_likelihood_ratio_of_two_steps_is_exact_at_the_old_policy_only() -> None:
+    # Step 1 pays nothing and chooses the state; step 2 pays its action where step 1 was 1. One
+    # ratio per step leaves out the ratio that leads to the state.
+    def gradients(theta: float) -> tuple[float, float]:
+        new, total = torch.tensor(theta, dtype=torch.float64, requires_grad=True), torch.zeros(())
+        log_p = Bernoulli(logits=new).log_prob(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        log_q = Bernoulli(logits=torch.tensor(0.2, dtype=torch.float64)).log_prob(
+            torch.tensor([0.0, 1.0], dtype=torch.float64)
+        )
+        for first in (0, 1):
+            for second in (0, 1):
+                steps, paid = [first, second], float(first * second)
+                returns = torch.full((2,), paid, dtype=torch.float64)
+                prob = (log_q[first] + log_q[second]).exp()
+                total = total + likelihood_ratio(
+                    log_p[steps], log_q[steps], returns, weight=float(prob)
+                )
+        p = torch.sigmoid(new.detach())
+        return float(torch.autograd.grad(total, new)[0]), float(2 * p * p * (1 - p))  # of p^2
+
+    got, exact = gradients(0.2)
+    assert got == pytest.approx(exact)
+    got, exact = gradients(1.2)
+    assert abs(got - exact) > 0.05 * exact
+
+
+def test_clipping_by_hand() -> None:
+    # ratios 0.5, 0.9, 1.1, 2 with A = +1 and -1, c = 0.2: min(r A, clip(r) A) and its slope in r
+    ratio = torch.tensor([0.5, 0.9, 1.1, 2.0] * 2, dtype=torch.float64)
+    advantage = torch.tensor([1.0] * 4 + [-1.0] * 4, dtype=torch.float64)
+    log_prob = ratio.log().requires_grad_()
+    term = clipped_likelihood_ratio(
+        log_prob, torch.zeros(8).double(), advantage, clip_range=0.2, weight=0.25
+    )
+    values = [0.5, 0.9, 1.1, 1.2, -0.8, -0.9, -1.1, -2.0]
+    assert term.item() == pytest.approx(sum(values) / 4)
+    slopes = torch.tensor([1.0, 1, 1, 0, 0, -1, -1, -1], dtype=torch.float64)
+    term.backward()
+    torch.testing.assert_close(log_prob.grad, slopes * ratio / 4)
+
+
+@pytest.mark.parametrize("clip_range", [None, 0.2])
+def test_at_a_ratio_of_one_both_have_the_gradient_of_the_score_function(
+    clip_range: float | None,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    advantage = torch.randn(3, 2, generator=generator)
+    weight = torch.rand(3, 2, generator=generator)
+    weight[1, 1] = 0.0  # there the others may hold anything
+    found = []
+    for function in ("score", "ratio"):
+        log_prob = -torch.rand(3, 2, generator=torch.Generator().manual_seed(1))
+        old, log_prob = log_prob.clone(), log_prob.requires_grad_()
+        advantage[1, 1], old[1, 1] = float("nan"), -float("inf")
+        if function == "score":
+            term = score_function(log_prob, advantage, weight=weight)
+        elif clip_range is None:
+            term = likelihood_ratio(log_prob, old, advantage, weight=weight)
+        else:
+            term = clipped_likelihood_ratio(
+                log_prob, old, advantage, clip_range=clip_range, weight=weight
+            )
+        found.append(torch.autograd.grad(term, log_prob)[0])
+    torch.testing.assert_close(found[0], found[1])
+    assert bool(found[1].isfinite().all())
+
+
+def test_ratios_of_the_wrong_shape_are_refused() -> None:
+    log_prob = torch.zeros(3, requires_grad=True)
+    with pytest.raises(EstimatorError, match=r"^likelihood_ratio: expected log_prob, adv"):
+        likelihood_ratio(log_prob, torch.zeros(3, 1), torch.zeros(3), weight=1.0)
+    with pytest.raises(EstimatorError, match="carries a gradient, got one without"):
+        likelihood_ratio(log_prob.detach(), torch.zeros(3), torch.zeros(3), weight=1.0)
+    with pytest.raises(EstimatorError, match="clip_range: expected a number above 0, got 0"):
+        clipped_likelihood_ratio(log_prob, log_prob, log_prob, clip_range=0, weight=1.0)
 
 
 def test_log_prob_of_a_reparametrized_sample_is_refused() -> None:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import Baseline, LeaveOneOut, MovingAverage, OptimalConstant
+from rlpg.gradients.baselines import (
+    Baseline,
+    LeaveOneOut,
+    MovingAverage,
+    OptimalConstant,
+    Samples,
+    Scored,
+)
 from rlpg.gradients.gradcheck import gradcheck
 from rlpg.gradients.tape import How, Tape
 
@@ -125,20 +132,22 @@ class FollowingAverage(Baseline):
     def __init__(self) -> None:
         self.mean = 0.0
 
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> float:
-        for value in returns.tolist():
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        for value in returns[0].tolist():
             self.mean = 0.5 * self.mean + 0.5 * value
-        return self.mean
+        return torch.full_like(returns, self.mean)
 
 
 class GroupMean(Baseline):
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
-        return returns.mean()
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        return returns.mean().expand_as(returns)
 
 
 class InSampleOptimal(Baseline):
-    def before(self, returns: Tensor, score_square: Callable[[], Tensor]) -> Tensor:
-        return (score_square() * returns).sum() / score_square().sum()
+    def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
+        assert isinstance(samples, Scored)
+        square = samples.score_square()
+        return ((square * returns).sum() / square.sum()).expand_as(returns)
 
 
 @pytest.mark.parametrize(

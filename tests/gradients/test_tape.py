@@ -262,7 +262,7 @@ def test_value_learns_the_return_on_the_side_only() -> None:
     value, state = Value(net), torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     coin = Coin(iter(torch.tensor([[1.0, 0.0]], dtype=torch.float64)))
     theta, tape = THETA.clone().requires_grad_(), Tape()
-    action = tape.sample(coin(theta[0].expand(2)), baseline=value(state))
+    action = tape.sample(coin(theta[0].expand(2)), baseline=value.at(state))
     tape.add(2.0 + action)
     tape.surrogate().backward()
     assert net.weight.grad is None
@@ -355,8 +355,8 @@ def test_distributions_that_cannot_do_it_are_refused() -> None:
         Tape("expect").sample(normal()[1])
     with pytest.raises(EstimatorError, match="expected a finite support and batch shape"):
         Tape("expect").sample(Bernoulli(logits=torch.zeros(4, 3)))
-    with pytest.raises(EstimatorError, match="expected Normal, Poisson, Exponential or Bernoulli"):
-        Tape("weak").sample(Gamma(torch.ones(4), torch.ones(4)))
+    with pytest.raises(EstimatorError, match="concentration with a gradient"):
+        Tape("weak").sample(Gamma(torch.ones(4, requires_grad=True), torch.ones(4)))
     with pytest.raises(EstimatorError, match="Tape: expected how in"):
         Tape("reinforce")  # type: ignore[arg-type]
 
@@ -406,7 +406,7 @@ def test_baselines_that_are_not_allowed() -> None:
     tape = Tape(baseline=LeaveOneOut())
     tape.sample(normal(1)[1])
     tape.add(torch.ones(1))
-    with pytest.raises(EstimatorError, match="LeaveOneOut: expected at least 2 lanes"):
+    with pytest.raises(EstimatorError, match="sample 0: LeaveOneOut: expected at least 2 lanes"):
         tape.surrogate()
 
 

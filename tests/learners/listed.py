@@ -13,10 +13,27 @@ from gymnasium import spaces
 from rlpg.envs import bandit, chain
 from torch import Tensor
 
-from rlpg import Reinforce
+from rlpg import Baseline, Learner, Reinforce
 from rlpg.learners.values import StateValue
-from rlpg.policies import Policy
+from rlpg.policies import Carry, Policy, StandardPolicy
 from rlpg.rollouts import Episodes, Rollout
+
+PLAIN: dict[str, Any] = {
+    "gae_lambda": None,
+    "entropy_coef": 0.0,
+    "normalize_advantages": False,
+    "max_grad_norm": None,
+    "learning_rate_schedule": "constant",
+    "num_value_epochs": 4,
+    "num_value_minibatches": 4,
+    "reward_scaling": False,
+}
+"""The settings without which an estimator is not the plain one of the textbooks."""
+
+
+def plain(policy: Policy, baseline: str | Baseline = "none", **options: Any) -> Reinforce:
+    """REINFORCE, and nothing that the options do not ask for."""
+    return Reinforce(policy, baseline, **(PLAIN | options))
 
 
 def make_rollout(
@@ -28,6 +45,8 @@ def make_rollout(
     truncated: Any = None,
     valid: Any = None,
     time: Any = None,
+    episode_start: Any = None,
+    carry: Carry = None,
     finals: Sequence[tuple[int, int, Any]] = (),
 ) -> Rollout:
     """A rollout from nested lists; without flags: one episode per environment, all terminated.
@@ -49,6 +68,11 @@ def make_rollout(
         flags[2][:] = True
     if time is None:
         time = torch.arange(shape[0])[:, None].expand(shape).clone()
+    time = torch.as_tensor(time)
+    if episode_start is None:
+        waits = ~flags[2][-1:]  # for the slot after an end; else an episode begins after the end
+        last = waits if bool((~flags[2]).any()) else (flags[0] | flags[1])[-1:]
+        episode_start = torch.cat([(time == 0) & flags[2], last])
     nobody = np.zeros(0, dtype=np.int64)
     return Rollout(
         obs=obs,
@@ -58,7 +82,9 @@ def make_rollout(
         terminated=flags[0],
         truncated=flags[1],
         valid=flags[2],
-        time=torch.as_tensor(time),
+        time=time,
+        episode_start=torch.as_tensor(episode_start),
+        carry=carry,
         final_obs=torch.stack([torch.as_tensor(o) for *_, o in finals]) if finals else obs[0, :0],
         final_step=torch.tensor([t for t, *_ in finals], dtype=torch.int64),
         final_env=torch.tensor([n for _, n, _ in finals], dtype=torch.int64),
@@ -120,7 +146,7 @@ def tabular_policy(
     own: one backward pass gives the gradient of every copy.
     """
     space, actions = spaces.Discrete(num_states * copies), spaces.Discrete(num_actions)
-    policy = Policy.create(space, actions, hidden=(), generator=torch.Generator())
+    policy = StandardPolicy(space, actions, hidden=(), generator=torch.Generator())
     generator = torch.Generator().manual_seed(0)
     weight, bias = policy.parameters()  # [action, state], [action]
     with torch.no_grad():
@@ -205,18 +231,18 @@ class Moments:
     variance: float  # trace of the covariance of the gradient
 
 
-def moments(learner: Reinforce, outcomes: Sequence[tuple[float, Rollout]]) -> Moments:
+def moments(learner: Learner, outcomes: Sequence[tuple[float, Rollout]]) -> Moments:
     """Sums over all batches that can happen, with one surrogate each."""
     weight, _ = learner.policy.parameters()
     values, estimates = [], []
     for _, rollout in outcomes:
-        surrogate = learner.surrogate(rollout)
+        surrogate = learner.estimate(rollout)
         values.append(surrogate.item())
         estimates.append(torch.autograd.grad(surrogate, weight)[0])
     return _sums([probability for probability, _ in outcomes], values, torch.stack(estimates))
 
 
-def moments_at_once(learner: Reinforce, policy: Policy, episodes: Sequence[Episode]) -> Moments:
+def moments_at_once(learner: Learner, policy: Policy, episodes: Sequence[Episode]) -> Moments:
     """The same for batches of one episode, if none looks at the others: all in one rollout.
 
     Args:
@@ -224,12 +250,12 @@ def moments_at_once(learner: Reinforce, policy: Policy, episodes: Sequence[Episo
         policy: the one that was copied.
     """
     rollout = copies_of(side_by_side(episodes), policy.observations.num_features)
-    surrogate = learner.surrogate(rollout)
+    surrogate = learner.estimate(rollout)
     weight, _ = learner.policy.parameters()
     (grad,) = torch.autograd.grad(surrogate, weight)  # [A, S K]
     estimates = len(episodes) * grad.reshape(len(grad), len(episodes), -1).movedim(1, 0)
     probabilities = [outcome_probability(policy, [episode]) for episode in episodes]
-    values = learner.credit(rollout).returns[0].tolist()
+    values = learner.advantages(rollout).returns[0].tolist()
     assert abs(surrogate.item() - float(np.mean(values))) < 1e-12
     return _sums(probabilities, values, estimates)
 

@@ -17,8 +17,7 @@ import torch
 from rlpg.envs import bandit, chain
 from torch import Tensor
 
-from rlpg import Reinforce
-from rlpg.learners import Baseline
+from rlpg import Baseline, Reinforce
 from rlpg.learners.values import LinearValue, ValueNetwork
 from rlpg.policies import Policy
 from rlpg.rollouts import Rollout
@@ -37,6 +36,7 @@ from listed import (
     moments,
     moments_at_once,
     outcome_probability,
+    plain,
     side_by_side,
     tabular_policy,
     true_values,
@@ -58,15 +58,15 @@ def estimator(policy: Policy, baseline: str | Baseline = "none", **options: Any)
     """The learner with the settings in which it claims to be unbiased."""
     settings = {"average": "episodes", "gamma_weight": True, "gamma": 1.0, "value_hidden": (8,)}
     generator = torch.Generator().manual_seed(1)
-    return Reinforce(policy, baseline, generator=generator, **(settings | options))
+    return plain(policy, baseline, generator=generator, **(settings | options))
 
 
 def taught(learner: Reinforce, episodes: list[Episode]) -> Reinforce:
     """With a baseline after two updates on arbitrary episodes: no longer 0, far from right."""
     for start in (0, 3):
         rollout = side_by_side(episodes[start::5])
-        credit = learner.credit(rollout)
-        learner.baseline.update(rollout, credit.returns + 2.0, (credit.weight > 0).double())
+        advantages = learner.advantages(rollout)
+        learner.baseline.update(rollout, advantages.returns + 2.0, (advantages.weight > 0).double())
     return learner
 
 
@@ -87,7 +87,7 @@ def of_all_chains(baseline: str | Baseline, *, scale: float = 1.0, **options: An
         tabular_policy(2, 2, copies=len(episodes), scale=scale), baseline, **options
     )
     if isinstance(baseline, (LinearValue, ValueNetwork)):  # it knows the two states, not the copies
-        baseline._observe = lambda obs: policy.features(obs % 2)
+        baseline._features = lambda obs: policy.features(obs % 2)
     return moments_at_once(learner, policy, episodes)
 
 

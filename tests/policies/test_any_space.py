@@ -11,7 +11,14 @@ from gymnasium.vector.utils import batch_space, iterate
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from rlpg.policies import Observations, Policy, make_head, space_from_data, space_to_data
+from rlpg.policies import (
+    Observations,
+    Policy,
+    StandardPolicy,
+    make_head,
+    space_from_data,
+    space_to_data,
+)
 
 SHAPES = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
 BOUNDS = st.sampled_from([(-1, 1), (0, 1), (-np.inf, np.inf), (0, np.inf), (-3, 100), (2, 2)])
@@ -137,7 +144,7 @@ def test_actions_are_in_the_space(space, seed, is_masked):
 @settings(max_examples=30, deadline=None)
 def test_policies_act_within_their_space_after_a_round_trip(observation, action, seed):
     generator = torch.Generator().manual_seed(seed)
-    policy = Policy.create(observation, action, hidden=(8,), generator=generator)
+    policy = StandardPolicy(observation, action, hidden=(8,), generator=generator)
     restored = Policy.from_description(json.loads(json.dumps(policy.describe())))
     restored.load_state_dict(policy.state_dict())
     obs = sampled(observation, seed)

@@ -105,6 +105,17 @@ def stacked(space: spaces.Space, actions: list[Any]) -> Any:
     return np.stack(actions)
 
 
+def from_env(space: spaces.Space, batch: Any) -> Tensor:
+    """The head's own actions `[B, *A]` of a batch for the environment, written out by hand."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        own = [from_env(part, batch[key]) for key, part in parts]
+        return torch.cat([action.reshape(len(action), -1).float() for action in own], 1)
+    if isinstance(space, spaces.MultiBinary):
+        return torch.as_tensor(np.asarray(batch, np.float32))
+    return torch.as_tensor(np.asarray(batch, np.int64) - space.start)
+
+
 def row(space: spaces.Space, batch: Any, i: int) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(row(s, b, i) for s, b in zip(space.spaces, batch, strict=True))
@@ -127,7 +138,7 @@ class TestCountableActions:
         space, options = COUNTABLE[name]
         head = make_head(space, **options)
         mask = torch.rand(head.num_mask, generator=generator(7)) < 0.6 if is_masked else None
-        support = head.from_env(stacked(space, every_action(space)))  # [S, *A]
+        support = from_env(space, stacked(space, every_action(space)))  # [S, *A]
         return space, head, outputs_for(head)[0], mask, support
 
     def test_probabilities_of_all_actions_sum_to_one(self, name, is_masked):
@@ -186,8 +197,8 @@ class TestCountableActions:
         batch = head.to_env(drawn.numpy())
         assert all(space.contains(row(space, batch, i)) for i in range(50))
         assert space.contains(first(space, batch))
-        assert torch.equal(head.from_env(batch), drawn)
-        assert torch.equal(head.from_env(head.to_env(support.numpy())), support)
+        assert torch.equal(from_env(space, batch), drawn)
+        assert torch.equal(from_env(space, head.to_env(support.numpy())), support)
 
 
 def test_a_mask_forbids_exactly_its_actions():
@@ -297,7 +308,7 @@ class TestContinuousActions:
             assert batch.dtype == space.dtype
             assert all(space.contains(np.asarray(a)) for a in batch)
 
-    def test_the_initial_policy_is_centerd_in_the_box(self):
+    def test_the_initial_policy_is_centered_in_the_box(self):
         space = spaces.Box(np.array([10.0, -4.0]), np.array([20.0, 0.0]), dtype=np.float64)
         for gaussian in ("clipped", "squashed", "beta"):
             head = make_head(space, gaussian=gaussian)
@@ -313,16 +324,22 @@ class TestContinuousActions:
         assert counts.tolist() == [1000] * 5
 
     @pytest.mark.parametrize("name", MEASURED)
-    def test_from_env_is_the_inverse_of_to_env(self, name):
+    def test_the_unit_interval_becomes_the_bounds(self, name):
+        # low, center and high of the space, by the head's own units written down by hand.
         space, options = MEASURED[name]
         head = make_head(space, **options)
-        batch = np.stack([space.sample() for _ in range(20)])
-        again = head.to_env(head.from_env(batch).numpy())
-        np.testing.assert_allclose(again, batch, rtol=1e-5, atol=1e-5)
+        share = np.array([[0.0, 0.0], [0.25, 0.75], [0.5, 0.5], [1.0, 1.0]])
+        unit = share if options.get("gaussian") == "beta" else 2 * share - 1
+        if options.get("gaussian") == "squashed":  # tanh(10) is 1 in float32
+            unit = np.where(np.abs(unit) == 1, 10 * unit, np.arctanh(np.clip(unit, -0.9, 0.9)))
+        batch = head.to_env(unit.astype(np.float32))
+        expected = space.low + share * (space.high - space.low)
+        np.testing.assert_allclose(batch, expected, rtol=1e-5, atol=1e-5)
 
-    def test_squashed_log_prob_of_an_env_action_on_the_bound_is_finite(self):
+    def test_squashed_log_prob_far_out_is_finite(self):
+        # tanh(20) is 1 in float32: a log-prob that went through the action would be infinite.
         head = make_head(spaces.Box(-1, 1, (1,)), gaussian="squashed")
-        u = head.from_env(np.array([[1.0], [-1.0], [0.0]], np.float32))
+        u = torch.tensor([[20.0], [-20.0], [0.0]])
         assert head(torch.zeros(3, 1)).log_prob(u).isfinite().all()
 
 

@@ -85,23 +85,23 @@ IMAGES = spaces.Dict(
 def test_images_and_numbers_with_any_batch_shape(space, batch):
     observations = Observations(space)
     network = Network(observations, 3, generator=generator())
-    assert network(torch.rand(*batch, observations.num_features)).shape == (*batch, 3)
+    assert network(torch.rand(*batch, observations.num_features))[0].shape == (*batch, 3)
 
 
 def test_a_batch_of_images_is_its_rows():
     observations = Observations(IMAGES)
     network = Network(observations, 3, hidden=(8,), generator=generator())
     features = torch.rand(6, observations.num_features, generator=generator())
-    rows = torch.stack([network(row) for row in features])
-    torch.testing.assert_close(network(features), rows)
-    torch.testing.assert_close(network(features.reshape(2, 3, -1)), rows.reshape(2, 3, 3))
+    rows = torch.stack([network(row)[0] for row in features])
+    torch.testing.assert_close(network(features)[0], rows)
+    torch.testing.assert_close(network(features.reshape(2, 3, -1))[0], rows.reshape(2, 3, 3))
 
 
 def test_every_input_matters_and_every_parameter_learns():
     observations = Observations(IMAGES)
     network = Network(observations, 1, hidden=(8,), generator=generator())
     features = torch.rand(4, observations.num_features, generator=generator(), requires_grad=True)
-    network(features).sum().backward()
+    network(features)[0].sum().backward()
     assert features.grad is not None
     for part in (slice(0, 216), slice(216, 363), slice(363, 365)):
         assert (features.grad[:, part] != 0).any()
@@ -113,5 +113,5 @@ def test_every_input_matters_and_every_parameter_learns():
 def test_output_gain_scales_the_outputs():
     observations = Observations(spaces.Box(-1, 1, (4,)))
     network = Network(observations, 2, output_gain=0.01, generator=generator())
-    outputs = network(torch.randn(100, 4, generator=generator()))
+    outputs, _ = network(torch.randn(100, 4, generator=generator()))
     assert outputs.abs().max() < 0.01 * math.sqrt(64)

@@ -172,7 +172,7 @@ class TestFeatures:
         assert single.features(torch.tensor([[0, 1]])).shape == (1, 2, 3)
 
     def test_bytes_are_scaled_by_their_largest_value(self):
-        image = Observations(spaces.Box(0, 255, (8, 8), np.uint8))
+        image = Observations(spaces.Box(0, 255, (8, 8), np.uint8), images=True)
         packed = torch.full((2, 8, 8), 51, dtype=torch.uint8)
         torch.testing.assert_close(image.features(packed), torch.full((2, 64), 0.2))
         board = Observations(spaces.Box(0, 4, (3, 3), np.uint8))
@@ -190,7 +190,7 @@ class TestFeatures:
         ],
     )
     def test_images_are_found_and_turned(self, shape, channels_first):
-        observations = Observations(spaces.Box(0, 255, shape, np.uint8))
+        observations = Observations(spaces.Box(0, 255, shape, np.uint8), images=True)
         (image,) = observations.images
         assert image.channels_first_shape == channels_first
         picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -203,11 +203,70 @@ class TestFeatures:
         torch.testing.assert_close(turned[0], torch.from_numpy(expected) / 255.0)
         assert not observations.normalized.any()
 
-    @pytest.mark.parametrize("shape", [(128,), (4, 4), (5, 9, 3), (2, 8, 8, 3)])
-    def test_other_bytes_are_numbers(self, shape):
-        observations = Observations(spaces.Box(0, 255, shape, np.uint8))
+    def test_codes_in_a_small_uint8_box_were_taken_for_an_image(self):
+        """MiniGrid's codes 0..10, divided by 255, reached a CNN almost as zeros."""
+        observations = Observations(spaces.Box(0, 255, (7, 7, 3), np.uint8))
+        codes = torch.arange(147, dtype=torch.uint8).reshape(7, 7, 3) % 11
         assert observations.images == []
         assert observations.normalized.all()
+        torch.testing.assert_close(observations.features(codes), codes.flatten() / 255.0)
+
+    @pytest.mark.parametrize("images", ["auto", True, False])
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "auto", "possible"),
+        [
+            ((36, 36), np.uint8, True, True),
+            ((36, 36, 3), np.uint8, True, True),
+            ((1, 36, 40), np.uint8, True, True),
+            ((35, 84), np.uint8, False, True),
+            ((84, 35, 1), np.uint8, False, True),
+            ((7, 7, 3), np.uint8, False, True),
+            ((128,), np.uint8, False, False),
+            ((2, 40, 40, 3), np.uint8, False, False),
+            ((84, 84, 3), np.float32, False, False),
+            ((84, 84), np.int16, False, False),
+        ],
+    )
+    def test_what_is_an_image(self, shape, dtype, auto, possible, images):
+        space = spaces.Box(0, 255, shape, dtype)
+        if images is True and not possible:
+            with pytest.raises(SpaceError, match="images: expected a uint8 Box of rank 2 or 3"):
+                Observations(space, images=True)
+            return
+        expected = auto if images == "auto" else images
+        observations = Observations(space, images=images)
+        assert bool(observations.images) is expected
+        assert bool(observations.normalized.all()) is not expected
+        again = Observations.from_description(json.loads(json.dumps(observations.describe())))
+        assert again.images == observations.images
+        words = observations.describe_in_words()
+        assert ("image of" in words) is expected
+        assert ("policy.images = true" in words) is (possible and not expected)
+
+    def test_what_was_decided_is_said_in_one_line(self):
+        space = spaces.Dict(
+            {
+                "board": spaces.Box(0, 9, (7, 7), np.uint8),
+                "camera": spaces.Box(0, 255, (40, 50, 3), np.uint8),
+                "speed": spaces.Box(-1, 1, (1,)),
+                "gear": spaces.Discrete(5),
+            }
+        )
+        assert Observations(space).describe_in_words() == (
+            "observations: image of 40 x 50 with 3 channels, 50 numbers, 5 0/1 features (uint8 "
+            "arrays as numbers; policy.images = true shows them to a CNN)"
+        )
+        plain = Observations(spaces.Box(-1, 1, (4,))).describe_in_words()
+        assert plain == "observations: 4 numbers"
+
+    @pytest.mark.parametrize("images", ["yes", None, 2])
+    def test_another_word_for_images_is_refused(self, images):
+        space = spaces.Box(0, 255, (40, 40), np.uint8)
+        with pytest.raises(SpaceError, match="images: expected true, false or auto"):
+            Observations(space, images=images)
+        description = {**Observations(space).describe(), "images": images}
+        with pytest.raises(SpaceError, match="images: expected true, false or auto"):
+            Observations.from_description(description)
 
     def test_a_scalar_box_is_one_feature(self):
         observations = Observations(spaces.Box(-1, 1, ()))

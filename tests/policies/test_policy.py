@@ -11,7 +11,7 @@ from gymnasium import spaces
 from scipy import stats
 
 from rlpg.errors import SpaceError, UsageError
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 
 BOX = spaces.Box(-np.inf, np.inf, (4,))
 DISCRETE = spaces.Discrete(3)
@@ -22,7 +22,7 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "squashed": (BOX, spaces.Box(-2, 2, (2,)), {"gaussian": "squashed", "std": "dependent"}),
     "beta": (BOX, spaces.Box(-2, 2, (2, 2)), {"gaussian": "beta"}),
     "toy text": (spaces.Discrete(16), spaces.Discrete(4), {"hidden": (16,)}),
-    "image": (spaces.Box(0, 255, (8, 8, 3), np.uint8), DISCRETE, {"activation": "relu"}),
+    "image": (spaces.Box(0, 255, (36, 36, 3), np.uint8), DISCRETE, {"activation": "relu"}),
     "mixed": (
         spaces.Dict({"i": spaces.Box(0, 255, (8, 8), np.uint8), "v": spaces.Box(-1, 1, (2,))}),
         spaces.Dict({"a": spaces.Box(0, 1, (1,)), "b": spaces.MultiDiscrete([2, 3])}),
@@ -42,7 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def create(name: str, seed: int = 0) -> Policy:
     observation_space, action_space, options = CASES[name]
-    return Policy.create(observation_space, action_space, generator=generator(seed), **options)
+    return StandardPolicy(observation_space, action_space, generator=generator(seed), **options)
 
 
 def packed(policy: Policy, num: int, seed: int = 0) -> torch.Tensor:
@@ -107,7 +107,8 @@ class TestEveryCase:
         obs = packed(policy, 5)
         features = policy.features(obs)
         assert features.shape == (5, policy.observations.num_features)
-        dist = policy.distribution_from_features(features, policy.observations.mask(obs))
+        outputs, _ = policy.network(features)
+        dist = policy.head(outputs, policy.observations.mask(obs))
         action, _ = policy.draw(obs, None, generator())
         assert torch.equal(dist.log_prob(action), policy(obs)[0].log_prob(action))
 
@@ -184,7 +185,7 @@ class TestDraw:
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_the_first_policy_is_nearly_uniform_or_centerd(self):
+    def test_the_first_policy_is_nearly_uniform_or_centered(self):
         for name in ("categorical", "toy text", "image"):
             policy = create(name)
             probs = policy(packed(policy, 50))[0].probs
@@ -213,7 +214,7 @@ class TestAct:
         assert acts[0] != acts[1]
 
     def test_masks_from_info(self):
-        policy = Policy.create(BOX, DISCRETE, info_mask=3, generator=generator())
+        policy = StandardPolicy(BOX, DISCRETE, info_mask=3, generator=generator())
         obs = np.zeros(4, np.float32)
         for deterministic in (False, True):
             mask = np.array([0, 1, 0], np.int8)
@@ -249,34 +250,53 @@ class TestNormalization:
 
     def test_it_can_be_left_out(self):
         options = {"normalize_observations": False, "generator": generator()}
-        assert Policy.create(BOX, DISCRETE, **options).normalizer is None
+        assert StandardPolicy(BOX, DISCRETE, **options).normalizer is None
+
+
+NETWORK = create("categorical").describe()["network"]
 
 
 class TestRefusals:
     def test_a_mask_of_the_wrong_length(self):
         with pytest.raises(SpaceError, match="action mask: expected 3 entries for Discrete"):
-            Policy.create(BOX, DISCRETE, info_mask=4, generator=generator())
+            StandardPolicy(BOX, DISCRETE, info_mask=4, generator=generator())
         with pytest.raises(SpaceError, match="action mask: expected no entries for Box"):
-            Policy.create(BOX, spaces.Box(-1, 1, (3,)), info_mask=3, generator=generator())
+            StandardPolicy(BOX, spaces.Box(-1, 1, (3,)), info_mask=3, generator=generator())
 
     def test_unsupported_spaces_before_anything_is_built(self):
         with pytest.raises(SpaceError, match=r"observation: expected Box, Discrete, .* got Text"):
-            Policy.create(spaces.Text(3), DISCRETE, generator=generator())
+            StandardPolicy(spaces.Text(3), DISCRETE, generator=generator())
         with pytest.raises(SpaceError, match=r"action: expected Box, Discrete, .* got Text"):
-            Policy.create(BOX, spaces.Text(3), generator=generator())
+            StandardPolicy(BOX, spaces.Text(3), generator=generator())
         with pytest.raises(SpaceError, match="finite bounds"):
-            Policy.create(BOX, BOX, gaussian="beta", generator=generator())
+            StandardPolicy(BOX, BOX, gaussian="beta", generator=generator())
 
     @pytest.mark.parametrize(
         "change",
         [
-            {"format": 2},
-            {"format": "1"},
+            {"format": 1},
+            {"format": "2"},
             {"network": {"hidden": [64], "activation": "tanh", "class": "os.system"}},
-            {"network": {"hidden": [64.0], "activation": "tanh"}},
-            {"network": {"hidden": [1] * 1000, "activation": "tanh"}},
-            {"network": {"hidden": [10**9], "activation": "tanh"}},
-            {"network": {"hidden": [64], "activation": "eval"}},
+            {"network": {"hidden": [64], "activation": "tanh"}},
+            {"network": NETWORK | {"hidden": [64.0]}},
+            {"network": NETWORK | {"hidden": [1] * 1000}},
+            {"network": NETWORK | {"hidden": [10**9]}},
+            {"network": NETWORK | {"activation": "eval"}},
+            {"network": NETWORK | {"activation": None}},
+            {"network": NETWORK | {"memory": "rnn"}},
+            {"network": NETWORK | {"memory": "gru", "memory_size": 10**9}},
+            {"network": NETWORK | {"memory": "gru", "memory_size": 0}},
+            {"network": NETWORK | {"memory_size": True}},
+            {"network": NETWORK | {"factory": "os:system"}},
+            {"network": NETWORK | {"factory": "nonsense"}},
+            {"network": NETWORK | {"factory": 3}},
+            {"network": NETWORK | {"kwargs": []}},
+            {"critic_only": "ab"},
+            {"critic_only": ["a"]},
+            {"critic_only": [["a"]]},
+            {"policy": "os:system"},
+            {"policy": 3},
+            {"kwargs": {}},
             {"head": {}},
             {"head": {**create("beta").describe()["head"], "gaussian": "x"}},
             {"head": {**create("beta").describe()["head"], "log_std_init": float("nan")}},

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError, UsageError
-from rlpg.policies.acting import torch_actor
-from rlpg.policies.observations import Observations
+from rlpg.policies import Policy, StandardPolicy, restarted
 from rlpg.rollouts import Collector, EpisodeSeeds, Rollout, make_envs, probe_action_mask
 
 START = 5  # of the action space: what the environment sees is not what the policy drew
@@ -118,33 +117,26 @@ class NativeToys(VectorEnv[Any, Any, Any]):
         return self.obs, self.reward, self.flags[0], self.flags[1], info
 
 
-class Head:
-    """Three actions, 0-based, that the environment counts from START."""
-
-    action_shape: tuple[int, ...] = ()
-    action_dtype = torch.int64
-
-    def to_env(self, action: np.ndarray) -> np.ndarray:
-        return action + START
-
-
-class Rule(torch.nn.Module):
+class Rule(Policy):
     """A policy whose action is a function of the observation alone, known to the reference."""
 
-    def __init__(self, info_mask: int = 0, space: spaces.Space[Any] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        info_mask: int = 0,
+        space: spaces.Space[Any] | None = None,
+        num_actions: int = 3,
+        start: int = START,
+    ) -> None:
         space = space or spaces.Box(-100, 100, (4,), np.float32)
-        self.observations = Observations(space, info_mask=info_mask)
-        self.head = Head()
+        super().__init__(space, spaces.Discrete(num_actions, start=start), info_mask=info_mask)
 
-    def actor(self, generator: torch.Generator, num_envs: int, num_steps: int = 1) -> Any:
-        return torch_actor(self, generator)
-
-    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+    def draw(
+        self, obs: Tensor, carry: Any, generator: torch.Generator, episode_start: Any = None
+    ) -> tuple[Tensor, Any]:
         assert obs.dtype == torch.float32
         return torch.from_numpy(np.array([rule(row) for row in obs.numpy()])), carry
 
-    def forward(self, obs: Tensor, carry: Any = None) -> tuple[Any, Any]:
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> tuple[Any, Any]:
         return torch.distributions.Categorical(logits=obs[..., 1:4]), carry
 
 
@@ -454,17 +446,13 @@ def test_envpool_equals_single_envpool_environments_stepped_by_hand() -> None:
 class Coin(Rule):
     """Draws 0 or 1 from the collector's generator."""
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        super().__init__(space=space)
-        self.head = PlainHead()
+    def __init__(self, space: spaces.Space[Any], start: int = 0) -> None:
+        super().__init__(space=space, num_actions=2, start=start)
 
-    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+    def draw(
+        self, obs: Tensor, carry: Any, generator: torch.Generator, episode_start: Any = None
+    ) -> tuple[Tensor, Any]:
         return torch.randint(2, (len(obs),), generator=generator), carry
-
-
-class PlainHead(Head):
-    def to_env(self, action: np.ndarray) -> np.ndarray:
-        return action
 
 
 # --------------------------------------------------------------------------- masks and carry
@@ -477,11 +465,13 @@ class Obeying(Rule):
         super().__init__(info_mask=3)
         self.shown: list[np.ndarray] = []
 
-    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+    def draw(
+        self, obs: Tensor, carry: Any, generator: torch.Generator, episode_start: Any = None
+    ) -> tuple[Tensor, Any]:
         self.shown.append(obs.numpy().copy())
         return obs[:, 4:].argmax(-1), carry
 
-    def forward(self, obs: Tensor, carry: Any = None) -> tuple[Any, Any]:
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> tuple[Any, Any]:
         return torch.distributions.Categorical(logits=obs[..., 4:]), carry
 
 
@@ -533,9 +523,13 @@ def test_an_environment_that_forgets_its_mask_is_named() -> None:
 class Counting(Rule):
     """Acts on its memory: the carry counts the steps since it was last zero."""
 
-    def draw(self, obs: Tensor, carry: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
-        count, extra = carry if carry is not None else (torch.zeros(len(obs)), None)
-        extra = torch.zeros(len(obs), 2) if extra is None else extra
+    def initial_carry(self, num_envs: int) -> Any:
+        return torch.zeros(num_envs), torch.zeros(num_envs, 2)
+
+    def draw(
+        self, obs: Tensor, carry: Any, generator: torch.Generator, episode_start: Any = None
+    ) -> tuple[Tensor, Any]:
+        count, extra = restarted(carry, episode_start)
         return (count % 3).long(), (count + 1, extra)
 
 
@@ -597,8 +591,7 @@ def test_a_saved_collector_goes_on_as_if_it_had_not_stopped() -> None:
             vars(self).update(copy.deepcopy(state_dict))
 
     envs = ResumableToys(FIXED, AutoresetMode.NEXT_STEP)
-    policy = Coin(envs.single_observation_space)
-    policy.head = Head()
+    policy = Coin(envs.single_observation_space, start=START)
     collector = Collector(envs, policy, seed=1)
     collector.steps(7)
     state = collector.state_dict()
@@ -766,11 +759,10 @@ def test_nothing_to_collect_is_refused(call: str) -> None:
 def test_the_real_policy_collects_from_real_environments(env_id: str, backend: str) -> None:
     if backend == "envpool":
         pytest.importorskip("envpool")
-    from rlpg.policies import Policy
 
     envs, _ = make_envs(env_id, 3, seed=0, backend=backend, episode_cap=30)
     try:
-        policy = Policy.create(
+        policy = StandardPolicy(
             envs.single_observation_space,
             envs.single_action_space,
             info_mask=probe_action_mask(envs),
@@ -788,4 +780,4 @@ def test_the_real_policy_collects_from_real_environments(env_id: str, backend: s
             per_episode = (rollout.reward * rollout.valid).sum()
             assert float(per_episode) == pytest.approx(rollout.episodes.returns.sum())
     finally:
-        collector.close()
+        envs.close()

@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, derived_seed, make_envs
+from rlpg.stopping import StopSignals
 
 sys.path.append(str(Path(__file__).parent))
 from faulty import OBSERVATIONS, OUTCOMES, Faulty, Odd
@@ -95,9 +96,9 @@ def fault_of(
     try:
         generator = torch.Generator().manual_seed(0)
         spaces_of = envs.single_observation_space, envs.single_action_space
-        collector = Collector(envs, Policy.create(*spaces_of, hidden=(4,), generator=generator))
+        collector = Collector(envs, StandardPolicy(*spaces_of, hidden=(4,), generator=generator))
         began = time.monotonic()
-        with pytest.raises(EnvironmentFault) as caught:
+        with StopSignals(), pytest.raises(EnvironmentFault) as caught:  # as a training does
             collector.steps(steps)
         assert time.monotonic() - began < 10
         message = str(caught.value)
@@ -182,7 +183,7 @@ def test_replaying_a_long_episode_was_taken_for_hanging(backend: str) -> None:
     try:
         generator = torch.Generator().manual_seed(0)
         spaces_of = made[0].single_observation_space, made[0].single_action_space
-        policy = Policy.create(*spaces_of, hidden=(4,), generator=generator)
+        policy = StandardPolicy(*spaces_of, hidden=(4,), generator=generator)
         first, second = (Collector(envs, policy) for envs in made)
         first.steps(8)
         assert second.load_state_dict(first.state_dict()) == ""
@@ -196,7 +197,7 @@ def collected(envs: Any, steps: int) -> Rollout:
     try:
         generator = torch.Generator().manual_seed(0)
         spaces_of = envs.single_observation_space, envs.single_action_space
-        policy = Policy.create(*spaces_of, hidden=(4,), generator=generator)
+        policy = StandardPolicy(*spaces_of, hidden=(4,), generator=generator)
         return Collector(envs, policy).steps(steps)
     finally:
         envs.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,10 +13,11 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
-from rlpg.errors import EnvironmentFault, EnvironmentSetupError
+import rlpg
+from rlpg.errors import EnvironmentFault, EnvironmentSetupError, UsageError
 from rlpg.rollouts import (
     EpisodeSeeds,
-    can_be_copied,
+    another_like,
     derived_seed,
     full_id,
     make_envs,
@@ -173,7 +175,7 @@ def test_an_environment_object_with_an_id_is_copied() -> None:
 def test_a_vector_environment_is_used_as_it_is() -> None:
     given = SyncVectorEnv([Endless, Endless])
     envs, description = make_envs(given, 16, seed=0)
-    assert envs is given
+    assert envs.unwrapped is given
     assert description == "2 environments as given, SyncVectorEnv"
 
 
@@ -194,6 +196,98 @@ def test_a_time_limit_cannot_be_lengthened_from_outside() -> None:
         make_envs(env, seed=0, max_episode_steps=5)
 
 
+# ------------------------------------------------------------------- classes and functions
+
+
+def endless() -> gymnasium.Env[Any, Any]:
+    return Endless(5)
+
+
+def limited() -> gymnasium.Env[Any, Any]:
+    """No id that only this process has registered: workers do not know it."""
+    return gymnasium.wrappers.TimeLimit(Endless(), 2)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sync", "async"])
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "name", "offset", "length"),
+    [
+        (Endless, {}, "Endless", 0, 7),
+        (Endless, {"offset": 3}, "Endless", 3, 7),
+        (partial(Endless, 4), {}, "Endless", 4, 7),
+        (endless, {}, "endless", 5, 7),
+        (lambda: Endless(6), {}, "environment", 6, 7),
+        (limited, {}, "limited", 0, 2),
+    ],
+)
+def test_a_class_or_function_makes_the_environments(
+    factory: Any, kwargs: dict[str, Any], name: str, offset: int, length: int, backend: str
+) -> None:
+    envs, description = make_envs(factory, 3, seed=0, kwargs=kwargs, backend=backend, episode_cap=7)
+    try:
+        assert description.startswith(f"{name}: 3 environments, ")
+        assert ("capped at 7 steps" in description) == (length == 7)
+        expected = [derived_seed(np.random.SeedSequence(0), n, 0) + offset for n in range(3)]
+        np.testing.assert_array_equal(seeds_of(envs, 1)[0], expected)
+        assert length_of_an_episode(envs) == length
+    finally:
+        envs.close()
+
+
+def test_every_environment_that_a_function_makes_is_closed() -> None:
+    made: list[Endless] = []
+
+    def make() -> Endless:
+        made.append(Endless())
+        return made[-1]
+
+    envs, _ = make_envs(make, 3, seed=0)
+    envs.close()
+    assert [env.closed for env in made] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (3, r"env: expected an id, a class or function .*, got 3 \(int\)"),
+        (None, r"got None \(NoneType\)"),
+        ([Endless], r"got \[.*\] \(list\)"),
+        (int, r"got <class 'int'> \(type\)"),
+        (SyncVectorEnv, r"got <class .*SyncVectorEnv'> \(type\)"),
+        (lambda: 3, "expected environment to make a gymnasium.Env, got int"),
+        (lambda: SyncVectorEnv([Endless]), "make a gymnasium.Env, got SyncVectorEnv"),
+    ],
+)
+def test_what_makes_no_environment_is_refused_in_a_sentence(env: Any, message: str) -> None:
+    with pytest.raises(EnvironmentSetupError, match=message) as caught:
+        make_envs(env, 2, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["native", "envpool"])
+def test_a_class_has_no_other_backend(backend: str) -> None:
+    with pytest.raises(EnvironmentSetupError, match="expected auto, sync or async"):
+        make_envs(Endless, 2, seed=0, backend=backend)
+
+
+def test_a_class_is_trained_on_and_evaluated(tmp_path: Any) -> None:
+    small = {
+        "rollout.num_envs": 2, "rollout.num_steps": 8, "policy.hidden": (4,),
+        "evaluation.final_episodes": 3, "environment.kwargs": {"offset": 1},
+        "environment.episode_cap": 9,
+    }  # fmt: skip
+    run = rlpg.train(
+        Endless, total_steps=64, run_dir=tmp_path / "run", recipe="default", overrides=small
+    )
+    assert run.evaluation is not None
+    assert run.evaluation.lengths.tolist() == [9] * 3
+    assert rlpg.evaluate(run.policy, Endless, 2, episode_cap=4).lengths.tolist() == [4, 4]
+    again = rlpg.resume(run.path, env=Endless, total_steps=96)
+    assert again.evaluation is not None
+    with pytest.raises(UsageError, match="env: expected an id, a class or function"):
+        rlpg.train(3)  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------------------------- bad input
 
 
@@ -209,6 +303,8 @@ def test_a_time_limit_cannot_be_lengthened_from_outside() -> None:
         ("no_such_module:Id-v0", r"No module named 'no_such_module'"),
         ("Hopper-v3", r"gymnasium-robotics"),
         ("a:b:c", r"No module named"),
+        ("my_tasks.py:Reach-v0", r"got the file my_tasks.py; write my_tasks:Reach-v0"),
+        ("lib/my_tasks.py:Reach-v0", r"write my_tasks:Reach-v0, in the folder of that file"),
     ],
 )
 def test_an_id_that_is_not_there(env_id: str, message: str) -> None:
@@ -244,7 +340,7 @@ def test_a_missing_extra_is_named_with_its_command() -> None:
     assert run.stderr == ""
     *ours, jax, also_jax, envpool = run.stdout.splitlines()
     for line, extra in zip([*ours, envpool], ["box2d", "mujoco", "atari", "envpool"], strict=True):
-        assert line.endswith(f'run `pip install "rlpg[{extra}]"`')
+        assert line.endswith(f'run `pip install ".[{extra}]"` in the checkout of rlpg')
     assert jax.endswith('run `pip install "gymnasium[jax]"`')
     assert also_jax.endswith('run `pip install "gymnasium[jax]"`')
 
@@ -252,9 +348,13 @@ def test_a_missing_extra_is_named_with_its_command() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_envs": 0}, "num_envs: expected at least 1, got 0"),
+        ({"num_envs": 0}, "num_envs: expected an integer of at least 1, got 0"),
+        ({"num_envs": 4.0}, "num_envs: expected an integer of at least 1, got 4.0"),
+        ({"num_envs": True}, "num_envs: expected an integer of at least 1, got True"),
+        ({"num_envs": None}, "num_envs: expected an integer of at least 1, got None"),
+        ({"episode_cap": "9"}, "episode_cap: expected an integer of at least 1, got '9'"),
         ({"backend": "threads"}, "backend: expected one of auto, native.*got 'threads'"),
-        ({"max_episode_steps": 0}, "max_episode_steps: expected at least 1, got 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps: expected an integer of at least 1, got 0"),
         ({"kwargs": {"gravty": 1}, "backend": "sync"}, "unexpected keyword argument 'gravty'"),
         ({"kwargs": {"gravty": 1}}, "unexpected keyword argument 'gravty'"),
     ],
@@ -335,7 +435,7 @@ class Unrecorded(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def test_an_environment_in_a_wrapper_that_cannot_be_repeated_stays_alone() -> None:
     env = Unrecorded(gymnasium.make("CartPole-v1"))
-    assert not can_be_copied(env)
+    assert another_like(env) is None
     envs, description = make_envs(env, 4, seed=0)
     assert envs.num_envs == 1
     assert "not 4: it has a wrapper that cannot be repeated" in description

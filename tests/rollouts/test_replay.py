@@ -13,9 +13,9 @@ import torch
 from gymnasium import spaces
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.runs.encoding import join, split
+from rlpg.runs.trees import join, split
 
 sys.path.append(str(Path(__file__).parent))
 from faulty import Composite, Unrepeatable
@@ -25,7 +25,7 @@ NUM_ENVS = 3
 
 def collector(env: Any, backend: str = "auto", *, seed: int = 0) -> Collector:
     envs, _ = make_envs(env, NUM_ENVS, seed=seed, backend=backend)
-    policy = Policy.create(
+    policy = StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
         generator=torch.Generator().manual_seed(0),
@@ -96,6 +96,27 @@ def test_whole_episode_rollouts_continue_with_the_next_episodes(tmp_path: Any) -
     other = collector("CartPole-v1", "sync")
     assert other.load_state_dict(state) == ""
     assert_same(expected, other.episodes(2))
+
+
+@pytest.mark.parametrize("how", ["steps", "episodes", "restarted", "nothing"])
+@pytest.mark.parametrize("backend", ["native", "sync", "async"])
+def test_the_state_saved_is_the_state_restored(backend: str, how: str, tmp_path: Any) -> None:
+    one, other = collector("CartPole-v1", backend), collector("CartPole-v1", backend)
+    try:
+        if how == "episodes":
+            one.episodes(1)
+        elif how != "nothing":
+            one.steps(30)
+        if how == "restarted":
+            one.restart()
+        state = through_a_file(one.state_dict(), tmp_path)
+        assert other.load_state_dict(state) == ""
+        np.testing.assert_equal(other.state_dict(), state)
+        assert_same(one.episodes(1), other.episodes(1))
+        assert_same(one.steps(9), other.steps(9))
+    finally:
+        one.close()
+        other.close()
 
 
 class Forgetful(Composite):

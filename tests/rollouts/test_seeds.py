@@ -1,4 +1,4 @@
-"""Whose KeyboardInterrupt or SystemExit it is: the environment's, or that of a signal in it."""
+"""Seeds of episodes, and whose KeyboardInterrupt it is: the environment's, or that of a signal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
-from rlpg.errors import EnvironmentFault
-from rlpg.rollouts import EpisodeSeeds
+from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.policies import Policy
+from rlpg.rollouts import Collector, EpisodeSeeds, make_envs
+from rlpg.rollouts.seeds import seed_sequence
+from rlpg.stopping import StopSignals
 
 
 class Ending(gymnasium.Env[Any, Any]):
@@ -90,6 +94,15 @@ def interrupt_late() -> None:
         os.getpid()
 
 
+class Odd(BaseException):
+    """Neither an Exception nor one of Python's own."""
+
+
+def be_odd() -> None:
+    raise Odd("who catches this?")
+
+
+@pytest.mark.usefixtures("_plain_signals")
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -97,11 +110,94 @@ def interrupt_late() -> None:
         (interrupt_late, "KeyboardInterrupt: no more coal"),
         (lambda: sys.exit(3), "SystemExit: 3"),
         (exit, "SystemExit: None"),
+        (be_odd, "Odd: who catches this"),
     ],
-    ids=["interrupt", "interrupt, cleaning up", "sys.exit", "exit"],
+    ids=["interrupt", "interrupt, cleaning up", "sys.exit", "exit", "BaseException"],
 )
-def test_the_environment_s_own_is_its_fault(what: Callable[[], Any], words: str) -> None:
-    with pytest.raises(
-        EnvironmentFault, match=rf"environment 3, episode 0 .*: step\(\) raised {words}"
+def test_in_a_training_the_environment_s_own_is_its_fault(
+    what: Callable[[], Any], words: str
+) -> None:
+    with (
+        StopSignals(),
+        pytest.raises(
+            EnvironmentFault, match=rf"environment 3, episode 0 .*: step\(\) raised {words}"
+        ),
     ):
         step(what)
+
+
+@pytest.mark.usefixtures("_plain_signals")
+def test_a_second_ctrl_c_in_a_training_ends_the_call() -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(signal.SIGINT)
+
+    with StopSignals() as stop, pytest.raises(KeyboardInterrupt):
+        step(twice)
+    assert stop.received is signal.SIGINT
+
+
+@pytest.mark.usefixtures("_plain_signals")
+def test_elsewhere_a_keyboard_interrupt_counts_as_ctrl_c() -> None:
+    """Nobody can tell them apart under Python's own handler."""
+    with pytest.raises(KeyboardInterrupt, match="no more coal"):
+        step(interrupt)
+    with pytest.raises(EnvironmentFault, match="SystemExit: 3"):
+        step(lambda: sys.exit(3))
+
+
+# ------------------------------------------------------------------------------------------ seeds
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "1", None, True])
+def test_a_seed_that_is_none_is_refused_in_a_sentence(seed: Any) -> None:
+    message = "seed: expected an integer of at least 0, got "
+    with pytest.raises(UsageError, match=message):
+        make_envs("CartPole-v1", seed=seed)
+    envs, _ = make_envs("CartPole-v1", seed=0)
+    with pytest.raises(UsageError, match=message):
+        Collector(envs, policy_for(envs), seed)
+    envs.close()
+
+
+def policy_for(envs: Any) -> Policy:
+    generator = torch.Generator().manual_seed(0)
+    spaces_of = envs.single_observation_space, envs.single_action_space
+    return Policy.create(*spaces_of, hidden=(4,), generator=generator)
+
+
+def test_a_numpy_integer_and_a_sequence_are_seeds() -> None:
+    assert seed_sequence(np.int64(7)).entropy == 7
+    sequence = np.random.SeedSequence(7)
+    assert seed_sequence(sequence) is sequence
+
+
+def test_the_key_of_a_spawned_sequence_was_ignored_by_the_collector() -> None:
+    """Children of one seed have its entropy, and each a key of its own."""
+    actions = []
+    for seed in (np.random.SeedSequence(5), *np.random.SeedSequence(5).spawn(2)):
+        envs, _ = make_envs("CartPole-v1", 4, seed=0)
+        rollout = Collector(envs, policy_for(envs), seed).steps(16)
+        actions.append(rollout.action.numpy().tobytes())
+    assert len(set(actions)) == 3
+
+
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_a_child_of_a_seed_makes_other_episodes(backend: str) -> None:
+    first = []
+    for seed in (np.random.SeedSequence(5), *np.random.SeedSequence(5).spawn(2)):
+        envs, _ = make_envs("CartPole-v1", 2, seed=seed, backend=backend)
+        first.append(envs.reset()[0].tobytes())
+        envs.close()
+    assert len(set(first)) == 3
+
+
+@pytest.mark.parametrize("backend", ["native", "sync"])
+def test_after_whole_episodes_the_next_rollout_begins_with_a_reset(backend: str) -> None:
+    """The episodes beyond the quota were not dropped."""
+    envs, _ = make_envs("CartPole-v1", 3, seed=0, backend=backend)
+    collector = Collector(envs, policy_for(envs))
+    collector.episodes(1)
+    rollout = collector.steps(2)
+    assert rollout.time.tolist() == [[0, 0, 0], [1, 1, 1]]
+    envs.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,15 @@ import gymnasium
 import numpy as np
 import pytest
 
+from rlpg.components import environment_options, find_recipe, seed_sequence, training_envs
+from rlpg.references import UserParts
 from rlpg.rollouts import make_envs, trial
-from rlpg.rollouts.seeds import seeded_env
 from rlpg.rollouts.trial import faster_backend
+from rlpg.runs.recipe import override
 
 sys.path.append(str(Path(__file__).parent))
 from misbehaving import children
+from sleeping import Sleeping
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +34,10 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert children() == []
 
 
-def backend_for(name: str, num_envs: int = 16, **options: Any) -> tuple[str, str]:
-    spec = gymnasium.spec(f"test/{name}-v0")
-    return faster_backend(spec, partial(seeded_env, spec, {}, 20), num_envs, **options)
+def backend_for(
+    name: str, num_envs: int = 16, total_steps: int = 10**6, **options: Any
+) -> tuple[str, str]:
+    return faster_backend(f"test/{name}-v0", num_envs, total_steps, options)
 
 
 def test_workers_are_taken_where_they_are_faster() -> None:
@@ -55,57 +58,73 @@ def test_workers_that_fail_are_not_taken_and_it_is_said() -> None:
     assert "raised ValueError: only here" in why
 
 
-@pytest.mark.parametrize(("num_envs", "num_workers"), [(7, None), (16, 1)])
-def test_nothing_is_tried_for_a_few_environments_or_one_worker(
-    num_envs: int, num_workers: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("num_envs", "total_steps", "num_workers", "backend"),
+    [(7, 10**6, None, "auto"), (16, 10**6, 1, "auto"), (16, 5000, None, "sync")],
+    ids=["few environments", "one worker", "short run"],
+)
+def test_no_worker_is_started_where_that_cannot_pay(
+    num_envs: int,
+    total_steps: int,
+    num_workers: int | None,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trial, "_compare", None)
-    assert backend_for("Sleeping", num_envs, num_workers=num_workers) == ("sync", "")
+    found = backend_for("Sleeping", num_envs, total_steps, num_workers=num_workers)
+    assert found == (backend, "")
 
 
-def test_what_a_script_has_defined_stays_in_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_compare", None)
-
-    class Here(gymnasium.Env[Any, Any]):
-        pass
-
-    gymnasium.register("test/Here-v0", Here)
+@pytest.mark.parametrize("env", ["test/Here-v0", "CartPole-v1", Sleeping])
+def test_nothing_is_tried_for_what_a_script_defines_nor_where_there_is_a_native_version(
+    env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_seconds_per_step", None)
+    gymnasium.register("test/Here-v0", Sleeping)
     try:
-        spec = gymnasium.spec("test/Here-v0")
-        assert faster_backend(spec, partial(seeded_env, spec, {}, 20), 16) == ("sync", "")
+        assert faster_backend(env, 16, 10**6, {}) == ("auto", "")
     finally:
         del gymnasium.registry["test/Here-v0"]
 
 
+def test_a_backend_that_is_asked_for_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "make_envs", None)
+    assert backend_for("Sleeping", backend="sync") == ("sync", "")
+
+
 def test_steps_that_take_no_time_start_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "WorkerEnvs", None)
     monkeypatch.setattr(trial, "_seconds_per_step", lambda envs: 1e-6)
+    monkeypatch.setattr(trial, "_compare", None)
     assert backend_for("Sleeping") == ("sync", "")
 
 
-def test_the_trial_leaves_no_trace_in_the_run() -> None:
-    """The episodes are those of `sync`, and the description says why there are workers."""
-    auto, words = make_envs("test/Sleeping-v0", 8, seed=5)
-    sync, _ = make_envs("test/Sleeping-v0", 8, seed=5, backend="sync")
-    try:
-        assert "8 environments, async (" in words
+def test_a_training_tries_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The episodes are those of `sync`; evaluations do not try."""
+    overrides = {"rollout.num_envs": 8, "total_steps": 10**6}
+    recipe = find_recipe("test/Sleeping-v0", "ppo", "default", UserParts())
+    recipe = override(recipe, overrides)
+    with training_envs("test/Sleeping-v0", recipe) as (auto, words):
+        assert ": 8 environments, async (in worker processes), " in words
         assert "times as fast" in words
-        np.testing.assert_array_equal(auto.reset()[0], sync.reset()[0])
-        for _ in range(3):
-            actions = np.zeros(8, np.int64)
-            np.testing.assert_array_equal(auto.step(actions)[0], sync.step(actions)[0])
-    finally:
-        auto.close()
-        sync.close()
+        monkeypatch.setattr(trial, "_compare", None)
+        options = environment_options("test/Sleeping-v0", recipe)
+        seed = seed_sequence(recipe.seed, "environments")
+        sync, words = make_envs("test/Sleeping-v0", 8, seed=seed, **options)
+        assert "sync" in words
+        try:
+            np.testing.assert_array_equal(auto.reset()[0], sync.reset()[0])
+            for _ in range(3):
+                actions = np.zeros(8, np.int64)
+                np.testing.assert_array_equal(auto.step(actions)[0], sync.step(actions)[0])
+        finally:
+            sync.close()
 
 
 def test_num_workers_reaches_the_pool() -> None:
-    envs, words = make_envs("test/Sleeping-v0", 4, seed=0, backend="async", num_workers=3)
+    envs, _ = make_envs("test/Sleeping-v0", 4, seed=0, backend="async", num_workers=3)
     try:
         pool: Any = envs.unwrapped
         assert len(pool.processes) == 3
-        assert "async (3 worker processes)" in words
-        pids = pool.call("pid")
-        assert set(pids) == {process.pid for process in pool.processes}
+        assert set(pool.call("pid")) == {process.pid for process in pool.processes}
     finally:
         envs.close()

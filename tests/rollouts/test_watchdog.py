@@ -23,9 +23,9 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies import Policy
+from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.watchdog import SIGNAL, Watchdog
+from rlpg.rollouts.watchdog import SIGNAL, Watchdog, WatchedEnvs
 
 STUCK_IN_C = """
 import ctypes, sys
@@ -57,7 +57,7 @@ sys.exit(main(words.split()))
 """
 
 
-class Calls(gymnasium.Env[Any, Any]):
+class Acting(gymnasium.Env[Any, Any]):
     """Does `what` in its step number 3."""
 
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -83,11 +83,11 @@ class Calls(gymnasium.Env[Any, Any]):
 def collecting(envs: Any) -> Collector:
     generator = torch.Generator().manual_seed(0)
     spaces_of = envs.single_observation_space, envs.single_action_space
-    return Collector(envs, Policy.create(*spaces_of, hidden=(4,), generator=generator))
+    return Collector(envs, StandardPolicy(*spaces_of, hidden=(4,), generator=generator))
 
 
 def collect(what: Callable[[], None], timeout: float = 0.4) -> None:
-    envs, _ = make_envs(Calls(what), seed=0, timeout=timeout)
+    envs, _ = make_envs(Acting(what), seed=0, timeout=timeout)
     try:
         collecting(envs).steps(5)
     finally:
@@ -152,7 +152,7 @@ def test_a_call_that_goes_on_after_the_interrupt_is_told_about(
     collect(stubborn)
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "rlpg: step 2: environment 0, " in err
+    assert "rlpg: environment 0, episode 0 (seed " in err
     assert "no answer within 0.4 s; it hangs and cannot be interrupted" in err
 
 
@@ -169,15 +169,15 @@ def test_a_training_that_hangs_in_c_ends_with_its_last_checkpoint(tmp_path: Path
     assert done.returncode == 1, done.stderr
     assert time.monotonic() - began < 45
     last = done.stderr.splitlines()[-1]
-    assert "rlpg: step 69: environment 0, episode " in last
+    assert "rlpg: environment 0, episode 7 (seed " in last
     assert "no answer within 1 s; it hangs and cannot be interrupted, so this process" in last
     assert last.endswith("what was saved until then is in run, see error.log there")
     log = (tmp_path / "run/error.log").read_text()
-    assert log.startswith("Traceback (most recent call last):")
-    assert "in step" in log
-    assert "step 69: environment 0, " in log.splitlines()[-1]
-    program = "import rlpg; print(rlpg.load('run')); import rlpg.runs.checkpoint as c, pathlib;"
-    program += "print(c.newest(pathlib.Path('run/checkpoints'))[0].step)"
+    assert log.startswith("Traceback (most recent call")
+    assert "in step" in log, "where it is stuck"
+    assert "environment 0, episode 7 (seed " in log.splitlines()[-1]
+    program = "import rlpg; print(rlpg.load('run')); import rlpg.runs.store as s, pathlib;"
+    program += "print(s.newest_checkpoint(pathlib.Path('run/checkpoints'))[0].step)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
@@ -192,7 +192,7 @@ def test_in_another_thread_it_is_said_and_nothing_is_interrupted(
     thread.join()
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "step 2: environment 0, " in err
+    assert "rlpg: environment 0, episode 0 (seed " in err
     assert "it hangs and only the main thread can be interrupted" in err
 
 
@@ -217,14 +217,14 @@ def test_a_debugger_is_not_hanging() -> None:
 STOPPED = """
 import time
 import numpy as np
-from test_watchdog import Calls, collecting
+from test_watchdog import Acting, collecting
 from rlpg.rollouts import make_envs
 
 def work():
     print("working", flush=True)
     time.sleep(0.5)  # of a second that the time-out allows; stopped in the middle of it
 
-envs, _ = make_envs(Calls(work), seed=0, timeout=1.0)
+envs, _ = make_envs(Acting(work), seed=0, timeout=1.0)
 collecting(envs).steps(5)
 print("done")
 """
@@ -248,27 +248,48 @@ def test_a_stopped_process_is_not_hanging() -> None:
     assert (out, err) == ("done\n", "")
 
 
-def test_close_returns_although_an_environment_hangs_or_raises_in_it() -> None:
-    closed = []
+def fail() -> None:
+    raise OSError("the window is gone")
 
-    def fail() -> None:
-        raise OSError("the window is gone")
 
-    from rlpg.rollouts.watchdog import SyncEnvs, watch
+def fail_otherwise() -> None:
+    raise BaseException("not even an Exception")
 
-    makers = [partial(Calls, closing=what) for what in (fail, sleep_for_ever, closed.append)]
-    makers[2] = partial(Calls, closing=partial(closed.append, 3))
-    envs = SyncEnvs(makers, copy=False)
-    watch(envs, 0.4)
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize(
+    "closing", [fail, fail_otherwise, sleep_for_ever, loop, sys.exit], ids=lambda f: f.__name__
+)
+def test_close_that_raises_exits_or_sleeps_ended_or_blocked_the_run(
+    closing: Callable[[], None], backend: str, tmp_path: Path
+) -> None:
+    """The environments after it are closed too."""
+    closed = tmp_path / "closed"
+
+    def close() -> None:
+        with closed.open("a") as file:
+            file.write("x")
+        closing()
+
+    envs, _ = make_envs(lambda: Acting(closing=close), 2, seed=0, timeout=0.4, backend=backend)
     envs.reset()
+    closed.unlink(missing_ok=True)  # `async` looks at one and closes it before it makes others
     began = time.monotonic()
     envs.close()
-    assert time.monotonic() - began < 5
-    assert closed == [3]
+    assert time.monotonic() - began < 15
+    assert closed.read_text() == "xx"
+
+
+def test_close_of_a_vector_environment_is_no_danger_either() -> None:
+    given = SyncVectorEnv([partial(Acting, closing=sleep_for_ever)])
+    envs, _ = make_envs(given, seed=0, timeout=0.4)
+    began = time.monotonic()
+    envs.close()
+    assert time.monotonic() - began < 15
 
 
 def test_a_given_vector_environment_is_watched_too() -> None:
-    given = SyncVectorEnv([Calls, partial(Calls, sleep_for_ever)])
+    given = SyncVectorEnv([Acting, partial(Acting, sleep_for_ever)])
     envs, _ = make_envs(given, seed=0, timeout=0.4)
     with pytest.raises(EnvironmentFault, match=r"^step 2: no answer within 0\.4 s; it hangs$"):
         collecting(envs).steps(5)
@@ -277,7 +298,7 @@ def test_a_given_vector_environment_is_watched_too() -> None:
 
 def test_gymnasium_s_own_workers_are_watched_too() -> None:
     """It waits for ever for a worker that does not answer."""
-    given = AsyncVectorEnv([Calls, Calls])
+    given = AsyncVectorEnv([Acting, Acting])
     envs, _ = make_envs(given, seed=0, timeout=0.4)
     collector = collecting(envs)
     collector.steps(2)
@@ -293,48 +314,56 @@ def test_gymnasium_s_own_workers_are_watched_too() -> None:
 
 
 def test_an_alarm_that_comes_after_the_call_raises_nothing() -> None:
-    envs, _ = make_envs(Calls(), seed=0, timeout=60.0)
+    envs, _ = make_envs(Acting(), seed=0, timeout=60.0)
+    assert isinstance(envs, WatchedEnvs)
     envs.reset()
-    (dog,) = (t for t in threading.enumerate() if isinstance(t, Watchdog) and t.envs() is envs)
-    frames: list[Any] = []
-    Calls.step, original = (
-        (lambda self, action: frames.append(sys._getframe(1)) or original(self, action)),
-        Calls.step,
-    )  # type: ignore[method-assign]
-    try:
-        envs.step(np.zeros(1, int))
-    finally:
-        Calls.step = original  # type: ignore[method-assign]
-    dog.alarm = (frames[0], EnvironmentFault("too late"))
+    envs.step(np.zeros(1, int))
+    envs.calls.interrupted = envs.calls.number  # of the call that has returned
     os.kill(os.getpid(), SIGNAL)
     time.sleep(0.01)
     envs.step(np.zeros(1, int))
-    dog.alarm = None
+    os.kill(os.getpid(), SIGNAL)  # and of one before this
+    time.sleep(0.01)
     envs.close()
+
+
+def dogs() -> list[Watchdog]:
+    return [thread for thread in threading.enumerate() if isinstance(thread, Watchdog)]
 
 
 def test_the_thread_ends_with_its_environments() -> None:
     closed, _ = make_envs("CartPole-v1", 2, seed=0, timeout=1.0)
     forgotten, _ = make_envs("CartPole-v1", 2, seed=0, timeout=1.0, backend="sync")
-    threads = [t for t in threading.enumerate() if isinstance(t, Watchdog)]
-    dogs = [dog for dog in threads if dog.envs() in (closed, forgotten)]
-    assert len(dogs) == 2
+    assert isinstance(closed, WatchedEnvs)
+    assert isinstance(forgotten, WatchedEnvs)
+    threads = [closed.watchdog, forgotten.watchdog]
+    assert all(dog.is_alive() for dog in threads)
     closed.close()
     collecting(forgotten).steps(3)
     del forgotten
     gc.collect()
-    for dog in dogs:
+    for dog in threads:
         dog.join(5)
         assert not dog.is_alive()
 
 
-def test_no_environment_is_watched_twice() -> None:
-    given = SyncVectorEnv([Calls])
-    for timeout in (5.0, 7.0):
-        make_envs(given, seed=0, timeout=timeout)
-    dogs = [t for t in threading.enumerate() if isinstance(t, Watchdog) and t.envs() is given]
-    assert [dog.timeout for dog in dogs] == [7.0]
+def test_given_environments_stay_open_when_the_watched_ones_are_forgotten() -> None:
+    given = SyncVectorEnv([Acting])
+    envs, _ = make_envs(given, seed=0)
+    del envs
+    gc.collect()
+    assert not given.closed
+    given.step(np.zeros(1, int))
     given.close()
+
+
+def test_no_environment_is_watched_twice() -> None:
+    before = dogs()
+    watched, _ = make_envs(SyncVectorEnv([Acting]), seed=0, timeout=5.0)
+    again, _ = make_envs(watched, seed=0, timeout=7.0)
+    assert again is watched
+    assert [dog.timeout for dog in dogs() if dog not in before] == [7.0]
+    watched.close()
 
 
 def test_a_handler_that_somebody_else_installed_is_left_alone(

@@ -173,17 +173,6 @@ def sync_envs(space: str, infos: bool = True, num_envs: int = 5) -> SyncVectorEn
     return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def part_of(batch: Any, rows: slice) -> Any:
-    """Some rows of a batch of actions or of infos."""
-    if isinstance(batch, dict):
-        return {key: part_of(part, rows) for key, part in batch.items()}
-    if isinstance(batch, tuple) and all(isinstance(part, np.ndarray) for part in batch):
-        return tuple(part_of(part, rows) for part in batch)
-    if isinstance(batch, tuple) and any(isinstance(part, dict) for part in batch):
-        return tuple(part_of(part, rows) for part in batch)
-    return batch[rows]
-
-
 def assert_same(one: Any, other: Any) -> None:
     assert type(one) is type(other)
     if isinstance(one, dict):
@@ -226,65 +215,6 @@ def test_actions_of_another_type_reach_the_environment_as_they_are() -> None:
         assert_nothing_is_left(pool)
 
 
-@pytest.mark.parametrize(("num_workers", "num_groups"), [(1, 1), (1, 3), (2, 2), (2, 5), (3, 2)])
-@pytest.mark.parametrize("infos", [True, False])
-def test_groups_in_any_order_have_the_bits_of_all_at_once(
-    num_workers: int, num_groups: int, infos: bool
-) -> None:
-    """Each group runs ahead as fast as it can; its actions depend on what it has seen."""
-    num_envs, num_steps = 7, 15
-    sync = sync_envs("box", infos, num_envs)
-    pool = sampling_envs("box", infos, num_envs, num_workers=num_workers, num_groups=num_groups)
-    noise = np.random.default_rng(0).normal(size=(num_steps, num_envs, 2, 3)).astype(np.float32)
-    try:
-        first = sync.reset()[0]
-        assert_same(pool.reset()[0], first)
-        expected, obs = [], first
-        for t in range(num_steps):
-            expected.append(sync.step(0.5 * obs + noise[t]))
-            obs = expected[-1][0]
-        done = [0] * len(pool.groups)
-        for group, rows in enumerate(pool.groups):
-            pool.step_async(group, 0.5 * first[rows] + noise[0, rows])
-        while min(done) < num_steps:
-            group = pool.wait_any()
-            rows, t = pool.groups[group], done[group]
-            outcome = pool.step_wait(group)
-            for got, whole in zip(outcome[:4], expected[t][:4], strict=True):
-                assert_same(got, whole[rows])
-            for key, value in part_of(expected[t][4], rows).items():
-                if key.startswith("_") and value.any():  # no group has keys that only others have
-                    assert_same(outcome[4][key], value)
-                    if key != "_nested" and key != "_final_info":
-                        assert_same(outcome[4][key[1:]], part_of(expected[t][4][key[1:]], rows))
-            done[group] += 1
-            if done[group] < num_steps:
-                pool.step_async(group, 0.5 * outcome[0] + noise[done[group], rows])
-    finally:
-        assert_nothing_is_left(pool)
-
-
-def test_a_reset_forgets_steps_that_were_not_waited_for() -> None:
-    pool, sync = sampling_envs("box", num_groups=5, num_workers=2), sync_envs("box")
-    try:
-        pool.reset()
-        pool.step_async(3, np.zeros((1, 2, 3), np.float32))
-        for call in (
-            lambda: pool.step(np.zeros((5, 2, 3), np.float32)),
-            lambda: pool.step_async(3, np.zeros((1, 2, 3), np.float32)),
-            lambda: pool.step_wait(0),
-            lambda: pool.call("episode_state"),
-        ):
-            with pytest.raises(UsageError, match=r"expected (no )?group"):
-                call()
-        seeds = [1, 2, 3, 4, 5]
-        assert_same(pool.reset(seed=seeds), sync.reset(seed=seeds))
-        with pytest.raises(UsageError, match="expected a group to be stepping"):
-            pool.wait_any()
-    finally:
-        assert_nothing_is_left(pool)
-
-
 def test_some_environments_are_reset_by_a_mask() -> None:
     pool, sync = sampling_envs("box", num_workers=2), sync_envs("box")
     try:
@@ -298,11 +228,11 @@ def test_some_environments_are_reset_by_a_mask() -> None:
 
 
 def test_attributes_are_read_and_set_in_the_workers() -> None:
-    pool = sampling_envs("box", num_envs=4, num_workers=3, num_groups=2)
+    pool = sampling_envs("box", num_envs=4, num_workers=3)
     try:
         pool.set_attr("left", [4, 3, 2, 1])
         assert pool.get_attr("left") == (4, 3, 2, 1)
-        assert [state["episode"] for state in pool.call("episode_state")] == [-1] * 4
+        assert pool.get_attr("episode") == (-1,) * 4
         with pytest.raises(UsageError, match="expected 4 values, got 3"):
             pool.set_attr("left", [1, 2, 3])
     finally:
@@ -325,17 +255,9 @@ def test_a_worker_is_small_and_does_not_import_torch() -> None:
         assert_nothing_is_left(pool)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_workers": 0}, "num_workers: expected at least 1, got 0"),
-        ({"num_groups": 0}, "num_groups: expected 1 to 5"),
-        ({"num_groups": 6}, "num_groups: expected 1 to 5"),
-    ],
-)
-def test_a_pool_that_cannot_be(options: dict[str, int], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        sampling_envs("box", **options)
+def test_a_pool_without_workers_cannot_be() -> None:
+    with pytest.raises(UsageError, match="num_workers: expected at least 1, got 0"):
+        sampling_envs("box", num_workers=0)
     assert children() == []
 
 
@@ -364,7 +286,7 @@ def test_an_exception_that_is_no_exception_is_one_error() -> None:
     vector = envs("base exception", 1, 3)
     with pytest.raises(EnvironmentFault) as caught:
         play(vector)
-    assert str(caught.value) == "environment 1: step() raised Stop: now"
+    assert str(caught.value) == "environment 1, episode 0 (seed 2): step() raised Stop: now"
     assert "In its worker:" in "".join(caught.value.__notes__)
     assert_nothing_is_left(vector)
 
@@ -385,13 +307,6 @@ def test_a_worker_that_dies_between_two_steps_is_told_at_the_next() -> None:
     assert_nothing_is_left(vector)
     with pytest.raises(ClosedEnvironmentError):
         vector.step(np.zeros(3, dtype=np.int64))
-
-
-def test_closing_while_a_group_steps_returns() -> None:
-    pool = WorkerEnvs([partial(make, "hang", 1, n) for n in range(2)], num_groups=2, num_workers=2)
-    pool.reset(seed=[1, 2])
-    pool.step_async(1, np.zeros(1, np.int64))
-    assert_nothing_is_left(pool)
 
 
 def test_a_forgotten_pool_ends_its_workers() -> None:

@@ -1,19 +1,18 @@
 import ast
+import inspect
 import itertools
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpg.errors import FileError, RecipeError
-from rlpg.runs import recipe as recipes
+from rlpg.learners.settings import AGENTS, LearnerSettings
 from rlpg.runs.recipe import (
     EnvironmentSettings,
-    LearnerSettings,
     Recipe,
     diff,
     dumps,
@@ -23,6 +22,7 @@ from rlpg.runs.recipe import (
     override,
     save,
 )
+from rlpg.settings import Settings
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 scalars = st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
@@ -36,12 +36,12 @@ changes = st.fixed_dictionaries(
         "environment.id": texts,
         "environment.kwargs": st.dictionaries(texts, scalars | st.lists(scalars)),
         "environment.max_episode_steps": st.none() | counts,
-        "policy.hidden": st.lists(counts).map(tuple),
+        "policy.hidden": st.lists(st.integers(1, 900), max_size=64).map(tuple),
         "policy.log_std_floor": st.floats(allow_nan=False, allow_infinity=False),
         "learner.learning_rate": positives,
-        "learner.gae_lambda": st.none() | st.floats(0, 1),
+        "learner.gae_lambda": st.none() | st.just("auto") | st.floats(0, 1),
         "learner.max_grad_norm": st.none() | positives,
-        "learner.truncated_return": st.none() | st.sampled_from(["bootstrap", "drop"]),
+        "learner.truncated_return": st.sampled_from(["auto", "bootstrap", "drop"]),
     },
 )
 
@@ -228,15 +228,18 @@ def test_save_load_diff(tmp_path):
         load_recipe(tmp_path / "latin.toml")
 
 
-def test_every_setting_has_a_help_text():
-    tree = ast.parse(Path(recipes.__file__).read_text())
-    helped = set()
-    for table in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-        section = table.name.removesuffix("Settings").lower()
-        for entry, text in itertools.pairwise(table.body):
-            if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr):
-                helped.add(f"{section}.{entry.target.id}".removeprefix("recipe."))
-    assert set(flatten(Recipe())) <= helped
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_setting_has_a_help_text(agent):
+    recipe = Recipe.of(agent)
+    for table in (recipe, *(v for v in recipe.values().values() if isinstance(v, Settings))):
+        helped = set()
+        for owner in type(table).__mro__[:-1]:
+            body = ast.parse(inspect.getsource(owner)).body[0].body
+            for entry, text in itertools.pairwise(body):
+                if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    helped.add(entry.target.id)
+        tables = {name for name, v in recipe.values().items() if isinstance(v, Settings)}
+        assert set(table.names()) - tables <= helped
 
 
 def test_importing_recipes_adds_nothing_heavy():

@@ -11,11 +11,11 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from faulty import FaultyOs, Killed
 
-from rlpg.errors import FileError, UsageError
+from rlpg.errors import FileError, TrainingError, UsageError
 from rlpg.runs import files
-from rlpg.runs.policy_files import save_policy
 from rlpg.runs.recipe import EnvironmentSettings, Recipe, override
 from rlpg.runs.run import create_run, find_policy, open_run, safe_name, versions
+from rlpg.runs.store import save_policy
 
 RECIPE = Recipe(environment=EnvironmentSettings(id="rlpg/Chain-v0"), seed=3)
 
@@ -52,7 +52,7 @@ def test_what_a_new_run_holds(tmp_path):
     assert everything(tmp_path) == ["a", "a/run", "a/run/recipe.toml", "a/run/versions.json"]
     run = open_run(tmp_path / "a" / "run")
     assert run.load_recipe() == RECIPE
-    found = run.load_versions()
+    found = json.loads((run.path / "versions.json").read_text())
     assert found["cpu"] == "AVX2"
     assert found["numpy"] == np.__version__
     assert {"python", "platform", "machine", "rlpg", "torch", "gymnasium"} <= found.keys()
@@ -62,11 +62,37 @@ def test_a_given_folder_must_be_new_or_empty(tmp_path):
     (tmp_path / "run").mkdir()
     create_run(RECIPE, {}, path=tmp_path / "run")
     (tmp_path / "file").write_text("mine")
-    for taken in ("run", "file"):
+    for taken, got in (("run", "one in use; .* `rlpg resume` it"), ("file", "a file or a link;")):
         before = everything(tmp_path)
-        with pytest.raises(UsageError, match="expected a folder that is new or empty, got one in"):
+        with pytest.raises(UsageError, match=f"expected a folder that is new or empty, got {got}"):
             create_run(RECIPE, {}, path=tmp_path / taken)
         assert everything(tmp_path) == before
+
+
+def test_an_error_with_lone_surrogates_is_kept(tmp_path):
+    """A file name that is not UTF-8, in an exception's message, ended in a UnicodeEncodeError."""
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    with pytest.raises(TrainingError, match="RuntimeError: no file"), run.held():
+        raise RuntimeError("no file \udcff")
+    assert "no file \\udcff" in (run.path / "error.log").read_text()
+
+
+def test_a_recipe_whose_budget_was_raised_says_so_as_often_as_it_was(tmp_path):
+    """`recipe.toml` had the last budget only, and did not repeat a run of two."""
+    run = create_run(RECIPE, {}, path=tmp_path / "run")
+    first = RECIPE
+    for step, total in ((100, 200), (150, 200), (200, 300)):
+        recipe = override(first, {"total_steps": total})
+        run.save_recipe(recipe, before=first, step=step)
+        assert run.load_recipe() == recipe
+        first = recipe
+    comments = [line for line in run.recipe.read_text().splitlines() if line.startswith("#")]
+    assert comments == [
+        f"# trained to step 100 with total_steps = {RECIPE.total_steps}, then resumed with "
+        "total_steps = 200: repeat both to repeat the run",
+        "# trained to step 200 with total_steps = 200, then resumed with total_steps = 300: "
+        "repeat both to repeat the run",
+    ]
 
 
 def test_a_run_created_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
@@ -140,15 +166,18 @@ def test_discarding_a_run_leaves_what_was_there_before(tmp_path):
 def test_the_policy_of_a_run(tmp_path):
     run = create_run(RECIPE, {}, path=tmp_path / "run")
     with pytest.raises(
-        FileError, match=r"expected a run or a policy \(policy\.json\), got neither"
+        FileError, match=r"expected a run or a policy \(policy\.safetensors\), got neither"
     ):
         find_policy(run.path)
     save_policy(run.policy, {}, {})
-    assert find_policy(run.path, "best") == find_policy(run.path, "last") == run.policy
+    last = run.policy / "policy.safetensors"
+    assert find_policy(run.path, "best") == find_policy(run.path, "last") == last
+    run.best_policy.mkdir()  # a run that was killed between making the folder and filling it
+    assert find_policy(run.path, "best") == last
     save_policy(run.best_policy, {}, {})
-    assert find_policy(run.path, "best") == run.best_policy
-    assert find_policy(run.path, "last") == run.policy
-    assert find_policy(run.policy) == run.policy
+    assert find_policy(run.path, "best") == run.best_policy / "policy.safetensors"
+    assert find_policy(run.path, "last") == last
+    assert find_policy(run.policy) == find_policy(last) == last
 
 
 def test_a_link_in_a_strangers_run_is_no_policy(tmp_path):
@@ -175,11 +204,6 @@ def test_a_run_whose_folder_is_a_link_is_refused_before_anything_is_removed(tmp_
 def test_what_is_no_run_says_so(tmp_path):
     with pytest.raises(FileError, match=r"expected a run's folder with recipe\.toml, got none"):
         open_run(tmp_path)
-    run = create_run(RECIPE, {}, path=tmp_path / "run")
-    for damage in ("[]", "{", '{"a": NaN}'):
-        run.versions.write_text(damage)
-        with pytest.raises(FileError, match=r"versions\.json: expected"):
-            run.load_versions()
 
 
 def test_versions_are_strings_and_json(tmp_path):
@@ -191,9 +215,9 @@ def test_versions_are_strings_and_json(tmp_path):
 def test_holding_a_run_removes_what_a_killed_process_left(tmp_path):
     run = create_run(override(RECIPE, {"seed": 0}), {}, path=tmp_path / "run")
     save_policy(run.policy, {}, {})
-    (run.checkpoints / ".tmp-step-000000100-new-7").mkdir(parents=True)
-    (run.checkpoints / ".tmp-step-000000100-new-7" / "state.json").write_text("{")
-    (run.policy / ".tmp-policy.json-new-7").write_text("{")
+    run.checkpoints.mkdir()
+    (run.checkpoints / ".tmp-step-000000100.safetensors-new-7").write_text("{")
+    (run.policy / ".tmp-policy.safetensors-new-7").write_text("{")
     (tmp_path / "outside").write_text("mine")
     os.symlink(tmp_path / "outside", run.path / ".tmp-link")
     with run.held():
@@ -203,7 +227,6 @@ def test_holding_a_run_removes_what_a_killed_process_left(tmp_path):
         "run",
         "run/checkpoints",
         "run/policy",
-        "run/policy/policy.json",
         "run/policy/policy.safetensors",
         "run/recipe.toml",
         "run/run.lock",

@@ -1,0 +1,114 @@
+"""The command line: one file per verb, read from the types in it; nothing heavy before its use.
+
+A new verb is a file with a `Verb` and a line in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rlpg.cli.streams import (
+    complain,
+    open_closed_streams,
+    say_warnings_in_one_line,
+    silence_broken_output,
+)
+from rlpg.errors import FileError, RlpgError, UsageError
+
+if TYPE_CHECKING:
+    from rlpg.cli.verb import Verb
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+VERBS = {
+    "train": "rlpg.cli.train:Train",
+    "resume": "rlpg.cli.resume:Resume",
+    "evaluate": "rlpg.cli.evaluate:Evaluate",
+    "diagnose": "rlpg.cli.diagnose:Diagnose",
+    "check-env": "rlpg.cli.check_env:CheckEnv",
+    "agents": "rlpg.cli.agents:Agents",
+    "completion": "rlpg.cli.completion:Completion",
+}
+
+OVERVIEW = """\
+usage: rlpg [-h] [--version] VERB ...
+
+Policy-gradient agents on any Gymnasium environment.
+
+verbs:
+{verbs}
+
+`rlpg VERB --help` shows what a verb takes; `rlpg train ENV --agent AGENT --help` the settings that
+would be used there.
+
+example: rlpg train CartPole-v1 && tensorboard --logdir runs"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 the run failed, 2 it was asked wrongly."""
+    if "" not in sys.path:
+        sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
+    open_closed_streams()
+    say_warnings_in_one_line()
+    try:
+        code = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # a full disk is told here, not by the interpreter as it exits
+        return code
+    except (UsageError, FileError) as error:
+        return complain(error, EXIT_USAGE)
+    except RlpgError as error:
+        return complain(error, EXIT_FAILED)
+    except BrokenPipeError:  # of a reader like `head`, who has seen enough
+        silence_broken_output()
+        return 0
+    except OSError as error:
+        silence_broken_output()
+        place = f"{error.filename}: " if error.filename else ""
+        return complain(UsageError(f"{place}{error.strerror}; choose another place"), EXIT_USAGE)
+    except KeyboardInterrupt as stop:
+        stop.args = ("interrupted",)
+        return complain(stop, EXIT_INTERRUPTED)
+
+
+def run(words: list[str]) -> int:
+    """What `main` does, with errors as exceptions."""
+    first = words[0] if words else ""
+    if first in ("-h", "--help"):
+        print(OVERVIEW.format(verbs="\n".join(map(_line, VERBS))))
+        return 0
+    if first == "--version":
+        import rlpg
+
+        print(f"rlpg {rlpg.__version__}")
+        return 0
+    if first not in VERBS:
+        raise UsageError(_unknown(first))
+    from rlpg.cli.parsing import parse
+
+    verb = parse(first, verb_class(first), words[1:])
+    return 0 if verb is None else verb.run()
+
+
+def verb_class(name: str) -> type[Verb]:
+    """The type of a verb."""
+    module, _, kind = VERBS[name].partition(":")
+    found: type[Verb] = getattr(importlib.import_module(module), kind)
+    return found
+
+
+def _line(name: str) -> str:
+    """A verb and the first line of its docstring."""
+    text = (verb_class(name).__doc__ or "").partition("\n")[0].rstrip(".")
+    return f"    {name:10} {text[0].lower()}{text[1:]}"
+
+
+def _unknown(word: str) -> str:
+    if not word:
+        return f"expected a verb, one of {', '.join(VERBS)}; `rlpg --help` says what they do"
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`rlpg --help` says what they do"
+    return f"{word}: expected a verb, one of {', '.join(VERBS)}; {hint}"

@@ -1,0 +1,72 @@
+"""What a command prints, on streams that may be closed, full, or gone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from contextlib import suppress
+from typing import TextIO
+
+from rlpg.errors import RlpgWarning
+
+
+def complain(error: BaseException, code: int) -> int:
+    """One line on the error stream, whatever the message and its notes contain."""
+    parts = (str(error), *getattr(error, "__notes__", ()))
+    _say("; ".join(parts))
+    return code
+
+
+def report(line: object) -> None:
+    """Print about what is on disk already: if nobody can read it, nothing else is lost."""
+    try:
+        print(_encodable(str(line), sys.stdout), flush=True)
+    except (OSError, ValueError):
+        silence_broken_output()
+
+
+def say_warnings_in_one_line() -> None:
+    """From now on, a warning about a run is one line, without the place in the code."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if issubclass(category, RlpgWarning):
+            _say(str(message))
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):
+        line = _encodable("rlpg: " + " ".join(text.split()), sys.stderr)
+        print(line, file=sys.stderr)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for what the stream cannot encode, such as parts of file names."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def silence_broken_output() -> None:
+    """Send what the output stream still holds, and cannot get rid of, nowhere."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def open_closed_streams() -> None:
+    """Streams that were closed at the start (`2>&-`) lead nowhere, not into a file of the run."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -1,0 +1,126 @@
+"""`rlpg train ENV`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from msgspec import Meta
+
+from rlpg.cli.streams import report
+from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
+from rlpg.cli.words import Given
+from rlpg.errors import UsageError
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
+from rlpg.settings import Finite, Natural
+
+if TYPE_CHECKING:
+    from rlpg.references import UserParts
+
+OWN = ("agent", "policy.network", "policy.factory")  # may name code of the user's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Importing):
+    """Train an agent.
+
+    Settings come from the defaults of the agent, the recipe (shipped for some environments, or
+    --recipe), and the options, in this order. The values shown are those that would be used.
+
+    examples:
+      rlpg train CartPole-v1
+      rlpg train LunarLander-v3 --seeds 0 1 2 --total-steps 1_000_000
+      rlpg train FrozenLake-v1 --environment.kwargs.is_slippery false --learner.gamma 0.9
+    """
+
+    positional: ClassVar[str] = "env"
+    aliases: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"backend": "environment.backend", **Importing.aliases}
+    )
+    free: ClassVar[tuple[str, ...]] = FREE
+    hidden: ClassVar[tuple[str, ...]] = ("typed",)
+
+    env: EnvironmentId = ""
+    """a Gymnasium id, or module:Id-v0"""
+    recipe: Annotated[str, Meta(title="FILE")] | None = None
+    """a TOML recipe; `default`: the defaults of the agent, not even the shipped recipe (none: the
+    shipped recipe, if there is one)"""
+    seeds: tuple[Natural, ...] | None = None
+    """train once with each of these seeds"""
+    run_dir: Folder | None = None
+    """where the run is kept (none: runs/ENV/AGENT/SEED)"""
+    quiet: bool = False
+    """print the result only"""
+    stop_at_return: Finite | None = None
+    """end the run when the mean return of an evaluation is at least this (none: never)"""
+    settings: Recipe = field(default_factory=Recipe)
+    typed: dict[str, str] = field(default_factory=dict)  # code of the user's that may be imported
+
+    @classmethod
+    def prepared(cls, given: Given) -> Train:
+        """With the recipe that would be used without the options."""
+        if "seed" in given.options and "seeds" in given.options:
+            raise UsageError("--seeds: expected either --seed or --seeds, got both")
+        env, agent = given.options.get("env") or "", given.options.get("agent")
+        file = given.options.get("recipe")
+        typed = {key: text for key in OWN if (text := given.options.get(key)) is not None}
+        if given.is_help and ":" not in (agent or ""):  # nothing heavy is imported for it
+            base = recipe_for(latest_shipped(env, agent or DEFAULT_AGENT), agent, file, None)
+        elif not env and not given.is_help:
+            return cls()
+        else:
+            from rlpg.components import find_recipe
+
+            base = find_recipe(env, agent, file, parts(typed, "import_modules" in given.options))
+        keys = (*SET_BEFORE, "policy.network", "policy.factory")  # which some of the entries need
+        before = {key: text for key in keys if (text := given.options.get(key)) is not None}
+        return cls(settings=override(base, {**before, **given.entries}), typed=typed)
+
+    def check(self) -> None:
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
+
+    def run(self) -> int:
+        """Train once per seed; say what was trained and what to do next."""
+        from rlpg.training import Hooks, run_recipe
+
+        own = parts(self.typed, self.import_modules)
+        hooks = Hooks(stop_at_return=self.stop_at_return)
+        seeds = self.seeds or (self.settings.seed,)
+        paths, means = [], []
+        for seed in seeds:
+            run_dir = self.run_dir
+            if run_dir is not None and len(seeds) > 1:
+                run_dir = run_dir / str(seed)
+            recipe = override(self.settings, {"seed": seed})
+            run = run_recipe(self.env, recipe, run_dir, parts=own, hooks=hooks, quiet=self.quiet)
+            paths.append(run.path)
+            means += [run.evaluation.mean] if run.evaluation else []
+            report(f"seed {seed}: {run.evaluation or 'trained'}")
+        if len(means) > 1:
+            low, high = min(means), max(means)
+            report(
+                f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
+            )
+        report(f"saved in {', '.join(map(str, paths))}")
+        if not self.quiet:
+            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
+            report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
+        return 0
+
+
+def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:
+    """The code of the user's that was typed: it may be imported."""
+    from rlpg.references import UserParts
+
+    agent = typed.get("agent", "")
+    return UserParts(
+        network=typed.get("policy.network"),
+        policy=typed.get("policy.factory"),
+        learner=agent if ":" in agent else None,
+        import_modules=import_modules,
+    )

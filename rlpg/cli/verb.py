@@ -1,0 +1,128 @@
+"""What a verb is: a table of options that checks itself, and `run`."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self
+
+from msgspec import Meta
+
+from rlpg.cli.words import Given
+from rlpg.errors import UsageError, install
+from rlpg.runs.recipe import Recipe, override
+from rlpg.settings import Arguments, Natural, Settings
+
+EnvironmentId = Annotated[str, Meta(title="ENV")]
+File = Annotated[Path, Meta(title="FILE")]
+Folder = Annotated[Path, Meta(title="DIR")]
+RunFolder = Annotated[Path, Meta(title="RUN")]
+Number = Annotated[int, Meta(ge=1, le=1_000_000)]  # of steps or episodes that are kept in memory
+NOTHING: Mapping[str, str] = MappingProxyType({})
+FREE = ("environment.kwargs", "policy.kwargs", "policy.network_kwargs")  # tables of a recipe
+SET_BEFORE = ("environment.id", *FREE)  # settings that `prepared` sets, not tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb(Settings):
+    """A verb of the command line: its fields are its options, its docstrings their help.
+
+    A field called `settings` is a recipe, whose settings are options, too. `positional` is the
+    field that is given without its name, `bare` says what options mean that are given without a
+    value, `free` names tables that take any key, and `hidden` fields that are no options.
+    """
+
+    positional: ClassVar[str] = ""
+    bare: ClassVar[Mapping[str, str]] = NOTHING
+    aliases: ClassVar[Mapping[str, str]] = NOTHING
+    free: ClassVar[tuple[str, ...]] = ()
+    hidden: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """As it is typed: `--num-envs`."""
+        return f"--{name.replace('_', '-')}"
+
+    @classmethod
+    def prepared(cls, given: Given) -> Self:
+        """The verb before its options are set: the defaults, which may depend on what was given."""
+        return cls()
+
+    @abstractmethod
+    def run(self) -> int:
+        """Do it; the exit code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importing(Verb):
+    """A verb that reads files which may name code of the user's."""
+
+    aliases: ClassVar[Mapping[str, str]] = MappingProxyType({"import": "import_modules"})
+
+    import_modules: bool = False
+    """import the modules of your own that the files name"""
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """As it is typed: `--num-envs`."""
+        return "--import" if name == "import_modules" else super().key(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithEnvironment(Verb):
+    """A verb that takes keyword arguments of the environment: --environment.kwargs.NAME VALUE."""
+
+    free: ClassVar[tuple[str, ...]] = ("environment.kwargs",)
+    hidden: ClassVar[tuple[str, ...]] = ("kwargs",)
+
+    kwargs: Arguments = field(default_factory=dict)
+
+    @classmethod
+    def prepared(cls, given: Given) -> Self:
+        """With the environment's arguments."""
+        return cls(kwargs=override(Recipe(), given.entries).environment.kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing(Importing, WithEnvironment):
+    """What the verbs have in common that play episodes with something saved."""
+
+    episodes: Number = 100
+    """number of episodes"""
+    seed: Natural = 0
+    """seed of the episodes"""
+    env: EnvironmentId | None = None
+    """another environment than the one of the run (none: the run's own)"""
+    json: File | None = None
+    """write what was found to this file, too"""
+
+    def check(self) -> None:
+        check_folder("--json", self.json)
+
+    def write(self, found: Mapping[str, Any]) -> None:
+        """Write what was found where --json says. Before printing it: a closed pipe costs less."""
+        from rlpg.runs.files import write
+        from rlpg.runs.trees import to_json
+
+        if self.json is not None:
+            write(self.json, to_json(dict(found)))
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """UsageError where a file could not be written in the end."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"{option}: expected a file in a folder that exists, got {path}")
+
+
+def check_extra(option: str, module: str, extra: str) -> None:
+    """UsageError where an option needs a package that is not installed."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # ValueError: marked as missing in sys.modules
+        found = None
+    if found is None:
+        raise UsageError(f"{option}: expected {module} to be installed; run {install(extra)}")

@@ -1,0 +1,105 @@
+"""The words after a verb, sorted into options, free entries and the one word without a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from rlpg.errors import UsageError
+from rlpg.learners.settings import AGENTS
+from rlpg.runs.recipe import Recipe
+from rlpg.settings import Settings, kinds
+
+if TYPE_CHECKING:
+    from rlpg.cli.verb import Verb
+
+HELP = ("-h", "--help")
+BOOLEANS = ("true", "false")
+_NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list begun before them
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was typed. It is not yet known whether it means something."""
+
+    options: Mapping[str, str | None]  # by key: `rollout.num_envs`; None: without a value
+    entries: Mapping[str, str]  # of tables whose keys are free: `environment.kwargs.size`
+    is_help: bool = False
+
+
+def read(name: str, verb: type[Verb], words: Sequence[str]) -> Given:
+    """Sort the words after a verb.
+
+    Raises:
+        UsageError: a word that is no option and belongs to none.
+    """
+    shapes = known_kinds(verb)
+    options: dict[str, str | None] = {}
+    entries: dict[str, str] = {}
+    loose: list[tuple[str, str]] = []  # words that are no options, and the option before each
+    rest, key = [word for word in words if word not in HELP], ""
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            loose.append((word, key))
+            continue
+        typed, equals, value = word.removeprefix("--").partition("=")
+        table = ".".join(typed.replace("-", "_").split(".")[:2])
+        if table in verb.free and typed.count(".") > 1:  # the entry's name keeps its spelling
+            entries[table + typed[len(table) :]] = value if equals else _next(rest) or ""
+            continue
+        key = typed.replace("-", "_")
+        key = next(
+            (k for k in kinds(verb) if verb.key(k) == f"--{typed}"), verb.aliases.get(key, key)
+        )
+        options[key] = value if equals else _value(rest, key, verb, shapes.get(key))
+    if verb.positional and loose:
+        options[verb.positional] = loose.pop(0)[0]
+    for word, before in loose:
+        _refuse(name, verb, word, before, options.get(before))
+    return Given(options, entries, is_help=any(word in HELP for word in words))
+
+
+def known_kinds(verb: type[Verb]) -> dict[str, Any]:
+    """The kind of each option that a verb may have, whatever its agent, by key."""
+    found = dict(kinds(verb))
+    if "settings" in found:
+        tables = [kind for kind in kinds(Recipe).values() if isinstance(kind, type)]
+        tables += [agent.settings for agent in AGENTS.values()]
+        for table in (table for table in tables if issubclass(table, Settings)):
+            found |= {table.key(name): kind for name, kind in kinds(table).items()}
+        found |= kinds(Recipe)
+    return found
+
+
+def is_list(kind: Any) -> bool:
+    """Whether the kind is a tuple, or may be one."""
+    return get_origin(kind) is tuple or any(map(is_list, get_args(kind)))
+
+
+def _value(rest: list[str], key: str, verb: type[Verb], kind: Any) -> str | None:
+    """The words that are the value of an option; they are taken from `rest`."""
+    if kind is bool:
+        is_said = bool(rest) and rest[0].lower() in ("true", "false")
+        return (
+            rest.pop(0) if (is_said and "." in key) or (is_said and key in kinds(Recipe)) else None
+        )
+    values = [value] if (value := _next(rest)) is not None else []
+    while values and is_list(kind) and rest and all(map(_NUMBERS.fullmatch, (values[-1], rest[0]))):
+        values.append(rest.pop(0))
+    return ",".join(values) if values else verb.bare.get(key)
+
+
+def _next(rest: list[str]) -> str | None:
+    """The next word, which is taken, if it is no option."""
+    return rest.pop(0) if rest and not rest[0].startswith("--") else None
+
+
+def _refuse(name: str, verb: type[Verb], word: str, before: str, value: str | None) -> None:
+    """UsageError about a word that belongs to nothing."""
+    if before and value and _NUMBERS.fullmatch(word):
+        several = f"; {verb.key(before)}s takes several" if f"{before}s" in kinds(verb) else ""
+        raise UsageError(f"{verb.key(before)}: expected one value, got {value} {word}{several}")
+    raise UsageError(f"{word}: expected an option, got a word; see `rlpg {name} --help`")

@@ -1,0 +1,219 @@
+"""From a recipe, and the parts that a user brings, to the components of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from rlpg.errors import UsageError
+from rlpg.gradients.baselines import Baseline
+from rlpg.learners import Learner
+from rlpg.learners.settings import AGENTS, LearnerSettings
+from rlpg.policies import Policy, StandardPolicy, make_own_policy
+from rlpg.references import Reference, UserParts, imported, reference_to
+from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
+from rlpg.rollouts.trial import faster_backend
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recorded import usable_kwargs
+from rlpg.runs.shipped import recipe_for
+
+STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
+
+
+# ---- the recipe
+
+
+def find_recipe(
+    env: EnvSource, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
+) -> Recipe:
+    """The recipe before overrides, with the environment's id and the agent's name in it.
+
+    Args:
+        agent: a name of `AGENTS`, or `module:Class`. None: the recipe's.
+        recipe: one, or its file. None: the one shipped for this environment, or the defaults.
+            `"default"`: the defaults.
+        parts: the learner's class, where the agent is the user's own.
+    """
+    resolve = partial(learner_settings, parts=parts)
+    return recipe_for(environment_name(env), agent, recipe, resolve)
+
+
+def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
+    """What an agent can be told."""
+    return AGENTS[agent].settings if agent in AGENTS else learner_class(agent, parts).Settings
+
+
+def learner_class(agent: str, parts: UserParts) -> type[Learner]:
+    """The class of an agent.
+
+    Raises:
+        UsageError: it is no subclass of `Learner`, or was only named by a file.
+    """
+    if agent in AGENTS:
+        found: Any = imported(AGENTS[agent].learner, "agent")
+    else:
+        found = parts.find("learner", Reference(agent))
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise UsageError(f"agent: expected {agent} to be a subclass of rlpg.Learner, got {found!r}")
+    return found
+
+
+def settings_of(parts: UserParts) -> dict[str, Any]:
+    """What a recipe says about the parts that a user brings."""
+    said: dict[str, Any] = {}
+    if parts.network is not None:
+        reference = reference_to(parts.network, "network")
+        said |= {"policy.network": reference.name, "policy.network_kwargs": reference.kwargs}
+    if parts.policy is not None:
+        reference = reference_to(parts.policy, "policy")
+        said |= {"policy.factory": reference.name, "policy.kwargs": reference.kwargs}
+    if parts.baseline is not None:
+        if isinstance(parts.baseline, str) and ":" not in parts.baseline:
+            said["learner.baseline"] = parts.baseline
+        else:
+            said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
+    # No table of arguments is no change: a recipe may hold some.
+    return {key: value for key, value in said.items() if value != {}}
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with what follows from its other settings.
+
+    Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
+    whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
+    """
+    is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
+    if is_said or not recipe.learner.cannot_predict:
+        return recipe
+    return override(recipe, {"rollout.episodes_per_env": 1})
+
+
+def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
+    """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
+
+    Raises:
+        FileError: one of them may not come from a file.
+    """
+    kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
+    return override(recipe, {"environment.kwargs": kwargs})
+
+
+# ---- random streams
+
+
+def seed_sequence(seed: int, name: str, *key: int) -> np.random.SeedSequence:
+    """One of a run's independent random streams, or a numbered branch of it."""
+    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(name), *key))
+
+
+def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
+    """A generator at the start of a stream."""
+    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
+
+
+# ---- the components
+
+
+@contextmanager
+def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
+    """The vector environment to train on, and one line about it; closed at the end if made here."""
+    name, told = environment_name(env), recipe.environment.id
+    if name != told:
+        raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
+    options, num_envs = environment_options(env, recipe), recipe.rollout.num_envs
+    why = ""
+    if not isinstance(env, VectorEnv):  # once per run; evaluations take what needs no trial
+        options["backend"], why = faster_backend(env, num_envs, recipe.total_steps, options)
+    made = make_envs(env, num_envs, seed=seed_sequence(recipe.seed, "environments"), **options)
+    try:
+        yield made.envs, ", ".join(filter(None, (made.description, why)))
+    finally:
+        if not isinstance(env, VectorEnv):
+            made.envs.close()
+
+
+def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
+    """How to make the environment; a vector environment is used as it is."""
+    settings = recipe.environment
+    if isinstance(env, VectorEnv):
+        return {"timeout": settings.timeout}
+    return {
+        "kwargs": settings.kwargs,
+        "backend": settings.backend,
+        "max_episode_steps": settings.max_episode_steps,
+        "episode_cap": settings.episode_cap,
+        "timeout": settings.timeout,
+        "num_workers": settings.num_workers,
+    }
+
+
+def make_policy(
+    envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts | None = None
+) -> Policy:
+    """A fresh policy for these environments."""
+    settings, parts = recipe.policy, parts or UserParts()
+    info_mask = probe_action_mask(envs) if settings.action_mask else 0
+    generator = generator_from(seed_sequence(recipe.seed, "policy"))
+    spaces = envs.single_observation_space, envs.single_action_space
+    if settings.factory is not None:
+        reference = Reference(settings.factory, settings.kwargs)
+        factory = parts.find("policy", reference)
+        return make_own_policy(
+            factory, reference, *spaces, info_mask=info_mask, generator=generator
+        )
+    network = None
+    if settings.network is not None:
+        reference = Reference(settings.network, settings.network_kwargs)
+        network = parts.find("network", reference)
+    return StandardPolicy(
+        *spaces,
+        generator=generator,
+        hidden=settings.hidden,
+        activation=settings.activation,
+        network=network,
+        memory=settings.memory,
+        memory_size=settings.memory_size,
+        critic_only=settings.critic_only,
+        images=settings.images,
+        normalize_observations=settings.normalize_observations,
+        observation_clip=settings.observation_clip,
+        gaussian=settings.gaussian,
+        std=settings.std,
+        log_std_init=settings.log_std_init,
+        log_std_floor=settings.log_std_floor,
+        bernoulli=settings.bernoulli,
+        info_mask=info_mask,
+    )
+
+
+def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:
+    """The learner that improves the policy."""
+    parts = parts or UserParts()
+    settings = recipe.learner
+    if settings.value_hidden == "auto":
+        settings = replace(settings, value_hidden=recipe.policy.hidden)
+    values = settings.values()
+    baseline: Any = values.pop("baseline")
+    if ":" in baseline:
+        baseline = parts.baseline
+        if not isinstance(baseline, Baseline):
+            baseline = parts.find("baseline", Reference(settings.baseline))()
+        if not isinstance(baseline, Baseline):
+            raise UsageError(
+                f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"
+            )
+    return learner_class(recipe.agent, parts)(
+        policy,
+        baseline,
+        generator=generator_from(seed_sequence(recipe.seed, "learner")),
+        schedules=parts.schedules,
+        **values,
+    )

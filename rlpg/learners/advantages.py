@@ -1,0 +1,169 @@
+"""Advantages: what each step of a rollout is worth, and its share in the mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlpg import distributed
+from rlpg.errors import UsageError
+from rlpg.gradients import returns
+from rlpg.gradients.baselines import Baseline
+from rlpg.learners.settings import GAE_LAMBDA
+from rlpg.learners.values import StateValue
+from rlpg.rollouts.rollout import Rollout, rows
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What each step is worth; all `[T, N]` and without gradient."""
+
+    returns: Tensor  # return-to-go, in the learner's reward units
+    advantage: Tensor  # return-to-go minus baseline, 0 where the weight is 0
+    normalized: Tensor  # the advantage as the surrogate takes it: normalized on request
+    weight: Tensor  # share of the step in the mean; 0 where a slot is not real or was dropped
+    objective: Tensor  # scalar: the Monte-Carlo estimate of the expected return
+
+
+class AdvantageRule:
+    """From rewards to `Advantages`, by the options that `LearnerSettings` documents.
+
+    Raises:
+        UsageError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        baseline: Baseline,
+        *,
+        gamma: float,
+        gae_lambda: float | Literal["auto"] | None,
+        truncated_return: Literal["auto", "bootstrap", "drop", "terminal"],
+        gamma_weight: bool,
+        average: Literal["steps", "episodes"],
+        normalize: bool,
+    ) -> None:
+        predicts, name = isinstance(baseline, StateValue), type(baseline).__name__
+        if gae_lambda == "auto":  # no GAE either where another meaning of a cut end is asked for
+            is_cut = truncated_return in ("drop", "terminal")
+            gae_lambda = GAE_LAMBDA if predicts and not is_cut else None
+        if truncated_return == "auto":
+            truncated_return = "bootstrap" if predicts else "terminal"
+        if gae_lambda is not None and not predicts:
+            raise UsageError(
+                f"gae_lambda: needs a baseline that predicts values (linear, value), got {name}; "
+                "set gae_lambda to none"
+            )
+        if truncated_return == "bootstrap" and not predicts:
+            raise UsageError(
+                "truncated_return: bootstrap needs a baseline that predicts values (linear, "
+                f"value), got {name}; choose drop or terminal"
+            )
+        if gae_lambda is not None and truncated_return != "bootstrap":
+            raise UsageError(
+                f"truncated_return: expected bootstrap with gae_lambda, got {truncated_return}; "
+                "set gae_lambda to none"
+            )
+        self.baseline = baseline
+        self.gamma, self.gae_lambda, self.truncated_return = gamma, gae_lambda, truncated_return
+        self.gamma_weight, self.average, self.normalize = gamma_weight, average, normalize
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout, reward: Tensor) -> Advantages:
+        """The advantages of a rollout. Reads the baseline, changes nothing.
+
+        Args:
+            rollout: where the rewards come from.
+            reward: `[T, N]`, the rewards in the learner's units.
+        """
+        valid = rollout.valid
+        ends = {"terminated": rollout.terminated, "truncated": rollout.truncated, "valid": valid}
+        if isinstance(self.baseline, StateValue):
+            value, successor = self.baseline.predict(rollout)
+        if self.gae_lambda is not None:
+            assert isinstance(self.gae_lambda, float)
+            advantage = returns.gae(
+                reward, value, successor_value=successor, **ends,
+                gamma=self.gamma, gae_lambda=self.gae_lambda,
+            )  # fmt: skip
+            to_go = advantage + value
+        else:
+            bootstrap = successor if self.truncated_return == "bootstrap" else None
+            to_go = returns.reward_to_go(reward, **ends, gamma=self.gamma, bootstrap=bootstrap)
+            if not isinstance(self.baseline, StateValue):
+                value = self.baseline(rollout, to_go)
+                if value.shape != to_go.shape:
+                    raise UsageError(
+                        f"baseline: expected shape [T, N] = {list(to_go.shape)}, got "
+                        f"{list(value.shape)}; return one value per step and environment"
+                    )
+            advantage = to_go - value
+
+        keep = returns.complete(**ends) if self.truncated_return == "drop" else valid
+        to_go, advantage = torch.where(valid, to_go, 0.0), torch.where(keep, advantage, 0.0)
+        weight = keep.to(reward.dtype)
+        first = keep & (rollout.time == 0)
+        first[0] |= keep[0]  # an episode that began in an earlier rollout counts from here
+        count = distributed.sum_over_ranks((first if self.average == "episodes" else keep).sum())
+        count = count.clamp(min=1)
+        objective = (to_go * first).sum() / count
+        normalized = normalize(advantage, weight) if self.normalize else advantage
+        if self.gamma_weight:
+            weight = weight * self.gamma ** rollout.time.to(reward.dtype)
+        return Advantages(to_go, advantage, normalized, weight / count, objective)
+
+
+def normalize(x: Tensor, weight: Tensor) -> Tensor:
+    """`(x - mean) / deviation` over the entries of positive weight, 0 elsewhere.
+
+    The mean and the deviation contain each entry, so this is biased: by (N - 1) / N for the mean.
+    With fewer than two entries, or all of them equal up to rounding, there is no deviation to
+    divide by: the entries are only centered, and a single one is left as it is.
+
+    Args:
+        x, weight: of one shape, `[T, N]` or `[S]`; weights only tell which entries count.
+    """
+    keep = weight > 0
+    wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
+    count = distributed.sum_over_ranks(keep.sum())
+    if count < 2:
+        return wide.to(x.dtype)
+    mean = distributed.sum_over_ranks(wide.sum()) / count
+    centered = torch.where(keep, wide - mean, 0.0)
+    square = distributed.sum_over_ranks(centered.square().sum())
+    deviation = (square / (count - 1)).sqrt()
+    is_rounding = deviation <= 1e-6 * wide.abs().max()
+    return (centered / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
+
+
+def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:
+    """1 - E[w^2 A^2] / E[w^2 G^2]: the share of the gradient's second moment a baseline took away.
+
+    The score function's second moment is E[|score|^2 A^2]; the scores are the same with and
+    without a baseline, so the ratio needs no further pass (exact where |score| and A are
+    uncorrelated). Negative: the baseline does harm.
+
+    Args:
+        returns, advantage, weight: `[T, N]`.
+    """
+    before = float((weight * returns).square().sum())
+    after = float((weight * advantage).square().sum())
+    return 1.0 - after / before if before > 0 else math.nan
+
+
+def explained_variance(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:
+    """1 - Var(returns - baseline) / Var(returns), over steps of positive weight; nan for one value.
+
+    Args:
+        returns, advantage, weight: `[T, N]`; `advantage` is `returns` minus the baseline.
+    """
+    slots = rows(weight > 0)
+    target, error = slots(returns), slots(advantage)
+    if len(target) < 2:
+        return math.nan
+    variance = float(torch.var(target))
+    return 1.0 - float(torch.var(error)) / variance if variance > 0 else math.nan

@@ -1,0 +1,167 @@
+"""`Batch`: the samples of a rollout as a learner takes them, and their minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlpg.errors import UsageError
+from rlpg.learners.advantages import Advantages
+from rlpg.learners.gradient_noise import environment_groups
+from rlpg.learners.values import CHUNK
+from rlpg.policies import Carry, Policy, map_carry
+from rlpg.policies.distributions import checked_log_prob
+from rlpg.rollouts.rollout import Rollout, rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S samples of a rollout, on-policy when they were drawn; no gradient.
+
+    With memory the samples stay in their order: each `[S]` is `[T, n]`, sequences of n
+    environments, and slots that are not samples have weight 0.
+    """
+
+    obs: Tensor  # [S, *O] packed observations
+    action: Tensor  # [S, *A]
+    log_prob: Tensor  # [S] under the policy that acted; NaN where the learner asked for none
+    advantage: Tensor  # [S] as the surrogate takes it
+    weight: Tensor  # [S] share in the mean; the weights of steps sum to 1
+    carry: Carry  # [n, ...] before the first step; None without memory
+    episode_start: Tensor | None  # [T, n] bool; None without memory
+    group_sizes: tuple[int, ...]  # environments in each of the groups that the samples are laid in
+    group_ends: tuple[int, ...]  # where each group ends: samples, or environments with memory
+    rollout: Rollout  # where the samples are from
+
+    @staticmethod
+    def of(rollout: Rollout, advantages: Advantages, *, in_order: bool) -> Batch:
+        """The samples of positive weight, laid group of environments by group; no log-probs yet.
+
+        Args:
+            rollout, advantages: of the same T x N steps.
+            in_order: for a policy with memory, keep all steps in their order.
+        """
+        groups = environment_groups(*rollout.reward.shape)
+        sizes = tuple(envs.stop - envs.start for envs in groups)
+        parts = (rollout.obs[:-1], rollout.action, advantages.normalized, advantages.weight)
+        if in_order:
+            obs, action, advantage, weight = parts
+            ends = tuple(envs.stop for envs in groups)
+            carry, starts = rollout.carry, rollout.episode_start[:-1]
+        else:
+            selects = [rows(advantages.weight[:, envs] > 0) for envs in groups]
+            laid = [
+                [select(part[:, envs]) for select, envs in zip(selects, groups, strict=True)]
+                for part in parts
+            ]
+            counts = torch.tensor([len(part) for part in laid[-1]])
+            ends = tuple(counts.cumsum(0).tolist())
+            obs, action, advantage, weight = (
+                part[0] if len(part) == 1 else torch.cat(part) for part in laid
+            )
+            carry = starts = None
+        log_prob = torch.full_like(weight, torch.nan)
+        return Batch(
+            obs, action, log_prob, advantage, weight, carry, starts, sizes, ends, rollout
+        )  # fmt: skip
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the samples are sequences, for a policy with memory."""
+        return self.episode_start is not None
+
+    def __len__(self) -> int:
+        """Samples, or environments with memory: what minibatches are made of."""
+        return self.weight.shape[1] if self.in_order else len(self.weight)
+
+    def __getitem__(self, index: Tensor | slice) -> Batch:
+        """Some samples, or the sequences of some environments with memory, as they are."""
+        take: Callable[[Tensor], Tensor] = (
+            (lambda part: part[:, index]) if self.in_order else (lambda part: part[index])
+        )
+        return replace(
+            self,
+            obs=take(self.obs),
+            action=take(self.action),
+            log_prob=take(self.log_prob),
+            advantage=take(self.advantage),
+            weight=take(self.weight),
+            carry=map_carry(lambda part: part[index], self.carry),
+            episode_start=None if self.episode_start is None else take(self.episode_start),
+            group_sizes=(1,),
+            group_ends=(len(self),),
+        )
+
+    @property
+    def groups(self) -> list[Batch]:
+        """The batch by groups of environments, which are independent of each other."""
+        starts = (0, *self.group_ends)
+        if len(self.group_ends) == 1:
+            return [self]
+        return [self[slice(a, b)] for a, b in zip(starts, self.group_ends, strict=False)]
+
+    def chunks(self) -> Iterator[Batch]:
+        """Parts of a size that a CPU's cache holds, in order; weights as they are."""
+        size = CHUNK // len(self.weight) if self.in_order else CHUNK
+        if len(self) <= size or self.weight.device.type != "cpu":
+            yield self
+            return
+        for start in range(0, len(self), max(size, 1)):
+            yield self[slice(start, start + max(size, 1))]
+
+    def minibatches(self, num_minibatches: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Shuffled parts that cover the batch once; each one's gradient estimates the batch's.
+
+        Args:
+            num_minibatches: how many; with memory, at most the number of environments.
+            generator: shuffles.
+
+        Raises:
+            UsageError: there are fewer samples, or sequences, than that.
+        """
+        if num_minibatches > len(self):
+            what = "environments (a sequence stays whole)" if self.in_order else "samples"
+            raise UsageError(
+                f"num_minibatches: expected at most the {len(self)} {what} of a rollout, got "
+                f"{num_minibatches}; lower it, or collect more"
+            )
+        if num_minibatches == 1:
+            yield self
+            return
+        order = torch.randperm(len(self), generator=generator).to(self.weight.device)
+        shuffled = self[order]  # once; its parts are views
+        bounds = [len(self) * k // num_minibatches for k in range(num_minibatches + 1)]
+        for start, stop in pairwise(bounds):
+            part = shuffled[slice(start, stop)]
+            yield replace(part, weight=part.weight * (len(self) / (stop - start)))
+
+    def distribution(self, policy: Policy) -> Distribution:
+        """The policy's distributions at the observations, with their history where it has one."""
+        return policy(self.obs, self.carry, self.episode_start)[0]  # type: ignore[no-any-return]
+
+    def log_prob_of(self, distribution: Distribution) -> Tensor:
+        """`[S]` log-probs of the actions.
+
+        Raises:
+            UsageError: the distribution gives something else than one number per sample.
+        """
+        return checked_log_prob(distribution, self.action, self.weight.shape)
+
+    def mean(self, per_sample: Tensor) -> Tensor:
+        """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""
+        return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
+
+
+def mean_of(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Each metric's mean over minibatches."""
+    names = dict.fromkeys(name for entry in metrics for name in entry)
+    return {
+        name: sum(entry[name] for entry in metrics if name in entry)
+        / sum(name in entry for entry in metrics)
+        for name in names
+    }

@@ -1,0 +1,335 @@
+"""`Learner`: a rollout in, a better policy out.
+
+`update` is the same for all: advantages -> `improve` -> the baseline, the reward scale and the
+normalizer learn. A learner states what it maximizes (`surrogate`) and, if it is not one gradient
+step, how (`improve`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlpg.errors import UsageError
+from rlpg.gradients.baselines import Baseline
+from rlpg.learners.advantages import (
+    AdvantageRule,
+    Advantages,
+    explained_variance,
+    variance_removed,
+)
+from rlpg.learners.batch import Batch
+from rlpg.learners.gradient_noise import signal_to_noise
+from rlpg.learners.optimizer import Optimizer
+from rlpg.learners.reward_scale import RewardScale
+from rlpg.learners.settings import DISCRETE_ENTROPY_COEF, LearnerSettings
+from rlpg.learners.values import StateValue, make_baseline, module_state
+from rlpg.policies import Policy
+from rlpg.rollouts.rollout import Rollout, rows
+from rlpg.settings import scheduled
+
+KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at after a single step
+Schedules = Mapping[str, Callable[[float], float]]
+_SUFFIX = "_schedule"
+
+
+class Learner(ABC):
+    """Improves a policy from rollouts. Subclasses define `surrogate`, and `improve` if need be.
+
+    A subclass that has settings of its own names their type, a frozen dataclass under
+    `LearnerSettings`, as `Settings`; they are keyword arguments of the constructor, and
+    `self.settings`.
+
+    Args:
+        policy: what is improved, in place; its observation normalizer learns after each step.
+        baseline: an `rlpg.Baseline`, or the name of one; None: what the settings say.
+        generator: stream that initializes and shuffles the value network and the minibatches.
+        schedules: functions of progress in [0, 1] by setting (`learning_rate`, `entropy_coef`,
+            ...), whose value multiplies the setting; they win over `<setting>_schedule`.
+        settings: of the learner, by name; see `LearnerSettings`.
+
+    Raises:
+        UsageError: settings that do not exist, do not fit, or contradict each other.
+    """
+
+    Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
+    uses_log_prob: ClassVar[bool] = True  # `batch.log_prob` is that of the policy that acted
+
+    def __init__(
+        self,
+        policy: Policy,
+        baseline: str | Baseline | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        schedules: Schedules | None = None,
+        **settings: Any,
+    ) -> None:
+        if isinstance(baseline, str):
+            settings["baseline"] = baseline
+        self.settings = self.Settings.from_values(settings)
+        self.policy = policy
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.schedules = self._checked(schedules or {})
+        own, s = baseline if isinstance(baseline, Baseline) else None, self.settings
+        self.baseline = make_baseline(
+            s.baseline if own is None else own,
+            policy,
+            hidden=None if s.value_hidden == "auto" else s.value_hidden,
+            learning_rate=s.value_learning_rate,
+            num_epochs=s.num_value_epochs,
+            num_minibatches=s.num_value_minibatches,
+            clip_range=getattr(s, "value_clip_range", None),
+            generator=self.generator,
+        )
+        self.advantage_rule = AdvantageRule(
+            self.baseline,
+            gamma=s.gamma,
+            gae_lambda=s.gae_lambda,
+            truncated_return=s.truncated_return,
+            gamma_weight=s.gamma_weight,
+            average=s.average,
+            normalize=s.normalize_advantages,
+        )
+        self.entropy_coef = s.entropy_coef
+        if s.entropy_coef == "auto":
+            # Without a bonus, a policy that a large penalty has taught to do nothing keeps doing
+            # nothing (CliffWalking). A Gaussian's entropy has no largest value: it would stay wide.
+            self.entropy_coef = DISCRETE_ENTROPY_COEF if policy.head.is_discrete else 0.0
+        self.reward_scale = RewardScale(s.gamma) if s.reward_scaling else None
+        self.optimizer = Optimizer(
+            policy.named_parameters(), learning_rate=s.learning_rate, max_grad_norm=s.max_grad_norm
+        )
+        self.num_updates = 0
+        self.progress = 0.0  # share of the run that is done, of the present update
+
+    def _checked(self, schedules: Schedules) -> Schedules:
+        """Raises UsageError where a schedule belongs to no setting, or a function is only named."""
+        known = [n.removesuffix(_SUFFIX) for n in self.settings.names() if n.endswith(_SUFFIX)]
+        for name in schedules:
+            if name not in known:
+                raise UsageError(f"schedules: expected {' or '.join(known)}, got {name!r}")
+        for name in known:
+            value = getattr(self.settings, name + _SUFFIX)
+            if ":" in value and name not in schedules:
+                raise UsageError(
+                    f"{name}{_SUFFIX}: expected the function {value} itself; pass it in Python as "
+                    f'schedules={{"{name}": function}}'
+                )
+        return dict(schedules)
+
+    # ---- what a subclass defines
+
+    @abstractmethod
+    def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
+        """Scalar to maximize: its gradient is the learner's.
+
+        Args:
+            batch: S samples with their advantages and weights.
+            log_prob: `[S]` of the batch's actions under the policy as it is now.
+        """
+
+    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+        """Make the policy better: one gradient step, unless a subclass does otherwise.
+
+        Args:
+            batch: the whole rollout's samples.
+            lr_scale: multiplies the learning rate.
+
+        Returns:
+            Metrics to log, by TensorBoard tag.
+        """
+        # Independent groups of environments cost no extra pass and show the gradient's noise.
+        gradients, log_probs, entropy = [], [], 0.0
+        for group in batch.groups:
+            gradient = torch.zeros(())
+            for chunk in group.chunks():
+                objective, log_prob, bonus = self.objective(chunk)
+                gradient = self.optimizer.gradient(objective) + gradient
+                log_probs.append(log_prob)
+                entropy += float(bonus)
+            gradients.append(gradient)
+        per_group = torch.stack(gradients)  # [K, P]
+        norm = self.optimizer.step(per_group.sum(dim=0), lr_scale)
+        batch = replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
+        return {
+            "train/entropy": entropy / float(batch.weight.sum()),
+            "train/approx_kl": self.approx_kl(batch, KL_SAMPLES),
+            "gradient/norm": norm,
+            "gradient/signal_to_noise": signal_to_noise(per_group, batch.group_sizes),
+        }
+
+    # ---- what subclasses use
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The surrogate with its entropy bonus; `[S]` log-probs and the entropy, detached."""
+        distribution = batch.distribution(self.policy)
+        log_prob = batch.log_prob_of(distribution)  # [S]
+        coef = self.scheduled("entropy_coef", self.entropy_coef)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and coef != 0.0):
+            entropy = self._entropy(batch, distribution, is_needed=coef != 0.0)
+        objective = self.surrogate(batch, log_prob)
+        if coef != 0.0:
+            objective = objective + coef * entropy
+        return objective, log_prob.detach(), entropy.detach()
+
+    def _entropy(self, batch: Batch, distribution: Distribution, *, is_needed: bool) -> Tensor:
+        """Scalar: the weighted sum of entropies; nan where nobody knows a formula."""
+        try:
+            return batch.mean(distribution.entropy())
+        except NotImplementedError:
+            if is_needed:
+                raise UsageError(
+                    f"entropy_coef: expected 0, because {type(distribution).__name__} has no "
+                    "entropy; define the distribution's entropy(), or set entropy_coef to 0"
+                ) from None
+            return batch.weight.new_tensor(math.nan)
+
+    def scheduled(self, name: str, value: Any) -> float:
+        """A setting's value at the present progress."""
+        own = getattr(self.settings, name + _SUFFIX, "constant")
+        return float(value) * scheduled(self.schedules.get(name, own), self.progress)
+
+    @torch.no_grad()
+    def approx_kl(self, batch: Batch, num_samples: int | None = None) -> float:
+        """KL(policy that acted || policy now), by the low-variance estimator (Schulman 2020).
+
+        Args:
+            batch: with log-probs.
+            num_samples: look at about so many, evenly spread; None: at all.
+        """
+        size = batch.weight.numel() if num_samples is not None else 0
+        some = batch[slice(None, None, max(1, size // num_samples))] if num_samples else batch
+        log_ratio = some.log_prob_of(some.distribution(self.policy)) - some.log_prob
+        kl = torch.expm1(log_ratio) - log_ratio
+        count = (some.weight > 0).sum().clamp(min=1)
+        return float(torch.where(some.weight > 0, kl, 0.0).sum() / count)
+
+    def batch(self, rollout: Rollout) -> Batch:
+        """The rollout's samples with their advantages as they are now; changes nothing."""
+        return self._batch(rollout, self.advantages(rollout))
+
+    def advantages(self, rollout: Rollout) -> Advantages:
+        """What each step of the rollout is worth; changes nothing."""
+        return self.advantage_rule(rollout, self.scaled_reward(rollout))
+
+    def scaled_reward(self, rollout: Rollout) -> Tensor:
+        """`[T, N]` rewards in the learner's units."""
+        return rollout.reward / self.reward_scale.scale if self.reward_scale else rollout.reward
+
+    @torch.no_grad()
+    def _batch(self, rollout: Rollout, advantages: Advantages) -> Batch:
+        batch = Batch.of(rollout, advantages, in_order=self.policy.has_memory)
+        if not self.uses_log_prob:
+            return batch
+        log_probs = [c.log_prob_of(c.distribution(self.policy)) for c in batch.chunks()]
+        return replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
+
+    # ---- the update
+
+    @final
+    def update(
+        self, rollout: Rollout, *, progress: float = 0.0, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        """Improve the policy; then the baseline, the reward scale and the normalizer learn.
+
+        Args:
+            rollout: fresh from the policy as it is now (on-policy).
+            progress: share of the run that is done, in [0, 1], for the schedules.
+            lr_scale: multiplies every learning rate, besides the schedule.
+
+        Returns:
+            Metrics to log, by TensorBoard tag.
+
+        Raises:
+            NumericalFault: a gradient is not finite. Nothing has changed if it is the first one of
+                the policy; if it is the value network's, the policy has taken its step.
+        """
+        self.progress = min(max(progress, 0.0), 1.0)
+        rollout = rollout.to(self.policy.device)
+        lr_scale *= self.scheduled("learning_rate", 1.0)
+        advantages = self.advantages(rollout)
+        weight = advantages.weight
+        metrics = {
+            "train/policy_loss": -float((weight * advantages.normalized).sum()),
+            "train/entropy": math.nan,
+            "train/learning_rate": self.settings.learning_rate * lr_scale,
+            "train/explained_variance": explained_variance(
+                advantages.returns, advantages.advantage, weight
+            ),
+            "gradient/norm": 0.0,
+            "gradient/signal_to_noise": math.nan,
+            "gradient/variance_removed_by_baseline": variance_removed(
+                advantages.returns, advantages.advantage, weight
+            ),
+        }
+        if bool((weight > 0).any()):  # else every episode was dropped: no step at all
+            metrics |= self.improve(self._batch(rollout, advantages), lr_scale)
+        metrics |= self.fit_baseline(rollout, advantages, lr_scale)
+        if isinstance(self.baseline, StateValue):
+            self.baseline.advance(rollout)
+        if self.reward_scale:
+            self.reward_scale.update(rollout)
+        if self.policy.normalizer is not None:
+            seen = rows(rollout.valid)(rollout.obs[:-1])  # [S, *O]
+            self.policy.normalizer.update(self.policy.observations.features(seen))
+        self.num_updates += 1
+        return metrics
+
+    def fit_baseline(
+        self, rollout: Rollout, advantages: Advantages, lr_scale: float
+    ) -> dict[str, float]:
+        """Let the baseline learn from the returns that it was subtracted from."""
+        counts = (advantages.weight > 0).to(advantages.weight.dtype)
+        return self.baseline.update(rollout, advantages.returns, counts, lr_scale)
+
+    @final
+    def estimate(self, rollout: Rollout) -> Tensor:
+        """Scalar whose value estimates the objective and whose gradient is the learner's.
+
+        With `average="episodes"` the objective is the expected discounted return of an episode;
+        with `average="steps"` it is that divided by the mean length.
+        """
+        rollout = rollout.to(self.policy.device)
+        advantages = self.advantages(rollout)
+        value, _, _ = self.objective(self._batch(rollout, advantages))
+        return advantages.objective + value - value.detach()
+
+    def compile(self) -> None:
+        """Compiles the networks for learning, which takes half a minute, once.
+
+        Whether updates become shorter is for a measurement: those of two layers of 64 do not.
+        Acting is not touched. The bits of a compiled run are its own.
+        """
+        network = getattr(self.policy, "network", self.policy)
+        network.compile(dynamic=True)
+        self.baseline.compile()
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs to continue exactly, the policy's weights included."""
+        return {
+            "policy": module_state(self.policy),
+            "optimizer": self.optimizer.state_dict(),
+            "baseline": self.baseline.state_dict(),
+            "reward_scale": self.reward_scale.state_dict() if self.reward_scale else {},
+            "generator": self.generator.get_state(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.baseline.load_state_dict(state["baseline"])
+        if self.reward_scale:
+            self.reward_scale.load_state_dict(state["reward_scale"])
+        self.generator.set_state(state["generator"])
+        self.num_updates = state["num_updates"]

@@ -1,0 +1,139 @@
+"""Natural policy gradient (Kakade 2001) and TRPO (Schulman et al. 2015).
+
+    step = sqrt(2 max_kl / (x F x)) x,      x = (F + damping)^-1 g,      F = Hessian of the mean KL
+
+The step has the same length in KL divergence whatever the parametrization. TRPO shortens it until
+the surrogate has grown and the divergence itself, not its quadratic model, is at most `max_kl`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from rlpg import distributed
+from rlpg.errors import NumericalFault, UsageError
+from rlpg.gradients import estimators
+from rlpg.learners.batch import Batch
+from rlpg.learners.learner import Learner
+from rlpg.learners.settings import LearnerSettings, NaturalSettings
+
+
+class NaturalGradient(Learner):
+    """One step of KL length `max_kl` along the natural gradient; with `line_search`, TRPO."""
+
+    Settings: ClassVar[type[LearnerSettings]] = NaturalSettings
+    settings: NaturalSettings
+
+    def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
+        """`sum w A r`, the likelihood ratio r against the policy that acted."""
+        return estimators.likelihood_ratio(
+            log_prob, batch.log_prob, batch.advantage, weight=batch.weight
+        )
+
+    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+        """Direction by conjugate gradients, length by the KL, and the line search."""
+        s, optimizer = self.settings, self.optimizer
+        objective, _, entropy = self.objective(batch)
+        gradient = optimizer.gradient(objective)
+        norm = float(gradient.double().norm())
+        metrics = {
+            "train/entropy": float(entropy / batch.weight.sum()),
+            "gradient/norm": norm,
+            "train/approx_kl": 0.0,
+            "train/line_search_steps": 0.0,
+        }
+        if not math.isfinite(norm):
+            raise NumericalFault("policy: expected a finite gradient, got NaN or infinity")
+        if norm == 0.0:
+            return metrics
+        with torch.no_grad():
+            acted = batch.distribution(self.policy)
+        max_kl = s.max_kl * lr_scale
+        direction = conjugate_gradient(
+            self.fisher_product(batch, acted), gradient, s.num_cg_iterations
+        )
+        curvature = float(direction @ self.fisher_product(batch, acted)(direction))
+        if not curvature > 0.0:
+            return metrics
+        step = math.sqrt(2.0 * max_kl / curvature) * direction
+        start, before = optimizer.flat(), float(objective.detach())
+        for k in range(s.num_backtracks if s.line_search else 1):
+            optimizer.move_to(start + s.backtrack_factor**k * step)
+            with torch.no_grad():
+                after, kl = float(self.objective(batch)[0]), float(self.kl(batch, acted))
+            metrics |= {"train/approx_kl": kl, "train/line_search_steps": float(k)}
+            if not s.line_search or (after > before and kl <= max_kl):
+                return metrics
+        optimizer.move_to(start)
+        return metrics | {
+            "train/approx_kl": 0.0,
+            "train/line_search_steps": float(s.num_backtracks),
+        }
+
+    def kl(self, batch: Batch, acted: Distribution) -> Tensor:
+        """Mean KL(policy that acted || policy now).
+
+        Raises:
+            UsageError: the distributions have no analytic divergence.
+        """
+        now = batch.distribution(self.policy)
+        try:
+            divergence = kl_divergence(acted, now)
+        except NotImplementedError:
+            raise UsageError(
+                f"policy: expected distributions with an analytic KL divergence, got "
+                f"{type(now).__name__}; register one (torch.distributions.kl.register_kl), or "
+                "choose ppo"
+            ) from None
+        return batch.mean(divergence) / batch.weight.sum()
+
+    def fisher_product(self, batch: Batch, acted: Distribution) -> Callable[[Tensor], Tensor]:
+        """`v -> F v + damping v`, F the Hessian of `kl` at the policy that acted, `[P, P]`."""
+        slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            parts = torch.autograd.grad(
+                slope @ v,
+                self.optimizer.parameters,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            flat = distributed.sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
+            return flat + self.settings.damping * v
+
+        return product
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], b: Tensor, num_iterations: int
+) -> Tensor:
+    """`x` with `product(x)` about `b`, for a symmetric positive definite product.
+
+    Args:
+        product: `A v` of v `[P]`.
+        b: `[P]`.
+        num_iterations: at most; fewer where the residual is gone.
+
+    Source: Hestenes & Stiefel 1952.
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    square = residual @ residual
+    smallest = 1e-10 * square
+    for _ in range(num_iterations):
+        image = product(direction)
+        length = square / (direction @ image)
+        x = x + length * direction
+        residual = residual - length * image
+        after = residual @ residual
+        if not after > smallest:
+            break
+        direction = residual + (after / square) * direction
+        square = after
+    return x

@@ -1,0 +1,116 @@
+"""PPO (Schulman et al. 2017): several epochs of minibatches on the clipped likelihood ratio.
+
+    maximize  sum w min(r A, clip(r, 1 - eps, 1 + eps) A),      r = pi(a | s) / pi_acted(a | s)
+
+The clip takes the gradient away where a step would move the policy further from the one that acted
+and be paid for it: a bias, in exchange for using each sample more than once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rlpg.gradients import estimators
+from rlpg.learners.advantages import normalize
+from rlpg.learners.batch import Batch
+from rlpg.learners.learner import Learner
+from rlpg.learners.settings import LearnerSettings, PPOSettings
+
+_LEAST_CLIP_RANGE = 1e-6
+
+
+class PPO(Learner):
+    """The clipped surrogate of equation 7, `num_epochs` times over `num_minibatches`."""
+
+    Settings: ClassVar[type[LearnerSettings]] = PPOSettings
+    settings: PPOSettings
+    _adapted = 1.0  # of the learning rate, by desired_kl
+
+    def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
+        """`sum w min(r A, clip(r) A)`; at the policy that acted, its gradient is REINFORCE's."""
+        return estimators.clipped_likelihood_ratio(
+            log_prob,
+            batch.log_prob,
+            batch.advantage,
+            weight=batch.weight,
+            clip_range=self.clip_range,
+        )
+
+    @property
+    def clip_range(self) -> float:
+        """Its present value; above 0 also where its schedule has come to an end."""
+        return max(self.scheduled("clip_range", self.settings.clip_range), _LEAST_CLIP_RANGE)
+
+    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+        """Epochs of minibatches, until `target_kl` is passed."""
+        s = self.settings
+        seen: list[dict[str, Any]] = []
+        num_epochs = 0
+        while num_epochs < s.num_epochs:
+            epoch = [
+                self._step(minibatch, lr_scale * self._adapted)
+                for minibatch in batch.minibatches(s.num_minibatches, self.generator)
+            ]
+            seen += epoch
+            num_epochs += 1
+            if s.target_kl is not None and _mean(epoch, "train/approx_kl") > s.target_kl:
+                break
+            if s.recompute_advantages and num_epochs < s.num_epochs:
+                self.fit_baseline(batch.rollout, self.advantages(batch.rollout), lr_scale)
+                fresh = Batch.of(
+                    batch.rollout, self.advantages(batch.rollout), in_order=batch.in_order
+                )
+                batch = replace(fresh, log_prob=batch.log_prob)
+        metrics = {name: _mean(seen, name) for name in seen[0]}
+        metrics["train/approx_kl"] = _mean(epoch, "train/approx_kl")
+        metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
+        if s.desired_kl is not None:
+            self._adapt(metrics["train/approx_kl"])
+        return metrics | {"train/num_epochs": float(num_epochs)}
+
+    def _step(self, batch: Batch, lr_scale: float) -> dict[str, Any]:
+        if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
+            batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
+        objective, log_prob, entropy = self.objective(batch)
+        norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
+        with torch.no_grad():
+            counts = batch.weight > 0
+            log_ratio = torch.where(counts, log_prob - batch.log_prob, 0.0)
+            ratio_less_one = torch.expm1(log_ratio)
+            num_samples = counts.sum().clamp(min=1)
+            return {
+                "train/entropy": entropy / batch.weight.sum(),
+                "train/approx_kl": (ratio_less_one - log_ratio).sum() / num_samples,
+                "train/clip_fraction": (ratio_less_one.abs() > self.clip_range).sum() / num_samples,
+                "gradient/norm": norm,
+            }
+
+    def _adapt(self, kl: float) -> None:
+        """Raise or lower the learning rate by 1.5 where the KL is off by a factor of 2.
+
+        Schulman et al. 2017, section 4, adapt a penalty so; rsl_rl and others the learning rate.
+        """
+        s = self.settings
+        assert s.desired_kl is not None
+        if kl > 2.0 * s.desired_kl:
+            self._adapted /= 1.5
+        elif kl < s.desired_kl / 2.0:
+            self._adapted *= 1.5
+        rate = s.learning_rate * self._adapted
+        bounded = min(max(rate, s.min_learning_rate), s.max_learning_rate)
+        self._adapted = bounded / s.learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"adapted": self._adapted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._adapted = float(state["adapted"])
+
+
+def _mean(entries: list[dict[str, Any]], name: str) -> float:
+    return float(sum(entry[name] for entry in entries)) / len(entries)

@@ -1,0 +1,69 @@
+"""Scaling for the learner alone: the rollout's rewards stay what the environment paid."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from rlpg.errors import UsageError
+from rlpg.gradients import returns
+from rlpg.rollouts.rollout import Rollout, rows
+
+
+class RewardScale:
+    """The running deviation of the discounted sum of rewards so far, restarted at episode starts.
+
+    `scale` is what rewards are to be divided by; 1 before the first update. The sum restarts where
+    the episode does, at truncations too, and bogus steps are left out.
+
+    Source: Engstrom et al. 2020, "Implementation Matters", section 3, who measure what it does.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self._gamma = gamma
+        self._count, self._mean, self._m2 = 0, 0.0, 0.0
+        self._running: Tensor | None = None  # [N], the sums of unfinished episodes
+
+    @property
+    def scale(self) -> float:
+        """What to divide rewards by."""
+        if self._count < 2 or self._m2 <= 0:
+            return 1.0
+        return math.sqrt(self._m2 / self._count)
+
+    def update(self, rollout: Rollout) -> None:
+        """Take a rollout's rewards into account (after they were used)."""
+        before = None
+        if self._running is not None:  # where collecting began afresh, so does the sum
+            if self._running.shape != rollout.reward.shape[1:]:
+                raise UsageError(
+                    f"reward_scale.running: expected {list(rollout.reward.shape[1:])}, one sum for "
+                    f"each environment, got {list(self._running.shape)}"
+                )
+            before = self._running * (rollout.time[0] > 0)
+        so_far, self._running = returns.discounted_so_far(
+            rollout.reward, done=rollout.done, valid=rollout.valid, gamma=self._gamma, before=before
+        )
+        batch = rows(rollout.valid)(so_far).double()
+        count = len(batch)
+        if count == 0:
+            return
+        mean = float(batch.mean())
+        m2 = float((batch - mean).square().sum())
+        # Chan, Golub & LeVeque 1979: moments of two sets from the moments of each.
+        total, delta = self._count + count, mean - self._mean
+        self._m2 += m2 + delta**2 * self._count * count / total
+        self._mean += delta * count / total
+        self._count = total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments and the unfinished sums."""
+        moments = {"count": self._count, "mean": self._mean, "m2": self._m2}
+        return moments if self._running is None else {**moments, "running": self._running}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self._count, self._mean, self._m2 = state["count"], state["mean"], state["m2"]
+        self._running = state.get("running")

@@ -1,0 +1,125 @@
+"""Parts that users bring (a network, a policy, a learner), and how files name them.
+
+A file holds `module:Name` and keyword arguments as data. Reading a file imports nothing: a part is
+the object that the caller passes, or is imported where the caller says `import_modules=True`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlpg.errors import MissingPartError, UsageError
+
+Part = str | Callable[..., Any]
+"""`"module:Name"`, a class or function, or a `functools.partial` of one with keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a file says about a part: its name and its keyword arguments."""
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UserParts:
+    """The parts a caller brings, by kind.
+
+    Attributes:
+        network: `network(num_features, num_outputs)` makes the module of policy and critic.
+        policy: `policy(observation_space, action_space)` makes the policy.
+        learner: a subclass of `rlpg.Learner`.
+        baseline: an `rlpg.Baseline`, or what makes one.
+        schedules: functions of progress, by setting; see `Learner`.
+        import_modules: whether parts that are only named may be imported.
+    """
+
+    network: Part | None = None
+    policy: Part | None = None
+    learner: Part | None = None
+    baseline: Any = None
+    schedules: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    import_modules: bool = False
+
+    def find(self, kind: str, reference: Reference) -> Callable[..., Any]:
+        """The part of that kind: the caller's own object, else what the name imports.
+
+        Raises:
+            MissingPartError: it was only named, and nothing may be imported.
+        """
+        given: Part | None = getattr(self, kind)
+        if given is None and not self.import_modules:
+            raise MissingPartError(
+                f"{kind}: expected {reference.name} to be given, because reading a file imports "
+                f"nothing; pass {kind}= (for a learner: agent=), or import_modules=True; on the "
+                "command line, --import"
+            )
+        part = imported(reference.name, kind) if given is None else given
+        if isinstance(part, str):
+            part = imported(part, kind)
+        if isinstance(part, functools.partial):
+            return part
+        return functools.partial(part, **reference.kwargs) if reference.kwargs else part
+
+
+def reference_to(part: Part, kind: str) -> Reference:
+    """How files name the part.
+
+    Raises:
+        UsageError: a name without a module, or arguments that are not keywords, or not data.
+    """
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(part, str):
+        module, _, name = part.partition(":")
+        if not module or not name:
+            raise UsageError(f"{kind}: expected module:Name, got {part!r:.80}")
+        return Reference(part)
+    if isinstance(part, functools.partial):
+        if part.args:
+            raise UsageError(f"{kind}: expected keyword arguments in the partial, got {part.args}")
+        kwargs = {key: _data(value, f"{kind}: {key}") for key, value in part.keywords.items()}
+        part = part.func
+    if not callable(part):
+        raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
+    named = part if hasattr(part, "__qualname__") else type(part)
+    # A function's own class or a lambda cannot be imported again, but it can be passed again.
+    name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
+    return Reference(f"{part.__module__}:{name}", kwargs)
+
+
+def _data(value: Any, name: str) -> Any:
+    """The value as JSON has it, with lists for tuples."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case list() | tuple():
+            return [_data(entry, name) for entry in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {key: _data(entry, name) for key, entry in value.items()}
+    raise UsageError(
+        f"{name}: expected an argument as data (a number, a string, true, false, none, or lists "
+        f"and tables of them), because files keep it, got {value!r:.60}"
+    )
+
+
+def imported(name: str, kind: str) -> Callable[..., Any]:
+    """The object that `module:Name` names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    module, _, path = reference_to(name, kind).name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{kind}: expected {name} to be importable, got: {error}") from error
+    if not callable(found):
+        raise UsageError(f"{kind}: expected {name} to be a class or function, got {found!r:.80}")
+    return found  # type: ignore[no-any-return]  # whatever the module holds

@@ -1,0 +1,240 @@
+"""Whether a value fits its space: the one place that asks, for the collector and for check-env.
+
+    misfit      the collector                      check-env
+    refused     raises EnvironmentFault            fault
+    converted   casts it to the space's dtype      fault
+    bounds      says so once, and goes on          warning
+
+What one environment gives back is looked at where its index is known. Beside the others in a batch
+a wrong value loses its index, or even its wrongness: Gymnasium's shared memory broadcasts an
+observation of shape (1,) to (3,), and casts strings to numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+
+from rlpg.errors import EnvironmentFault
+
+_NUMBERS = (float, int, np.floating, np.integer)
+_ADVICE = "correct the environment or its observation_space"
+
+
+class Misfit(NamedTuple):
+    """What about a value is not as it should be, and what follows; see the table above."""
+
+    kind: Literal["refused", "converted", "bounds"]
+    text: str  # `observation[2]: expected -1 to 1, got 1.5`
+
+
+def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any:
+    """The observation in the dtype of its space; the same object if it is in it.
+
+    Raises:
+        EnvironmentFault: a part has the wrong shape, is no number that the dtype can hold, or no
+            category of the space. What is not finite or out of bounds passes.
+    """
+    if isinstance(space, spaces.Dict):
+        if not isinstance(obs, Mapping) or not obs.keys() >= space.spaces.keys():
+            raise _fault(name, f"a dict with {', '.join(map(str, space.spaces))}", obs)
+        return {key: fitted(s, obs[key], f"{name}[{key!r}]") for key, s in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(obs, tuple | list) or len(obs) != len(space.spaces):
+            raise _fault(name, f"a tuple of {len(space.spaces)}", obs)
+        return tuple(fitted(s, obs[k], f"{name}[{k}]") for k, s in enumerate(space.spaces))
+    if space.shape is None or space.dtype is None:
+        return obs  # a space that no policy can be made for
+    array = as_array(obs)
+    if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        raise _fault(name, f"{space.dtype} of shape {space.shape}", obs)
+    low, high = _categories(space)
+    if low is not None and ((array < low) | (array > high)).any():
+        raise _fault(name, f"values from {low} to {high}", obs)
+    if array.dtype == space.dtype:
+        return obs
+    with np.errstate(over="ignore"):
+        cast = array.astype(space.dtype)
+    wrong = np.isfinite(array) & ~np.isfinite(cast) if cast.dtype.kind == "f" else cast != array
+    if wrong.any():
+        got = f"{array[wrong][0]} at {np.argwhere(wrong)[0].tolist()}"
+        raise EnvironmentFault(f"{name}: expected numbers that {space.dtype} can hold, got {got}")
+    return cast
+
+
+def observation_misfit(space: spaces.Space[Any], obs: Any) -> Misfit | None:
+    """The first misfit of an observation, those that are refused before the others."""
+    try:
+        fitted(space, obs)
+    except EnvironmentFault as fault:
+        return Misfit("refused", str(fault))
+    return next(_remarks(space, obs, "observation"), None)
+
+
+def _remarks(space: spaces.Space[Any], obs: Any, name: str) -> Iterator[Misfit]:
+    """What about an observation that `fitted` takes is still not as its space says."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(obs, dict) or obs.keys() != space.spaces.keys():
+            only = f"a dict with {', '.join(map(str, space.spaces))} and nothing else"
+            yield _misfit("converted", name, only, obs)
+        for key, part in space.spaces.items():
+            yield from _remarks(part, obs[key], f"{name}[{key!r}]")
+    elif isinstance(space, spaces.Tuple):
+        if not isinstance(obs, tuple):
+            yield _misfit("converted", name, f"a tuple of {len(space.spaces)}", obs)
+        for index, part in enumerate(space.spaces):
+            yield from _remarks(part, obs[index], f"{name}[{index}]")
+    elif space.shape is None or space.dtype is None:
+        if not space.contains(obs):
+            yield _misfit("refused", name, f"one of {space}", obs)
+    elif not isinstance(obs, np.ndarray) and not (space.shape == () and np.isscalar(obs)):
+        yield _misfit("converted", name, "a numpy array", obs)
+    elif isinstance(space, spaces.Box):
+        array = np.asarray(obs)
+        if isinstance(obs, np.ndarray) and array.dtype != space.dtype:
+            text = f"{name}: expected dtype {space.dtype}, got {array.dtype}"
+            yield Misfit("converted", text)
+        is_outside = (array < space.low) | (array > space.high)  # a NaN is neither
+        if is_outside.any():
+            at = tuple(np.argwhere(is_outside)[0].tolist())
+            text = beyond(element(name, at), space.low[at], space.high[at], array[at])
+            yield Misfit("bounds", text)
+
+
+def reward_misfit(reward: Any) -> Misfit | None:
+    """What is wrong with a reward; one real number is right, also if it is not finite."""
+    if isinstance(reward, _NUMBERS) and not isinstance(reward, bool):
+        return None
+    kind: Any = "converted" if _is_scalar(reward, "fiub") else "refused"
+    return _misfit(kind, "reward", "a number", reward)
+
+
+def flag_misfit(name: str, flag: Any) -> Misfit | None:
+    """What is wrong with `terminated` or `truncated`."""
+    if isinstance(flag, bool | np.bool_):
+        return None
+    kind: Any = "converted" if _is_scalar(flag, "biu") else "refused"
+    return _misfit(kind, name, "True or False", flag)
+
+
+def info_misfit(info: Any) -> Misfit | None:
+    """What is wrong with an info."""
+    if isinstance(info, dict):
+        return None
+    return _misfit("converted" if isinstance(info, Mapping) else "refused", "info", "a dict", info)
+
+
+def not_finite(value: Any, name: str) -> str:
+    """The first number that float32 cannot hold, NaN included, in words; "" if there is none."""
+    if isinstance(value, Mapping | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return next(filter(None, (not_finite(part, f"{name}[{key!r}]") for key, part in items)), "")
+    array = as_array(value)
+    if array.dtype.kind != "f":
+        return ""
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(array.astype(np.float32))
+    if is_finite.all():
+        return ""
+    at = tuple(np.argwhere(~is_finite)[0].tolist())
+    return f"{element(name, at)}: expected a finite float32, got {array[at]:.9g}"
+
+
+class Validator:
+    """Checks what an environment with this observation space gives back."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self._space = space
+        self._shape = space.shape if isinstance(space, spaces.Box) else None
+        self._dtype = space.dtype
+        self._categories = range(0)
+        if isinstance(space, spaces.Discrete):
+            self._categories = range(int(space.start), int(space.start + space.n))
+
+    def observation(self, obs: Any) -> Any:
+        """The observation, in the dtype of its space.
+
+        Raises:
+            EnvironmentFault: a part has the wrong shape, is no number that the dtype can hold, or
+                no category of the space. What is not finite or out of bounds is found elsewhere.
+        """
+        # The usual ones cost two comparisons.
+        if type(obs) is np.ndarray and obs.shape == self._shape and obs.dtype == self._dtype:
+            return obs
+        if type(obs) is int and obs in self._categories:
+            return obs
+        try:
+            return fitted(self._space, obs)
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(f"{fault}; {_ADVICE}") from None
+
+    def outcome(self, reward: Any, terminated: Any, truncated: Any, info: Any) -> None:
+        """Nothing, if this is one number, two flags and a dict.
+
+        Raises:
+            EnvironmentFault: it is something else.
+        """
+        if (
+            isinstance(reward, float)  # numpy's float64 is one
+            and (terminated is False or terminated is True)
+            and (truncated is False or truncated is True)
+            and type(info) is dict
+        ):
+            return
+        flags = flag_misfit("terminated", terminated), flag_misfit("truncated", truncated)
+        for misfit in (reward_misfit(reward), *flags, info_misfit(info)):
+            if misfit is not None and misfit.kind == "refused":
+                raise EnvironmentFault(misfit.text)
+
+
+# --------------------------------------------------------------------------------------- details
+
+
+def element(name: str, index: tuple[int, ...]) -> str:
+    """`observation[2, 3]`."""
+    return f"{name}[{', '.join(map(str, index))}]" if index else name
+
+
+def as_array(value: Any) -> np.ndarray:
+    """As numpy has it; one None where it cannot."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError):  # lists of different lengths
+        return np.array(None)
+
+
+def _categories(space: spaces.Space[Any]) -> tuple[Any, Any]:
+    """The smallest and largest values of a space of categories; None, None of a Box."""
+    if isinstance(space, spaces.Discrete):
+        return space.start, space.start + space.n - 1
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    return (0, 1) if isinstance(space, spaces.MultiBinary) else (None, None)
+
+
+def _is_scalar(value: Any, kinds: str) -> bool:
+    """Whether it is a single number as numpy, torch and jax have them."""
+    return np.shape(value) == () and np.asarray(value).dtype.kind in kinds
+
+
+def beyond(name: str, low: Any, high: Any, value: Any) -> str:
+    return f"{name}: expected {low:.6g} to {high:.6g}, got {value:.6g}"
+
+
+def _fault(name: str, expected: str, got: Any) -> EnvironmentFault:
+    return EnvironmentFault(f"{name}: expected {expected}, got {_words(got)}")
+
+
+def _misfit(kind: Literal["refused", "converted"], name: str, expected: str, got: Any) -> Misfit:
+    return Misfit(kind, f"{name}: expected {expected}, got {_words(got)}")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        numbers = f" {value.tolist()}" if value.size <= 4 else ""
+        return f"{value.dtype} of shape {value.shape}{numbers:.60}"
+    text = " ".join(f"{value!r:.60}".split())
+    return text if value is None else f"{type(value).__name__} {text}"

@@ -1,0 +1,164 @@
+"""The tables of a recipe that are the same for every agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from rlpg.errors import RecipeError
+from rlpg.settings import Arguments, Count, Finite, Layers, Positive, Settings, Size, one_of
+
+LARGEST_ROLLOUT = 1 << 24  # steps of all environments in one update
+LARGEST_NETWORK = 1 << 26  # weights between hidden layers
+
+Reference = Annotated[str, one_of(or_own="Name")]
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings(Settings):
+    """Which environment, and how it is built."""
+
+    table: ClassVar[str] = "environment"
+
+    id: str = ""
+    """a Gymnasium id: CartPole-v1, or module:Id-v0"""
+    kwargs: Arguments = field(default_factory=dict)
+    """keyword arguments for the environment"""
+    backend: Literal["auto", "native", "sync", "async", "envpool"] = "auto"
+    """how the copies run: vectorized by the environment, in this process, in worker processes"""
+    max_episode_steps: Count | None = None
+    """time limit in steps (none: the environment's own)"""
+    episode_cap: Count = 1000
+    """time limit for environments that have none of their own"""
+    timeout: Positive = 60.0
+    """seconds a step or reset may take before the environment counts as hanging"""
+    num_workers: Count | None = None
+    """processes of the backend async (none: as many as usable cores)"""
+
+
+@dataclass(frozen=True)
+class PolicySettings(Settings):
+    """From observation to action distribution."""
+
+    table: ClassVar[str] = "policy"
+
+    hidden: Layers = (64, 64)
+    """units of each hidden layer"""
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """nonlinearity between the layers"""
+    network: Reference | None = None
+    """a network of your own, for policy and critic: network(num_features, num_outputs) gives an
+    nn.Module (none: the layers above, or a CNN for images)"""
+    network_kwargs: Arguments = field(default_factory=dict)
+    """more keyword arguments for the network"""
+    memory: Literal["gru", "lstm"] | None = None
+    """recurrent layer between observations and network"""
+    memory_size: Size = 64
+    """units of the recurrent layer"""
+    factory: Reference | None = None
+    """a policy of your own: factory(observation_space, action_space) gives an rlpg.Policy, which
+    replaces everything else in this table"""
+    kwargs: Arguments = field(default_factory=dict)
+    """more keyword arguments for the factory"""
+    critic_only: tuple[str, ...] = ()
+    """entries of a Dict observation that only the value network sees"""
+    images: Literal["auto"] | bool = "auto"
+    """observations of whole numbers from 0 to 255 are images (auto: if at least 36 x 36)"""
+    normalize_observations: bool = True
+    """subtract the running mean of observations and divide by their standard deviation"""
+    observation_clip: Positive = 10.0
+    """bound of a normalized observation, in standard deviations"""
+    gaussian: Literal["clipped", "squashed", "beta"] = "clipped"
+    """continuous actions: a Gaussian clipped for the environment, a tanh-Gaussian, or a Beta"""
+    std: Literal["independent", "dependent"] = "independent"
+    """whether the Gaussian's width depends on the observation"""
+    log_std_init: Finite = 0.0
+    """log of the Gaussian's first standard deviation"""
+    log_std_floor: Finite = -5.0
+    """the log standard deviation never falls below this"""
+    bernoulli: bool = False
+    """two discrete actions: one Bernoulli logit instead of two categorical ones"""
+    action_mask: bool = True
+    """use the environment's action mask where it gives one"""
+
+    def check(self) -> None:
+        num_weights = sum(a * b for a, b in zip(self.hidden, self.hidden[1:], strict=False))
+        if num_weights > LARGEST_NETWORK:
+            raise RecipeError(
+                f"{self.key('hidden')}: expected at most {LARGEST_NETWORK:,} weights between the "
+                f"hidden layers, got {num_weights:,}"
+            )
+        for setting, given in (("network", self.network_kwargs), ("factory", self.kwargs)):
+            if given and getattr(self, setting) is None:
+                name = "kwargs" if setting == "factory" else "network_kwargs"
+                raise RecipeError(
+                    f"{self.key(name)}: expected none without {self.key(setting)}, "
+                    f"got {given!r:.80}"
+                )
+
+
+@dataclass(frozen=True)
+class RolloutSettings(Settings):
+    """How much experience one update sees."""
+
+    table: ClassVar[str] = "rollout"
+
+    num_envs: Size = 16
+    """copies of the environment"""
+    num_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
+    """steps per environment and update"""
+    episodes_per_env: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """whole episodes per environment and update, instead of steps"""
+
+    def check(self) -> None:
+        size = self.num_envs * (self.episodes_per_env or self.num_steps)
+        if size > LARGEST_ROLLOUT:
+            name = "num_steps" if self.episodes_per_env is None else "episodes_per_env"
+            raise RecipeError(
+                f"{self.key(name)}: expected at most {LARGEST_ROLLOUT:,} in all environments "
+                f"together, got {size:,}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """How the policy is measured, on environments of its own."""
+
+    table: ClassVar[str] = "evaluation"
+
+    every: Count | None = None
+    """environment steps between evaluations (none: a twentieth of total_steps)"""
+    episodes: Size = 10
+    """episodes per evaluation"""
+    num_envs: Size = 10
+    """copies of the environment"""
+    final_episodes: Size = 100
+    """episodes of the evaluation after training"""
+    stochastic: bool = True
+    """evaluate with sampled actions too, besides the most likely ones"""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings(Settings):
+    """What a run can be continued from."""
+
+    table: ClassVar[str] = "checkpoint"
+
+    every: Count | None = None
+    """environment steps between checkpoints (none: as often as evaluations)"""
+    keep_last: Size = 3
+    """older checkpoints are removed; one made at the best evaluation is kept"""
+
+
+@dataclass(frozen=True)
+class LogSettings(Settings):
+    """The curves."""
+
+    table: ClassVar[str] = "log"
+
+    every: Count | None = None
+    """environment steps between log entries (none: a 500th of total_steps)"""
+    tensorboard: bool = True
+    """write TensorBoard events, besides progress.jsonl"""

@@ -1,0 +1,260 @@
+"""Settings that check themselves: frozen dataclasses, validated by msgspec, one line per error.
+
+A table of settings is a frozen dataclass under `Settings`; its annotations say what each setting
+takes, and a docstring under each says what it means. `from_text` reads what was typed for one.
+A bool is no integer, an integer may stand for a float, NaN and infinity fit nothing, and `"none"`
+stands for None (TOML has no null).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import sys
+import tomllib
+from collections.abc import Callable, Hashable, Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, cast, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, inspect
+
+from rlpg.errors import RecipeError
+
+LARGEST = sys.float_info.max
+
+Count = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=1, le=65_536)]  # of what memory is taken for
+Natural = Annotated[int, Meta(ge=0)]
+Finite = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Layers = Annotated[tuple[Size, ...], Meta(max_length=64)]
+Scalar = bool | int | float | str
+Arguments = dict[str, list[Scalar] | bool | int | float | str]  # of a constructor, as data
+
+REFERENCE = r"[^\W\d][\w.]*:[^\W\d][\w.]*"  # module:Name, the user's own code
+
+
+def one_of(*names: str, or_own: str = "") -> Meta:
+    """A string that is one of the names or, where `or_own` says what, a reference `module:Name`."""
+    pattern = "|".join([*names, REFERENCE] if or_own else names)
+    own = f"{' or ' if names else ''}module:{or_own}" if or_own else ""
+    words = ("one of " if len(names) > 1 else "") + ", ".join(names) + own
+    return Meta(pattern=rf"\A(?:{pattern})\Z", description=words, extra={"names": names})
+
+
+Schedule = Annotated[str, one_of("constant", "linear", or_own="function")]
+
+
+def scheduled(schedule: str | Callable[[float], float], progress: float) -> float:
+    """The factor that a schedule gives when the share `progress` of the run is done."""
+    if callable(schedule):
+        return float(schedule(progress))
+    return 1.0 - progress if schedule == "linear" else 1.0
+
+
+class Settings:
+    """A table that checks itself when it is made: every field fits its annotation, or RecipeError.
+
+    Subclasses are frozen dataclasses. `table` is the table's name in a recipe; `unused` names
+    inherited settings that have no meaning here: they are neither shown nor saved nor accepted.
+    """
+
+    table: ClassVar[str] = ""
+    unused: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, kind in kinds(type(self)).items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, validated(self.key(name), value, kind))
+        self.check()
+
+    def check(self) -> None:
+        """Raise RecipeError where settings that fit one by one contradict each other."""
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """The table with these settings, the others at their defaults.
+
+        Raises:
+            RecipeError: there is no setting of a name, or a value does not fit.
+        """
+        for name in values:
+            if name not in cls.names():
+                close = difflib.get_close_matches(name, cls.names(), n=2)
+                hint = f"did you mean {' or '.join(close)}?" if close else ", ".join(cls.names())
+                raise RecipeError(f"{name}: no such setting of {cls.__name__}; {hint}")
+        return cls(**values)
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """The dotted key of a setting: `learner.gamma`."""
+        return f"{cls.table}.{name}" if cls.table else name
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The settings that mean something here, in the order of their definition."""
+        return [name for name in kinds(cls) if name not in cls.unused]
+
+    def values(self) -> dict[str, Any]:
+        """Every setting by its name."""
+        return {name: getattr(self, name) for name in self.names()}
+
+
+def kinds(settings: type) -> Mapping[str, Any]:
+    """The type of each field of a table."""
+    return _kinds(cast(Hashable, settings))
+
+
+@functools.cache
+def _kinds(settings: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(settings, include_extras=True)
+    names = (entry.name for entry in dataclasses.fields(settings))
+    return MappingProxyType({name: hints[name] for name in names})
+
+
+def validated(key: str, value: object, kind: Any) -> Any:
+    """The value as `kind` wants it (an int made a float, a list a tuple).
+
+    Raises:
+        RecipeError: `rollout.num_envs: expected an integer >= 1, got 0`.
+    """
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        if isinstance(value, kind):
+            return value
+        raise RecipeError(f"{key}: expected a table, got {value!r:.80}")
+    try:
+        if value == "none" and NoneType in get_args(kind):
+            return None
+        if _is_sound(value):
+            return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError):
+        pass
+    raise RecipeError(f"{key}: expected {expected(kind, value)}, got {value!r:.80}")
+
+
+def _is_sound(value: object) -> bool:
+    """No NaN, and no lone surrogate, which no file can hold, in whatever depth."""
+    match value:
+        case float():
+            return value == value
+        case str():
+            return not any("\ud800" <= c <= "\udfff" for c in value)
+        case list() | tuple():
+            return all(map(_is_sound, value))
+        case dict():
+            return all(_is_sound(k) and _is_sound(v) for k, v in value.items())
+    return True
+
+
+def expected(kind: Any, value: object = None) -> str:
+    """What `kind` takes, in words: `an integer >= 1 or none`.
+
+    Args:
+        value: what does not fit; an upper bound that nobody meets is named if this exceeds it.
+    """
+    return _words(inspect.type_info(kind), value)
+
+
+def _words(info: inspect.Type, value: object) -> str:
+    match info:
+        case inspect.Metadata(extra_json_schema={"description": str(words)}):
+            return words
+        case inspect.Metadata():
+            return _words(info.type, value)
+        case inspect.UnionType():
+            return " or ".join(_words(option, value) for option in info.types)
+        case inspect.LiteralType():
+            names = ", ".join(map(str, info.values))
+            return f"one of {names}" if len(info.values) > 1 else names
+        case inspect.IntType():
+            if info.le is not None and type(value) is int and value > info.le:
+                return f"an integer <= {info.le}"
+            return "an integer" + (f" >= {info.ge}" if info.ge is not None else "")
+        case inspect.FloatType():
+            return "a number" + _interval(info)
+        case inspect.VarTupleType() | inspect.ListType():
+            if info.max_length and isinstance(value, list | tuple) and len(value) > info.max_length:
+                return f"at most {info.max_length} entries"
+            largest = None
+            if isinstance(value, list | tuple):
+                largest = max((entry for entry in value if type(entry) is int), default=None)
+            return f"a list, each entry {_words(info.item_type, largest)}"
+        case inspect.DictType():
+            return f"a table, each value {_words(info.value_type, value)}"
+    return {
+        inspect.BoolType: "true or false", inspect.StrType: "a string", inspect.NoneType: "none",
+        inspect.CustomType: "a path",
+    }[type(info)]  # fmt: skip
+
+
+def _interval(info: inspect.FloatType) -> str:
+    low = info.ge if info.gt is None else info.gt
+    high = info.le if info.lt is None else info.lt
+    if high is not None and high < LARGEST:
+        brackets = "[" if info.gt is None else "(", "]" if info.lt is None else ")"
+        return f" in {brackets[0]}{low:g}, {high:g}{brackets[1]}"
+    if low is None:
+        return ""
+    if low == -LARGEST:
+        return " that is finite"
+    return f" {'>=' if info.gt is None else '>'} {low:g}"
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """What `text` means where `kind` is wanted, or the text itself where it means nothing there.
+
+    `1_000_000` and `1e6` are integers, `64,64` and `[64, 64]` tuples, `true` a bool, `none` None.
+    The answer is not yet checked: `validated` is the judge.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return from_text(text, args[0])
+    if origin in (Union, UnionType):
+        for option in args:
+            value = from_text(text, option)
+            try:
+                return validated("", value, option)
+            except RecipeError:
+                continue
+    elif origin in (list, dict) or (origin is tuple and text.strip().startswith("[")):
+        return _toml_value(text)
+    elif origin is tuple:
+        return [from_text(part.strip(), args[0]) for part in text.split(",") if part.strip()]
+    elif kind is Path:
+        return Path(text)
+    elif kind is NoneType:
+        return None if text.strip().lower() == "none" else text
+    elif kind is bool:
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
+    elif kind is int:
+        return _integer(text)
+    elif kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _integer(text: str) -> int | str:
+    try:
+        number = Decimal(text.strip().replace("_", ""))
+    except InvalidOperation:
+        return text
+    # The size is judged before int(): "1e999999999" would fill the memory.
+    if number.is_finite() and number.adjusted() < 20 and number == number.to_integral_value():
+        return int(number)
+    return text
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text

@@ -1,0 +1,444 @@
+"""What never leaves its device is what the ordinary collector collects, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from rlpg.envs.batched import Batched, TorchVectorEnv
+from rlpg.envs.batched_classic import FAMILY, CartPole, Pendulum
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlpg.errors import EnvironmentFault, SpaceError, UsageError
+from rlpg.learners import Reinforce
+from rlpg.learners.values import ValueNetwork, make_baseline
+from rlpg.policies import Policy, StandardPolicy
+from rlpg.rollouts import Collector, Rollout
+from rlpg.rollouts.graphs import Replayed
+from rlpg.rollouts.seeds import mark_seeded
+from rlpg.rollouts.tensor_collector import TensorCollector
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+each_env = pytest.mark.parametrize("name", sorted(FAMILY))
+
+
+def policy_for(env: Batched, seed: int = 0, **options: Any) -> Policy:
+    generator = torch.Generator().manual_seed(seed)
+    policy = StandardPolicy(
+        env.observation_space, env.action_space, generator=generator, hidden=(16,), **options
+    )
+    with torch.no_grad():  # not nearly uniform, so that episodes differ
+        policy.network.mlp.linears[-1].weight.mul_(100.0)
+    return policy
+
+
+def limited(name: str, max_episode_steps: int) -> Batched:
+    env = FAMILY[name]()
+    env.max_episode_steps = max_episode_steps
+    return env
+
+
+class Playback:
+    """Stands for environment n's generator: plays what the device's stream has for each step."""
+
+    def __init__(self, tape: list[np.ndarray], now: Callable[[], int], n: int) -> None:
+        self.tape, self.now, self.n = tape, now, n
+
+    def random(self, size: int) -> np.ndarray:
+        uniform = self.tape[self.now()][self.n]
+        assert uniform.shape == (size,)
+        return uniform
+
+
+class Played(TorchVectorEnv):
+    """The adapter, with the random numbers of a `TensorCollector` instead of its own."""
+
+    def __init__(self, env: Batched, num_envs: int, dtype: str, tape: list[np.ndarray]) -> None:
+        super().__init__(env, num_envs, dtype=dtype)
+        self.calls = 0
+        self.generators = [Playback(tape, lambda: self.calls, n) for n in range(num_envs)]  # type: ignore[misc]
+
+    def step(self, actions: Any) -> Any:
+        self.calls += 1  # 0 is the reset
+        return super().step(actions)
+
+
+def acting_in_torch(policy: Policy) -> Policy:
+    """A copy that always acts in torch."""
+    twin = copy.deepcopy(policy)
+    twin.actor = partial(Policy.actor, twin)  # type: ignore[method-assign]
+    return twin
+
+
+def pair(
+    name: str, dtype: str, num_envs: int, rollouts: list[int], limit: int, **options: Any
+) -> tuple[list[Rollout], list[Rollout]]:
+    """The same rollouts from the device's collector and from the ordinary one.
+
+    Whose policy draws in torch, step by step: NumPy's short cut has the law, and not the bits.
+    """
+    env = limited(name, limit)
+    policy = policy_for(env)
+    ours = TensorCollector(env, policy, seed=7, num_envs=num_envs, dtype=DTYPES[dtype], **options)
+    numbers = torch.Generator()
+    numbers.set_state(ours._starts.get_state())
+    tape: list[np.ndarray] = []
+    for num_steps in (1, *rollouts):  # the reset, then what `uniform_` draws for each rollout
+        drawn = torch.empty((num_steps, num_envs, env.num_uniforms), dtype=DTYPES[dtype])
+        drawn.uniform_(generator=numbers)
+        tape += list(drawn.double().numpy())
+    envs = Played(env, num_envs, dtype, tape)
+    mark_seeded(envs, by_episode=False)
+    theirs = Collector(envs, acting_in_torch(policy), seed=7, **options)
+    return [ours.steps(t) for t in rollouts], [theirs.steps(t) for t in rollouts]
+
+
+def assert_same(got: Rollout, expected: Rollout) -> None:
+    for field, value in vars(expected).items():
+        mine = getattr(got, field)
+        if isinstance(value, Tensor):
+            assert mine.dtype == value.dtype, field
+            assert not mine.is_inference(), field
+            torch.testing.assert_close(mine, value, rtol=0, atol=0, msg=field)
+    for field in ("lengths", "env", "step"):
+        mine, value = getattr(got.episodes, field), getattr(expected.episodes, field)
+        assert mine.dtype == value.dtype
+        np.testing.assert_array_equal(mine, value)
+    # Summed in the order of time here, pairwise there.
+    np.testing.assert_allclose(got.episodes.returns, expected.episodes.returns, rtol=1e-13)
+
+
+@each_env
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_equals_the_collector_bit_for_bit(name: str, dtype: str) -> None:
+    ends = 0
+    for got, expected in zip(*pair(name, dtype, 5, [17, 17, 9, 40], limit=13), strict=True):
+        assert_same(got, expected)
+        ends += len(expected.episodes)
+    assert ends >= 30
+
+
+def test_equals_the_collector_where_episodes_terminate_and_a_policy_is_deterministic() -> None:
+    terminated = 0
+    collected = pair("CartPole-v1", "float32", 6, [60, 60], limit=500, deterministic=True)
+    for got, expected in zip(*collected, strict=True):
+        assert_same(got, expected)
+        terminated += int(expected.terminated.sum())
+    assert terminated > 6
+
+
+def test_without_log_prob_there_is_none() -> None:
+    (got,), (expected,) = pair("Pendulum-v1", "float64", 2, [4], limit=3, log_prob=False)
+    assert got.log_prob is None
+    assert_same(got, expected)
+
+
+def test_equals_a_loop_written_by_hand() -> None:
+    """One environment at a time, in Python numbers, as Gymnasium would be used."""
+    env, num_envs, num_steps = limited("CartPole-v1", 15), 4, 50
+    policy = policy_for(env)
+    collector = TensorCollector(env, policy, seed=3, num_envs=num_envs, dtype=torch.float64)
+    numbers, actions = torch.Generator(), torch.Generator()
+    numbers.set_state(collector._starts.get_state())
+    actions.set_state(collector._generator.get_state())
+    rollout = collector.steps(num_steps)
+
+    first = torch.rand((num_envs, 4), dtype=torch.float64, generator=numbers)
+    starts = torch.rand((num_steps, num_envs, 4), dtype=torch.float64, generator=numbers)
+    single: Any = gymnasium.make("CartPole-v1").unwrapped
+    single.reset()
+    state = [(-0.05 + 0.1 * first[n]).numpy() for n in range(num_envs)]
+    clock, earned = [0] * num_envs, [0.0] * num_envs
+    episodes, finals = [], []
+    for t in range(num_steps):
+        obs = torch.from_numpy(np.array(state, dtype=np.float32))
+        torch.testing.assert_close(rollout.obs[t], obs, rtol=1e-6, atol=1e-7)
+        with torch.inference_mode():
+            action, _ = policy.draw(rollout.obs[t], None, actions)
+        assert action.tolist() == rollout.action[t].tolist()
+        for n in range(num_envs):
+            single.state, single.steps_beyond_terminated = state[n], None
+            after, reward, terminated, _, _ = single.step(int(action[n]))
+            assert rollout.time[t, n] == clock[n]
+            assert rollout.reward[t, n] == reward
+            clock[n], earned[n], state[n] = clock[n] + 1, earned[n] + reward, single.state
+            assert rollout.terminated[t, n] == terminated
+            assert rollout.truncated[t, n] == (clock[n] == 15 and not terminated)
+            if terminated or clock[n] == 15:
+                episodes.append((earned[n], clock[n], n, t))
+                finals.append(after)
+                clock[n], earned[n], state[n] = 0, 0.0, (-0.05 + 0.1 * starts[t, n]).numpy()
+    e = rollout.episodes
+    assert list(zip(e.returns, e.lengths, e.env, e.step, strict=True)) == episodes
+    assert rollout.final_step.tolist() == e.step.tolist()
+    assert rollout.final_env.tolist() == e.env.tolist()
+    torch.testing.assert_close(rollout.final_obs, torch.tensor(np.array(finals)))
+    assert len(episodes) > num_envs
+
+
+@each_env
+def test_resumes_bit_for_bit(name: str) -> None:
+    env = limited(name, 11)
+    policy = policy_for(env)
+    one, two = (TensorCollector(env, policy, seed=s, num_envs=3) for s in (1, 2))
+    one.steps(8)
+    saved = one.state_dict()
+    two.steps(5)
+    two.load_state_dict(saved)
+    for _ in range(2):
+        got, expected = two.steps(20), one.steps(20)
+        assert_same(got, expected)
+        np.testing.assert_array_equal(got.episodes.returns, expected.episodes.returns)
+    assert (two.env_steps, two.vector_steps) == (one.env_steps, one.vector_steps) == (144, 48)
+
+
+def test_a_restart_drops_what_was_running() -> None:
+    env = limited("Pendulum-v1", 6)
+    collector = TensorCollector(env, policy_for(env), num_envs=2)
+    assert collector.steps(4).time[-1].tolist() == [3, 3]
+    collector.restart()
+    assert collector.steps(4).time[0].tolist() == [0, 0]
+
+
+def test_rollouts_are_the_callers_to_keep() -> None:
+    env = limited("Pendulum-v1", 6)
+    collector = TensorCollector(env, policy_for(env), num_envs=2)
+    first = collector.steps(4)
+    kept = {k: v.clone() for k, v in vars(first).items() if isinstance(v, Tensor)}
+    collector.steps(4)
+    for name, value in kept.items():
+        assert torch.equal(getattr(first, name), value), name
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what would make the host wait for a device: its numbers, or shapes made of them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func._overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_)
+        masks = [i for i in args[1] if i is not None and i.dtype == torch.bool] if by_mask else []
+        name = str(func._overloadpacket)
+        assert not masks, f"{name} with a mask"
+        assert name.removeprefix("aten.") not in {
+            "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique",
+        }, f"{name} waits"  # fmt: skip
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_sees_what_waits() -> None:
+    x = torch.ones(3)
+    for program in (x.sum().item, lambda: x[x > 0], lambda: bool(x.any()), x.nonzero):
+        with Waits(), pytest.raises(AssertionError):
+            program()
+
+
+@each_env
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_no_step_waits_for_the_device(name: str, deterministic: bool) -> None:
+    env = limited(name, 3)
+    collector = TensorCollector(
+        env, policy_for(env), num_envs=4, deterministic=deterministic, log_prob=False
+    )
+    collector.steps(5)
+    assert collector._work is not None
+    with Waits(), torch.inference_mode():
+        collector._work()
+
+
+@each_env
+@pytest.mark.parametrize("gaussian", ["clipped", "squashed", "beta"])
+def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
+    name: str, gaussian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device that follows shapes and holds no numbers, as there may be no GPU."""
+    env = limited(name, 3)
+    policy = policy_for(env, gaussian=gaussian)
+    assert policy.normalizer is not None
+    policy.normalizer.update(env.observe(env.reset(9, torch.Generator())))
+    monkeypatch.setattr(
+        "rlpg.rollouts.tensor_collector._stream", lambda seed, device: torch.Generator()
+    )
+    collector = TensorCollector(env, policy.to("meta"), num_envs=4, deterministic=True)
+    slots, standing = collector._new_slots(2), collector._begin()
+    with torch.inference_mode():
+        collector._fill(slots, standing)
+    assert {value.device.type for value in vars(slots).values()} == {"meta"}
+    with pytest.raises(RuntimeError, match="device"):
+        _ = slots.reward + torch.zeros(4)  # this is what the test would have seen
+
+
+def test_the_value_network_is_made_on_the_policys_device() -> None:
+    policy = policy_for(CartPole()).to("meta")
+    generator = torch.Generator().manual_seed(0)
+    baseline = make_baseline(
+        "value",
+        policy,
+        hidden=(8,),
+        learning_rate=1e-3,
+        num_epochs=1,
+        num_minibatches=1,
+        generator=generator,
+    )
+    assert isinstance(baseline, ValueNetwork)
+    assert {p.device.type for p in baseline.network.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("gaussian", ["clipped", "squashed", "beta"])
+def test_actions_reach_the_environment_as_the_head_says(gaussian: str) -> None:
+    env = Pendulum()
+    head = policy_for(env, gaussian=gaussian).head
+    unit = torch.rand((200, 1), generator=torch.Generator().manual_seed(0))
+    unit = unit if gaussian == "beta" else 6 * unit - 3
+    got = head.to_env_on(torch.device("cpu"))(unit)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), head.to_env(unit.numpy()), rtol=3e-7)
+    assert env.action_space.contains(got[0].numpy())
+
+
+def test_one_logit_is_as_good_as_two() -> None:
+    env = limited("CartPole-v1", 9)
+    rollout = TensorCollector(env, policy_for(env, bernoulli=True), num_envs=3).steps(12)
+    assert set(rollout.action.unique().tolist()) == {0, 1}
+
+
+def test_the_learner_takes_its_rollouts_and_learns() -> None:
+    env = limited("CartPole-v1", 200)
+    policy = policy_for(env)
+    learner = Reinforce(policy, "value", learning_rate=0.01)
+    collector = TensorCollector(env, policy, num_envs=64, log_prob=False)
+    lengths = []
+    for _ in range(30):
+        rollout = collector.steps(32)
+        lengths.append(rollout.episodes.lengths.mean())
+        metrics = learner.update(rollout)
+        assert np.isfinite(metrics["gradient/norm"])
+    assert lengths[-1] > 3 * lengths[0]
+
+
+def test_a_normalizer_that_begins_to_work_is_recorded_anew() -> None:
+    """What was recorded while it was the identity would leave it out for ever."""
+    env = limited("CartPole-v1", 20)
+    policy = policy_for(env)
+    collector = TensorCollector(env, policy, num_envs=4)
+    rollout = collector.steps(8)
+    before = collector._work
+    collector.steps(8)
+    assert collector._work is before
+    assert policy.normalizer is not None
+    policy.normalizer.update(policy.observations.features(rollout.obs))
+    collector.steps(8)
+    after = collector._work
+    assert after is not before
+    collector.steps(8)
+    assert collector._work is after
+
+
+class Broken(Pendulum):
+    """Its reward or speed becomes infinite beyond some angle."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state, reward, terminated = super().step(state, action)
+        bad = torch.arange(len(reward)) == 2
+        if self.what == "reward":
+            return state, torch.where(bad, torch.inf, reward), terminated
+        return torch.where(bad[:, None], torch.nan, state), reward, terminated
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_a_number_that_is_not_finite_is_named(what: str) -> None:
+    env = Broken(what)
+    collector = TensorCollector(env, policy_for(env), num_envs=4)
+    with pytest.raises(EnvironmentFault, match=f"step 0, environment 2: {what}: expected finite"):
+        collector.steps(3)
+
+
+def test_refuses_what_does_not_fit() -> None:
+    policy = policy_for(Pendulum())
+    with pytest.raises(UsageError, match="expected at least 1, got 0"):
+        TensorCollector(Pendulum(), policy, num_envs=0)
+    with pytest.raises(UsageError, match="expected observations"):
+        TensorCollector(CartPole(), policy, num_envs=1)
+    with pytest.raises(UsageError, match="expected Discrete"):
+        TensorCollector(CartPole(), StandardPolicy(
+            CartPole().observation_space, Pendulum().action_space, generator=torch.Generator()
+        ), num_envs=1)  # fmt: skip
+    with pytest.raises(UsageError, match="steps: expected at least 1"):
+        TensorCollector(Pendulum(), policy, num_envs=1).steps(0)
+    several = gymnasium.spaces.MultiBinary(2)
+    head = StandardPolicy(several, several, generator=torch.Generator()).head
+    with pytest.raises(SpaceError, match="expected Discrete or a float Box"):
+        head.to_env_on(torch.device("cpu"))
+
+
+def test_work_on_the_cpu_is_done_every_time() -> None:
+    calls = []
+    work = Replayed(lambda: calls.append(1), torch.device("cpu"), [])
+    for _ in range(3):
+        work()
+    assert len(calls) == 3
+
+
+def test_on_cuda_work_is_recorded_at_the_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of calls, with a stand-in for the graph: there may be no GPU."""
+    calls: list[str] = []
+
+    class Graph:
+        def register_generator_state(self, generator: object) -> None:
+            calls.append(f"register {generator}")
+
+        def replay(self) -> None:
+            calls.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext(calls.append("record")))
+    generators: Any = ["a", "b"]
+    work = Replayed(lambda: calls.append("work"), torch.device("cuda"), generators)
+    for _ in range(3):
+        work()
+    recorded = ["register a", "register b", "record", "work"]
+    assert calls == ["work", *recorded, "replay", "replay"]
+
+
+class Eager(Replayed):
+    """Never records."""
+
+    def __call__(self) -> None:
+        self._function()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@each_env
+def test_a_graph_does_what_its_steps_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = limited(name, 13)
+    policy = policy_for(env).to("cuda")
+    recorded, eager = (TensorCollector(env, policy, seed=5, num_envs=8) for _ in range(2))
+    for _ in range(4):
+        got = recorded.steps(10)
+        with monkeypatch.context() as patch:
+            patch.setattr("rlpg.rollouts.tensor_collector.Replayed", Eager)
+            assert_same(got, eager.steps(10))
+    assert recorded._work is not None
+    assert recorded._work._graph is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("baseline", ["none", "moving_average", "time_step", "leave_one_out",
+                                      "linear", "value"])  # fmt: skip
+def test_the_learner_works_on_the_gpu(baseline: str) -> None:
+    env = limited("CartPole-v1", 30)
+    policy = policy_for(env).to("cuda")
+    learner = Reinforce(policy, baseline, entropy_coef=0.01, reward_scaling=True)
+    collector = TensorCollector(env, policy, num_envs=64)
+    for _ in range(3):
+        assert np.isfinite(learner.update(collector.steps(16))["gradient/norm"])
