@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from rlpg import distributed
+from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
@@ -105,7 +105,7 @@ class NaturalGradient(Learner):
                 allow_unused=True,
                 materialize_grads=True,
             )
-            flat = distributed.sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
+            flat = sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
             return flat + self.settings.damping * v
 
         return product

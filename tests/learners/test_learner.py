@@ -34,6 +34,7 @@ from rlpg import (
     make_envs,
 )
 from rlpg.errors import UsageError
+from rlpg.policies import policy_from
 
 sys.path.append(str(Path(__file__).parent))
 from made import BASELINES, SPACE, draw_rollout, flat_state, make_policy, weights
@@ -431,7 +432,7 @@ class TestCriticOnly:
             first = [policy.act(one, deterministic) for _ in range(20)]
             policy.seed(0)
             assert first == [policy.act(other, deterministic) for _ in range(20)]
-        again = Policy.from_description(policy.describe())
+        again = policy_from(policy.describe())
         again.load_state_dict(policy.state_dict())
         assert again.describe()["critic_only"] == ["hidden"]
 
