@@ -15,8 +15,8 @@ from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
 from rlpg.errors import UsageError
 from rlpg.runs.recipe import Recipe, override
-from rlpg.runs.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
 from rlpg.settings import Finite, Natural
+from rlpg.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
     from rlpg.references import UserParts

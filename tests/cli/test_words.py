@@ -108,8 +108,9 @@ def test_a_folder_that_is_called_like_a_number_is_no_second_value() -> None:
     ],
 )
 def test_an_option_whose_value_may_be_left_out(
-    words: str, json: Path | None, video: Path | None
+    words: str, json: Path | None, video: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rlpg.cli.evaluate.check_extra", lambda *_: None)
     verb = parse("evaluate", verb_class("evaluate"), ["run", *words.split()])
     assert verb is not None
     assert (verb.values()["json"], verb.values()["video"]) == (json, video)
