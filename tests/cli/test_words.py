@@ -8,7 +8,7 @@ import pytest
 
 from rlpg.cli import verb_class
 from rlpg.cli.parsing import parse
-from rlpg.cli.train import Train
+from rlpg.cli.train import Train, parts
 from rlpg.cli.verb import Verb
 from rlpg.cli.words import read
 from rlpg.errors import UsageError
@@ -177,7 +177,18 @@ def test_a_verb_is_checked_where_python_makes_it_too() -> None:
 
 
 def test_what_is_typed_may_be_imported_and_what_a_file_says_may_not() -> None:
-    assert train("--policy.network", "m:N").typed == {"policy.network": "m:N"}
+    typed = train("--policy.network", "m:N", "--learner.baseline", "m:B").typed
+    assert typed == {"policy.network": "m:N", "learner.baseline": "m:B"}
+    own = parts(typed, import_modules=False)
+    assert (own.network, own.baseline, own.learner, own.import_modules) == (
+        "m:N",
+        "m:B",
+        None,
+        False,
+    )
+    assert (
+        parts({"learner.baseline": "value", "agent": "ppo"}, import_modules=True).baseline is None
+    )
     Path("mine.toml").write_text("[policy]\nnetwork = 'm:N'\n")
     verb = parse("train", Train, ["CartPole-v1", "--recipe", "mine.toml"])
     assert isinstance(verb, Train)
