@@ -39,8 +39,7 @@ test: .venv/installed-dev lint
 
 # The lowest versions that pyproject.toml promises work. torch is the pinned one.
 LOWEST := $(CURDIR)/.venv-lowest/bin
-LOWEST_TESTS := tests/test_settings.py tests/cli/test_parsing.py tests/runs/test_recipe.py \
-	tests/runs/test_trees.py tests/runs/test_store.py tests/runs/test_writers.py
+LOWEST_TESTS := tests/test_settings.py tests/cli/test_parsing.py tests/runs
 
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
