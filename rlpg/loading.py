@@ -14,8 +14,8 @@ from rlpg.policies import Policy, policy_from
 from rlpg.references import Part, UserParts
 from rlpg.runs.recorded import checked_record
 from rlpg.runs.run import find_policy
-from rlpg.runs.shipped import shipped_agents, shipped_folder
 from rlpg.runs.store import POLICY_FILE, load_policy
+from rlpg.shipped import shipped_agents, shipped_folder
 
 
 @dataclass(frozen=True)
