@@ -55,10 +55,9 @@ class NaturalGradient(Learner):
         with torch.no_grad():
             acted = batch.distribution(self.policy)
         max_kl = s.max_kl * lr_scale
-        direction = conjugate_gradient(
-            self.fisher_product(batch, acted), gradient, s.num_cg_iterations
-        )
-        curvature = float(direction @ self.fisher_product(batch, acted)(direction))
+        product = self.fisher_product(batch, acted)
+        direction = conjugate_gradient(product, gradient, s.num_cg_iterations)
+        curvature = float(direction @ product(direction))
         if not curvature > 0.0:
             return metrics
         step = math.sqrt(2.0 * max_kl / curvature) * direction
