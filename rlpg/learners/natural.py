@@ -94,7 +94,8 @@ class NaturalGradient(Learner):
 
     def fisher_product(self, batch: Batch, acted: Distribution) -> Callable[[Tensor], Tensor]:
         """`v -> F v + damping v`, F the Hessian of `kl` at the policy that acted, `[P, P]`."""
-        slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
+        with torch.backends.cudnn.flags(enabled=False):  # it differentiates memory only once
+            slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
 
         def product(v: Tensor) -> Tensor:
             parts = torch.autograd.grad(
