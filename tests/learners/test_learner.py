@@ -337,7 +337,9 @@ GRID = [
     for baseline in (*BASELINES, "own")
     for memory in (None, "gru", "lstm")
     # Every pair of the three choices once, and the rest of the value network's.
-    if baseline == "value" or (memory is None and name in ("reinforce", "ppo")) or name == "own"
+    if (baseline == "value" and not (memory == "gru" and name in ("npg", "trpo")))
+    or (memory is None and name in ("reinforce", "ppo"))
+    or name == "own"
 ]
 
 
