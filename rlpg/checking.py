@@ -29,11 +29,13 @@ from rlpg.checks.repeat import (
     check_seeds,
 )
 from rlpg.checks.report import Finding, Report, brief, counted, words
-from rlpg.checks.subject import Subject, close_quietly
+from rlpg.checks.subject import Subject
 from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError
 from rlpg.policies import Head, Observations, make_head
 from rlpg.rollouts import derived_seed
+from rlpg.rollouts.environments import close_quietly
 from rlpg.rollouts.ids import Factory
+from rlpg.rollouts.watchdog import CLOSING_SECONDS, interrupted
 
 STEPS, EPISODES, EPISODE_CAP = 1000, 3, 1000
 _MOST_STEPS = 50  # times `steps`: the search for an end of an episode ends there
@@ -104,7 +106,6 @@ class _Check:
         self.last: Episode | None = None  # the longest of the others
         self.lengths: list[int] = []
         self.ended = 0
-        self.uncut = True  # whether every episode ended by itself
         self.problems: list[Episode] = []
         self.step_seconds: list[float] = []
         self.reset_seconds: list[float] = []
@@ -112,9 +113,7 @@ class _Check:
     def report(self, caught: list[warnings.WarningMessage]) -> Report:
         """All findings."""
         head, can_play = self._check_spaces()
-        repeats = False
-        if can_play:
-            repeats = self._check_play(head)
+        repeats = can_play and self._check_play(head)
         self._check_close()
         self.findings += _warned(caught)
         microseconds = 1e6 * float(np.median(self.step_seconds)) if self.step_seconds else np.nan
@@ -131,30 +130,26 @@ class _Check:
 
     def _check_spaces(self) -> tuple[Head | None, bool]:
         """The head for the actions if there is one, and whether one can play at all."""
-        spaces, texts, head = [], [], None
+        texts, faults, head = [], [], None
         for name in ("observation_space", "action_space"):
             try:
                 space = getattr(self.env, name)
             except Exception as error:  # a property may raise anything
-                self._add("spaces", "fault", f"{name}: {words(error)}; set it in the constructor")
-                return None, False
+                space = words(error)
             if not isinstance(space, gymnasium.Space):
                 what = f"{name}: expected a gymnasium.Space, got {brief(space)}"
                 self._add("spaces", "fault", f"{what}; set it in the constructor")
                 return None, False
-            spaces.append(space)
-        status: Any = "ok"
-        try:
-            observations = Observations(spaces[0])
-            texts.append(f"{_form(spaces[0])}: {counted(observations.num_features, 'feature')}")
-        except SpaceError as error:
-            status, texts = "fault", [str(error)]
-        try:
-            head = make_head(spaces[1])
-            texts.append(f"{_form(spaces[1])}: {counted(head.num_outputs, 'output')}")
-        except SpaceError as error:
-            status, texts = "fault", [*(texts if status == "fault" else []), str(error)]
-        self._add("spaces", status, "; ".join(texts))
+            try:
+                if name == "action_space":
+                    head = make_head(space)
+                    size = counted(head.num_outputs, "output")
+                else:
+                    size = counted(Observations(space).num_features, "feature")
+                texts.append(f"{_form(space)}: {size}")
+            except SpaceError as error:
+                faults.append(str(error))
+        self._add("spaces", "fault" if faults else "ok", "; ".join(faults or texts))
         return head, True
 
     # ---- playing
@@ -178,8 +173,7 @@ class _Check:
         self.findings += [watcher.finding() for watcher in watchers]
         self._check_lengths(ends)
         repeats = self._check_repeats(generators)
-        has_mask = masks.has_one
-        self._check_by_others(has_mask=has_mask)
+        self._check_by_others(has_mask=masks.has_one)
         self._check_speed()
         return repeats
 
@@ -193,9 +187,9 @@ class _Check:
                 return
             longest = left if self.subject.is_limited else min(self.episode_cap, left)
             seed = derived_seed(run, 0, number)
-            episode = play(
-                self.env, number, seed, choose, longest, watchers=[*watchers, _Clock(self)]
-            )
+            episode = play(self.env, number, seed, choose, longest, watchers=watchers)
+            self.reset_seconds += episode.seconds[:1]
+            self.step_seconds += episode.seconds[1:]
             self.problems += [episode] if episode.failed else []
             if episode.failed == "reset":
                 return
@@ -288,23 +282,21 @@ class _Check:
             close_quietly(bare)
 
     def _check_close(self) -> None:
-        name = "close"
         try:
             env = self.subject.fresh()
         except EnvironmentSetupError:  # `replay` says so
             env = None
         if env is None:
-            self._add(name, "skipped", "there is no way to make another one")
+            self._add("close", "skipped", "there is no way to make another one")
             return
-        for count in ("", " a second time"):
+        for count, status in (("", "fault"), (" a second time", "warning")):
             try:
-                env.close()
+                with interrupted(self.subject, CLOSING_SECONDS):
+                    env.close()
             except (Exception, SystemExit) as error:
-                status: Any = "warning" if count else "fault"
-                text = f"close(){count} raised {words(error)}; let it return"
-                self._add(name, status, text)
+                self._add("close", status, f"close(){count} raised {words(error)}; let it return")
                 return
-        self._add(name, "ok", "returns, also before any reset and a second time")
+        self._add("close", "ok", "returns, also before any reset and a second time")
 
     def _check_speed(self) -> None:
         if not self.step_seconds:
@@ -318,18 +310,6 @@ class _Check:
 
     def _add(self, check: str, status: Any, text: str) -> None:
         self.findings.append(Finding(check, status, text))
-
-
-class _Clock:
-    """Collects how long calls took."""
-
-    def __init__(self, check: _Check) -> None:
-        self._check = check
-
-    def see(self, seen: Seen) -> None:
-        """One call."""
-        kept = self._check.reset_seconds if seen.step < 0 else self._check.step_seconds
-        kept.append(seen.seconds)
 
 
 def _form(space: gymnasium.Space[Any]) -> str:

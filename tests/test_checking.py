@@ -341,6 +341,11 @@ class CloseOnce(Walk):
         self.closed = True
 
 
+class CloseSleeps(Walk):
+    def close(self) -> None:
+        time.sleep(60)
+
+
 class TextSpace(Walk):
     def __init__(self) -> None:
         super().__init__()
@@ -449,6 +454,7 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (NothingAllowed, "warning", "action mask", "step 3 of .*nothing is allowed"),
     (CloseRaises, "fault", "close", r"close\(\) raised RuntimeError: already gone"),
     (CloseOnce, "warning", "close", r"close\(\) a second time raised RuntimeError"),
+    (CloseSleeps, "fault", "close", r"close\(\) raised EnvironmentFault: no answer within 2 s"),
     (TextSpace, "fault", "spaces", "observation: expected Box, Discrete, .*got Text"),
     (NoActionSpace, "fault", "spaces", "action_space: .*set it in the constructor"),
     (SequenceActions, "fault", "spaces", "action: expected Box, Discrete, .*got Sequence"),

@@ -107,7 +107,9 @@ def test_an_environment_that_dies_while_it_is_replayed_is_no_fault_of_the_file(
 def test_a_run_with_another_network_in_its_recipe_says_so(run: Path, tmp_path: Path) -> None:
     forged = changed(run, tmp_path / "copy", lambda state: None)
     text = (forged / "recipe.toml").read_text()
-    (forged / "recipe.toml").write_text(text.replace("hidden = [4]", "hidden = [8]"))
+    changed_text = text.replace("hidden = [\n    4,", "hidden = [\n    8,")
+    assert changed_text != text
+    (forged / "recipe.toml").write_text(changed_text)
     with pytest.raises(FileError, match="expected the state of this run"):
         rlpg.resume(forged, total_steps=160)
     with pytest.raises(FileError, match="expected the state of this run"):

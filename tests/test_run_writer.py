@@ -246,6 +246,23 @@ def test_what_the_disk_refuses_is_an_error_that_names_it_and_all_else_is_saved(
     assert found == {k: v for k, v in whole.items() if k != key}
 
 
+@pytest.mark.parametrize("name", ["best_policy", "evaluations.npz", "progress.jsonl"])
+def test_what_waits_is_tried_once_more_at_the_very_end(
+    name: str, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, finish = OneFull(PLACES[name]), run_writer.RunWriter.finish
+    monkeypatch.setattr(files, "os", disk)
+
+    def finish_and_make_room(*arguments: Any) -> None:
+        finish(*arguments)
+        disk.is_full = False
+
+    monkeypatch.setattr(run_writer.RunWriter, "finish", finish_and_make_room)
+    run = train_tiny(tmp_path / "run")
+    assert disk.refusals > 0
+    assert contents(run.path) == whole
+
+
 def test_a_fault_at_any_operation_of_a_run_is_made_good_or_told(
     whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from rlpg.checks.play import AnyEnv
 from rlpg.checks.report import Finding, Status, counted, words
-from rlpg.checks.subject import close_quietly
 from rlpg.errors import EnvironmentSetupError, RlpgError
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, MadeEnvs, autoreset_mode, probe_action_mask
@@ -159,7 +158,7 @@ def check_vectors(
             what = str(error) if isinstance(error, RlpgError) else words(error)
             return Finding(name, "fault", f"{made.description}: {what}")
         finally:
-            close_quietly(made.envs)
+            made.envs.close()
         if is_sync:
             if has_vector and backend == "auto" and is_ours:
                 texts.append("its vector version does not take all arguments and is not used")

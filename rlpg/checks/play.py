@@ -74,6 +74,7 @@ class Episode:
     random: dict[str, Any]  # the global generators before its reset
     actions: list[Any] = field(default_factory=list)  # also the one that raised
     rows: list[Row] = field(default_factory=list)  # of the reset and of every step that returned
+    seconds: list[float] = field(default_factory=list)  # that they took
     ended: bool = False
     failed: str = ""  # "reset" or "step": the call that raised or returned nonsense
     problem: str = ""  # and what it did
@@ -139,6 +140,7 @@ def play(
             for watcher in watchers:
                 watcher.see(seen)
             episode.rows.append(_row(seen))
+            episode.seconds.append(seen.seconds)
             episode.ended = seen.is_end
             step += 1
             if episode.ended or step >= num_steps:

@@ -21,9 +21,9 @@ from rlpg.checks.play import (
     replay,
 )
 from rlpg.checks.report import Finding, counted, listed, words
-from rlpg.checks.subject import close_quietly
 from rlpg.checks.watch import GeneratorWatch
 from rlpg.errors import EnvironmentSetupError
+from rlpg.rollouts.environments import close_quietly
 
 _OTHER_SEEDS = 3
 _EARLY, _LATE = 20, 200  # steps by which most differences show, and nearly all
@@ -56,7 +56,7 @@ def check_replay(
             how = f"in a new environment that had not played {counted(last.number, 'episode')}"
             return Finding(name, status, f"{parted}, {how}{said}; {advice}")
     finally:
-        for one in new:
+        for one in filter(None, new):
             close_quietly(one)
     played = listed(str(n) for n in dict.fromkeys((first.number, last.number)))
     nouns = "episode" if first is last else "episodes"

@@ -7,11 +7,10 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv
 
 from rlpg.checks.play import AnyEnv
 from rlpg.rollouts import MadeEnvs, another_like, environment_name, find_spec, make_envs
-from rlpg.rollouts.environments import made_by
+from rlpg.rollouts.environments import close_quietly, made_by
 from rlpg.rollouts.ids import Factory, own_words
 
 
@@ -41,6 +40,11 @@ class Subject:
             self.spec.max_episode_steps is not None
             or "max_num_frames_per_episode" in self.spec.kwargs
         )
+
+    @property
+    def whereabouts(self) -> str:
+        """For messages about a call that hangs."""
+        return self.name
 
     def fresh(self) -> AnyEnv | None:
         """Another one, or None where there is no way to make it."""
@@ -79,12 +83,3 @@ class Subject:
         """Closes what was made here; `close` has a check of its own."""
         if self.is_ours:
             close_quietly(self.env)
-
-
-def close_quietly(env: AnyEnv | VectorEnv[Any, Any, Any] | None) -> None:
-    """Closes it, whatever it says."""
-    try:
-        if env is not None:
-            env.close()
-    except (Exception, SystemExit):
-        return

@@ -178,7 +178,8 @@ class PerTimeStep(Baseline):
         return {"sum": self._sum.clone(), "weight": self._weight.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sum, self._weight = state["sum"].clone(), state["weight"].clone()
+        self._sum = state["sum"].to(torch.float64, copy=True)
+        self._weight = state["weight"].to(torch.float64, copy=True)
 
 
 @final

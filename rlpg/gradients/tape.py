@@ -379,10 +379,8 @@ class Tape:
 
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
         if how == "weak":
-            if lane != 0 or self._branch is not None:
-                raise EstimatorError(f"{name}: expected 'weak' for one node, got a branch before")
             with naming(name):
-                x, weight = weak_branches(dist)
+                x, weight = weak_branches(dist, lane)
         else:
             if not dist.has_enumerate_support or len(dist.batch_shape) != lane + 1:
                 raise EstimatorError(

@@ -20,34 +20,38 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Exponential, Normal, Poisson
+from torch.distributions import Bernoulli, Distribution, Exponential, Gamma, Normal, Poisson
 
 from rlpg.errors import EstimatorError
 
 
-def weak_branches(distribution: Distribution) -> tuple[Tensor, Tensor]:
-    """Points `[K, *batch]` and weights `[K, lanes]` of the coupled weak derivative.
+def weak_branches(distribution: Distribution, lane: int = 0) -> tuple[Tensor, Tensor]:
+    """Points `[K, *batch]` and weights `[K, *branches, lanes]` of the coupled weak derivative.
 
     Args:
-        distribution: Normal, Poisson, Exponential or Bernoulli with batch shape `[lanes]` or
-            `[lanes, D]`; each of the D coordinates adds its own pairs of branches.
+        distribution: Normal, Poisson, Exponential, Gamma (its rate) or Bernoulli with batch shape
+            `[*branches, lanes]` or `[*branches, lanes, D]`; each of the D coordinates adds its own
+            pairs of branches.
+        lane: which dimension of the batch shape is the lane.
     """
-    if len(distribution.batch_shape) not in (1, 2):
+    extra = len(distribution.batch_shape) - lane - 1
+    if extra not in (0, 1) or distribution.event_shape:
         raise EstimatorError(
-            "weak_branches: expected batch shape [lanes] or [lanes, D], got "
-            f"{list(distribution.batch_shape)}; put the lanes first"
+            "weak_branches: expected batch shape [lanes] or [lanes, D] and no event, got "
+            f"{list(distribution.batch_shape)} and {list(distribution.event_shape)}; put the lanes "
+            "first, and leave Independent out"
         )
     sample = distribution.sample()
-    points, weights = [sample], [torch.ones_like(sample[..., 0] if sample.dim() == 2 else sample)]
+    points, weights = [sample], [torch.ones_like(sample[..., 0] if extra else sample)]
     for above, below, change in _pairs(distribution):
-        if sample.dim() == 1:
+        if not extra:
             points += [above, below]
             weights += [change, -change]
             continue
-        for d in range(sample.shape[1]):
-            here = torch.arange(sample.shape[1], device=sample.device) == d
+        for d in range(sample.shape[-1]):
+            here = torch.arange(sample.shape[-1], device=sample.device) == d
             points += [torch.where(here, above, sample), torch.where(here, below, sample)]
-            weights += [change[:, d], -change[:, d]]
+            weights += [change[..., d], -change[..., d]]
     return torch.stack(points), torch.stack(weights)
 
 
@@ -74,13 +78,25 @@ def _pairs(distribution: Distribution) -> list[tuple[Tensor, Tensor, Tensor]]:
             first, second = distribution.sample(), distribution.sample()
             pairs, factors = [(first, first + second)], [1 / distribution.rate]
             parameters = [distribution.rate]
+        elif isinstance(distribution, Gamma):
+            # d/d rate: c = concentration / rate, p+ the density itself, p- one more waiting time.
+            shape, rate = distribution.concentration, distribution.rate
+            first = distribution.sample()
+            second = first + Exponential(rate).sample()
+            pairs, factors = [(first, second)], [shape / rate]
+            parameters = [rate]
+            if shape.requires_grad:
+                raise EstimatorError(
+                    "weak_branches: expected a Gamma whose rate is the parameter, got a "
+                    "concentration with a gradient; use how='pathwise'"
+                )
         elif isinstance(distribution, Bernoulli):
             ones = torch.ones_like(distribution.probs)
             pairs, factors = [(ones, torch.zeros_like(ones))], [ones]
             parameters = [distribution.probs]
         else:
             raise EstimatorError(
-                "weak_branches: expected Normal, Poisson, Exponential or Bernoulli, got "
+                "weak_branches: expected Normal, Poisson, Exponential, Gamma or Bernoulli, got "
                 f"{type(distribution).__name__}; use how='score'"
             )
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -133,9 +134,11 @@ class Batch:
             yield self
             return
         order = torch.randperm(len(self), generator=generator).to(self.weight.device)
-        for index in order.tensor_split(num_minibatches):
-            part = self[index]
-            yield replace(part, weight=part.weight * (len(self) / len(index)))
+        shuffled = self[order]  # once; its parts are views
+        bounds = [len(self) * k // num_minibatches for k in range(num_minibatches + 1)]
+        for start, stop in pairwise(bounds):
+            part = shuffled[slice(start, stop)]
+            yield replace(part, weight=part.weight * (len(self) / (stop - start)))
 
     def distribution(self, policy: Policy) -> Distribution:
         """The policy's distributions at the observations, with their history where it has one."""

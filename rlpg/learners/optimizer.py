@@ -86,11 +86,13 @@ class Optimizer:
         Raises:
             NumericalFault: the gradient is not finite; nothing is changed.
         """
-        norm = float(gradient.double().norm())
-        if self.max_grad_norm is not None and norm > self.max_grad_norm:
-            gradient = gradient * (self.max_grad_norm / norm)
-        if not gradient.square().sum().isfinite():  # Adam would never recover
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        length = norm if self.max_grad_norm is None else min(norm, self.max_grad_norm)
+        # Adam would never recover from a second moment that is not finite.
+        if not (math.isfinite(norm) and length * length < torch.finfo(gradient.dtype).max):
             raise NumericalFault(self._fault(gradient))
+        if length < norm:
+            gradient = gradient * (length / norm)
         self._ascend(gradient, self.learning_rate * lr_scale)
         return norm
 

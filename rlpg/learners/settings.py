@@ -120,9 +120,6 @@ class PPOSettings(LearnerSettings):
     """compute the advantages again before every pass, with the values as they are then"""
     value_clip_range: Positive | None = None
     """a value may move by this much per rollout before its loss stops pulling (none: freely)"""
-    value_coef: Positive | None = None
-    """weight of the value loss in a critic that shares the policy's network (none: the critic has a
-    network and an optimizer of its own)"""
     desired_kl: Positive | None = None
     """raise and lower the learning rate, besides its schedule, to keep the policy about this far
     from the one that acted (none: leave it to the schedule)"""

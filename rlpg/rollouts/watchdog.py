@@ -191,19 +191,27 @@ class WatchedEnvs(VectorWrapper):
         self.watchdog.end()
 
 
-def close_quietly(close: Callable[[], object], caller: Caller) -> None:
-    """Calls `close`, which may raise or exit; it is interrupted if it hangs."""
-    watchdog = Watchdog(Calls(), CLOSING_SECONDS)
+@contextmanager
+def interrupted(caller: Caller, seconds: float) -> Iterator[None]:
+    """What the block calls is interrupted by an EnvironmentFault if it hangs for so long."""
+    watchdog = Watchdog(Calls(), seconds)
     watchdog.start()
     watchdog.calls.begin(caller)
     try:
-        close()
-    except BaseException as error:
-        if is_from_a_signal(error):
-            raise
+        yield
     finally:
         watchdog.calls.end()
         watchdog.end()
+
+
+def close_quietly(close: Callable[[], object], caller: Caller) -> None:
+    """Calls `close`, which may raise, exit or hang."""
+    try:
+        with interrupted(caller, CLOSING_SECONDS):
+            close()
+    except BaseException as error:
+        if is_from_a_signal(error):
+            raise
 
 
 def is_from_a_signal(error: BaseException) -> bool:

@@ -8,12 +8,13 @@ file's size suggests. What the user says himself is never judged.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rlpg.errors import FileError, UsageError
+from rlpg.runs import files
 
 MOST_CHARACTERS = 4096  # of all texts: each square of a FrozenLake map takes 15 kB of memory
 MOST_ENTRIES = 4096
@@ -89,7 +90,7 @@ class _Budget:
         if isinstance(value, str):
             self._characters += len(value)
             if self._characters <= MOST_CHARACTERS and (
-                not _PLAIN.fullmatch(value) or os.path.lexists(value or " ")
+                not _PLAIN.fullmatch(value) or files.exists(Path(value or " "))
             ):
                 raise _Refused("a word that is no path")
         elif isinstance(value, Mapping | list | tuple) and len(value) <= MOST_ENTRIES:

@@ -143,7 +143,6 @@ def test_an_option_whose_value_may_be_left_out(
         ("--clip-coef 0.2", "did you mean learner.clip_range (of the agent ppo)?"),
         ("--update-epochs 4", "did you mean learner.num_epochs (of the agent ppo)?"),
         ("--num_sgd_iter 4", "did you mean learner.num_epochs (of the agent ppo)?"),
-        ("--agent ppo --vf_coef 1", "did you mean learner.value_coef?"),
         ("--policy.net_arch 8", "did you mean policy.hidden?"),
     ],
 )

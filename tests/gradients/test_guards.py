@@ -43,6 +43,7 @@ def slope(tape: Tape, theta: Tensor) -> Tensor:
     ("how", "make"),
     [
         ("weak", lambda p: Gamma(p, 1.0)),
+        ("weak", lambda p: Categorical(torch.stack([p, p], dim=1))),
         ("biased_straight_through", lambda p: Normal(p, 1.0)),
         ("biased_straight_through", lambda p: Categorical(torch.stack([p, p], dim=1))),
         ("biased_gumbel_softmax", lambda p: Normal(p, 1.0)),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Exponential, Normal, Poisson
+from torch.distributions import Bernoulli, Distribution, Exponential, Gamma, Normal, Poisson
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.tape import Tape
@@ -46,6 +46,12 @@ CASES: dict[str, tuple[list[float], Family, Callable[[Tensor], Tensor], list[flo
         lambda theta, n: Exponential(theta[0].expand(n)),
         lambda x: x.square(),
         [-4 / 1.3**3],  # E x^2 = 2 / l^2
+    ),
+    "gamma, square": (
+        [1.3],
+        lambda theta, n: Gamma(2.5, theta[0].expand(n)),
+        lambda x: x.square(),
+        [-2 * 2.5 * 3.5 / 1.3**3],  # E x^2 = a (a + 1) / r^2
     ),
     "bernoulli": (
         [0.3],

@@ -114,7 +114,7 @@ def test_nothing_else_in_the_room_touches_the_disk():
     """What bypasses `files` would bypass the crash tests."""
     offences = []
     for path in Path(rlpg.runs.__file__).parent.glob("*.py"):
-        if path.name == "files.py":
+        if path.name in ("files.py", "shipped.py"):  # the latter reads what came with the package
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

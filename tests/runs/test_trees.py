@@ -176,11 +176,12 @@ CONTENT = {"format": KIND, "version": 2, "sha256": "0" * 64, "tree": {"$array": 
 
 
 def a_file(entries, body=0, length=None, **content):
-    """A file whose digest is right: the arrays' entries as JSON text, and so many bytes of body."""
+    """A file whose digest is right: the arrays' entries as JSON text; the body, or its length."""
     metadata = json.dumps({"rlpg": json.dumps(CONTENT | content)})
     raw = f'{{"__metadata__": {metadata}{entries and ", "}{entries}}}'.encode()
     claimed = len(raw) if length is None else length
-    return bytes(sealed(bytearray(claimed.to_bytes(8, "little") + raw + bytes(body))))
+    tail = bytes(body) if isinstance(body, int) else body
+    return bytes(sealed(bytearray(claimed.to_bytes(8, "little") + raw + tail)))
 
 
 def entry(dtype="F32", shape="[2]", begin="0", end="8", name="x"):
@@ -235,9 +236,14 @@ def test_the_forged_file_below_would_be_read_if_it_were_honest(tmp_path):
         a_file(entry(begin="8", end="16"), 16),
         a_file(entry(), 16),
         a_file(entry(), 4),
-        a_file(entry("U8", "[1]", end="1") + ", " + entry(begin="1", end="9", name="y"), 9),
-        a_file(entry("BOOL", end="2"))[:-2] + b"}}" + b"\1\2",
-        a_file(entry("BOOL", end="2"), 1) + b"\2",
+        a_file(
+            entry("U8", "[4]", end="4")
+            + ", "
+            + entry(begin="4", end="12", dtype="F64", shape="[1]", name="y"),
+            12,
+            tree=[{"$array": "x"}, {"$array": "y"}],
+        ),
+        a_file(entry("BOOL", end="2"), b"\1\2"),
         a_file(entry() + ", " + entry(name="y"), 8),
         a_file(entry() + ", " + entry(), 8),
         a_file(entry(shape="[524288]", end="2097152"), 2097152),
