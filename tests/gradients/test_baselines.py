@@ -264,14 +264,18 @@ def test_one_family_serves_the_learner(name: str) -> None:
     observations, actions = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
     generator = torch.Generator().manual_seed(0)
     policy = rlpg.StandardPolicy(observations, actions, hidden=(), generator=generator)
-    learner, twin = (rlpg.Reinforce(policy, FAMILY[name]()) for _ in range(2))
+    learner, twin = (
+        rlpg.Reinforce(policy, FAMILY[name](), learning_rate_schedule="constant") for _ in range(2)
+    )
     shape = (3, 2)
     rollout = rlpg.Rollout(
         obs=torch.rand(4, 2, 1), action=torch.ones(shape).long(), log_prob=None,
         reward=torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]),
         terminated=torch.tensor([[False] * 2, [False] * 2, [True] * 2]),
         truncated=torch.zeros(shape) > 0, valid=torch.ones(shape) > 0,
-        time=torch.arange(3)[:, None].expand(shape), final_obs=torch.zeros(0, 1),
+        time=torch.arange(3)[:, None].expand(shape), carry=None,
+        episode_start=torch.tensor([[True] * 2, [False] * 2, [False] * 2, [True] * 2]),
+        final_obs=torch.zeros(0, 1),
         final_step=torch.zeros(0).long(), final_env=torch.zeros(0).long(),
         episodes=None,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -283,7 +287,7 @@ def test_one_family_serves_the_learner(name: str) -> None:
         return
     if name == "value":
         assert isinstance(learner.baseline, ValueNetwork)
-        assert isinstance(learner.baseline.network, nn.Linear)
+        assert isinstance(learner.baseline.network.mlp.module, nn.Linear)
     else:
         assert isinstance(learner.baseline, STATISTICAL[name])
     before = learner.baseline(rollout, rollout.reward).clone()
