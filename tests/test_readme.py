@@ -22,6 +22,7 @@ from rlpg.gradients.returns import reward_to_go
 from rlpg.learners.settings import AGENTS
 from rlpg.rollouts import Episodes, Rollout
 from rlpg.runs.recipe import Recipe, flatten
+from rlpg.runs.synonyms import SYNONYMS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -145,6 +146,9 @@ def test_the_programs_and_files_that_a_page_names_exist(page: Path) -> None:
     pattern = r"\b((?:scripts|tests|docs|rlpg|agents|envs)/[\w/.-]*\w\.(?:py|md|json|toml))"
     for name in re.findall(pattern, page.read_text()):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
+    for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", page.read_text()):
+        where = ROOT if name.startswith("tests/") else ROOT / "tests"
+        assert (where / name).exists(), f"{page.name}: {name}"
 
 
 def test_the_numbers_of_reading_the_code_are_those_of_the_code() -> None:
@@ -169,6 +173,18 @@ def test_the_table_of_agents_has_their_defaults() -> None:
         for cell, column in zip(cells, columns, strict=True):
             value = column.get(key, "-")
             assert cell == (str(value).lower() if isinstance(value, bool) else str(value)), key
+
+
+def test_the_names_of_other_libraries_are_understood_as_the_page_says() -> None:
+    page = (ROOT / "docs/coming_from.md").read_text()
+    table = page.split("| SB3 | CleanRL |")[1].split("\n\n")[0].splitlines()[2:]
+    known = {key for name in AGENTS for key in flatten(Recipe.of(name))}
+    for row in table:
+        *theirs, ours = (cell.strip(" `") for cell in row.strip("|").split("|"))
+        assert ours in known, row
+        for name in filter(None, theirs):
+            assert name == ours.rpartition(".")[2] or SYNONYMS[name] == ours, f"{name}: {ours}"
+    assert known >= set(SYNONYMS.values())
 
 
 def test_the_versions_are_one() -> None:
