@@ -230,6 +230,15 @@ def test_settings_named_in_the_documents_exist() -> None:
         assert key in known, key
 
 
+def test_a_learner_takes_30_lines_and_a_baseline_5() -> None:
+    found = blocks(ROOT / "docs/your_own_parts.md", "python")
+    learner = next(block for block in found if "(rlpg.Learner)" in block)
+    baseline = next(block for block in found if "(rlpg.Baseline)" in block)
+    sizes = [sum(map(bool, block.splitlines())) for block in (learner, baseline)]
+    assert sizes[0] <= 30
+    assert sizes[1] <= 5
+
+
 def batch() -> Rollout:
     """The batch of docs/options.md: A is [1, 1, 1] and terminates, B is [4] and is cut off."""
     reward = torch.tensor([[1.0, 4.0], [1.0, 0.0], [1.0, 0.0]])  # [T, N]
