@@ -22,7 +22,7 @@ from rlpg.references import Reference, UserParts, imported, reference_to
 from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.recorded import usable_kwargs
-from rlpg.runs.shipped import recipe_for
+from rlpg.shipped import recipe_for
 
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
 
