@@ -92,7 +92,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.ci
-        how = "most likely actions" if self.deterministic else "sampled actions"
+        how = "deterministic actions" if self.deterministic else "sampled actions"
         return (
             f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes "
             f"(95 % interval of the mean {low:.2f} to {high:.2f}; median length "
@@ -124,7 +124,7 @@ def evaluate(
         env: as in `make_envs`; a vector environment is used as it is, and left open.
         episodes: how many; spread evenly over the copies.
         seed: of the environments and of sampled actions.
-        deterministic: take the most likely action instead of sampling.
+        deterministic: take the deterministic action (see `Head.mode`) instead of sampling.
         num_envs: copies that run side by side; None: as many as episodes, at most 64.
         env_kwargs, backend, max_episode_steps, episode_cap: as in `make_envs`.
         threads: CPU threads for the network; a small one is fastest on one.

@@ -37,6 +37,7 @@ SHORT = [
 ]  # fmt: skip
 BUDGET = re.compile(r"((?:total_steps=|env_steps < ))\d[\d_]*_000\b")
 FILE = re.compile(r"# (\w+\.py)\n")
+OF_THE_PAGE = {"learner.kl_coef"}  # a setting of the learner that docs/your_own_parts.md defines
 INLINE = re.compile(r"`(rlpg [a-z-]+[^`]*)`")
 
 
@@ -134,6 +135,7 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
         verb = cli.verb_class(words[0])
         known = {verb.key(name).removeprefix("--") for name in known_kinds(verb)}
         known |= {name.replace("_", "-") for name in known_kinds(verb)} | {"help", *verb.aliases}
+        known |= {key.replace("_", "-") for key in OF_THE_PAGE}
         for word in words[1:]:
             option = word.removeprefix("--").partition("=")[0].replace("_", "-")
             table = ".".join(option.replace("-", "_").split(".")[:2])
@@ -219,13 +221,22 @@ def test_links_lead_somewhere() -> None:
 
 def test_settings_named_in_the_documents_exist() -> None:
     known = {*flatten(Recipe()), *(key.rpartition(".")[2] for key in flatten(Recipe()))}
-    known |= {key for name in AGENTS for key in flatten(Recipe.of(name))}
+    known |= {key for name in AGENTS for key in flatten(Recipe.of(name))} | OF_THE_PAGE
     text = "".join(page.read_text() for page in PAGES)
     for key in re.findall(r"--([a-z]+\.[a-z_.-]+)", text):
         section, name = key.replace("-", "_").split(".")[:2]
         assert f"{section}.{name}" in known, key
     for key in re.findall(r"`(\w+\.[a-z_]+) = ", text):
         assert key in known, key
+
+
+def test_a_learner_takes_30_lines_and_a_baseline_5() -> None:
+    found = blocks(ROOT / "docs/your_own_parts.md", "python")
+    learner = next(block for block in found if "(rlpg.Learner)" in block)
+    baseline = next(block for block in found if "(rlpg.Baseline)" in block)
+    sizes = [sum(map(bool, block.splitlines())) for block in (learner, baseline)]
+    assert sizes[0] <= 30
+    assert sizes[1] <= 5
 
 
 def batch() -> Rollout:
