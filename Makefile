@@ -15,8 +15,8 @@ help:
 	@echo "make train     train CartPole-v1, evaluate it, say what to do next"
 	@echo "make test      install everything, run the tests, the linters and the type checker"
 	@echo "make lowest    install the lowest versions of pyproject.toml in .venv-lowest, train and test there"
-	@echo "make soak      what takes hours: learning to a threshold, 300 kills, fuzzing, two hours of"
-	@echo "               training; shorter: make soak KILLS=30 FUZZ_MINUTES=1 SOAK_MINUTES=4"
+	@echo "make soak      what takes hours: learning to a threshold, 300 kills, mutants, fuzzing, two"
+	@echo "               hours of training; shorter: make soak KILLS=30 FUZZ_MINUTES=1 SOAK_MINUTES=4"
 
 install: .venv/installed
 
@@ -57,6 +57,7 @@ lowest: .venv-lowest/installed
 
 soak: .venv/installed-dev
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m slow
+	$(BIN)/python scripts/mutants.py
 	$(BIN)/python scripts/fuzz.py --minutes $(FUZZ_MINUTES)
 	$(BIN)/python scripts/soak.py --minutes $(SOAK_MINUTES)
 
