@@ -8,14 +8,15 @@ KILLS ?= 300
 FUZZ_MINUTES ?= 10
 SOAK_MINUTES ?= 120
 
-.PHONY: help install train test lint soak clean
+.PHONY: help install train test lint lowest soak clean
 
 help:
 	@echo "make install   .venv with a working .venv/bin/rlpg"
 	@echo "make train     train CartPole-v1, evaluate it, say what to do next"
 	@echo "make test      install everything, run the tests, the linters and the type checker"
-	@echo "make soak      what takes hours: learning to a threshold, 300 kills, fuzzing, two hours of"
-	@echo "               training; shorter: make soak KILLS=30 FUZZ_MINUTES=1 SOAK_MINUTES=4"
+	@echo "make lowest    install the lowest versions of pyproject.toml in .venv-lowest, train and test there"
+	@echo "make soak      what takes hours: learning to a threshold, 300 kills, mutants, fuzzing, two"
+	@echo "               hours of training; shorter: make soak KILLS=30 FUZZ_MINUTES=1 SOAK_MINUTES=4"
 
 install: .venv/installed
 
@@ -36,8 +37,27 @@ train: install
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -m "not slow"
 
+# The lowest versions that pyproject.toml promises work. torch is the pinned one.
+LOWEST := $(CURDIR)/.venv-lowest/bin
+LOWEST_TESTS := tests/test_settings.py tests/cli/test_parsing.py tests/runs
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt \
+		-e . pytest pytest-timeout hypothesis
+	touch $@
+
+lowest: .venv-lowest/installed
+	folder=$$(mktemp -d) && cd $$folder && \
+		$(LOWEST)/rlpg train CartPole-v1 --total-steps 4000 --run-dir run --quiet && \
+		$(LOWEST)/rlpg train Pendulum-v1 --agent ppo --backend async --total-steps 4000 --quiet && \
+		$(LOWEST)/rlpg resume run --total-steps 8000 --exact --quiet && \
+		$(LOWEST)/rlpg evaluate run --episodes 5 && rm -rf $$folder
+	$(LOWEST)/python -m pytest -q -m "not slow" $(LOWEST_TESTS)
+
 soak: .venv/installed-dev
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m slow
+	$(BIN)/python scripts/mutants.py
 	$(BIN)/python scripts/fuzz.py --minutes $(FUZZ_MINUTES)
 	$(BIN)/python scripts/soak.py --minutes $(SOAK_MINUTES)
 
@@ -46,4 +66,4 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-lowest build dist *.egg-info

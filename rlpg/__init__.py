@@ -120,7 +120,6 @@ _HOME = {
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",
-    "estimators": "rlpg.gradients",
     "evaluate": "rlpg.evaluation",
     "gradcheck": "rlpg.gradients.gradcheck",
     "load": "rlpg.loading",
@@ -133,6 +132,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Public names are looked up when used: `rlpg --help` and `gymnasium.make` need no torch."""
+    if name == "estimators":  # a module itself, which nobody may have imported yet
+        return importlib.import_module("rlpg.gradients.estimators")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'rlpg' has no attribute {name!r}")

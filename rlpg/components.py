@@ -23,7 +23,7 @@ from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_m
 from rlpg.rollouts.trial import faster_backend
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.recorded import usable_kwargs
-from rlpg.runs.shipped import recipe_for
+from rlpg.shipped import recipe_for
 
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
 

@@ -7,6 +7,7 @@ RlpgError
 │   ├── MissingPartError    a file names a part of the user's own, which was not given
 │   └── SpaceError          an observation or action space that is unsupported or does not fit
 ├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
+│   └── InconclusiveError   gradcheck cannot tell: the noise is as large as the bias it looks for
 ├── FileError               a file that is missing, damaged or not ours (exit code 2)
 └── TrainingError           a run that had to stop (exit code 1)
     ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
@@ -47,6 +48,10 @@ class SpaceError(UsageError):
 
 class EstimatorError(RlpgError):
     """A gradient estimator applied where its assumptions do not hold."""
+
+
+class InconclusiveError(EstimatorError):
+    """A gradient of which it cannot be said whether it is right: too much noise."""
 
 
 class FileError(RlpgError):

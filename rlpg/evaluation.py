@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from rlpg.components import environment_options, seed_sequence
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.loading import Saved, environment_to_make
 from rlpg.policies import Policy
-from rlpg.rollouts import Collector, EnvSource, full_id, make_envs
+from rlpg.rollouts import Collector, EnvSource, another_like, full_id, make_envs, reseed
+from rlpg.runs.recipe import Recipe
 from rlpg.runs.recorded import usable_kwargs
 from rlpg.threads import cpu_threads
 
@@ -90,7 +92,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.ci
-        how = "most likely actions" if self.deterministic else "sampled actions"
+        how = "deterministic actions" if self.deterministic else "sampled actions"
         return (
             f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes "
             f"(95 % interval of the mean {low:.2f} to {high:.2f}; median length "
@@ -122,7 +124,7 @@ def evaluate(
         env: as in `make_envs`; a vector environment is used as it is, and left open.
         episodes: how many; spread evenly over the copies.
         seed: of the environments and of sampled actions.
-        deterministic: take the most likely action instead of sampling.
+        deterministic: take the deterministic action (see `Head.mode`) instead of sampling.
         num_envs: copies that run side by side; None: as many as episodes, at most 64.
         env_kwargs, backend, max_episode_steps, episode_cap: as in `make_envs`.
         threads: CPU threads for the network; a small one is fastest on one.
@@ -271,3 +273,62 @@ def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any]) -> None:
                 f"{kind} space: the policy expects {own}, the environment has {given}; evaluate "
                 "on the environment it was trained for"
             )
+
+
+class Evaluator:
+    """Evaluates on environments of its own, so training never notices.
+
+    The seeds of an evaluation are a function of the run's seed and of the step it is made at.
+    """
+
+    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
+        self._settings, self._seed = recipe.evaluation, recipe.seed
+        self._envs: VectorEnv[Any, Any, Any] | None = None
+        another = another_like(env)
+        if another is None:
+            return
+        copies = min(self._settings.num_envs, self._settings.episodes)
+        seed = seed_sequence(recipe.seed, "evaluation")
+        options = environment_options(another, recipe)
+        self._envs = make_envs(another, copies, seed=seed, **options).envs
+
+    @property
+    def environments(self) -> list[VectorEnv[Any, Any, Any]]:
+        """What it plays on: one vector environment, or none."""
+        return [] if self._envs is None else [self._envs]
+
+    @property
+    def note(self) -> str:
+        """One line for the user where there is something to say."""
+        if self._envs is not None:
+            return ""
+        return "no evaluation: Gymnasium cannot make another one of this environment object"
+
+    def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
+        """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""
+        if self._envs is None:
+            return {}
+        kinds = {"eval": True} | ({"eval_stochastic": False} if self._settings.stochastic else {})
+        evaluations = {}
+        for name, deterministic in kinds.items():
+            seed = seed_sequence(self._seed, "evaluation", step)
+            reseed(self._envs, seed)
+            evaluations[name] = play(
+                policy, self._envs, self._settings.episodes, seed, deterministic=deterministic
+            )
+        return evaluations
+
+    def final(self, policy: Policy) -> Evaluation | None:
+        """The evaluation after training, on seeds that no evaluation before it has seen."""
+        if self._envs is None:
+            return None
+        seed = seed_sequence(self._seed, "final evaluation")
+        reseed(self._envs, seed)
+        return play(policy, self._envs, self._settings.final_episodes, seed, deterministic=True)
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._envs is not None:
+            self._envs.close()

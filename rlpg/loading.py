@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
-from rlpg.policies import Policy
+from rlpg.policies import Policy, policy_from
 from rlpg.references import Part, UserParts
 from rlpg.runs.recorded import checked_record
 from rlpg.runs.run import find_policy
-from rlpg.runs.shipped import shipped_agents, shipped_folder
 from rlpg.runs.store import POLICY_FILE, load_policy
+from rlpg.shipped import shipped_agents, shipped_folder
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def load_saved(
     path = locate(source, which)
     record, arrays = load_policy(path)
     try:
-        policy = Policy.from_description(record["policy"], parts)
+        policy = policy_from(record["policy"], parts)
         for name, tensor in policy.state_dict().items():
             if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
                 raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")

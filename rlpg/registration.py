@@ -23,6 +23,7 @@ _OWN = {
     "rlpg/Chain-v0": ("rlpg.envs.chain:Chain", 4),
     "rlpg/LQR-v0": ("rlpg.envs.lqr:LQR", 5),
     "rlpg/Replenishment-v0": ("rlpg.envs.replenishment:Replenishment", 30),
+    "rlpg/TMaze-v0": ("rlpg.envs.t_maze:TMaze", 2 * (1000 + 1)),  # of its longest corridor
     "rlpg/UnitCommitment-v0": ("rlpg.envs.unit_commitment:UnitCommitment", 24),
 }
 

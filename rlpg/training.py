@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gymnasium.vector import VectorEnv
-
 from rlpg.components import (
-    environment_options,
     find_recipe,
     learner_settings,
     make_learner,
@@ -25,7 +22,7 @@ from rlpg.components import (
     with_usable_kwargs,
 )
 from rlpg.errors import EnvironmentFault, SaveError, UsageError
-from rlpg.evaluation import Evaluation, play
+from rlpg.evaluation import Evaluation, Evaluator
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.loading import environment_to_make
@@ -37,10 +34,7 @@ from rlpg.rollouts import (
     Collector,
     EnvSource,
     Rollout,
-    another_like,
     hangs_end_the_process,
-    make_envs,
-    reseed,
 )
 from rlpg.run_writer import RunWriter, differences, versions_now
 from rlpg.runs.logger import Logger
@@ -392,62 +386,3 @@ def collect(collector: Collector, recipe: Recipe) -> Rollout:
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)
     return collector.steps(recipe.rollout.num_steps)
-
-
-class Evaluator:
-    """Evaluates on environments of its own, so training never notices.
-
-    The seeds of an evaluation are a function of the run's seed and of the step it is made at.
-    """
-
-    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
-        self._settings, self._seed = recipe.evaluation, recipe.seed
-        self._envs: VectorEnv[Any, Any, Any] | None = None
-        another = another_like(env)
-        if another is None:
-            return
-        copies = min(self._settings.num_envs, self._settings.episodes)
-        seed = seed_sequence(recipe.seed, "evaluation")
-        options = environment_options(another, recipe)
-        self._envs = make_envs(another, copies, seed=seed, **options).envs
-
-    @property
-    def environments(self) -> list[VectorEnv[Any, Any, Any]]:
-        """What it plays on: one vector environment, or none."""
-        return [] if self._envs is None else [self._envs]
-
-    @property
-    def note(self) -> str:
-        """One line for the user where there is something to say."""
-        if self._envs is not None:
-            return ""
-        return "no evaluation: Gymnasium cannot make another one of this environment object"
-
-    def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
-        """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""
-        if self._envs is None:
-            return {}
-        kinds = {"eval": True} | ({"eval_stochastic": False} if self._settings.stochastic else {})
-        evaluations = {}
-        for name, deterministic in kinds.items():
-            seed = seed_sequence(self._seed, "evaluation", step)
-            reseed(self._envs, seed)
-            evaluations[name] = play(
-                policy, self._envs, self._settings.episodes, seed, deterministic=deterministic
-            )
-        return evaluations
-
-    def final(self, policy: Policy) -> Evaluation | None:
-        """The evaluation after training, on seeds that no evaluation before it has seen."""
-        if self._envs is None:
-            return None
-        seed = seed_sequence(self._seed, "final evaluation")
-        reseed(self._envs, seed)
-        return play(policy, self._envs, self._settings.final_episodes, seed, deterministic=True)
-
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._envs is not None:
-            self._envs.close()

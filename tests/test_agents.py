@@ -15,7 +15,7 @@ import rlpg
 from rlpg.evaluation import check_spaces, evaluate_saved
 from rlpg.loading import load_saved
 from rlpg.runs.recipe import flatten, load_recipe
-from rlpg.runs.shipped import (
+from rlpg.shipped import (
     shipped_agents,
     shipped_folder,
     shipped_recipe,

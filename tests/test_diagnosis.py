@@ -125,7 +125,7 @@ def test_plot_needs_matplotlib(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     found = diagnose(run, episodes=4)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(UsageError, match=r'pip install "rlpg\[plot\]"'):
+    with pytest.raises(UsageError, match=r'pip install ".\[plot\]"'):
         plot(found, tmp_path / "d.png")
 
 

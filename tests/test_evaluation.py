@@ -16,11 +16,13 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 
 import rlpg
+from rlpg.components import seed_sequence
 from rlpg.errors import EnvironmentFault, FileError, SpaceError, UsageError
-from rlpg.evaluation import Evaluation, evaluate, evaluate_saved
+from rlpg.evaluation import Evaluation, Evaluator, evaluate, evaluate_saved
 from rlpg.loading import load_saved
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import derived_seed, make_envs
+from rlpg.runs.recipe import Recipe, override
 
 SHORT, LONG = 1, 40
 
@@ -346,3 +348,62 @@ def test_arguments_from_a_file_cost_memory_or_opened_a_path_or_window(
     for env in (None, "FrozenLake-v1"):
         with pytest.raises(FileError, match=message):
             evaluate_saved(forged, env=env, episodes=1)
+
+
+# ---------------------------------------------------------------------- evaluations of a run
+
+
+@pytest.fixture
+def evaluator() -> Iterator[Evaluator]:
+    recipe = override(Recipe(), {"evaluation.episodes": 20, "evaluation.final_episodes": 30})
+    with Evaluator(ShortOrLong, recipe) as made:
+        yield made
+
+
+@pytest.fixture
+def drawing_policy() -> StandardPolicy:
+    return StandardPolicy(
+        ShortOrLong.observation_space, ShortOrLong.action_space,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+def test_eval_takes_the_most_likely_actions_and_eval_stochastic_draws(
+    evaluator: Evaluator, drawing_policy: StandardPolicy
+) -> None:
+    found = evaluator(100, drawing_policy)
+    assert {name: one.deterministic for name, one in found.items()} == {
+        "eval": True,
+        "eval_stochastic": False,
+    }
+    assert [len(one.returns) for one in found.values()] == [20, 20]
+    final = evaluator.final(drawing_policy)
+    assert final is not None
+    assert final.deterministic
+    assert len(final.returns) == 30
+
+
+def test_every_step_has_episodes_of_its_own_and_both_kinds_play_the_same(
+    evaluator: Evaluator, drawing_policy: StandardPolicy
+) -> None:
+    """The parity of its seed is the length of an episode, so lengths tell the seeds apart."""
+    at = {step: evaluator(step, drawing_policy) for step in (100, 200)}
+    final = evaluator.final(drawing_policy)
+    assert final is not None
+    for found in at.values():
+        assert found["eval"].lengths.tolist() == found["eval_stochastic"].lengths.tolist()
+    seen = {tuple(found["eval"].lengths) for found in at.values()}
+    assert len(seen) == 2
+    again = evaluator(100, drawing_policy)
+    assert again["eval"].lengths.tolist() == at[100]["eval"].lengths.tolist()
+
+
+def test_the_final_evaluation_has_the_stream_of_that_name(
+    evaluator: Evaluator, drawing_policy: StandardPolicy
+) -> None:
+    evaluator(100, drawing_policy)
+    final = evaluator.final(drawing_policy)
+    stream = seed_sequence(0, "final evaluation")
+    alone = evaluate(drawing_policy, ShortOrLong, 30, stream, num_envs=10)
+    assert final is not None
+    assert final.lengths.tolist() == alone.lengths.tolist()

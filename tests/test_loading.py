@@ -16,11 +16,10 @@ import safetensors
 import torch
 
 import rlpg
-from rlpg import loading
+from rlpg import loading, shipped
 from rlpg.errors import FileError, RlpgError, UsageError
 from rlpg.evaluation import evaluate_saved
 from rlpg.policies import Policy
-from rlpg.runs import shipped
 from rlpg.runs.store import load_policy, save_policy
 
 SMALL = {

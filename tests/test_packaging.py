@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -39,6 +40,21 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def names(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
+
+
+def test_make_lowest_installs_the_lowest_versions_that_are_promised() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    installed = dict(line.split("==") for line in lines if not line.startswith("#"))
+    promised = dict(line.split(">=") for line in project["dependencies"])
+    assert (
+        installed.pop("torch")
+        == dict(
+            line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
+        )["torch"]
+    )
+    del promised["torch"]
+    assert promised.items() <= installed.items()
 
 
 def test_the_wheel_puts_only_rlpg_into_site_packages(wheel: Path) -> None:

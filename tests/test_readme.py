@@ -1,10 +1,15 @@
-"""The README and the pages in docs: their code runs, their commands parse, their numbers hold."""
+"""The README and the pages in docs: their code runs, their commands run, their numbers hold."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,37 +17,190 @@ import torch
 
 import rlpg
 from rlpg import cli
+from rlpg.cli.words import known_kinds
 from rlpg.gradients.returns import reward_to_go
+from rlpg.learners.settings import AGENTS
 from rlpg.rollouts import Episodes, Rollout
 from rlpg.runs.recipe import Recipe, flatten
+from rlpg.runs.synonyms import SYNONYMS
 
 ROOT = Path(__file__).parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 README = (ROOT / "README.md").read_text()
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+SHORT = [
+    "--total-steps", "600", "--rollout.num-envs", "4", "--evaluation.episodes", "2",
+    "--evaluation.final-episodes", "2",
+]  # fmt: skip
+BUDGET = re.compile(r"((?:total_steps=|env_steps < ))\d[\d_]*_000\b")
+FILE = re.compile(r"# (\w+\.py)\n")
+OF_THE_PAGE = {"learner.kl_coef"}  # a setting of the learner that docs/your_own_parts.md defines
+INLINE = re.compile(r"`(rlpg [a-z-]+[^`]*)`")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def shell_lines(page: Path) -> list[str]:
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0] for line in lines if line.startswith("rlpg ")]
+
+
+def named(page: Path) -> str:
+    return page.name
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, whose modules can be imported and are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(blocks("python"))
-    assert code.count("100_000") == 2
-    names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(code.replace("100_000", "600"), "README.md", "exec"), names)
-    assert (tmp_path / "runs/first/policy/policy.safetensors").exists()
-    assert names["action"] in (0, 1)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) == str(tmp_path / f"{name}.py"):
+            del sys.modules[name]
 
 
-@pytest.mark.parametrize(
-    "line", [line for block in blocks("sh") for line in block.splitlines() if "rlpg" in line]
-)
-def test_the_commands_of_the_readme_parse(line: str) -> None:
-    words = [cli.hyphenated(word) for word in shlex.split(line)[1:]]
-    arguments, rest = cli.build_parser().parse_known_args(words)
-    assert callable(arguments.command)
-    assert all(word.startswith("--environment.kwargs.") for word in rest[::2])
+def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the Python and shell blocks of a page from top to bottom.
+
+    A block that begins with `# name.py` is that file (or more of it). Budgets are shortened.
+    """
+    module = ModuleType(page.stem)  # dataclasses look for the module of their annotations
+    monkeypatch.setitem(sys.modules, page.stem, module)
+    names = vars(module)
+    found = re.findall(r"```(python|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for _, code in found:
+        if file := FILE.match(code):
+            with (folder / file[1]).open("a") as shown:
+                shown.write(code)
+    for language, code in found:
+        if FILE.match(code):
+            continue
+        if language == "python":
+            short = BUDGET.sub(r"\g<1>600", code)
+            exec(compile(short, page.name, "exec"), names)
+        else:
+            for line in code.replace("\\\n", " ").splitlines():
+                run_line(line.partition(" #")[0])
+
+
+def run_line(line: str) -> None:
+    """Run one line of a shell block in this process, if it is ours; training is shortened."""
+    if not line.startswith("rlpg "):
+        return
+    words = shlex.split(line)[1:]
+    if words[0] == "train":
+        for option, value in zip(SHORT[::2], SHORT[1::2], strict=True):
+            if option in words:
+                words[words.index(option) + 1] = value
+            else:
+                words += [option, value]
+    elif words[0] == "resume" and "--total-steps" in words:
+        words[words.index("--total-steps") + 1] = "1200"
+    elif words[0] in ("evaluate", "diagnose") and "--help" not in words:
+        if "--episodes" in words:
+            del words[words.index("--episodes") :][:2]
+        words += ["--episodes", "8"]
+    assert cli.main(words) == 0, line
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "(?:python|sh)")], ids=named)
+def test_the_code_and_the_commands_of_every_page_run(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_page(page, folder, monkeypatch)
+
+
+def test_the_readme_is_run() -> None:
+    assert len(shell_lines(ROOT / "README.md")) > 10
+    assert len(blocks(ROOT / "README.md", "python")) == 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_commands_that_a_page_names_exist(page: Path) -> None:
+    """Every `rlpg verb --option` in running text and in blocks: the verb and its options exist."""
+    text = page.read_text()
+    code = re.findall(r"^(?:    |\$ )(rlpg .*)$", text, flags=re.MULTILINE)
+    for line in [*INLINE.findall(text), *shell_lines(page), *code]:
+        words = line.replace("\n", " ").split()[1:]
+        if words[0].startswith("--"):
+            continue
+        assert words[0] in cli.VERBS, line
+        verb = cli.verb_class(words[0])
+        known = {verb.key(name).removeprefix("--") for name in known_kinds(verb)}
+        known |= {name.replace("_", "-") for name in known_kinds(verb)} | {"help", *verb.aliases}
+        known |= {key.replace("_", "-") for key in OF_THE_PAGE}
+        for word in words[1:]:
+            option = word.removeprefix("--").partition("=")[0].replace("_", "-")
+            table = ".".join(option.replace("-", "_").split(".")[:2])
+            if word.startswith("--"):
+                assert option in known or table in verb.free, f"{line}: {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_programs_and_files_that_a_page_names_exist(page: Path) -> None:
+    pattern = r"\b((?:scripts|tests|docs|rlpg|agents|envs)/[\w/.-]*\w\.(?:py|md|json|toml))"
+    for name in re.findall(pattern, page.read_text()):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+    for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", page.read_text()):
+        where = ROOT if name.startswith("tests/") else ROOT / "tests"
+        assert (where / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_numbers_of_reading_the_code_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/reading_the_code.md").read_text()
+    refreshed = runpy.run_path(str(ROOT / "scripts/reading.py"))["refreshed"]
+    text, total = refreshed(page)
+    assert text == page, "run scripts/reading.py"
+    assert page.count(".py:") > 20
+    assert total <= 700
+
+
+def test_the_table_of_agents_has_their_defaults() -> None:
+    """docs/learners.md: what differs from agent to agent."""
+    page = (ROOT / "docs/learners.md").read_text()
+    columns = [flatten(Recipe.of(name)) for name in AGENTS]
+    header = "| setting | " + " | ".join(f"`{name}`" for name in AGENTS) + " |"
+    table = page[page.index(header) :].split("\n\n")[0].splitlines()[2:]
+    shown = {row.split("`")[1]: [cell.strip() for cell in row.split("|")[2:-1]] for row in table}
+    differ = {k for column in columns for k, v in column.items() if v != columns[0].get(k, v)}
+    assert differ - {"agent"} <= set(shown)
+    for key, cells in shown.items():
+        for cell, column in zip(cells, columns, strict=True):
+            value = column.get(key, "-")
+            assert cell == (str(value).lower() if isinstance(value, bool) else str(value)), key
+
+
+def test_the_names_of_other_libraries_are_understood_as_the_page_says() -> None:
+    page = (ROOT / "docs/coming_from.md").read_text()
+    table = page.split("| SB3 | CleanRL |")[1].split("\n\n")[0].splitlines()[2:]
+    known = {key for name in AGENTS for key in flatten(Recipe.of(name))}
+    for row in table:
+        *theirs, ours = (cell.strip(" `") for cell in row.strip("|").split("|"))
+        assert ours in known, row
+        for name in filter(None, theirs):
+            assert name == ours.rpartition(".")[2] or SYNONYMS[name] == ours, f"{name}: {ours}"
+    assert known >= set(SYNONYMS.values())
+
+
+def test_the_versions_are_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == rlpg.__version__
+    assert f"version: {rlpg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {rlpg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_how_to_contribute_is_short() -> None:
+    """A baseline, a learner and an environment are under 40 lines each."""
+    found = [block.count("\n") for block in blocks(ROOT / "CONTRIBUTING.md", "python")]
+    assert len(found) >= 3
+    assert max(found) < 40
 
 
 def test_the_files_of_a_run_are_those_of_the_tables(tmp_path: Path) -> None:
@@ -51,26 +209,34 @@ def test_the_files_of_a_run_are_those_of_the_tables(tmp_path: Path) -> None:
     for page in (README, (ROOT / "docs/runs.md").read_text()):
         for path in run.path.iterdir():
             name = re.sub(r"\.\d+\.rlpg$", ".", path.name)
-            named = f"`{name}" in page or name in ("run.lock", "evaluations_stochastic.npz")
-            assert named, f"{name} is not in the table"
+            is_named = f"`{name}" in page or name in ("run.lock", "evaluations_stochastic.npz")
+            assert is_named, f"{name} is not in the table"
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *PAGES):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_settings_named_in_the_documents_exist() -> None:
     known = {*flatten(Recipe()), *(key.rpartition(".")[2] for key in flatten(Recipe()))}
-    text = README + "".join(page.read_text() for page in PAGES)
+    known |= {key for name in AGENTS for key in flatten(Recipe.of(name))} | OF_THE_PAGE
+    text = "".join(page.read_text() for page in PAGES)
     for key in re.findall(r"--([a-z]+\.[a-z_.-]+)", text):
         section, name = key.replace("-", "_").split(".")[:2]
         assert f"{section}.{name}" in known, key
-    table = README.split("## Baselines and options")[1]
-    for name in re.findall(r"^\| `([a-z_]+)` \|", table, flags=re.MULTILINE):
-        baselines = ["none", "moving_average", "time_step", "leave_one_out", "linear", "value"]
-        assert name in known or name in baselines, name
+    for key in re.findall(r"`(\w+\.[a-z_]+) = ", text):
+        assert key in known, key
+
+
+def test_a_learner_takes_30_lines_and_a_baseline_5() -> None:
+    found = blocks(ROOT / "docs/your_own_parts.md", "python")
+    learner = next(block for block in found if "(rlpg.Learner)" in block)
+    baseline = next(block for block in found if "(rlpg.Baseline)" in block)
+    sizes = [sum(map(bool, block.splitlines())) for block in (learner, baseline)]
+    assert sizes[0] <= 30
+    assert sizes[1] <= 5
 
 
 def batch() -> Rollout:
@@ -89,6 +255,8 @@ def batch() -> Rollout:
         truncated=truncated,
         valid=valid,
         time=torch.tensor([[0, 0], [1, 0], [2, 0]]),
+        episode_start=torch.tensor([[True, True], [False, True], [False, False], [True, False]]),
+        carry=None,
         final_obs=torch.zeros(1, 1),
         final_step=torch.tensor([0]),
         final_env=torch.tensor([1]),
@@ -102,8 +270,9 @@ def credit(**options: object) -> list[list[float]]:
     policy = rlpg.StandardPolicy(
         space.single_observation_space, space.single_action_space, generator=torch.Generator()
     )
+    options = {"normalize_advantages": False, **options}
     learner = rlpg.Reinforce(policy, "none", gamma=0.5, **options)  # type: ignore[arg-type]
-    found = learner.credit(batch())
+    found = learner.advantages(batch())
     return [[*part[:, 0].tolist(), part[0, 1].item()] for part in (found.returns, found.weight)]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 sys.path.append(str(Path(__file__).parent / "runs"))
@@ -22,9 +24,13 @@ from faulty import FaultyOs
 import rlpg
 from rlpg import run_writer
 from rlpg.errors import FileError, NumericalFault, RlpgWarning, SaveError
+from rlpg.evaluation import Evaluation
 from rlpg.learners import Reinforce
 from rlpg.metrics import Every
+from rlpg.policies import StandardPolicy
 from rlpg.runs import files
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.run import create_run
 from rlpg.runs.store import load_policy, newest_checkpoint
 
 SETTINGS = {
@@ -425,3 +431,23 @@ def test_checkpoints_by_the_clock_change_no_bit(
     )  # fmt: skip
     assert steps == list(range(64, 513, 64))
     assert contents(run.path) == whole
+
+
+# ------------------------------------------------------------------------------------ the best
+
+
+def test_the_best_checkpoint_outlives_later_ones(tmp_path: Path) -> None:
+    recipe = override(Recipe(), {"checkpoint.keep_last": 1, "log.tensorboard": False})
+    policy = StandardPolicy(
+        spaces.Box(-1, 1, (2,)), spaces.Discrete(2), generator=torch.Generator().manual_seed(0)
+    )
+    folder = create_run(recipe, {}, path=tmp_path / "run")
+    with folder.held(), run_writer.RunWriter(folder, recipe, pytest.fail) as writer:
+        for step, mean in ((100, 5.0), (200, 9.0), (300, 9.0), (400, 7.0)):
+            found = Evaluation(np.array([mean]), np.array([1]), deterministic=True)
+            writer.evaluated(step, policy, {"eval": found})
+            writer.checkpoint(step, {}, policy)
+    steps = sorted(int(path.stem[-9:]) for path in folder.checkpoints.iterdir())
+    assert steps == [200, 400]  # the first of the best, and the last
+    assert load_policy(folder.best_policy)[0]["training"]["steps"] == 200
+    assert load_policy(folder.policy)[0]["training"]["steps"] == 400

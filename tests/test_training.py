@@ -18,10 +18,14 @@ from gymnasium.vector import SyncVectorEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpg
+from rlpg.components import find_recipe, resolved, seed_sequence
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies import Policy
+from rlpg.references import UserParts
+from rlpg.rollouts import Collector
 from rlpg.runs.recipe import Recipe, flatten, load_recipe
 from rlpg.runs.store import load_policy, newest_checkpoint
+from rlpg.training import Hooks, assembled
 
 SMALL = {
     "rollout.num_envs": 4,
@@ -488,3 +492,96 @@ def test_a_recipe_object_is_taken_as_it_is(tmp_path: Path) -> None:
         "CartPole-v1", recipe=Recipe(total_steps=64), run_dir=tmp_path / "run", overrides=SMALL
     )
     assert load_recipe(run.path / "recipe.toml").total_steps == 64
+
+
+# ------------------------------------------------------------------- what the loop makes of it
+
+
+def entries(run: rlpg.Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "progress.jsonl").read_text().splitlines()]
+
+
+def test_the_linear_schedule_was_not_applied_in_the_loop(tmp_path: Path) -> None:
+    settings = {"learner__learning_rate_schedule": "linear", "learner__learning_rate": 0.01}
+    run = train("CartPole-v1", tmp_path / "run", log__every=1, **settings)
+    rates = {e["step"]: e["train/learning_rate"] for e in entries(run) if "time/fps" in e}
+    # An update of 64 steps has the rate of its first one: 0 of 320 steps, then 64, 128, ...
+    assert rates == pytest.approx({64 * k: 0.01 * (1 - 64 * (k - 1) / 320) for k in range(1, 6)})
+
+
+def test_a_schedule_of_ones_own_is_asked_at_every_update(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def schedule(progress: float) -> float:
+        seen.append(progress)
+        return 0.5
+
+    run = rlpg.train(
+        "CartPole-v1", total_steps=320, run_dir=tmp_path / "run", recipe="default", quiet=True,
+        overrides={**SMALL, "log.every": 1}, schedules={"learning_rate": schedule},
+    )  # fmt: skip
+    assert sorted(set(seen)) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    rates = {e["train/learning_rate"] for e in entries(run) if "time/fps" in e}
+    assert rates == {0.5 * load_recipe(run.path / "recipe.toml").learner.learning_rate}
+
+
+@pytest.mark.parametrize(("answer", "last"), [(True, 128), (None, 320), (False, 320), (1, 320)])
+def test_on_log_ends_the_run_with_true_only(answer: Any, last: int, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def on_log(step: int, metrics: dict[str, float]) -> Any:
+        told.append(step)
+        assert "train/learning_rate" in metrics
+        return answer if step == 128 else None
+
+    run = rlpg.train(
+        "CartPole-v1", total_steps=320, run_dir=tmp_path / "run", recipe="default", quiet=True,
+        overrides=SMALL | {"log.every": 64, "checkpoint.every": 10**6}, on_log=on_log,
+    )  # fmt: skip
+    assert told == list(range(64, last + 1, 64))
+    assert run.evaluation is not None  # it is finished, not interrupted
+    saved, _ = newest_checkpoint(run.path / "checkpoints")
+    assert saved is not None
+    assert saved.step == last
+
+
+@pytest.mark.parametrize(("enough", "last"), [(1.0, 64), (1e9, 320)])
+def test_a_run_ends_where_an_evaluation_reaches_the_return(
+    enough: float, last: int, tmp_path: Path
+) -> None:
+    """Every episode of CartPole returns at least 8, and none 1e9."""
+    run = rlpg.train(
+        "CartPole-v1", total_steps=320, run_dir=tmp_path / "run", recipe="default", quiet=True,
+        overrides=SMALL | {"evaluation.every": 64}, stop_at_return=enough,
+    )  # fmt: skip
+    saved, _ = newest_checkpoint(run.path / "checkpoints")
+    assert saved is not None
+    assert saved.step == last
+
+
+def test_checkpoints_are_made_when_the_recipe_says(tmp_path: Path) -> None:
+    settings = {"checkpoint__every": 128, "checkpoint__keep_last": 9, "evaluation__every": 10**6}
+    run = train("CartPole-v1", tmp_path / "run", **settings)
+    steps = [int(path.stem.removeprefix("step-")) for path in (run.path / "checkpoints").iterdir()]
+    assert sorted(steps) == [128, 256, 320]
+
+
+def test_a_run_is_evaluated_twenty_times_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    settings = {"rollout__num_envs": 1, "rollout__num_steps": 25, "evaluation__stochastic": False}
+    run = train("CartPole-v1", tmp_path / "run", steps=1000, **settings)
+    evaluated = [entry["step"] for entry in entries(run) if "eval/mean_reward" in entry]
+    assert evaluated == list(range(50, 1001, 50))
+
+
+def test_a_finished_policy_is_frozen(plain: rlpg.Run) -> None:
+    assert not plain.policy.training
+    assert not any(parameter.requires_grad for parameter in plain.policy.parameters())
+
+
+def test_actions_are_drawn_from_the_stream_of_that_name() -> None:
+    recipe = resolved(find_recipe("CartPole-v1", None, "default", UserParts()))
+    with assembled("CartPole-v1", recipe, UserParts(), Hooks(), quiet=True) as components:
+        mine = components.collector
+        stream = seed_sequence(recipe.seed, "actions")
+        same = Collector(mine.envs, components.learner.policy, stream)
+        assert np.array_equal(mine.state_dict()["generator"], same.state_dict()["generator"])

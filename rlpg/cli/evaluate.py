@@ -31,7 +31,7 @@ class Evaluate(Playing):
     source: Annotated[str, Meta(title="RUN|AGENT")] = ""
     """a run, a policy folder, or the name of a shipped agent"""
     stochastic: bool = False
-    """sample actions instead of the most likely ones"""
+    """sample actions instead of the most likely category, or the center of a Gaussian"""
     best: bool = False
     """a run's best policy instead of its last"""
     num_envs: Size | None = None

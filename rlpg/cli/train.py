@@ -15,13 +15,18 @@ from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
 from rlpg.errors import UsageError
 from rlpg.runs.recipe import Recipe, override
-from rlpg.runs.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
 from rlpg.settings import Finite, Natural
+from rlpg.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
     from rlpg.references import UserParts
 
-OWN = ("agent", "policy.network", "policy.factory")  # may name code of the user's
+OWN = (
+    "agent",
+    "policy.network",
+    "policy.factory",
+    "learner.baseline",
+)  # may name code of the user's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +122,11 @@ def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:
     """The code of the user's that was typed: it may be imported."""
     from rlpg.references import UserParts
 
-    agent = typed.get("agent", "")
+    agent, baseline = typed.get("agent", ""), typed.get("learner.baseline", "")
     return UserParts(
         network=typed.get("policy.network"),
         policy=typed.get("policy.factory"),
         learner=agent if ":" in agent else None,
+        baseline=baseline if ":" in baseline else None,
         import_modules=import_modules,
     )

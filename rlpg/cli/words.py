@@ -15,7 +15,7 @@ from rlpg.settings import Settings, kinds
 if TYPE_CHECKING:
     from rlpg.cli.verb import Verb
 
-HELP = ("-h", "--help")
+HELP, BOOLEANS = ("-h", "--help"), ("true", "false")
 BOOLEANS = ("true", "false")
 _NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list begun before them
 
@@ -51,9 +51,7 @@ def read(name: str, verb: type[Verb], words: Sequence[str]) -> Given:
             entries[table + typed[len(table) :]] = value if equals else _next(rest) or ""
             continue
         key = typed.replace("-", "_")
-        key = next(
-            (k for k in kinds(verb) if verb.key(k) == f"--{typed}"), verb.aliases.get(key, key)
-        )
+        key = verb.aliases.get(key, key)
         options[key] = value if equals else _value(rest, key, verb, shapes.get(key))
     if verb.positional and loose:
         options[verb.positional] = loose.pop(0)[0]
@@ -82,10 +80,9 @@ def is_list(kind: Any) -> bool:
 def _value(rest: list[str], key: str, verb: type[Verb], kind: Any) -> str | None:
     """The words that are the value of an option; they are taken from `rest`."""
     if kind is bool:
-        is_said = bool(rest) and rest[0].lower() in ("true", "false")
-        return (
-            rest.pop(0) if (is_said and "." in key) or (is_said and key in kinds(Recipe)) else None
-        )
+        is_flag = key in kinds(verb)  # takes no value; a setting may take one
+        is_said = not is_flag and bool(rest) and rest[0].lower() in BOOLEANS
+        return rest.pop(0) if is_said else None
     values = [value] if (value := _next(rest)) is not None else []
     while values and is_list(kind) and rest and all(map(_NUMBERS.fullmatch, (values[-1], rest[0]))):
         values.append(rest.pop(0))

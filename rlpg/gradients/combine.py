@@ -96,6 +96,8 @@ class Mixture:
         self.exact_ivw = exact_ivw
         self.credit = torch.zeros_like(self.log_prob)  # [lanes], known when the program has ended
         self.score_share: Tensor | None = None  # [lanes], k; None while measuring
+        self.sample: Tensor
+        self.anchor: Tensor
         self.sample, self.anchor = _Join.apply(  # type: ignore[no-untyped-call]
             self, *parameters_of(distribution)
         )

@@ -11,6 +11,8 @@ Everything is maximized; who minimizes puts the minus sign in front of the whole
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import (
@@ -147,6 +149,35 @@ def expectation(probs: Tensor, values: Tensor) -> Tensor:
         probs, values: `[K, ...]`, broadcast against each other; both keep their gradients.
     """
     return (probs * values).sum(0)
+
+
+def importance_weighted_bound(log_weight: Tensor, log_prob: Tensor) -> Tensor:
+    """`[N]` bounds `L = log 1/K sum_k w_k`, whose gradient is the VIMCO estimator.
+
+    Unbiased for the gradient of `E[L]`, the samples k drawn independently from the density of
+    `log_prob`: what L depends on is differentiated, and each sample's score is paid with L less a
+    baseline that leaves the sample out, `L` with `log w_k` replaced by the mean of the others'.
+
+    Args:
+        log_weight: `[K, N]` of K >= 2 samples, `log p(x, z_k) - log q(z_k)` with its gradient.
+        log_prob: `[K, N]`, `log q(z_k)` with its gradient; the samples themselves carry none.
+
+    Source: Mnih & Rezende 2016, eq. 7 and 8.
+    """
+    if log_weight.shape != log_prob.shape or log_prob.dim() != 2 or len(log_prob) < 2:
+        raise EstimatorError(
+            "importance_weighted_bound: expected log_weight and log_prob [K, N] with K >= 2, got "
+            f"{list(log_weight.shape)} and {list(log_prob.shape)}; put the samples of an item first"
+        )
+    num = len(log_weight)
+    fixed = log_weight.detach()
+    others = (fixed.sum(0) - fixed) / (num - 1)  # [K, N] geometric mean of the other weights
+    without = fixed.expand(num, *fixed.shape) + torch.diag_embed((others - fixed).T).permute(
+        1, 2, 0
+    )
+    bound = log_weight.logsumexp(0) - math.log(num)
+    credit = bound.detach() - (without.logsumexp(1) - math.log(num))  # [K, N]
+    return bound + (credit * (log_prob - log_prob.detach())).sum(0)
 
 
 def magic_box(log_prob: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.surrogate import Term
+from rlpg.gradients.events import Term
 from rlpg.gradients.tape import How, Subtract, Tape
 
 # A program writes its samples and terms on the tape. It may return a surrogate of its own making:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlpg.errors import EstimatorError
+from rlpg.errors import EstimatorError, InconclusiveError
 from rlpg.gradients.experiment import (
     Params,
     Problem,
@@ -62,8 +62,10 @@ def gradcheck(
 
     Repeats the program, doubling the repeats, until a bias of `resolution` times the gradient's
     length would show. It fails where the difference is 4.5 standard errors and `tolerance` of the
-    length, and where `max_repeats` do not suffice to tell. The global random numbers are as before
-    afterwards; parameters are shifted for finite differences and put back.
+    length; the error names a cause only if that was tested for. Where `max_repeats` do not suffice
+    to tell, it raises `InconclusiveError`: that says nothing against the gradient. The global
+    random numbers are as before afterwards; parameters are shifted for finite differences and put
+    back.
 
     Args:
         problem: writes samples and terms on the tape. If it returns a scalar, that one is
@@ -132,7 +134,7 @@ def _decide(
         if visible <= max(resolution, tolerance):
             return Agreement(a.mean(0), b.mean(0), error, visible, repeats)
         if repeats >= max_repeats:
-            raise EstimatorError(
+            raise InconclusiveError(
                 f"gradcheck: expected to see a bias of {resolution:.1%}, got noise that hides up "
                 f"to {visible:.1%} after {repeats} repeats of {check.num_lanes} lanes; use more "
                 "lanes or a baseline, a larger step, or a coarser resolution"

@@ -157,6 +157,62 @@ def _edges_move(dist: Distribution) -> bool:
     return False
 
 
+def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: int | None) -> int:
+    """Which dimension of a batch shape is the lane: how many branch dimensions precede it."""
+    fits = [
+        lane
+        for lane in range(min(len(branches), len(shape) - 1) + 1)
+        if shape[lane] == lanes
+        and all(
+            a in (1, b) for a, b in zip(shape[:lane], branches[len(branches) - lane :], strict=True)
+        )
+    ]
+    if len(fits) != 1:
+        raise EstimatorError(
+            f"{name}: expected batch shape [lanes] or [*branches, lanes] with branches "
+            f"{list(branches)} and {lanes} lanes, got {list(shape)}, which fits "
+            f"{'both' if fits else 'neither'}; choose a number of lanes that no branch has"
+        )
+    return fits[0]
+
+
+def check_term_shape(name: str, term: Tensor, branches: Sequence[int], *, scored: bool) -> None:
+    """Refuses what is not one number per lane; of one number for all, where a score was taken."""
+    if not isinstance(term, Tensor) or not 1 <= term.dim() <= 1 + len(branches):
+        got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+        raise EstimatorError(
+            f"{name}: expected one number per lane, got {got}; sum over all other dimensions, "
+            "and let lanes meet in tape.resample only"
+        )
+    if any(a not in (1, b) for a, b in zip(term.shape[-2::-1], branches[::-1], strict=False)):
+        raise EstimatorError(
+            f"{name}: expected [{', '.join(map(str, branches))}, lanes], got {list(term.shape)}; "
+            "keep the leading dimensions of the branching samples"
+        )
+    if scored and term.shape[-1] > 1 and term.stride(-1) == 0:
+        raise EstimatorError(
+            f"{name}: expected one number per lane, got one number expanded to all of them; a "
+            "batch statistic couples the lanes, and 'score' would credit each with its own "
+            "term only: use tape.resample (if it depends on no sample: term.clone())"
+        )
+
+
+def mean_and_deviation(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the lanes, refused where no Gaussian can be made of them."""
+    if x.shape[0] < 3:
+        raise EstimatorError(
+            f"{name}: expected at least 3 lanes, got {x.shape[0]}; a variance without one of "
+            "them needs two more"
+        )
+    mean, deviation = x.mean(0), x.std(0)
+    if not bool((deviation > 0).all()):
+        raise EstimatorError(
+            f"{name}: expected lanes that differ, got a standard deviation of 0; a Gaussian "
+            "without width has no density"
+        )
+    return mean, deviation
+
+
 def checked_sample(name: str, x: Tensor) -> Tensor:
     """The sample, refused in half precision: a share of 1 / lanes of a gradient is 0 there."""
     if x.dtype in HALF:
@@ -234,3 +290,15 @@ def checked_discount(
             f"{name}: expected a discount in [0, 1], got {float(discount[outside][0])}"
         )
     return discount.clone()
+
+
+def refuse_cut(name: str, discount: Tensor | float, path: str | None) -> None:
+    """Refuses a discount that differs between lanes after `path`, a sample that may decide it."""
+    if path is None or not isinstance(discount, Tensor) or discount.numel() < 2:
+        return
+    if bool((discount != discount.reshape(-1)[0]).any()):
+        raise EstimatorError(
+            f"{name}: expected a discount that is the same in all lanes after {path!r}, got one "
+            "that differs; if that sample decides it, no gradient comes along its path: use "
+            "how='score' for it; if not, say independent=True"
+        )

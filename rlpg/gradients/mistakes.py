@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Callable
 from itertools import islice
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import LeaveOneOut
+from rlpg.gradients.baselines import Baseline, LeaveOneOut, NoBaseline, ValueAt
+from rlpg.gradients.events import Barrier, Branching, Node, Term
 from rlpg.gradients.experiment import (
     Problem,
     TapeMaker,
@@ -20,10 +21,12 @@ from rlpg.gradients.experiment import (
     seeds,
     surrogate_of,
 )
-from rlpg.gradients.surrogate import Node
+from rlpg.gradients.subtract import lanes_of, leaves_own_out
+from rlpg.gradients.surrogate import node_returns
 from rlpg.gradients.tape import How, Subtract, Tape
 
 MAX_DIRECTIONS = 12
+SAME = 8  # repeats in which a mistake made on purpose must give the same gradient
 SHORTER = 6  # times that a step is quartered where the parameters may not go so far
 
 
@@ -82,16 +85,12 @@ class Check:
     def by_score(self, one: int) -> Tensor:
         return self.by_tape(one, _left_out)
 
-    def by_tape(
-        self, one: int, make: TapeMaker, mistake: Callable[[Tape], None] | None = None
-    ) -> Tensor:
+    def by_tape(self, one: int, make: TapeMaker) -> Tensor:
         """`[K]` gradient of the surrogate of a tape of our own, with a mistake or without."""
         tape = make()
         tape.num_lanes = self.num_lanes
         with seeded(one, self.tensors):
             self.problem(tape, self.num_lanes)
-            if mistake is not None:
-                mistake(tape)
             return self.along(gradient(tape.surrogate(), self.tensors))
 
     def objective_differences(self, exact: bool) -> Callable[[int], Tensor]:
@@ -152,117 +151,60 @@ class Check:
 
 
 def recognize(check: Check, got: Tensor, want: Tensor, z: float, tolerance: float) -> str:
-    """A sentence that names the mistake whose signature the difference carries.
+    """What is wrong, if that can be shown; else what is known of the difference.
 
-    Suspects that can be made on purpose are made, and their gradient is compared with what was got.
+    Mistakes are made on purpose with the random numbers of the first repeats: the same mistake then
+    gives the same gradient, repeat by repeat and up to a factor, not only on average.
 
     Args:
         got, want: `[repeats, K]` derivatives along the directions.
         z: standard errors within which two means count as the same.
         tolerance: and the fraction of the gradient's length.
     """
-    target = want.mean(0)
-    length = float(target.norm())
-
-    def fits(other: Tensor) -> bool:
-        gap = (got.mean(0) - other.mean(0)).abs()
-        noise = z * ((got.var(0) + other.var(0)) / len(got)).sqrt() + tolerance * length
-        # Looking alike says something only if the noise could not hide the whole difference.
-        tells = float(noise.norm()) < float((got.mean(0) - target).norm())
-        return tells and bool((gap <= noise).all())
-
-    def made_on_purpose(make: TapeMaker, mistake: Callable[[Tape], None] | None = None) -> bool:
-        runs = islice(seeds(check.seed, 2), len(got))
-        try:
-            return fits(torch.stack([check.by_tape(one, make, mistake) for one in runs]))
-        except (EstimatorError, NotImplementedError, RuntimeError):
-            return False  # the program cannot even be run that way
-
-    if _calls_torch_normal(check):
+    tape, surrogate = _played(check, check.make())
+    own = surrogate is not None
+    if _calls_torch_normal(tape.surrogate() if surrogate is None else surrogate):
         return (
             "torch.normal was called with a mean or deviation that carries a gradient: it "
             "back-propagates zeros without a word; use tape.sample(Normal(mean, std))"
         )
-    if check.order == 2:
-        return (
-            "the first derivative has a kink or step in it (a call's delta is one), whose own "
-            "derivative autodiff takes for 0; sample that node with how='score'"
-        )
-    if not bool(got.any()):
+    if check.order == 1 and not bool(got.any()):
         return (
             "the gradient is 0 in every repeat: a comparison, rounding, detach or integer lies "
             "between the sample and the terms; use how='score' for this node"
         )
-    if made_on_purpose(_Reparametrized):
+    if check.order == 1:
+        found = None if own else _peeking(tape, check.num_lanes)
+        found = found or _made_on_purpose(check, got)
+        if found is not None:
+            return found
+    if not own and tape.how.startswith("biased"):
+        return f"how={tape.how!r} is biased: it differentiates something else in the sample's place"
+    if not own and not any(isinstance(event, Node | Branching | Barrier) for event in tape.events):
         return (
-            "this is the gradient of log_prob at a reparametrized sample (rsample): the score "
-            "cancels along the sample's path; draw with sample(), or drop log_prob"
+            "along the samples' paths, with their random numbers fixed, the "
+            + ("terms move" if check.order == 1 else "first derivative moves")
+            + " where autodiff says they do not: a comparison, rounding or detach cuts or jumps "
+            "there (a call's delta is a step); use how='score' for that node"
         )
-    if _has_discount(check) and made_on_purpose(_left_out, _forget_discount):
-        return (
-            "this is the gradient without the weight gamma^t in front of later samples; weigh "
-            "each log_prob with the product of the discounts before it"
-        )
+    target = want.mean(0)
     ratio = float((got.mean(0) * target).sum() / target.square().sum().clamp(min=1e-30))
-    if fits(ratio * want):
-        error = float((got - ratio * want).var(0).sum().sqrt()) / math.sqrt(len(got)) / length
-        return f"the gradient is {ratio:.3g} times the right one: " + _factor(
-            check, ratio, z * error
-        )
-    return (
-        "it is not even proportional: look for a step function that only part of the gradient "
-        "passes, a discount in the wrong place, log_prob of an rsample, a baseline that follows "
-        "its own sample (in-sample optimal constants do), or lanes that meet in a batch statistic"
-    )
+    gap = (got.mean(0) - ratio * target).abs()
+    noise = z * ((got - ratio * want).var(0) / len(got)).sqrt() + tolerance * float(target.norm())
+    if bool((gap <= noise).all()) and len(target) > 1:
+        return f"it is {ratio:.3g} times the right one; none of the mistakes known here does that"
+    return "none of the mistakes known here does that, so what is wrong is not known"
 
 
-def _factor(check: Check, ratio: float, margin: float) -> str:
-    lanes, nodes = check.num_lanes, _num_nodes(check)
-    if abs(ratio) <= margin:
-        return "next to nothing arrives; a step function or detach lies on its way"
-    if ratio < 0:
-        return "maximize the surrogate (the minus sign belongs to the optimizer's loss)"
-    if ratio > 1:
-        return "something is counted twice, or summed over lanes where a mean is meant"
-    of_steps, of_lanes = abs(ratio - 1 / max(nodes, 1)), abs(ratio - (1 - 1 / lanes))
-    if nodes > 1 and of_steps <= min(margin, 0.5 / nodes) and of_steps <= of_lanes:
-        return f"log_prob is averaged over the {nodes} samples of a lane where the sum is meant"
-    if of_lanes <= min(margin, 0.5 / lanes):
-        return (
-            f"that is 1 - 1/{lanes}: a mean over all lanes, the sample's own included, was "
-            "subtracted; leave each lane's own return out (LeaveOneOut)"
-        )
-    return (
-        "a baseline contains the sample it is subtracted from (a moving average updated before "
-        "its use, an optimal constant or group mean of the same samples); use first, update "
-        "later, or leave the sample out"
-    )
+def _played(check: Check, tape: Tape) -> tuple[Tape, Tensor | None]:
+    """The tape with the program of the first repeat on it, and the program's own surrogate."""
+    tape.num_lanes = check.num_lanes
+    with seeded(next(seeds(check.seed, 1)), check.tensors):
+        return tape, check.problem(tape, check.num_lanes)
 
 
-def _played(check: Check) -> Tape:
-    tape = Tape(num_lanes=check.num_lanes)
-    with seeded(check.seed, check.tensors):
-        check.problem(tape, check.num_lanes)
-    return tape
-
-
-def _num_nodes(check: Check) -> int:
-    return sum(isinstance(event, Node) for event in _played(check).events)
-
-
-def _has_discount(check: Check) -> bool:
-    nodes = [event for event in _played(check).events if isinstance(event, Node)]
-    return any(bool(torch.as_tensor(node.weight).ne(1).any()) for node in nodes)
-
-
-def _left_out() -> Tape:
-    return Tape("score", baseline=LeaveOneOut())
-
-
-def _calls_torch_normal(check: Check) -> bool:
-    with seeded(check.seed, check.tensors):
-        root = surrogate_of(check.problem, check.make(), check.num_lanes).grad_fn
-    stack, seen = [root], {root}
+def _calls_torch_normal(surrogate: Tensor) -> bool:
+    stack, seen = [surrogate.grad_fn], {surrogate.grad_fn}
     while stack:
         node = stack.pop()
         if node is not None:
@@ -274,10 +216,75 @@ def _calls_torch_normal(check: Check) -> bool:
     return False
 
 
-def _forget_discount(tape: Tape) -> None:
-    for event in tape.events:
-        if isinstance(event, Node):
-            event.weight = 1.0
+def _peeking(tape: Tape, lanes: int) -> str | None:
+    """Whether a `Baseline` of the tape changes with the return it is subtracted from."""
+    returns_of = node_returns(tape.events, lanes)
+    for node in tape.events:
+        if not isinstance(node, Node) or node.branch is not None:
+            continue
+        if isinstance(node.baseline, Baseline) and not isinstance(node.baseline, ValueAt):
+            given, returns = node.baseline, returns_of[id(node)]
+
+            def value(changed: Tensor, node: Node = node, given: Baseline = given) -> Tensor:
+                return copy.deepcopy(given)(lanes_of(node, changed), changed[None])[0]
+
+            try:
+                leaves_own_out(node, value, returns, value(returns), torch.random.get_rng_state())
+            except EstimatorError:
+                return (
+                    f"the baseline of {node.name!r} depends on the return that it is subtracted "
+                    "from (a mean over all lanes, an average updated before its use, a constant "
+                    "fitted to the same samples); leave the sample out, or update afterwards"
+                )
+    return None
+
+
+def _made_on_purpose(check: Check, got: Tensor) -> str | None:
+    first = got[:SAME]
+    try:
+        runs = list(islice(seeds(check.seed, 1), SAME))
+        factors = {
+            mistake: _factor(first, torch.stack([check.by_tape(one, make) for one in runs]))
+            for mistake, make in MISTAKES.items()
+        }
+    except (EstimatorError, NotImplementedError, RuntimeError):
+        return None  # the program cannot even be run that way
+    right = next((f for m, f in factors.items() if m.startswith("right") and f is not None), None)
+    if right is not None:
+        events = _played(check, _left_out())[0].events
+        lanes, nodes = check.num_lanes, sum(isinstance(event, Node) for event in events)
+        causes = {
+            -1.0: "maximize the surrogate (the minus sign belongs to the optimizer's loss)",
+            1 / nodes: f"log_prob is averaged over the {nodes} samples of a lane where the sum is "
+            "meant",
+            1 - 1 / lanes: f"that is 1 - 1/{lanes}: a mean over all lanes, the sample's own "
+            "included, was subtracted; leave each lane's own return out (LeaveOneOut)",
+            float(lanes): f"that is the number of lanes: a sum over the {lanes} lanes is taken "
+            "where their mean is meant",
+        }
+        near = [text for factor, text in causes.items() if abs(right - factor) < 1e-3 * abs(factor)]
+        if len(near) == 1 and abs(right - 1) > 1e-3:
+            return f"the gradient is {right:.3g} times the right one: {near[0]}"
+        return None
+    if factors["reparametrized"] is not None:
+        return (
+            "this is the gradient of log_prob at a reparametrized sample (rsample): the score "
+            "cancels along the sample's path; draw with sample(), or drop log_prob"
+        )
+    if any(f is not None for m, f in factors.items() if m.startswith("no discount")):
+        return (
+            "this is the gradient without the weight gamma^t in front of later samples; weigh "
+            "each log_prob with the product of the discounts before it"
+        )
+    return None
+
+
+def _factor(got: Tensor, other: Tensor) -> float | None:
+    """c, if `got` is c times `other` in every repeat and direction."""
+    length = float(other.square().sum())
+    factor = float((got * other).sum()) / length if length > 0 else 0.0
+    rest = float((got - factor * other).square().sum())
+    return factor if factor != 0 and rest <= 1e-6 * float(got.square().sum()) else None
 
 
 class _Reparametrized(Tape):
@@ -293,5 +300,52 @@ class _Reparametrized(Tape):
         self._num_samples += 1
         x = dist.rsample()
         log_prob = dist.log_prob(x)
-        self._node(name or "", dist, x.detach(), log_prob.reshape(len(log_prob), -1).sum(1), None)
+        log_prob = log_prob.reshape(len(log_prob), -1).sum(1)
+        self._node(name or "", dist, x.detach(), log_prob, None)
         return x.detach()
+
+
+class _Rewritten(Tape):
+    """A score tape whose nodes are credited by another rule, the same for all of them."""
+
+    def __init__(self, *, whole: bool = False, discounted: bool = True, left_out: bool) -> None:
+        super().__init__("score", baseline=LeaveOneOut() if left_out else NoBaseline())
+        self.whole, self.discounted = whole, discounted
+
+    def sample(
+        self,
+        dist: Distribution,
+        how: How | None = None,
+        baseline: Subtract = None,
+        name: str | None = None,
+    ) -> Tensor:
+        return super().sample(dist, "score", self.baseline, name)
+
+    def surrogate(self, order: int = 1) -> Tensor:
+        nodes = [event for event in self.events if isinstance(event, Node)]
+        terms = [event for event in self.events if isinstance(event, Term)]
+        if self.whole:  # every sample before every term
+            self.events = [*nodes, *terms]
+        for node in nodes:
+            if self.whole or not self.discounted:
+                node.weight = 1.0
+        if self.whole:
+            for term in terms:
+                term.value, term.discount = term.weighted(), 1.0
+                term.weight = 1.0
+        return super().surrogate(order)
+
+
+MISTAKES: dict[str, TapeMaker] = {
+    "right": lambda: _Rewritten(left_out=False),
+    "right, left out": lambda: _Rewritten(left_out=True),
+    "right, whole": lambda: _Rewritten(whole=True, left_out=False),
+    "right, whole, left out": lambda: _Rewritten(whole=True, left_out=True),
+    "no discount": lambda: _Rewritten(discounted=False, left_out=False),
+    "no discount, left out": lambda: _Rewritten(discounted=False, left_out=True),
+    "reparametrized": _Reparametrized,
+}
+
+
+def _left_out() -> Tape:
+    return Tape("score", baseline=LeaveOneOut())

@@ -2,87 +2,21 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node as GradFn
-from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.baselines import Baseline, Lanes, LeaveOneOut, OptimalConstant, ValueAt
-from rlpg.gradients.combine import Mixture, lane_gradients, measure
+from rlpg.gradients.baselines import Baseline, ValueAt
+from rlpg.gradients.combine import Mixture, measure
 from rlpg.gradients.estimators import magic_box, score_function
-from rlpg.gradients.guards import naming, refuse_standardized
-from rlpg.gradients.parameters import detached_twin, parameters_of
-
-
-@dataclass
-class Node:
-    """A sample that is credited through its log-probability."""
-
-    name: str
-    index: int  # among the nodes of the tape
-    sample: Tensor  # without gradient
-    log_prob: Tensor  # [*branches, lanes]
-    weight: Tensor | float  # W: product of the discounts since the episode's start
-    branch: Tensor | None  # weight of each branch at this point, sums to 1
-    baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
-    dist: Distribution
-    mixture: Mixture | None = None  # set for "combine"
-    subtracted: Tensor | None = None  # what a baseline gave before it learned from this
-
-    @property
-    def grad_fn(self) -> GradFn | None:
-        """Where the gradient of later terms must arrive, if the sample carries one."""
-        return None if self.mixture is None else self.mixture.sample.grad_fn
-
-
-@dataclass
-class Path:
-    """A reparametrized sample; `grad_fn` is where the gradient of later terms must arrive."""
-
-    name: str
-    grad_fn: GradFn | None
-
-
-@dataclass
-class Term:
-    name: str
-    value: Tensor  # [*branches, lanes]
-    discount: Tensor | float
-    weight: Tensor | float
-    branch: Tensor | None
-
-    def weighted(self) -> Tensor:
-        """`[*branches, lanes]` share of the objective, with all its gradients."""
-        value = self.value if self.branch is None else self.value * self.branch
-        return _times(self.weight, value)
-
-
-@dataclass
-class Branching:
-    """From here to the end, tensors may carry `depth` leading branch dimensions."""
-
-    name: str
-    depth: int
-    exact: bool
-
-
-@dataclass
-class Barrier:
-    """All lanes met in their mean and standard deviation."""
-
-    name: str
-    x: Tensor  # [lanes, ...] what the statistics were taken of, without gradient
-    mean: Tensor  # [...]
-    deviation: Tensor  # [...]
-    weight: Tensor | float
-
-
-Event = Node | Path | Term | Branching | Barrier
+from rlpg.gradients.events import Barrier, Branching, Event, Node, Path, Term, times
+from rlpg.gradients.guards import refuse_standardized
+from rlpg.gradients.parameters import parameters_of
+from rlpg.gradients.subtract import baseline_of, in_branches, lanes_of
 
 
 @dataclass
@@ -131,19 +65,19 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
             segment.terms.append(event.weighted())
             value = event.value.detach()
             value = value if event.branch is None else value * event.branch.detach()
-            to_go = value + _times(event.discount, to_go)
-            shaped = None if shaped is None else _times(event.discount, shaped)
+            to_go = value + times(event.discount, to_go)
+            shaped = None if shaped is None else times(event.discount, shaped)
         elif isinstance(event, Branching):
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
             earlier_nodes -= 1
             returns = _returns_at(event, to_go)
-            baseline = _baseline(event, returns, halves=mixed)
+            baseline = baseline_of(event, returns, halves=mixed)
             learn.append((event, returns, baseline))
             left = returns if shaped is None else returns + shaped
             if event.baseline is not None:
-                left = left - _in_branches(event, baseline)
-            credit = _times(event.weight, left)
+                left = left - in_branches(event, baseline)
+            credit = times(event.weight, left)
             if event.mixture is None:
                 segment.log_probs.append(event.log_prob)
                 segment.credits.append(credit)
@@ -153,7 +87,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
                 mixtures.append(event.mixture)
                 mixed_parameters += parameters_of(event.dist)
             if gae_lambda < 1 and isinstance(event.baseline, ValueAt | Tensor):
-                stands_in = torch.as_tensor(_in_branches(event, baseline))
+                stands_in = torch.as_tensor(in_branches(event, baseline))
         elif isinstance(event, Barrier):
             total = segment.total()
             surrogate = surrogate + total
@@ -178,7 +112,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
     _check_paths(events)
     _check_lanes(events, lanes)
     learn: list[tuple[Node, Tensor, Tensor | float]] = []
-    returns_of = _returns(events, lanes)
+    returns_of = node_returns(events, lanes)
     total, history = torch.zeros(()), _zeros(events, lanes)
     for event in events:
         if isinstance(event, Barrier) or (isinstance(event, Branching) and not event.exact):
@@ -190,7 +124,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
                 raise EstimatorError(f"{event.name}: expected order=1, got 2; use 'score'")
             after = history + event.log_prob
             returns = returns_of[id(event)]
-            baseline = _baseline(event, returns)
+            baseline = baseline_of(event, returns)
             learn.append((event, returns, baseline))
             if event.baseline is not None:
                 scale = event.weight if event.branch is None else event.weight * event.branch
@@ -215,16 +149,12 @@ def _learn(learn: Sequence[tuple[Node, Tensor, Tensor | float]]) -> None:
     for node, returns, subtracted in learn:
         if isinstance(node.baseline, Baseline) and node.subtracted is None:
             node.baseline.update(
-                _lanes(node, returns), returns[None], torch.ones_like(returns)[None]
+                lanes_of(node, returns), returns[None], torch.ones_like(returns)[None]
             )
             node.subtracted = torch.as_tensor(subtracted)
 
 
-def _lanes(node: Node, returns: Tensor) -> Lanes:
-    return Lanes(returns, node.index, lambda: _score_square(node))
-
-
-def _returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
+def node_returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
     """The return of every node, by its id."""
     to_go, found = _zeros(events, lanes), {}
     for event in reversed(events):
@@ -250,119 +180,6 @@ def _returns_at(node: Node, to_go: Tensor) -> Tensor:
 def _zeros(events: Sequence[Event], lanes: int) -> Tensor:
     like = next(event.value for event in events if isinstance(event, Term))
     return torch.zeros(lanes, dtype=like.dtype, device=like.device)
-
-
-def _baseline(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor | float:
-    """The number, or `[lanes]`, to subtract from the node's returns.
-
-    With `halves`, statistics stay within the even and within the odd lanes: the halves between
-    which "combine" swaps its weights must know nothing of each other.
-    """
-    given = node.baseline
-    if given is None:
-        return 0.0
-    if isinstance(given, int | float):
-        return float(given)
-    if isinstance(given, Tensor):
-        return _per_lane(node, given, returns)
-    if node.branch is not None:
-        raise EstimatorError(
-            f"{node.name}: expected a number or tensor as baseline inside branches, got "
-            f"{type(given).__name__}; the returns of its branches are not comparable"
-        )
-    if isinstance(given, Baseline):
-        if node.subtracted is not None:
-            return node.subtracted
-        if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
-            raise EstimatorError(
-                f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got "
-                f"{len(returns)}; add lanes"
-            )
-        if halves and not isinstance(given, ValueAt):
-            return _by_halves(node, given, returns)
-        return _per_lane(node, given(_lanes(node, returns), returns[None])[0], returns)
-    if halves:
-        raise EstimatorError(
-            f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
-            "function; its two halves must know nothing of each other: use LeaveOneOut()"
-        )
-    state = torch.random.get_rng_state()
-    value = _per_lane(node, torch.as_tensor(given(returns)), returns)
-    _leaves_own_out(node, given, returns, value, state)
-    return value
-
-
-def _leaves_own_out(
-    node: Node, given: Callable[[Tensor], Tensor], returns: Tensor, value: Tensor, state: Tensor
-) -> None:
-    """A function that is given the returns must not use lane i's for lane i: change that one, to
-    more and to less than all others, and look. All lanes in turn, or 16 that the returns choose.
-
-    Args:
-        state: of the random numbers when `value` was computed; a function may draw some.
-    """
-    lanes, values = len(returns), returns.detach().cpu().double()
-    chosen = torch.Generator().manual_seed(zlib.crc32(values.numpy().tobytes()))
-    above = 1.0 + returns.abs().max()
-    rounding = 64 * torch.finfo(returns.dtype).eps * float(above)
-    after = torch.random.get_rng_state()
-    try:
-        for lane in torch.randperm(lanes, generator=chosen)[:16].tolist():
-            for moved in (returns[lane] + above, returns[lane] - 2 * above):
-                changed = returns.clone()
-                changed[lane] = moved
-                torch.random.set_rng_state(state)
-                again = torch.as_tensor(given(changed))
-                if float((again - value).expand(returns.shape)[lane].abs()) > rounding:
-                    raise EstimatorError(
-                        f"{node.name}: expected a baseline that leaves each lane's own return out, "
-                        "got one that depends on it; the gradient would be biased: use "
-                        "LeaveOneOut()"
-                    )
-    finally:
-        torch.random.set_rng_state(after)
-
-
-def _by_halves(node: Node, given: Baseline, returns: Tensor) -> Tensor:
-    square = _score_square(node) if isinstance(given, OptimalConstant) else returns
-    value = torch.empty_like(returns)
-    for half in (slice(0, None, 2), slice(1, None, 2)):
-        lanes = Lanes(returns[half], node.index, lambda half=half: square[half])  # type: ignore[misc]
-        value[half] = _per_lane(node, given(lanes, returns[None, half])[0], returns[half])
-    return value
-
-
-def _per_lane(node: Node, value: Tensor, returns: Tensor) -> Tensor:
-    if value.requires_grad:
-        raise EstimatorError(f"{node.name}: expected a baseline without a gradient; detach it")
-    if value.dim() > 0 and value.shape != returns.shape[-value.dim() :]:
-        raise EstimatorError(
-            f"{node.name}: expected a baseline {list(returns.shape)}, got {list(value.shape)}; "
-            "return one number per lane"
-        )
-    return value
-
-
-def _in_branches(node: Node, baseline: Tensor | float) -> Tensor | float:
-    """The baseline as it counts: times the weight of the node's branch, like its returns."""
-    if node.branch is None:
-        return baseline
-    return (node.branch.detach() * baseline).sum_to_size(node.log_prob.shape)
-
-
-def _times(factor: Tensor | float, value: Tensor) -> Tensor:
-    """The product, without touching a thousand tensors where there is no discount."""
-    return value if isinstance(factor, float) and factor == 1.0 else factor * value
-
-
-def _score_square(node: Node) -> Tensor:
-    with naming(node.name), torch.enable_grad():
-        twin, leaves = detached_twin(node.dist, by_logits=True)
-        log_prob = twin.log_prob(node.sample)
-        lanes = len(log_prob)
-        log_prob = log_prob.reshape(lanes, -1).sum(1)
-        score = lane_gradients(log_prob, leaves, torch.ones_like(log_prob))
-    return torch.stack([s.square().reshape(lanes, -1).sum(1) for s in score]).sum(0)
 
 
 def _shaped(barrier: Barrier, later: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,17 +41,22 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, NoBaseline
 from rlpg.gradients.combine import Mixture
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
+from rlpg.gradients.events import Barrier, Branching, Event, Node, Path, Term
 from rlpg.gradients.guards import (
     check_distribution,
     check_support,
+    check_term_shape,
     checked_discount,
     checked_sample,
     checked_term,
     density,
+    lane_dim,
+    mean_and_deviation,
     naming,
+    refuse_cut,
 )
 from rlpg.gradients.parameters import parameters_of
-from rlpg.gradients.surrogate import Barrier, Branching, Event, Node, Path, Term, build, dice
+from rlpg.gradients.surrogate import build, dice
 from rlpg.gradients.weak import weak_branches
 
 How = Literal[
@@ -104,6 +109,7 @@ class Tape:
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
         self._num_samples = self._num_terms = self._num_nodes = 0
         self._scored: list[tuple[str, Distribution]] = []
+        self._path: str | None = None  # the first sample that carries its gradient
         self._blind: str | None = None  # the first sample that was drawn without gradients
 
     def sample(
@@ -147,10 +153,7 @@ class Tape:
             )
         if how == "combine" and parameters_of(dist):
             return self._combine(name, dist, baseline)
-        x = dist.rsample()
-        if x.requires_grad:
-            self.events.append(Path(name, x.grad_fn))
-        return x
+        return self._along_path(name, dist.rsample())
 
     def add(
         self,
@@ -178,27 +181,11 @@ class Tape:
         name = name or f"term {self._num_terms}"
         self._num_terms += 1
         sizes = () if self._branch is None else self._branch.shape[:-1]
-        if not isinstance(term, Tensor) or not 1 <= term.dim() <= 1 + len(sizes):
-            got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
-            raise EstimatorError(
-                f"{name}: expected one number per lane, got {got}; sum over all other dimensions, "
-                "and let lanes meet in tape.resample only"
-            )
+        check_term_shape(name, term, sizes, scored=self._num_nodes > 0)
         self._count_lanes(name, term.shape[-1])
-        if any(a not in (1, b) for a, b in zip(term.shape[-2::-1], sizes[::-1], strict=False)):
-            raise EstimatorError(
-                f"{name}: expected [{', '.join(map(str, sizes))}, lanes], got {list(term.shape)}; "
-                "keep the leading dimensions of the branching samples"
-            )
-        if self._num_nodes and term.shape[-1] > 1 and term.stride(-1) == 0:
-            raise EstimatorError(
-                f"{name}: expected one number per lane, got one number expanded to all of them; a "
-                "batch statistic couples the lanes, and 'score' would credit each with its own "
-                "term only: use tape.resample (if it depends on no sample: term.clone())"
-            )
         term = checked_term(name, term)
         discount = checked_discount(name, discount, term.shape[-1], sizes)
-        self._refuse_cut(name, discount, independent)
+        refuse_cut(name, discount, None if independent else self._path)
         self.events.append(Term(name, term, discount, self._weight, self._branch))
         if isinstance(discount, Tensor):
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
@@ -236,17 +223,7 @@ class Tape:
                 "their lanes must not meet in a batch statistic"
             )
         self._count_lanes(name, x.shape[0])
-        if x.shape[0] < 3:
-            raise EstimatorError(
-                f"{name}: expected at least 3 lanes, got {x.shape[0]}; a variance without one of "
-                "them needs two more"
-            )
-        mean, deviation = x.mean(0), x.std(0)
-        if not bool((deviation > 0).all()):
-            raise EstimatorError(
-                f"{name}: expected lanes that differ, got a standard deviation of 0; a Gaussian "
-                "without width has no density"
-            )
+        mean, deviation = mean_and_deviation(name, x)
         if self._num_nodes and not mean.requires_grad:
             mean.requires_grad_()
             deviation.requires_grad_()
@@ -254,10 +231,7 @@ class Tape:
         dist = Normal(mean.expand(x.shape), deviation.expand(x.shape))
         if how == "score":
             return self._score(name, dist, None, 0)
-        new = dist.rsample()
-        if new.requires_grad:
-            self.events.append(Path(name, new.grad_fn))
-        return new
+        return self._along_path(name, dist.rsample())
 
     def surrogate(self, order: int = 1) -> Tensor:
         """Scalar J: its value is the mean over lanes of the discounted sum of terms, its gradient
@@ -277,9 +251,8 @@ class Tape:
             )
         if self._blind is not None:
             raise EstimatorError(
-                f"{self._blind}: expected gradients to be enabled, got a sample drawn under "
-                "no_grad or inference_mode, whose gradient is lost; draw what needs none with "
-                "torch.randn"
+                f"{self._blind}: expected gradients to be enabled, got a sample drawn under no_grad"
+                " or inference_mode, whose gradient is lost; draw what needs none with torch.randn"
             )
         for name, dist in self._scored:
             check_support(name, dist)
@@ -299,16 +272,11 @@ class Tape:
         terms = [event.weighted().detach() for event in self.events if isinstance(event, Term)]
         return torch.stack([term.sum() for term in terms]).sum() / self.num_lanes
 
-    def _refuse_cut(self, name: str, discount: Tensor | float, independent: bool) -> None:
-        if independent or not isinstance(discount, Tensor) or discount.numel() < 2:
-            return
-        path = next((e for e in self.events if isinstance(e, Path) or _is_mixed(e)), None)
-        if path is not None and bool((discount != discount.reshape(-1)[0]).any()):
-            raise EstimatorError(
-                f"{name}: expected a discount that is the same in all lanes after {path.name!r}, "
-                "got one that differs; if that sample decides it, no gradient comes along its "
-                "path: use how='score' for it; if not, say independent=True"
-            )
+    def _along_path(self, name: str, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            self._path = self._path or name
+            self.events.append(Path(name, x.grad_fn))
+        return x
 
     def _next_name(self, name: str | None, kind: str) -> str:
         name = name or f"{kind} {self._num_samples}"
@@ -324,8 +292,7 @@ class Tape:
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
                 "with one; log_prob of a reparametrized sample is no score: use how='pathwise'"
             )
-        # Of a copy: the program may overwrite its own, and a transform that has cached its last
-        # sample would hand out the path to it, which knows no gradient.
+        # Of a copy: a program may overwrite its own; a transform may have cached where it is from.
         kept = x.clone()
         self._scored.append((name, dist))
         log_prob = density(name, dist, kept)  # [*branches, lanes, ...]
@@ -372,10 +339,10 @@ class Tape:
                 "have to show a variance"
             )
         self._scored.append((name, dist))
+        self._path = self._path or name
         mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw)
         self._node(name, dist, mixture.path.detach(), mixture.log_prob, baseline, mixture)
-        sample: Tensor = mixture.sample
-        return sample
+        return mixture.sample
 
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
         if how == "weak":
@@ -408,22 +375,7 @@ class Tape:
         if self._branch is None:
             self._count_lanes(name, shape[0])
             return 0
-        sizes = self._branch.shape[:-1]
-        fits = [
-            lane
-            for lane in range(min(len(sizes), len(shape) - 1) + 1)
-            if shape[lane] == self.num_lanes
-            and all(
-                a in (1, b) for a, b in zip(shape[:lane], sizes[len(sizes) - lane :], strict=True)
-            )
-        ]
-        if len(fits) != 1:
-            raise EstimatorError(
-                f"{name}: expected batch shape [lanes] or [*branches, lanes] with branches "
-                f"{list(sizes)} and {self.num_lanes} lanes, got {list(shape)}, which fits "
-                f"{'both' if fits else 'neither'}; choose a number of lanes that no branch has"
-            )
-        return fits[0]
+        return lane_dim(name, shape, self._branch.shape[:-1], self.num_lanes)
 
     def _count_lanes(self, name: str, lanes: int) -> None:
         if lanes == 0:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlpg import distributed
+from rlpg.distributed import sum_over_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.gradients.baselines import Baseline
@@ -108,7 +108,7 @@ class AdvantageRule:
         weight = keep.to(reward.dtype)
         first = keep & (rollout.time == 0)
         first[0] |= keep[0]  # an episode that began in an earlier rollout counts from here
-        count = distributed.sum_over_ranks((first if self.average == "episodes" else keep).sum())
+        count = sum_over_ranks((first if self.average == "episodes" else keep).sum())
         count = count.clamp(min=1)
         objective = (to_go * first).sum() / count
         normalized = normalize(advantage, weight) if self.normalize else advantage
@@ -129,12 +129,12 @@ def normalize(x: Tensor, weight: Tensor) -> Tensor:
     """
     keep = weight > 0
     wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
-    count = distributed.sum_over_ranks(keep.sum())
+    count = sum_over_ranks(keep.sum())
     if count < 2:
         return wide.to(x.dtype)
-    mean = distributed.sum_over_ranks(wide.sum()) / count
+    mean = sum_over_ranks(wide.sum()) / count
     centered = torch.where(keep, wide - mean, 0.0)
-    square = distributed.sum_over_ranks(centered.square().sum())
+    square = sum_over_ranks(centered.square().sum())
     deviation = (square / (count - 1)).sqrt()
     is_rounding = deviation <= 1e-6 * wide.abs().max()
     return (centered / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -155,13 +155,3 @@ class Batch:
     def mean(self, per_sample: Tensor) -> Tensor:
         """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
-
-
-def mean_of(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each metric's mean over minibatches."""
-    names = dict.fromkeys(name for entry in metrics for name in entry)
-    return {
-        name: sum(entry[name] for entry in metrics if name in entry)
-        / sum(name in entry for entry in metrics)
-        for name in names
-    }

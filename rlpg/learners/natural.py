@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from rlpg import distributed
+from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
@@ -55,10 +55,9 @@ class NaturalGradient(Learner):
         with torch.no_grad():
             acted = batch.distribution(self.policy)
         max_kl = s.max_kl * lr_scale
-        direction = conjugate_gradient(
-            self.fisher_product(batch, acted), gradient, s.num_cg_iterations
-        )
-        curvature = float(direction @ self.fisher_product(batch, acted)(direction))
+        product = self.fisher_product(batch, acted)
+        direction = conjugate_gradient(product, gradient, s.num_cg_iterations)
+        curvature = float(direction @ product(direction))
         if not curvature > 0.0:
             return metrics
         step = math.sqrt(2.0 * max_kl / curvature) * direction
@@ -95,7 +94,8 @@ class NaturalGradient(Learner):
 
     def fisher_product(self, batch: Batch, acted: Distribution) -> Callable[[Tensor], Tensor]:
         """`v -> F v + damping v`, F the Hessian of `kl` at the policy that acted, `[P, P]`."""
-        slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
+        with torch.backends.cudnn.flags(enabled=False):  # it differentiates memory only once
+            slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
 
         def product(v: Tensor) -> Tensor:
             parts = torch.autograd.grad(
@@ -105,7 +105,7 @@ class NaturalGradient(Learner):
                 allow_unused=True,
                 materialize_grads=True,
             )
-            flat = distributed.sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
+            flat = sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
             return flat + self.settings.damping * v
 
         return product

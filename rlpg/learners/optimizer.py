@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlpg import distributed
+from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -74,7 +74,7 @@ class Optimizer:
             allow_unused=True,
             materialize_grads=True,
         )
-        return distributed.sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
+        return sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
 
     def step(self, gradient: Tensor, lr_scale: float = 1.0) -> float:
         """One step up the gradient `[P]` of what is maximized; the gradient's norm.

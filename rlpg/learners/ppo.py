@@ -18,7 +18,7 @@ from rlpg.gradients import estimators
 from rlpg.learners.advantages import normalize
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
-from rlpg.learners.settings import LearnerSettings, PPOSettings
+from rlpg.learners.settings import MINIBATCH_SIZE, LearnerSettings, PPOSettings
 
 _LEAST_CLIP_RANGE = 1e-6
 
@@ -48,12 +48,14 @@ class PPO(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
         s = self.settings
+        of_a_size = min(max(1, batch.weight.numel() // MINIBATCH_SIZE), len(batch))
+        num_minibatches = of_a_size if s.num_minibatches == "auto" else s.num_minibatches
         seen: list[dict[str, Any]] = []
         num_epochs = 0
         while num_epochs < s.num_epochs:
             epoch = [
                 self._step(minibatch, lr_scale * self._adapted)
-                for minibatch in batch.minibatches(s.num_minibatches, self.generator)
+                for minibatch in batch.minibatches(num_minibatches, self.generator)
             ]
             seen += epoch
             num_epochs += 1

@@ -26,6 +26,7 @@ from rlpg.settings import (
 
 PREDICTING = ("linear", "value")  # the baselines that predict the value of a state
 GAE_LAMBDA = 0.95  # where learner.gae_lambda is auto and the baseline predicts values
+MINIBATCH_SIZE = 64  # samples, where learner.num_minibatches is auto
 DISCRETE_ENTROPY_COEF = 0.02  # where learner.entropy_coef is auto and actions are discrete
 
 BaselineName = Annotated[
@@ -109,8 +110,9 @@ class PPOSettings(LearnerSettings):
     """keep the clip range, or lower it linearly to 0 over the run"""
     num_epochs: Count = 10
     """passes over a rollout"""
-    num_minibatches: Count = 32
-    """minibatches in each pass"""
+    num_minibatches: Literal["auto"] | Count = "auto"
+    """minibatches in each pass (auto: of about 64 samples, however large the rollout is; with
+    memory of whole environments, so at most as many as there are)"""
     target_kl: Positive | None = None
     """stop the passes over a rollout when the policy is further than this from the one that acted
     (none: never)"""

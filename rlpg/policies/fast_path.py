@@ -9,21 +9,15 @@ can be known before the first step (weights, moments, noise) is prepared once pe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlpg.policies.networks import ACTIVATIONS, MLP, Carry
+from rlpg.policies.heads import Array, Head
+from rlpg.policies.networks import ACTIVATIONS, MLP, Carry, Network
 from rlpg.policies.normalizer import Normalizer
-
-if TYPE_CHECKING:
-    from rlpg.policies.policy import StandardPolicy
-
-Array = np.ndarray[Any, Any]
-Actor = Callable[[Array, Carry, Tensor | None], tuple[Array, Carry]]
-"""`actor(obs [N, *O], carry, episode_start [N]) -> actions [N, *A], the next carry`."""
+from rlpg.policies.policy import Actor
 
 _STEPS_AHEAD = 128  # most steps whose noise is drawn at once
 # Multiplications in a product from which NumPy's BLAS may start threads of its own.
@@ -35,26 +29,27 @@ _IN_NUMPY: dict[str, Callable[[Array], Array]] = {
 
 
 def array_actor(
-    policy: StandardPolicy, generator: torch.Generator | None, num_envs: int, num_steps: int
+    network: Network,
+    normalizer: Normalizer | None,
+    head: Head,
+    generator: torch.Generator | None,
+    *,
+    num_envs: int,
+    num_steps: int,
 ) -> Actor | None:
-    """The same law by NumPy; None for a policy that is more than an MLP on a vector."""
-    head, observations, mlp = policy.head, policy.observations, policy.network.mlp
-    is_plain = observations.is_plain and observations.mask_slice is None
-    if not isinstance(mlp, MLP) or policy.network.memory is not None or not policy.sees_all:
-        return None
-    if not is_plain or next(policy.parameters()).device.type != "cpu":
+    """`Policy.actor` for features that are the observations; None for more than an MLP."""
+    if not isinstance(network.mlp, MLP) or network.memory is not None:
         return None
     noisy = generator is not None
     if noisy and head.noise((0, num_envs), torch.Generator()) is None:
         return None
-    normalize = _normalize(policy.normalizer)
-    network = _mlp(mlp, num_envs)
+    normalize, mlp = _normalize(normalizer), _mlp(network.mlp, num_envs)
     noise, t, left = np.empty(0), 0, num_steps
 
     def act(obs: Array, carry: Carry, episode_start: Tensor | None) -> tuple[Array, Carry]:
         nonlocal noise, t, left
         with np.errstate(all="ignore"):  # what is not finite is the collector's to report
-            outputs = network(normalize(obs))  # [N, num_outputs]
+            outputs = mlp(normalize(obs))  # [N, num_outputs]
             if generator is not None:
                 if t == len(noise):
                     ahead = min(max(left, 1), _STEPS_AHEAD)

@@ -53,7 +53,7 @@ class Collector:
         seed: of the actions.
         log_prob: whether rollouts carry `log_prob`; a learner that computes it anyway saves the
             pass by turning it off.
-        deterministic: take the policy's most likely action instead of a draw.
+        deterministic: take the policy's deterministic action (`Policy.mode`) instead of a draw.
         warn: is told once if an observation is out of the bounds of its space; None: a Python
             warning.
 

@@ -57,7 +57,7 @@ class TensorCollector:
         num_envs: N.
         dtype: of the environments' state.
         log_prob: whether rollouts carry `log_prob`.
-        deterministic: take the policy's most likely action instead of a draw.
+        deterministic: take the policy's deterministic action (`Policy.mode`) instead of a draw.
 
     Raises:
         UsageError: the policy was made for other observations or actions.

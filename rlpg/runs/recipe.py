@@ -229,7 +229,7 @@ def _defaults(agent: Any, resolve: Resolve | None) -> Recipe:
     if resolve is None:
         raise RecipeError(
             f"agent: {agent} is code of its user's, which a file may not choose to import; name "
-            f"it yourself: --import {agent.partition(':')[0]}"
+            f"it yourself (agent={agent}), or allow it: --import"
         )
     return Recipe.of(agent, resolve(agent))
 

@@ -137,7 +137,7 @@ class EvaluationSettings(Settings):
     final_episodes: Size = 100
     """episodes of the evaluation after training"""
     stochastic: bool = True
-    """evaluate with sampled actions too, besides the most likely ones"""
+    """evaluate with sampled actions too, besides the deterministic ones"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from rlpg.cli import verb_class
 from rlpg.cli.parsing import parse
-from rlpg.cli.train import Train
+from rlpg.cli.train import Train, parts
 from rlpg.cli.verb import Verb
 from rlpg.cli.words import read
 from rlpg.errors import UsageError
@@ -108,8 +108,9 @@ def test_a_folder_that_is_called_like_a_number_is_no_second_value() -> None:
     ],
 )
 def test_an_option_whose_value_may_be_left_out(
-    words: str, json: Path | None, video: Path | None
+    words: str, json: Path | None, video: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rlpg.cli.evaluate.check_extra", lambda *_: None)
     verb = parse("evaluate", verb_class("evaluate"), ["run", *words.split()])
     assert verb is not None
     assert (verb.values()["json"], verb.values()["video"]) == (json, video)
@@ -176,7 +177,18 @@ def test_a_verb_is_checked_where_python_makes_it_too() -> None:
 
 
 def test_what_is_typed_may_be_imported_and_what_a_file_says_may_not() -> None:
-    assert train("--policy.network", "m:N").typed == {"policy.network": "m:N"}
+    typed = train("--policy.network", "m:N", "--learner.baseline", "m:B").typed
+    assert typed == {"policy.network": "m:N", "learner.baseline": "m:B"}
+    own = parts(typed, import_modules=False)
+    assert (own.network, own.baseline, own.learner, own.import_modules) == (
+        "m:N",
+        "m:B",
+        None,
+        False,
+    )
+    assert (
+        parts({"learner.baseline": "value", "agent": "ppo"}, import_modules=True).baseline is None
+    )
     Path("mine.toml").write_text("[policy]\nnetwork = 'm:N'\n")
     verb = parse("train", Train, ["CartPole-v1", "--recipe", "mine.toml"])
     assert isinstance(verb, Train)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rlpg.envs import catch, replenishment, unit_commitment
+from rlpg.envs import catch, replenishment, t_maze, unit_commitment
 from rlpg.envs.vectorized import ArrayVectorEnv, SingleEnv
 
 Array = np.ndarray[Any, Any]
@@ -199,3 +199,41 @@ class TestReplenishment:
         generator = np.random.default_rng(0)
         mean, error = simulate(envs, lambda t, obs: generator.integers(4, size=(5_000, 3)))
         assert abs(mean - random) < 4 * error
+
+
+class TestTMaze:
+    @pytest.mark.parametrize("length", [1, 3, 10])
+    def test_the_sign_is_worth_1_to_who_remembers_it(self, length: int) -> None:
+        envs = t_maze.TMazeVectorEnv(200, length=length)
+        sign: list[Array] = []
+
+        def policy(t: int, obs: Array) -> Array:
+            sign.append(obs[:, 0]) if t == 0 else None
+            return np.where(obs[:, 1] == 1, (sign[0] + 3) / 2, 0).astype(np.int64)
+
+        assert simulate(envs, policy) == (1.0, 0.0)
+
+    def test_no_policy_without_memory_gets_more_than_half(self) -> None:
+        """All there is to see but the sign: the corridor and the junction, three actions each."""
+        means = []
+        for at_sign, corridor, junction in itertools.product(range(3), repeat=3):
+            envs = t_maze.TMazeVectorEnv(400, length=3)
+            actions = np.array([corridor, junction])
+
+            def policy(t: int, obs: Array, actions: Array = actions, first: int = at_sign) -> Array:
+                seen = actions[obs[:, 1].astype(np.int64)]
+                return np.where(obs[:, 0] != 0, first, seen)
+
+            means.append(simulate(envs, policy)[0])
+        assert max(means) == pytest.approx(0.5, abs=0.1)
+        assert claims(t_maze.TMaze) == [0.5]
+
+    def test_an_episode_ends_by_a_turn_or_in_twice_the_way(self) -> None:
+        envs = t_maze.TMazeVectorEnv(1, length=4)
+        envs.reset(seed=0)
+        ends = [bool(envs.step(np.array([0]))[2][0]) for _ in range(10)]
+        assert ends == [False] * 9 + [True]
+
+    def test_a_corridor_without_length_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="length: expected 1 to 1000, got 0"):
+            t_maze.TMaze(length=0)

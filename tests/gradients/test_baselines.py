@@ -299,6 +299,66 @@ def test_one_family_serves_the_learner(name: str) -> None:
     assert torch.equal(twin.baseline(rollout, rollout.reward), after)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_groups_leave_one_out_of_their_own(size: int) -> None:
+    """Two items with payments of their own, K coins each: over all outcomes the mean is exact, and
+    the variance that of K independent coins with the mean of K - 1 others:
+    E s^2 (G - b)^2 with Var b = Var(G) / (K - 1), and the covariance of pairs."""
+    theta, pays = torch.tensor(0.4, dtype=torch.float64), torch.tensor([[1.0], [5.0]]).double()
+    p = torch.sigmoid(theta)
+    found: dict[str, list[tuple[float, float]]] = {"groups": [], "all": []}
+    for flat in itertools.product((0.0, 1.0), repeat=2 * size):
+        draw = torch.tensor(flat, dtype=torch.float64)
+        reward = ((1 + draw).reshape(2, size) * pays).flatten()
+
+        class Scripted(Bernoulli):
+            value = draw
+
+            def sample(self, sample_shape: object = None) -> Tensor:
+                return self.value
+
+        for name, baseline in (
+            ("groups", rlpg.LeaveOneOut(groups=size)),
+            ("all", rlpg.LeaveOneOut()),
+        ):
+            leaf, tape = theta.clone().requires_grad_(), rlpg.Tape(baseline=baseline)
+            tape.sample(Scripted(logits=leaf.expand(2 * size)))
+            tape.add(reward)
+            tape.surrogate().backward()
+            prob = torch.where(draw == 1, p, 1 - p).prod()
+            found[name].append((float(prob), float(leaf.grad)))  # type: ignore[arg-type]
+    moments = {}
+    for name, pairs in found.items():
+        mean = sum(q * g for q, g in pairs)
+        assert mean == pytest.approx(float(p * (1 - p) * 3))  # d/d theta of (1 + 5) / 2 E[1 + b]
+        moments[name] = sum(q * g**2 for q, g in pairs) - mean**2
+    # One item of payment c: A_k = c (b_k - mean of others), s_k = b_k - p, v = p (1 - p), g = c v:
+    # E s^2 A^2 = c^2 (E (b-p)^4 + v^2 / (K - 1)); E s_k A_k s_l A_l = g^2 + c^2 v^2 / (K - 1)^2.
+    v = float(p * (1 - p))
+    fourth = v * (1 - 3 * v)
+    want = 0.0
+    for c in (1.0, 5.0):
+        one = c**2 * (fourth + v**2 / (size - 1)) - (c * v) ** 2
+        pair = c**2 * v**2 / (size - 1) ** 2
+        want += (size * one + size * (size - 1) * pair) / (2 * size) ** 2
+    assert moments["groups"] == pytest.approx(want)
+    assert moments["groups"] < moments["all"]
+
+
+def test_groups_in_a_rollout_are_neighbouring_environments() -> None:
+    slots = Slots(torch.zeros(1, 4).long(), torch.ones(1, 4) > 0)
+    returns = torch.tensor([[1.0, 3.0, 10.0, 20.0]])
+    assert rlpg.LeaveOneOut(groups=2)(slots, returns).tolist() == [[3.0, 1.0, 20.0, 10.0]]
+    with pytest.raises(EstimatorError, match="expected a multiple of 3 lanes, got 4"):
+        rlpg.LeaveOneOut(groups=3)(slots, returns)
+    with pytest.raises(EstimatorError, match="expected groups of at least 2 lanes, got 1"):
+        rlpg.LeaveOneOut(groups=1)
+    tape = rlpg.Tape("combine", baseline=rlpg.LeaveOneOut(groups=2))
+    tape.add(tape.sample(Normal(torch.zeros(8, requires_grad=True), 1.0)))
+    with pytest.raises(EstimatorError, match="got one with groups"):
+        tape.surrogate()
+
+
 def test_what_a_baseline_cannot_do_is_said() -> None:
     state = torch.zeros(4, 3)
     with pytest.raises(EstimatorError, match="expected the network to return"):

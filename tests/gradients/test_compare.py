@@ -65,6 +65,86 @@ def test_means_and_variances_equal_the_closed_forms() -> None:
     assert result.gradients["score"].shape == (repeats, 2)
 
 
+class Scripted:
+    """A program whose gradients are given: repeat k of an estimator has row k of its table.
+
+    lone     score    1 3 5 3   mean 3, variance 8/3
+             pathwise 3 5 3 5   mean 4, variance 4/3
+    pair     score    (3, 4) in every repeat
+             pathwise (4, 4) (2, 6) (4, 4) (2, 6): mean (3, 5), variance 4/3 each
+    """
+
+    def __init__(self) -> None:
+        self.lone = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        self.pair = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        self.clock = 0.0
+        self.tables = {
+            "score": iter([(0, 0, 0), (1, 3, 4), (3, 3, 4), (5, 3, 4), (3, 3, 4)]),
+            "pathwise": iter([(3, 4, 4), (5, 2, 6), (3, 4, 4), (5, 2, 6)]),
+        }  # the first row of "score" goes to the look for coupled lanes
+        self.pace = {"score": iter([0.0, 0.4, 0.1, 0.3, 0.2]), "pathwise": iter([0.1] * 4)}
+
+    def __call__(self, tape: Tape, lanes: int) -> Tensor:
+        how = "score" if type(tape) is not Tape else tape.how  # a replay looks for coupled lanes
+        self.clock += next(self.pace[how])
+        a, b, c = next(self.tables[how])
+        return a * self.lone + b * self.pair[0] + c * self.pair[1]
+
+
+def test_every_figure_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Scripted()
+    monkeypatch.setattr("rlpg.gradients.compare.time.perf_counter", lambda: program.clock)
+    found = compare(program, {"lone": program.lone, "pair": program.pair}, num_lanes=10, repeats=4)
+    lone, lone_path, pair, pair_path = found.rows
+    assert (lone.mean, lone_path.mean) == (3.0, 4.0)
+    assert lone.variance_per_lane == pytest.approx(80 / 3)  # times the lanes
+    # |mean|^2 less the variance of the mean: 9 - (8/3) / 4 = 25/3
+    assert lone.signal_to_noise == pytest.approx(math.sqrt(25 / 8))
+    assert lone.lanes_needed == pytest.approx(80 / 25)
+    assert lone.bias_z == 0.0  # the reference
+    # standard error of the difference: (8/3 + 4/3) / 4 = 1
+    assert lone_path.bias_z == pytest.approx((4 - 3) / 1)
+    assert (pair.mean, pair_path.mean) == (5.0, pytest.approx(math.sqrt(34)))
+    assert pair_path.variance_per_lane == pytest.approx(10 * 8 / 3)
+    assert pair_path.signal_to_noise == pytest.approx(math.sqrt((34 - 2 / 3) / (8 / 3)))
+    assert (pair.signal_to_noise, pair.lanes_needed) == (math.inf, 0.0)
+    # (5 - 4)^2 / (1/3) = 3 = chi-square of 2 dimensions: (3 - 2) / sqrt(4)
+    assert pair_path.bias_z == pytest.approx(0.5)
+    # the median of 0.1, 0.2, 0.3, 0.4 s (the upper one), per lane
+    assert lone.ms_per_lane == pytest.approx(30.0)
+    assert lone_path.ms_per_lane == pytest.approx(10.0)
+    assert found.gradients["pathwise"][1].tolist() == [5.0, 2.0, 6.0]
+
+
+def test_an_exact_reference_has_no_error_of_its_own() -> None:
+    program = Scripted()
+    exact = {"lone": torch.tensor(2.0), "pair": torch.tensor([3.0, 4.0])}
+    found = compare(
+        program,
+        {"lone": program.lone, "pair": program.pair},
+        num_lanes=10,
+        repeats=4,
+        reference=exact,
+    )
+    lone, lone_path, pair, _ = found.rows
+    assert lone.bias_z == pytest.approx((3 - 2) / math.sqrt(8 / 3 / 4))
+    assert lone_path.bias_z == pytest.approx((4 - 2) / math.sqrt(4 / 3 / 4))
+    assert pair.bias_z == pytest.approx(-1.0)  # chi-square 0 of 2 dimensions: (0 - 2) / sqrt(4)
+    assert "bias against exact values" in str(found)
+
+
+def test_no_signal_asks_for_infinitely_many_lanes() -> None:
+    program = Scripted()
+    program.tables = {
+        "score": iter([(0, 0, 0), (1, 0, 0), (-1, 0, 0), (1, 0, 0), (-1, 0, 0)]),
+        "pathwise": iter([(0, 0, 0)] * 4),
+    }
+    found = compare(program, {"lone": program.lone}, num_lanes=10, repeats=4)
+    score, pathwise = found.rows
+    assert (score.signal_to_noise, score.lanes_needed) == (0.0, math.inf)
+    assert (pathwise.signal_to_noise, pathwise.lanes_needed) == (math.inf, math.inf)
+
+
 def test_a_bias_is_seen_and_exact_estimators_have_no_noise() -> None:
     logit = leaf(-1.5)
 

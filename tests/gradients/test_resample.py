@@ -81,6 +81,26 @@ def test_pathwise_samples_between_score_nodes_carry_the_shaped_reward() -> None:
     assert z_scores("score", mixed, want, 1000).abs().max() < 4
 
 
+@pytest.mark.parametrize("how", ["pathwise", "score"])
+def test_the_discount_reaches_beyond_a_resample(how: How) -> None:
+    # x ~ N(m, s^2) pays x / 2; after the discount, the resampled x pays -(w x - 1)^2. A resampled
+    # lane has E x^2 = m^2 + s^2 / N (of the mean) + s^2 / N (of the new mean) + s^2 (1 - 1 / N).
+    def run(tape: Tape, theta: Tensor) -> None:
+        x = tape.sample(Normal(theta[0].expand(LANES), theta[1].expand(LANES)))
+        tape.add(0.5 * x, discount=0.4)
+        tape.add(0.2 * x, discount=0.5)
+        x = tape.resample(x)
+        tape.add(-((theta[2] * x - 1.0) ** 2))
+
+    def objective(theta: Tensor) -> Tensor:
+        m, s, w = theta
+        square = m**2 + s**2 + s**2 / LANES
+        return 0.5 * m + 0.4 * 0.2 * m - 0.2 * (w**2 * square - 2 * w * m + 1.0)
+
+    want = torch.autograd.functional.jacobian(objective, START)
+    assert z_scores(how, run, want, 1000).abs().max() < 4
+
+
 def test_baseline_of_earlier_nodes_leaves_the_shaped_reward_alone() -> None:
     # The shaped rewards sum to almost 0: leaving one out of them would scale them by N / (N - 1).
     def with_baseline(tape: Tape, theta: Tensor) -> None:

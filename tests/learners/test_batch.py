@@ -15,7 +15,6 @@ from torch import Tensor
 from rlpg import Batch
 from rlpg.errors import UsageError
 from rlpg.learners import batch as module
-from rlpg.learners.batch import mean_of
 
 sys.path.append(str(Path(__file__).parent))
 from listed import plain
@@ -165,8 +164,3 @@ def test_a_step_is_the_same_in_groups_and_chunks(monkeypatch: pytest.MonkeyPatch
         learner.update(draw_rollout(learner.policy, 0))
         after.append(weights(learner))
     torch.testing.assert_close(after[0], after[1], rtol=1e-3, atol=1e-5)
-
-
-def test_the_mean_of_metrics_is_over_those_who_have_them() -> None:
-    assert mean_of([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}
-    assert mean_of([]) == {}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rlpg.policies import (
     Observations,
-    Policy,
     StandardPolicy,
     make_head,
+    policy_from,
     space_from_data,
     space_to_data,
 )
@@ -145,7 +145,7 @@ def test_actions_are_in_the_space(space, seed, is_masked):
 def test_policies_act_within_their_space_after_a_round_trip(observation, action, seed):
     generator = torch.Generator().manual_seed(seed)
     policy = StandardPolicy(observation, action, hidden=(8,), generator=generator)
-    restored = Policy.from_description(json.loads(json.dumps(policy.describe())))
+    restored = policy_from(json.loads(json.dumps(policy.describe())))
     restored.load_state_dict(policy.state_dict())
     obs = sampled(observation, seed)
     policy.seed(seed)

@@ -9,7 +9,6 @@ from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlpg.policies import Policy, StandardPolicy
-from rlpg.policies.fast_path import array_actor
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
 ACTIONS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
@@ -46,7 +45,7 @@ def test_deterministic_actions_are_those_of_mode(
     action: str, activation: str, num_envs: int
 ) -> None:
     policy = make(action=action, activation=activation)
-    act = array_actor(policy, None, num_envs, 1)
+    act = policy.quick_actor(None, num_envs, 1)
     assert act is not None
     obs = observations(num_envs)
     with torch.inference_mode():
@@ -63,7 +62,7 @@ def test_deterministic_actions_are_those_of_mode(
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_draw_is_the_mode_of_the_outputs_plus_the_noise(action: str) -> None:
     policy, num_envs = make(action=action), 6
-    act = array_actor(policy, torch.Generator().manual_seed(3), num_envs, 9)
+    act = policy.quick_actor(torch.Generator().manual_seed(3), num_envs, 9)
     assert act is not None
     noise = policy.head.noise((9, num_envs), torch.Generator().manual_seed(3))
     assert noise is not None
@@ -78,7 +77,7 @@ def test_a_draw_is_the_mode_of_the_outputs_plus_the_noise(action: str) -> None:
 @pytest.mark.parametrize(("num_steps", "calls"), [(1, 5), (130, 130), (3, 300)])
 def test_every_step_has_noise_of_its_own(num_steps: int, calls: int) -> None:
     policy = make(action="gaussian")
-    act = array_actor(policy, torch.Generator().manual_seed(3), 2, num_steps)
+    act = policy.quick_actor(torch.Generator().manual_seed(3), 2, num_steps)
     assert act is not None
     obs = observations(2)
     with torch.inference_mode():
@@ -90,7 +89,7 @@ def test_every_step_has_noise_of_its_own(num_steps: int, calls: int) -> None:
 def test_noise_has_the_law_of_the_distribution(action: str) -> None:
     """z-test of every probability of every choice, 40 000 draws."""
     policy, draws = make(action=action), 40_000
-    act = array_actor(policy, torch.Generator().manual_seed(5), draws, 1)
+    act = policy.quick_actor(torch.Generator().manual_seed(5), draws, 1)
     assert act is not None
     obs = np.repeat(observations(1) / 9, draws, axis=0)
     with torch.inference_mode():
@@ -123,7 +122,7 @@ def test_a_policy_that_is_more_than_an_mlp_acts_by_torch(
 ) -> None:
     options = {"normalize_observations": False, **options}
     policy = make(space, **options)
-    assert array_actor(policy, torch.Generator(), 3, 1) is None
+    assert policy.quick_actor(torch.Generator(), 3, 1) is None
     packed = np.stack([policy.observations.pack(space.sample(), mask=m) for m in masks(options)])
     with torch.inference_mode():
         action, _ = policy.actor(torch.Generator().manual_seed(1), 3)(packed, None, None)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlpg import PPO, Collector, Policy, Rollout, StandardPolicy
 from rlpg.errors import SpaceError, UsageError
-from rlpg.policies import Carry, map_carry, restarted
+from rlpg.policies import Carry, map_carry, policy_from, restarted
 from rlpg.policies.networks import Memory
 
 KINDS = ("gru", "lstm")
@@ -373,7 +373,7 @@ class TestAct:
 def test_round_trip(kind: str, spaces_of: str) -> None:
     policy = make(kind, spaces_of)
     data = json.loads(json.dumps(policy.describe(), allow_nan=False))
-    again = Policy.from_description(data)
+    again = policy_from(data)
     again.load_state_dict(policy.state_dict())
     assert again.describe() == policy.describe()
     assert again.has_memory

@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from rlpg import PPO, Collector, Policy, Reinforce, Rollout, StandardPolicy
 from rlpg.errors import UsageError
-from rlpg.policies import Carry, map_carry, restarted
+from rlpg.policies import Carry, map_carry, policy_from, restarted
 from rlpg.references import UserParts
 
 OBS = spaces.Box(-10.0, 10.0, (3,))
@@ -263,7 +263,7 @@ class TestFiles:
         factory, action_space, options = KINDS[kind]
         policy = make(kind)
         data = json.loads(json.dumps(policy.describe(), allow_nan=False))
-        again = Policy.from_description(data, UserParts(policy=factory))
+        again = policy_from(data, UserParts(policy=factory))
         again.load_state_dict(policy.state_dict())
         assert type(again) is factory
         assert again.describe() == policy.describe()
@@ -281,7 +281,7 @@ class TestFiles:
         with pytest.raises(
             UsageError, match=r"policy: expected .*:.* to be given, .* pass policy="
         ):
-            Policy.from_description(data)
+            policy_from(data)
 
     def test_act_on_one_observation_and_on_a_batch(self, kind: str) -> None:
         policy, options = make(kind), KINDS[kind][2]
@@ -306,7 +306,7 @@ def test_keyword_arguments_are_kept_as_data() -> None:
     )
     data = policy.describe()
     assert data["kwargs"] == {"width": 2.0}
-    again = Policy.from_description(data, UserParts(policy=FeedForward))
+    again = policy_from(data, UserParts(policy=FeedForward))
     assert isinstance(again, FeedForward)
     assert again.width == 2.0
 
@@ -457,8 +457,8 @@ class TestNetworks:
         with pytest.raises(
             UsageError, match=r"network: expected .*:Torso to be given, .* network="
         ):
-            Policy.from_description(data)
-        again = Policy.from_description(data, UserParts(network=Torso))
+            policy_from(data)
+        again = policy_from(data, UserParts(network=Torso))
         again.load_state_dict(policy.state_dict())
         assert again.describe() == policy.describe()
         obs = torch.randn(6, 3)
@@ -477,8 +477,8 @@ class TestNetworksThatAreRefused:
         policy = self.policy(lambda *sizes: make(*sizes))
         data = json.loads(json.dumps(policy.describe(), allow_nan=False))
         with pytest.raises(UsageError, match="importable"):
-            Policy.from_description(data, UserParts(import_modules=True))
-        again = Policy.from_description(data, UserParts(network=make))
+            policy_from(data, UserParts(import_modules=True))
+        again = policy_from(data, UserParts(network=make))
         again.load_state_dict(policy.state_dict())
         obs = torch.randn(6, 3)
         assert torch.equal(policy.mode(obs)[0], again.mode(obs)[0])

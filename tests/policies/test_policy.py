@@ -11,7 +11,7 @@ from gymnasium import spaces
 from scipy import stats
 
 from rlpg.errors import SpaceError, UsageError
-from rlpg.policies import Policy, StandardPolicy
+from rlpg.policies import Policy, StandardPolicy, policy_from
 
 BOX = spaces.Box(-np.inf, np.inf, (4,))
 DISCRETE = spaces.Discrete(3)
@@ -78,7 +78,7 @@ class TestEveryCase:
         if policy.normalizer is not None:
             policy.normalizer.update(policy.observations.features(obs))
         description = json.loads(json.dumps(policy.describe(), allow_nan=False))
-        restored = Policy.from_description(description)
+        restored = policy_from(description)
         restored.load_state_dict({k: v.clone() for k, v in policy.state_dict().items()})
         assert restored.describe() == policy.describe()
         for twin in (restored, copy.deepcopy(policy)):
@@ -131,7 +131,7 @@ class TestEveryCase:
         policy.act(obs)
         policy.seed(3)
         policy.act(obs)
-        Policy.from_description(policy.describe())
+        policy_from(policy.describe())
         assert torch.equal(before, torch.get_rng_state())
         assert (numpy_before == np.random.get_state()[1]).all()
 
@@ -312,12 +312,12 @@ class TestRefusals:
     def test_damaged_descriptions(self, change):
         description = {**create("categorical").describe(), **change}
         with pytest.raises(UsageError, match="expected"):
-            Policy.from_description(description)
+            policy_from(description)
 
     def test_descriptions_that_are_no_table(self):
         for description in (None, [], "policy", 3):
             with pytest.raises(UsageError, match="policy description: expected"):
-                Policy.from_description(description)
+                policy_from(description)
 
     def test_weights_of_another_shape(self):
         with pytest.raises(RuntimeError, match="size mismatch"):

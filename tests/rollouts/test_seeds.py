@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from rlpg.errors import EnvironmentFault, UsageError
-from rlpg.policies import Policy
+from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, EpisodeSeeds, make_envs
 from rlpg.rollouts.seeds import seed_sequence
 from rlpg.stopping import StopSignals
@@ -163,7 +163,7 @@ def test_a_seed_that_is_none_is_refused_in_a_sentence(seed: Any) -> None:
 def policy_for(envs: Any) -> Policy:
     generator = torch.Generator().manual_seed(0)
     spaces_of = envs.single_observation_space, envs.single_action_space
-    return Policy.create(*spaces_of, hidden=(4,), generator=generator)
+    return StandardPolicy(*spaces_of, hidden=(4,), generator=generator)
 
 
 def test_a_numpy_integer_and_a_sequence_are_seeds() -> None:

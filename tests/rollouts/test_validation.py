@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -14,7 +16,14 @@ from gymnasium.vector import SyncVectorEnv
 from rlpg.errors import EnvironmentFault
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.validation import Validator
+from rlpg.rollouts.validation import (
+    Validator,
+    flag_misfit,
+    info_misfit,
+    not_finite,
+    observation_misfit,
+    reward_misfit,
+)
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (2, 2), np.uint8)
@@ -164,3 +173,70 @@ def test_a_category_of_a_given_environment_had_no_index() -> None:
     with pytest.raises(EnvironmentFault, match=r"^step 1: .*from 0 to 2, got 7 at \[1\]"):
         collecting(envs).steps(4)
     given.close()
+
+
+# ----------------------------------------------------------------- what check-env says besides
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "kind", "text"),
+    [
+        (BOX, ZERO, None, ""),
+        (BOX, np.array([0.5, np.nan, 1], np.float32), None, ""),
+        (BOX, np.zeros(3), "converted", "observation: expected dtype float32, got float64"),
+        (BOX, [0.0, 0.0, 0.0], "converted", r"expected a numpy array, got list \[0.0"),
+        (BOX, np.array([0, 2, 0], np.float32), "bounds", r"\[1\]: expected -1 to 1, got 2"),
+        (BOX, np.zeros(2, np.float32), "refused", r"float32 of shape \(3,\)"),
+        (spaces.Discrete(3), True, None, ""),
+        (spaces.Discrete(3), 3, "refused", "values from 0 to 2, got int 3"),
+        (NESTED, nested(), None, ""),
+        (NESTED, {**nested(), "c": 1}, "converted", "a dict with a, b and nothing else, got dict"),
+        (NESTED, {**nested(), "b": [*nested()["b"]]}, "converted", "expected a tuple of 2"),
+        (NESTED, nested(a=np.full(3, 9, np.float32)), "bounds", r"a.\]\[0\]: expected"),
+        (spaces.Text(3), "abcd", "refused", "observation: expected one of Text"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_misfits_of_an_observation(space: Any, obs: Any, kind: str | None, text: str) -> None:
+    misfit = observation_misfit(space, obs)
+    assert (misfit and misfit.kind) == kind
+    assert misfit is None or re.search(text, misfit.text), misfit.text
+
+
+@pytest.mark.parametrize(
+    ("value", "reward", "flag", "info"),
+    [
+        (1.0, None, "refused", "refused"),
+        (1, None, "converted", "refused"),
+        (True, "converted", None, "refused"),
+        (np.bool_(True), "converted", None, "refused"),
+        (np.array(1.0), "converted", "refused", "refused"),
+        (np.ones(1), "refused", "refused", "refused"),
+        (None, "refused", "refused", "refused"),
+        ({}, "refused", "refused", None),
+        (MappingProxyType({}), "refused", "refused", "converted"),
+    ],
+    ids=str,
+)
+def test_misfits_of_an_outcome(value: Any, reward: Any, flag: Any, info: Any) -> None:
+    kinds = [
+        misfit and misfit.kind
+        for misfit in (reward_misfit(value), flag_misfit("terminated", value), info_misfit(value))
+    ]
+    assert kinds == [reward, flag, info]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.array([0, 1e39]), r"it\[1\]: expected a finite float32, got 1e\+39"),
+        ({"a": (0, np.float32(np.nan))}, r"it\['a'\]\[1\]: expected a finite float32, got nan"),
+        (float("-inf"), "it: expected a finite float32, got -inf"),
+        (np.array([2**62]), "^$"),
+        ("text", "^$"),
+        (None, "^$"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_not_finite(value: Any, text: str) -> None:
+    assert re.search(text, not_finite(value, "it"))

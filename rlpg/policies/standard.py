@@ -1,0 +1,210 @@
+"""`StandardPolicy`: the policy that ships."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from rlpg.errors import SpaceError
+from rlpg.policies.actions import make_head
+from rlpg.policies.fast_path import array_actor
+from rlpg.policies.networks import Carry, Network
+from rlpg.policies.normalizer import Normalizer
+from rlpg.policies.policy import FORMAT, Actor, Policy
+from rlpg.policies.spaces import Space, space_to_data
+from rlpg.references import Part, UserParts, reference_to
+
+_OUTPUT_GAIN = 0.01  # a first policy that is nearly uniform, or centered
+
+
+@final
+class StandardPolicy(Policy):
+    """Packed observation -> features -> normalized -> network, with memory or not -> head.
+
+    Not to be subclassed, because collecting takes a shortcut through NumPy: subclass `Policy`.
+    """
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        *,
+        generator: torch.Generator | None,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        network: Part | None = None,
+        memory: str | None = None,
+        memory_size: int = 64,
+        critic_only: Sequence[str] = (),
+        images: bool | Literal["auto"] = "auto",
+        normalize_observations: bool = True,
+        observation_clip: float = 10.0,
+        gaussian: str = "clipped",
+        std: str = "independent",
+        log_std_init: float = 0.0,
+        log_std_floor: float = -5.0,
+        bernoulli: bool = False,
+        info_mask: int = 0,
+    ) -> None:
+        """A policy with fresh weights, orthogonal, with gain 0.01 in the last layer.
+
+        Args:
+            observation_space, action_space: of one environment.
+            generator: draws the weights; the global one is never touched. None: they are for
+                `load_state_dict` to set.
+            hidden, activation: of the network; see `Network`.
+            network: `network(num_features, num_outputs)` makes another module; or `module:Name`.
+            memory, memory_size: `gru` or `lstm` before the network, and its width.
+            critic_only: entries of a Dict observation that only value networks see.
+            images: which uint8 arrays are images; see `Observations`.
+            normalize_observations, observation_clip: see `Normalizer`.
+            gaussian, std, log_std_init, log_std_floor, bernoulli: see `make_head`.
+            info_mask: length of `info["action_mask"]`, 0 where the environment has none.
+
+        Raises:
+            SpaceError: a space is not supported; the message lists what is.
+            UsageError: an option has no such value.
+        """
+        super().__init__(observation_space, action_space, info_mask=info_mask, images=images)
+        reference = None if network is None else reference_to(network, "network")
+        factory = None
+        if network is not None and reference is not None:
+            may_import = UserParts(network=network, import_modules=True)
+            factory = may_import.find("network", reference)
+        head = {
+            "gaussian": gaussian,
+            "std": std,
+            "log_std_init": float(log_std_init),
+            "log_std_floor": float(log_std_floor),
+            "bernoulli": bernoulli,
+        }
+        self.head = make_head(action_space, **head)  # type: ignore[arg-type]  # of several types
+        if self.observations.num_mask not in (0, self.head.num_mask):
+            raise SpaceError(
+                f"action mask: expected {self.head.num_mask or 'no'} entries for "
+                f"{self.head.space}, got {self.observations.num_mask}"
+            )
+        self._description = {
+            "format": FORMAT,
+            "observations": self.observations.describe(),
+            "action_space": space_to_data(action_space),
+            "network": {
+                "hidden": [int(size) for size in hidden],
+                "activation": activation,
+                "factory": None if reference is None else reference.name,
+                "kwargs": {} if reference is None else dict(reference.kwargs),
+                "memory": memory,
+                "memory_size": int(memory_size),
+            },
+            "head": head,
+            "critic_only": list(critic_only),
+            "normalize_observations": normalize_observations,
+            "observation_clip": float(observation_clip),
+        }
+        normalized = self.observations.normalized
+        if normalize_observations and bool(normalized.any()):
+            self.normalizer = Normalizer(normalized, clip=observation_clip)
+        self._factory = factory
+        self._seen = self.observations.features_without(critic_only)
+        self.network = self._make_network(
+            self.head.num_outputs, hidden, generator, seen=self._seen, output_gain=_OUTPUT_GAIN
+        )
+        self._has_mask = self.observations.mask_slice is not None
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("StandardPolicy is final; subclass rlpg.Policy and define forward")
+
+    def _make_network(
+        self,
+        num_outputs: int,
+        hidden: Sequence[int],
+        generator: torch.Generator | None,
+        **options: Any,
+    ) -> Network:
+        settings = self._description["network"]
+        assert isinstance(settings, dict)
+        return Network(
+            self.observations,
+            num_outputs,
+            hidden=hidden,
+            activation=settings["activation"],
+            memory=settings["memory"],
+            memory_size=settings["memory_size"],
+            factory=self._factory,
+            generator=generator,
+            **options,
+        )
+
+    def make_critic(
+        self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
+    ) -> Network:
+        if hidden is None:
+            settings = self._description["network"]
+            assert isinstance(settings, dict)
+            hidden = settings["hidden"]
+        return self._make_network(1, hidden, generator)
+
+    def describe(self) -> dict[str, Any]:
+        return copy.deepcopy(self._description)
+
+    # ---- torch
+
+    def initial_carry(self, num_envs: int) -> Carry:
+        return None if self.network.memory is None else self.network.memory.initial_carry(num_envs)
+
+    @property
+    def has_memory(self) -> bool:
+        return self.network.memory is not None
+
+    def forward(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Distribution, Carry]:
+        outputs, carry = self.network(self.features(obs), carry, episode_start)  # may be compiled
+        return self.head.forward(outputs, self.observations.mask(obs)), carry
+
+    def _outputs(
+        self, obs: Tensor, carry: Carry, episode_start: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Carry]:
+        """Outputs `[N, num_outputs]` of one step, the action mask and the next carry."""
+        features = self.features(obs)
+        mask = self.observations.mask(obs) if self._has_mask else None
+        if self.network.memory is None:
+            return self.network.forward(features)[0], mask, None
+        starts = None if episode_start is None else episode_start.unsqueeze(0)  # [1, N]
+        outputs, carry = self.network.forward(features.unsqueeze(0), carry, starts)
+        return outputs[0], mask, carry
+
+    def draw(
+        self,
+        obs: Tensor,
+        carry: Carry,
+        generator: torch.Generator,
+        episode_start: Tensor | None = None,
+    ) -> tuple[Tensor, Carry]:
+        outputs, mask, carry = self._outputs(obs, carry, episode_start)
+        return self.head.draw(outputs, generator, mask), carry
+
+    def mode(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        outputs, mask, carry = self._outputs(obs, carry, episode_start)
+        return self.head.mode(outputs, mask), carry
+
+    def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Actor:
+        quick = self.quick_actor(generator, num_envs, num_steps)
+        return super().actor(generator, num_envs, num_steps) if quick is None else quick
+
+    def quick_actor(
+        self, generator: torch.Generator | None, num_envs: int, num_steps: int
+    ) -> Actor | None:
+        """`actor` in NumPy; None where the policy is more than an MLP on a vector, on a CPU."""
+        is_plain = self.observations.is_plain and not self._has_mask and self._seen is None
+        if not is_plain or self.device.type != "cpu":
+            return None
+        parts = self.network, self.normalizer, self.head
+        return array_actor(*parts, generator, num_envs=num_envs, num_steps=num_steps)

@@ -1,0 +1,94 @@
+"""What a verb tells the library: everything that was typed, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlpg.cli import main
+from rlpg.evaluation import Evaluation
+
+FOUND = Evaluation(np.array([1.0, 2.0]), np.array([3, 4]), deterministic=True)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """The calls of the library, which do nothing; one dictionary of arguments each."""
+    calls: list[dict[str, Any]] = []
+
+    def run_recipe(env: str, recipe: Any, run_dir: Any, **options: Any) -> Any:
+        calls.append({"env": env, "recipe": recipe, "run_dir": run_dir, **options})
+        return SimpleNamespace(path=Path(f"run-{recipe.seed}"), evaluation=FOUND)
+
+    def resume(path: Path, **options: Any) -> Any:
+        calls.append({"path": path, **options})
+        return SimpleNamespace(path=path, evaluation=FOUND)
+
+    def load_saved(source: Any, which: str, parts: Any) -> Any:
+        calls.append({"source": source, "which": which})
+        return SimpleNamespace(environment={"id": "CartPole-v1"})
+
+    def evaluate_saved(saved: Any, **options: Any) -> Evaluation:
+        calls.append(options)
+        return FOUND
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlpg.training.run_recipe", run_recipe)
+    monkeypatch.setattr("rlpg.training.resume", resume)
+    monkeypatch.setattr("rlpg.loading.load_saved", load_saved)
+    monkeypatch.setattr("rlpg.evaluation.evaluate_saved", evaluate_saved)
+    return calls
+
+
+def test_train_has_a_seed_and_a_folder_for_each_run(told: list[dict[str, Any]]) -> None:
+    words = "--seeds 3 5 --run-dir here --quiet --stop-at-return 7.5 --total-steps 100"
+    assert main(["train", "CartPole-v1", *words.split()]) == 0
+    assert [call["recipe"].seed for call in told] == [3, 5]
+    assert [call["run_dir"] for call in told] == [Path("here/3"), Path("here/5")]
+    for call in told:
+        assert call["env"] == "CartPole-v1"
+        assert call["recipe"].total_steps == 100
+        assert call["hooks"].stop_at_return == 7.5
+        assert call["quiet"] is True
+
+
+def test_train_of_one_seed_is_kept_where_it_was_told(told: list[dict[str, Any]]) -> None:
+    assert main(["train", "CartPole-v1", "--run-dir", "here"]) == 0
+    (call,) = told
+    assert call["run_dir"] == Path("here")
+    assert call["hooks"].stop_at_return is None
+    assert call["quiet"] is False
+
+
+def test_resume_passes_on_all_that_was_typed(told: list[dict[str, Any]]) -> None:
+    words = "run --exact --total-steps 9 --stop-at-return 7.5 --quiet --env CartPole-v1 --import"
+    assert main(["resume", *words.split()]) == 0
+    assert told == [
+        {"path": Path("run"), "env": "CartPole-v1", "env_kwargs": {}, "total_steps": 9,
+         "exact": True, "stop_at_return": 7.5, "import_modules": True, "quiet": True}
+    ]  # fmt: skip
+    assert main(["resume", "run"]) == 0
+    assert told[1] == {
+        "path": Path("run"), "env": None, "env_kwargs": {}, "total_steps": None, "exact": False,
+        "stop_at_return": None, "import_modules": False, "quiet": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "which", "deterministic"),
+    [("", "last", True), ("--best", "best", True), ("--stochastic", "last", False)],
+)
+def test_evaluate_plays_the_policy_and_the_actions_asked_for(
+    words: str, which: str, deterministic: bool, told: list[dict[str, Any]]
+) -> None:
+    typed = f"{words} --episodes 6 --seed 8 --num-envs 2"
+    assert main(["evaluate", "run", *typed.split()]) == 0
+    assert told == [
+        {"source": "run", "which": which},
+        {"env": None, "env_kwargs": {}, "episodes": 6, "seed": 8, "deterministic": deterministic,
+         "num_envs": 2},
+    ]  # fmt: skip

@@ -1,0 +1,283 @@
+"""Parts that users bring: each trains, saves, resumes to the same bits, loads and evaluates."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+import rlpg
+from rlpg import cli
+from rlpg.errors import MissingPartError, RlpgError, UsageError
+
+SMALL = {
+    "rollout.num_envs": 3,
+    "rollout.num_steps": 32,
+    "evaluation.episodes": 2,
+    "evaluation.num_envs": 2,
+    "evaluation.final_episodes": 3,
+    "environment.max_episode_steps": 40,
+    "log.every": 96,
+    "checkpoint.every": 192,
+}
+TOTAL = 576
+
+CODE = """
+import torch, rlpg
+from torch import nn
+
+class Torso(nn.Sequential):
+    def __init__(self, num_features, num_outputs, width=5):
+        super().__init__(
+            nn.Linear(num_features, width), nn.ReLU(), nn.Linear(width, num_outputs)
+        )
+
+class Constant(rlpg.Baseline):
+    def __call__(self, samples, returns):
+        return torch.full_like(returns, 5.0)
+"""
+
+
+class Torso(nn.Module):
+    """A network whose construction draws from torch's global generator, as any would."""
+
+    def __init__(self, num_features: int, num_outputs: int, width: int = 6) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(num_features, width), nn.Linear(width, num_outputs)
+        self.unused = nn.Parameter(torch.ones(3))  # its gradient counts 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.relu(self.first(features)))
+        return out
+
+
+class Own(rlpg.Policy):
+    """Feed-forward, and nothing but `forward`."""
+
+    def __init__(self, observation_space: Any, action_space: Any, scale: float = 1.0) -> None:
+        super().__init__(observation_space, action_space)
+        self.net, self.scale = nn.Linear(4, 2), scale
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        return Categorical(logits=self.scale * self.net(self.features(obs))), carry
+
+
+class Advance(rlpg.Learner):
+    """A learner with a setting and a state of its own."""
+
+    @dataclass(frozen=True)
+    class Settings(rlpg.LearnerSettings):
+        exponent: float = 1.0
+        """of the advantage's size"""
+
+    seen: int = 0
+
+    def surrogate(self, batch: rlpg.Batch, log_prob: Tensor) -> Tensor:
+        size = batch.advantage.abs() ** self.settings.exponent  # type: ignore[attr-defined]
+        return batch.mean(batch.advantage.sign() * size * log_prob)
+
+    def improve(self, batch: rlpg.Batch, lr_scale: float) -> dict[str, float]:
+        self.seen += len(batch)
+        return super().improve(batch, lr_scale) | {"train/seen": float(self.seen)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seen = state["seen"]
+
+
+class Mean(rlpg.Baseline):
+    """The mean of all returns of the past, as state."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def __call__(self, samples: Any, returns: Tensor) -> Tensor:
+        return torch.full_like(returns, self.value)
+
+    def update(
+        self, samples: Any, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        self.value = float((returns * weight).sum() / weight.sum().clamp(min=1))
+        return {"train/own_mean": self.value}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = state["value"]
+
+
+PARTS: dict[str, Any] = {
+    "network": lambda: {"network": functools.partial(Torso, width=4)},
+    "network with memory": lambda: {"network": Torso, "overrides": {"policy.memory": "gru"}},
+    "policy": lambda: {"policy": functools.partial(Own, scale=2.0)},
+    "learner": lambda: {"agent": Advance, "overrides": {"learner.exponent": 0.5}},
+    "baseline": lambda: {"baseline": Mean()},
+    "schedule": lambda: {"schedules": {"learning_rate": lambda progress: (1 - progress) ** 2}},
+    "all": lambda: {"network": Torso, "agent": Advance, "baseline": Mean()},
+}
+every_part = pytest.mark.parametrize("name", PARTS)
+
+
+def train(path: Path, name: str, total_steps: int = TOTAL, **more: Any) -> rlpg.Run:
+    parts = PARTS[name]()
+    overrides = SMALL | parts.pop("overrides", {})
+    return rlpg.train(
+        "CartPole-v1", run_dir=path, seed=3, total_steps=total_steps, recipe="default",
+        overrides=overrides, quiet=True, **(parts | more),
+    )  # fmt: skip
+
+
+def again(name: str) -> dict[str, Any]:
+    """What resume wants of the parts: arguments are in the run's files."""
+    parts = PARTS[name]()
+    parts.pop("overrides", None)
+    return {
+        key: part.func if isinstance(part, functools.partial) else part
+        for key, part in parts.items()
+    }
+
+
+def weights(policy: rlpg.Policy) -> list[bytes]:
+    return [value.numpy().tobytes() for value in policy.state_dict().values()]
+
+
+@every_part
+def test_a_part_of_ones_own_resumes_to_the_same_bits(tmp_path: Path, name: str) -> None:
+    whole = train(tmp_path / "whole", name)
+    steps = []
+
+    def stop(step: int, metrics: dict[str, float]) -> bool:
+        steps.append(step)
+        return step >= 200
+
+    stopped = train(tmp_path / "stopped", name, on_log=stop)
+    assert steps[-1] < TOTAL
+    resumed = rlpg.resume(stopped.path, quiet=True, **again(name))
+    assert weights(resumed.policy) == weights(whole.policy)
+    assert whole.evaluation is not None
+    assert resumed.evaluation is not None
+    np.testing.assert_array_equal(resumed.evaluation.returns, whole.evaluation.returns)
+
+
+@every_part
+def test_a_part_of_ones_own_loads_and_evaluates(tmp_path: Path, name: str) -> None:
+    run = train(tmp_path / "run", name, total_steps=96)
+    parts = {key: part for key, part in again(name).items() if key in ("network", "policy")}
+    policy = rlpg.load(run.path, **parts)
+    assert weights(policy) == weights(run.policy)
+    options = {"max_episode_steps": 40, "episodes": 3, "seed": 5}
+    mine, loaded = (rlpg.evaluate(p, "CartPole-v1", **options) for p in (run.policy, policy))
+    np.testing.assert_array_equal(mine.returns, loaded.returns)
+    if parts:
+        with pytest.raises(MissingPartError, match="reading a file imports nothing"):
+            rlpg.load(run.path)
+
+
+@pytest.mark.parametrize("name", ["network", "policy", "learner", "baseline"])
+def test_resume_asks_for_the_part_that_it_lacks(tmp_path: Path, name: str) -> None:
+    run = train(tmp_path / "run", name, total_steps=96)
+    with pytest.raises(RlpgError, match=r"Torso|Own|Advance|Mean"):
+        rlpg.resume(run.path, total_steps=192, quiet=True)
+
+
+def test_what_is_drawn_to_make_a_network_is_the_runs_own(tmp_path: Path) -> None:
+    """The weights follow from the seed, and torch's global generator is left where it was."""
+    torch.manual_seed(1)
+    first = train(tmp_path / "a", "network", total_steps=96)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)
+    torch.manual_seed(2)
+    assert weights(train(tmp_path / "b", "network", total_steps=96).policy) == weights(first.policy)
+
+
+def test_on_log_sees_every_entry_and_true_ends_the_run(tmp_path: Path) -> None:
+    entries: list[tuple[int, dict[str, float]]] = []
+
+    def on_log(step: int, metrics: dict[str, float]) -> bool:
+        entries.append((step, metrics))
+        return len(entries) == 2
+
+    run = train(tmp_path / "run", "schedule", on_log=on_log)
+    assert [step for step, _ in entries] == [96, 192]
+    assert all("train/policy_loss" in metrics for _, metrics in entries)
+    assert run.evaluation is not None, "a run that was told to stop is a finished one"
+    assert (run.path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("value", [None, False, 1, "yes"])
+def test_only_true_ends_a_run(tmp_path: Path, value: Any) -> None:
+    steps = []
+    train(tmp_path / "run", "schedule", on_log=lambda step, _: steps.append(step) or value)
+    assert steps[-1] >= TOTAL
+
+
+@pytest.mark.parametrize(("threshold", "stops"), [(1.0, True), (1e9, False)])
+def test_stop_at_return(tmp_path: Path, threshold: float, stops: bool) -> None:
+    steps: list[int] = []
+    train(
+        tmp_path / "run", "schedule", stop_at_return=threshold,
+        on_log=lambda step, _: steps.append(step) and None,
+    )  # fmt: skip
+    assert (steps[-1] < TOTAL) == stops
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "my_own_parts.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_own_parts"
+    sys.modules.pop("my_own_parts", None)
+
+
+def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -> None:
+    small = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
+    words = [
+        "train", "CartPole-v1", "--recipe", "default", "--total-steps", "192", "--run-dir", "run",
+        "--policy.network", f"{module}:Torso", "--policy.network-kwargs.width", "7", *small,
+        "--learner.baseline", f"{module}:Constant", "--quiet",
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+    assert cli.main(["evaluate", "run", "--episodes", "2"]) == 2
+    assert cli.main(["resume", "run", "--total-steps", "384", "--quiet"]) == 2
+    assert cli.main(["evaluate", "run", "--episodes", "2", "--import"]) == 0
+    assert cli.main(["resume", "run", "--total-steps", "384", "--quiet", "--import"]) == 0
+    policy = rlpg.load("run", import_modules=True)
+    assert policy.network.mlp.module[0].out_features == 7  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"network": "Torso"}, "network: expected module:Name, got 'Torso'"),
+        ({"network": "no_such_module:Torso"}, "expected no_such_module:Torso to be importable"),
+        ({"network": 3}, "network: expected a class, a function or module:Name, got 3"),
+        ({"network": lambda *_: 3}, "network: expected a torch.nn.Module, got 3"),
+        ({"network": lambda i, o: nn.Linear(i, o + 1)}, r"expected \[B, num_outputs\]"),
+        ({"policy": lambda *_: 3}, "policy: expected .* to make an rlpg.Policy, got 3"),
+        ({"agent": nn.Linear}, "to be a subclass of rlpg.Learner"),
+        ({"agent": "pop"}, "agent: expected one of reinforce"),
+        ({"baseline": "median"}, "learner.baseline: expected one of none"),
+        ({"schedules": {"gama": lambda p: p}}, "gama"),
+    ],
+)
+def test_parts_that_are_none_are_refused_in_a_sentence(
+    tmp_path: Path, parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, overrides=SMALL,
+                   quiet=True, recipe="default", **parts)  # fmt: skip
