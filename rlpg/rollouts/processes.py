@@ -84,7 +84,7 @@ class Processes:
             self.pending.add(worker)
         answers = self._wait(patience)
         if failures := [answer for answer in answers.values() if isinstance(answer, Failure)]:
-            raise self._failed(min(failures))
+            raise self._failed(min(failures, key=lambda failure: failure.env))
         return [answers[worker] for worker in sorted(answers)]
 
     def limit(self) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -20,12 +20,18 @@ _ALIGNMENT = 64  # bytes: no two arrays share a cache line
 Batch = Any  # arrays [N, ...] in the structure of a space
 
 
-class Failure(NamedTuple):
-    """What a worker reports instead of a result."""
+class Failure(Exception):
+    """What a worker reports instead of a result.
 
-    env: int  # its index; -1: no environment, the worker itself
-    words: str
-    trace: str
+    Args:
+        env: index of the environment; -1: none, the worker itself.
+        words: for the user.
+        trace: where it happened.
+    """
+
+    def __init__(self, env: int, words: str, trace: str) -> None:
+        super().__init__(env, words, trace)  # so it can be pickled
+        self.env, self.words, self.trace = env, words, trace
 
 
 class SharedArrays:
@@ -127,23 +133,16 @@ def put_row(batch: Batch, row: int, value: Any) -> None:
 
 
 def put_all(batch: Batch, values: Any) -> bool:
-    """Writes the values of all environments; False, and nothing, if they would be cast."""
-    pairs = list(_pairs(batch, values))
-    if not all(is_exact for is_exact, _, _ in pairs):
+    """Writes the values of all environments; False if some would be cast, which are not written."""
+    if isinstance(batch, dict):
+        is_alike = isinstance(values, Mapping) and values.keys() == batch.keys()
+        return is_alike and all(put_all(part, values[key]) for key, part in batch.items())
+    if isinstance(batch, tuple):
+        is_alike = isinstance(values, tuple) and len(values) == len(batch)
+        return is_alike and all(map(put_all, batch, values))
+    if not (isinstance(batch, np.ndarray) and isinstance(values, np.ndarray)):
         return False
-    for _, target, source in pairs:
-        target[...] = source
+    if values.dtype != batch.dtype or values.shape != batch.shape:
+        return False
+    batch[...] = values
     return True
-
-
-def _pairs(batch: Batch, values: Any) -> Iterator[tuple[bool, Any, Any]]:
-    if isinstance(batch, dict) and isinstance(values, Mapping) and values.keys() == batch.keys():
-        for key, part in batch.items():
-            yield from _pairs(part, values[key])
-    elif isinstance(batch, tuple) and isinstance(values, tuple) and len(values) == len(batch):
-        for part, several in zip(batch, values, strict=True):
-            yield from _pairs(part, several)
-    elif isinstance(batch, np.ndarray) and isinstance(values, np.ndarray):
-        yield values.dtype == batch.dtype and values.shape == batch.shape, batch, values
-    else:
-        yield False, None, None

@@ -90,21 +90,17 @@ def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:
 def _compare(alone: VectorEnv[Any, Any, Any], pool: VectorEnv[Any, Any, Any]) -> tuple[str, str]:
     """The rule of `faster_backend` for the same environments in this process and in workers."""
     ratios: list[float] = []
-    num_steps, end = 1, time.perf_counter() + _TRIAL_SECONDS
-    while len(ratios) < 4 or time.perf_counter() < end:
+    end, num_steps = time.perf_counter() + _TRIAL_SECONDS, 1
+    while len(ratios) < 5 or time.perf_counter() < end:
         actions = [alone.action_space.sample() for _ in range(num_steps)]
-        seconds = [0.0, 0.0]
-        seen: list[list[str]] = [[], []]
-        for way, envs in enumerate((alone, pool)):
-            for action in actions:
-                began = time.perf_counter()
-                outcome = envs.step(action)
-                seconds[way] += time.perf_counter() - began
-                seen[way].append(digest(outcome[:4]))
+        seconds, seen = [], []
+        for envs in (alone, pool):
+            began = time.perf_counter()
+            seen.append([digest(envs.step(action)[:4]) for action in actions])
+            seconds.append(time.perf_counter() - began)
         if seen[0] != seen[1]:
             return "sync", "not async: its workers would differ"
-        if num_steps > 1:  # the first step of all warms up
-            ratios.append(seconds[0] / seconds[1])
+        ratios.append(seconds[0] / seconds[1])
         num_steps = max(2, int(_BLOCK_SECONDS * num_steps / max(seconds)))
     ratio = float(np.median(ratios))
     if ratio > _TRIAL_GAIN:

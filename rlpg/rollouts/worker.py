@@ -33,14 +33,6 @@ from rlpg.rollouts.watchdog import Calls
 PARENT_SECONDS = 0.5  # between two looks at whether the parent is still there
 
 
-class FailedError(Exception):
-    """An environment raised; carries what the parent is told."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.words)
-        self.failure = failure
-
-
 class Board(Calls):
     """Shows the parent which call of which environment is going on."""
 
@@ -63,17 +55,45 @@ class Worker:
 
     Args:
         memory: file descriptor of the shared memory, which is closed.
-        setup: what the parent has said first; see `WorkerEnvs`.
     """
 
-    def __init__(self, memory: int, setup: Mapping[str, Any]) -> None:
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+
+    def answer(self, request: Any) -> bytes | memoryview:
+        """The message for the parent; a `Failure` where something raised."""
+        name, *arguments = request or ("step", None)
+        try:
+            found: Any = getattr(self, f"_{name}")(*arguments)
+            return b"" if found is None else ForkingPickler.dumps(found)
+        except Failure as failure:
+            return ForkingPickler.dumps(failure)
+        except Exception as error:  # not to be pickled
+            index = int(self._board.row[0])
+            return ForkingPickler.dumps(_failure(index, "passing on what it gave", error))
+
+    def close(self) -> None:
+        """Closes every environment. What goes wrong there harms no one any more."""
+        for env in self._envs:
+            with contextlib.suppress(Exception):
+                env.close()
+
+    # ------------------------------------------------------------------------------- requests
+
+    def _make(self, pickled: bytes) -> None:
+        """Makes the environments; `WorkerEnvs` says what there is to know."""
+        try:
+            setup: Mapping[str, Any] = ForkingPickler.loads(pickled)
+        except BaseException as error:  # a maker that cannot be imported here
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise Failure(-1, words, traceback.format_exc()) from error
         spaces: tuple[Any, Any] = setup["spaces"]
         num_envs, num_workers = setup["sizes"]
-        self._arrays = SharedArrays(*spaces, num_envs, num_workers, memory)
-        os.close(memory)
+        self._arrays = SharedArrays(*spaces, num_envs, num_workers, self._memory)
+        os.close(self._memory)
         self._board = Board(self._arrays.board[setup["worker"]])
         self._first: int = setup["first"]  # index of its first environment
-        self._envs: list[gymnasium.Env[Any, Any]] = []
         for index, maker in enumerate(setup["makers"](), self._first):
             with self._calling(index, "making it"):
                 env = maker()
@@ -87,26 +107,6 @@ class Worker:
                     )
         self._rows = slice(self._first, self._first + len(self._envs))
         self._action_space = batch_space(spaces[1], len(self._envs))
-
-    def answer(self, request: Any) -> bytes | memoryview:
-        """The message for the parent; a `Failure` where something raised."""
-        try:
-            name, *arguments = request or ("step", None)
-            found = getattr(self, f"_{name}")(*arguments)
-            return b"" if found is None else ForkingPickler.dumps(found)
-        except FailedError as error:
-            return ForkingPickler.dumps(error.failure)
-        except Exception as error:  # not to be pickled
-            index = int(self._board.row[0])
-            return ForkingPickler.dumps(_failed(index, "passing on what it gave", error).failure)
-
-    def close(self) -> None:
-        """Closes every environment. What goes wrong there harms no one any more."""
-        for env in self._envs:
-            with contextlib.suppress(Exception):
-                env.close()
-
-    # ------------------------------------------------------------------------------- requests
 
     def _step(self, actions: Sequence[Any] | None) -> Any:
         """Steps the environments.
@@ -139,7 +139,7 @@ class Worker:
                 else:
                     put_row(arrays.obs, index, obs)
             except BaseException as error:
-                raise _failed(index, "step()", error) from error
+                raise _failure(index, "step()", error) from error
             infos.append(info)
         packed = pack_infos(infos)
         return (packed, observed) if packed or observed else None
@@ -184,17 +184,17 @@ class Worker:
         try:
             yield
         except BaseException as error:
-            raise _failed(index, what, error) from error
+            raise _failure(index, what, error) from error
 
 
-def _failed(index: int, what: str, error: BaseException) -> FailedError:
+def _failure(index: int, what: str, error: BaseException) -> Failure:
     words = " ".join(str(error).split())
     if not isinstance(error, RlpgError):
         words = f"{what} raised {type(error).__name__}: {words}"
     name = f"environment {index}"
     if not words.startswith(name):
         words = f"{name}: {words}"
-    return FailedError(Failure(index, words, traceback.format_exc()))
+    return Failure(index, words, traceback.format_exc())
 
 
 def main(connection: int, memory: int, parent: int) -> NoReturn:
@@ -213,37 +213,20 @@ def main(connection: int, memory: int, parent: int) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
     threading.Thread(target=_outlive_no_parent, args=(parent,), daemon=True).start()
     hush()
+    parent_end: Connection[Any, Any] = Connection(connection)
+    worker = Worker(memory)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or gave up meanwhile
-        _serve(Connection(connection), memory)
+        while True:
+            data = parent_end.recv_bytes()
+            request = ForkingPickler.loads(data) if data else None
+            if request is not None and request[0] == "close":
+                break
+            parent_end.send_bytes(worker.answer(request))
+    worker.close()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(0)  # libraries that end threads of their own at exit have hung there
-
-
-def _serve(parent: Connection[Any, Any], memory: int) -> None:
-    """Makes the environments, and answers until it is told to close."""
-    data = parent.recv_bytes()
-    try:
-        worker = Worker(memory, ForkingPickler.loads(data))
-    except BaseException as error:
-        failure = error.failure if isinstance(error, FailedError) else None
-        if failure is None:  # a maker that cannot be imported here
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            failure = Failure(-1, words, traceback.format_exc())
-        parent.send(failure)
-        parent.recv_bytes()  # the parent may have to wait for others, and would find this one dead
-        return
-    try:
-        parent.send(True)
-        while True:
-            data = parent.recv_bytes()
-            request = ForkingPickler.loads(data) if data else None
-            if request is not None and request[0] == "close":
-                return
-            parent.send_bytes(worker.answer(request))
-    finally:
-        worker.close()
 
 
 def _outlive_no_parent(parent: int) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import gymnasium
@@ -94,7 +95,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         ]  # fmt: skip
         try:
             # Making has no time-out: large models are compiled there.
-            self._workers.ask(setups, patience=float("inf"))
+            pickled = [bytes(ForkingPickler.dumps(setup)) for setup in setups]
+            self._workers.ask([("make", setup) for setup in pickled], patience=float("inf"))
             self._workers.limit()
         except BaseException:
             self._end(time.monotonic())

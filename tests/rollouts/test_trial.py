@@ -60,7 +60,7 @@ def test_workers_that_fail_are_not_taken_and_it_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("num_envs", "total_steps", "num_workers", "backend"),
-    [(7, 10**6, None, "auto"), (16, 10**6, 1, "auto"), (16, 5000, None, "sync")],
+    [(7, 10**6, None, "auto"), (16, 10**6, 1, "auto"), (16, 100, None, "sync")],
     ids=["few environments", "one worker", "short run"],
 )
 def test_no_worker_is_started_where_that_cannot_pay(
