@@ -6,8 +6,7 @@
 Ways to collect 64 steps of 32 environments with a policy of two layers of 64:
 
     sync        Collector on environments in this process
-    pool        Collector on the worker pool: act on all, step all
-    grouped     the loop below: act on whichever group of environments is ready
+    pool        Collector on the worker pool
     twice       two processes that know nothing of each other, with half the environments each: what
                 the cores can do at best
 
@@ -22,69 +21,20 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
 
-from rlpg.policies import Policy
-from rlpg.rollouts import Collector, find_spec, make_envs
-from rlpg.rollouts.seeds import mark_seeded, seeded_env
-from rlpg.rollouts.workers import WorkerEnvs
+from rlpg.policies import Policy, StandardPolicy
+from rlpg.rollouts import Collector, make_envs
 
 NUM_STEPS = 64
 
 
 def policy_for(envs: Any) -> Policy:
     spaces = envs.single_observation_space, envs.single_action_space
-    return Policy.create(*spaces, hidden=(64, 64), generator=torch.Generator().manual_seed(0))
-
-
-class Grouped:
-    """Collects `[T, N]` steps; each group of environments is acted on as soon as it has stepped."""
-
-    def __init__(self, envs: WorkerEnvs, policy: Policy) -> None:
-        self.envs, self.policy = envs, policy
-        self.generator = torch.Generator().manual_seed(0)
-        space = envs.single_observation_space
-        shape = NUM_STEPS, envs.num_envs
-        self.obs = np.empty((NUM_STEPS + 1, envs.num_envs, *space.shape), np.float32)  # [T+1, N, O]
-        self.action = np.empty(
-            (*shape, *policy.head.action_shape),
-            torch.empty(0, dtype=policy.head.action_dtype).numpy().dtype,
-        )
-        self.reward = np.empty(shape)
-        self.terminated, self.truncated = np.empty(shape, bool), np.empty(shape, bool)
-        self.obs[-1] = envs.reset()[0]
-
-    def steps(self) -> None:
-        envs, policy = self.envs, self.policy
-        self.obs[0] = self.obs[-1]
-        sizes = [rows.stop - rows.start for rows in envs.groups]
-        with torch.inference_mode():
-            act = [policy.actor(self.generator, size, NUM_STEPS) for size in sizes]
-            done = [0] * len(sizes)
-            for group in range(len(sizes)):
-                self.begin(act[group], group, 0)
-            while min(done) < NUM_STEPS:
-                group = envs.wait_any()
-                t, rows = done[group], envs.groups[group]
-                obs, reward, terminated, truncated, _ = envs.step_wait(group)
-                self.obs[t + 1, rows] = obs
-                self.reward[t, rows] = reward
-                self.terminated[t, rows] = terminated
-                self.truncated[t, rows] = truncated
-                done[group] += 1
-                if t + 1 < NUM_STEPS:
-                    self.begin(act[group], group, t + 1)
-
-    def begin(self, act: Callable[..., Any], group: int, t: int) -> None:
-        rows = self.envs.groups[group]
-        action, _ = act(self.obs[t, rows], None)
-        self.action[t, rows] = action
-        self.envs.step_async(group, self.policy.head.to_env(action))
+    return StandardPolicy(*spaces, hidden=(64, 64), generator=torch.Generator().manual_seed(0))
 
 
 def alone(env_id: str, num_envs: int, channel: Connection) -> None:
@@ -116,13 +66,8 @@ def measure(env_id: str, options: argparse.Namespace) -> None:
     num_envs: int = options.num_envs
     sync, _ = make_envs(env_id, num_envs, seed=0, backend="sync")
     policy = policy_for(sync)
-    spec, _ = find_spec(env_id)
-    run = np.random.SeedSequence(0)
-    makers = [
-        partial(seeded_env, spec, {}, spec.max_episode_steps, run, n) for n in range(num_envs)
-    ]
-    pool = WorkerEnvs(makers)
-    grouped = WorkerEnvs(makers, num_groups=options.num_groups)
+    pool, _ = make_envs(env_id, num_envs, seed=0, backend="async")
+    workers: Any = pool.unwrapped
     pairs = [multiprocessing.Pipe() for _ in range(2)]
     others = [
         multiprocessing.Process(target=alone, args=(env_id, num_envs // 2, theirs), daemon=True)
@@ -130,9 +75,7 @@ def measure(env_id: str, options: argparse.Namespace) -> None:
     ]
     for process in others:
         process.start()
-    mark_seeded(pool, by_episode=True)
     collectors = [Collector(envs, policy, log_prob=False) for envs in (sync, pool)]
-    loop = Grouped(grouped, policy)
 
     def twice() -> None:
         for ours, _ in pairs:
@@ -143,10 +86,9 @@ def measure(env_id: str, options: argparse.Namespace) -> None:
     ways: dict[str, Callable[[], Any]] = {
         "sync": lambda: collectors[0].steps(NUM_STEPS),
         "pool": lambda: collectors[1].steps(NUM_STEPS),
-        "grouped": loop.steps,
         "twice": twice,
     }
-    started = [*pool.processes, *grouped.processes, *others]
+    started = [*workers.processes, *others]
     pids = [os.getpid(), *(process.pid for process in started)]
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     loads: list[float] = []
@@ -183,7 +125,7 @@ def measure(env_id: str, options: argparse.Namespace) -> None:
             print(f"  {name:8} {statistics.median(values):9,.0f} steps/s  {ratio:.2f}", flush=True)
     for ours, _ in pairs:
         ours.send(False)
-    for envs in (sync, pool, grouped):
+    for envs in (sync, pool):
         envs.close()
 
 
@@ -191,7 +133,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("envs", nargs="*")
     parser.add_argument("--num-envs", type=int, default=32)
-    parser.add_argument("--num-groups", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--busy", type=float, default=0.25, help="cores that others may use")
     parser.add_argument("--seconds", type=float, default=300.0, help="to wait for quiet rounds")
