@@ -49,30 +49,29 @@ def test_workers_are_taken_where_they_are_faster() -> None:
 
 def test_workers_are_not_taken_where_they_would_change_bits() -> None:
     """A global stream that all environments of a process draw from."""
-    assert backend_for("Drifting") == ("sync", "not async: its workers would differ")
+    assert backend_for("Drifting") == ("auto", "not async: its workers would differ")
 
 
 def test_workers_that_fail_are_not_taken_and_it_is_said() -> None:
     backend, why = backend_for("Breaking")
-    assert backend == "sync"
+    assert backend == "auto"
     assert "raised ValueError: only here" in why
 
 
 @pytest.mark.parametrize(
-    ("num_envs", "total_steps", "num_workers", "backend"),
-    [(7, 10**6, None, "auto"), (16, 10**6, 1, "auto"), (16, 100, None, "sync")],
+    ("num_envs", "total_steps", "num_workers"),
+    [(7, 10**6, None), (16, 10**6, 1), (16, 100, None)],
     ids=["few environments", "one worker", "short run"],
 )
 def test_no_worker_is_started_where_that_cannot_pay(
     num_envs: int,
     total_steps: int,
     num_workers: int | None,
-    backend: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trial, "_compare", None)
     found = backend_for("Sleeping", num_envs, total_steps, num_workers=num_workers)
-    assert found == (backend, "")
+    assert found == ("auto", "")
 
 
 @pytest.mark.parametrize("env", ["test/Here-v0", "CartPole-v1", Sleeping])
@@ -95,7 +94,7 @@ def test_a_backend_that_is_asked_for_is_not_tried(monkeypatch: pytest.MonkeyPatc
 def test_steps_that_take_no_time_start_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_seconds_per_step", lambda envs: 1e-6)
     monkeypatch.setattr(trial, "_compare", None)
-    assert backend_for("Sleeping") == ("sync", "")
+    assert backend_for("Sleeping") == ("auto", "")
 
 
 def test_a_training_tries_once_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
