@@ -72,11 +72,12 @@ def test_a_quiet_command_says_what_is_missing_and_fails(tmp_path: Path) -> None:
 
 def test_a_process_without_descriptors_says_one_line(tmp_path: Path) -> None:
     """Each worker that could not be used any more printed a traceback of 34 lines."""
-    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); "
     program += "from rlpg.cli import main; sys.exit(main(sys.argv[1:]))"
     words = ["train", "CartPole-v1", "--environment.backend=async", f"--run-dir={tmp_path}/run"]
+    words += ["--environment.num-workers=16", "--total-steps=600", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-c", program, *words, "--total-steps=600", "--quiet"],
+        [sys.executable, "-c", program, *words],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
