@@ -30,7 +30,7 @@ def pack_infos(infos: Sequence[Info]) -> PackedInfos:
         "final_obs" in first
         or None in kinds
         or any(
-            info.keys() != first.keys() or [_kind(value) for value in info.values()] != kinds
+            list(info) != list(first) or [_kind(value) for value in info.values()] != kinds
             for info in infos
         )
     ):
@@ -57,7 +57,12 @@ def merge_infos(num_envs: int, parts: Iterable[tuple[int, PackedInfos]]) -> Info
                 if key not in merged:
                     merged[key] = np.zeros((num_envs, *values.shape[1:]), values.dtype)
                     merged[f"_{key}"] = np.zeros(num_envs, dtype=bool)
-                merged[key][start : start + len(values)] = values
+                rows = merged[key][start : start + len(values)]
+                if rows.shape == values.shape:
+                    rows[...] = values
+                else:  # one by one, as Gymnasium does: a number fills a row
+                    for row, value in enumerate(values):
+                        rows[row] = value
                 merged[f"_{key}"][start : start + len(values)] = True
         else:
             for row, info in enumerate(packed or (), start):
