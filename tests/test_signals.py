@@ -80,7 +80,7 @@ def test_a_second_signal_ends_it_at_once(
     first: signal.Signals, second: signal.Signals, tmp_path: Path
 ) -> None:
     """In an iteration of a minute and more, which the first signal lets end."""
-    long = ["--rollout.num-envs=1", "--rollout.num_steps=5_000_000"]
+    long = ["--rollout.num-envs=1", "--rollout.num_steps=1_000_000"]
     with training(tmp_path / "run", *long) as process:
         wait_for(tmp_path / "run", EVENTS)
         time.sleep(1)  # into the first iteration
