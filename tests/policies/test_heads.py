@@ -249,6 +249,14 @@ def test_a_choice_of_which_nothing_is_allowed_gave_its_padding_away():
     torch.testing.assert_close(dist.base_dist.probs[0, 1], expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"bernoulli": True}], ids=str)
+def test_actions_on_a_device_were_counted_from_zero(options):
+    head = make_head(spaces.Discrete(2, start=5), **options)
+    action = torch.tensor([0, 1, 1])
+    assert head.to_env_on(torch.device("cpu"))(action).tolist() == [5, 6, 6]
+    assert head.to_env(action.numpy()).tolist() == [5, 6, 6]
+
+
 class TestContinuousActions:
     @pytest.mark.parametrize("name", MEASURED)
     def test_draws_follow_the_distribution(self, name):
