@@ -84,13 +84,14 @@ def settings_of(parts: UserParts) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value != {}}
 
 
-def resolved(recipe: Recipe, parts: UserParts) -> Recipe:
+def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     """The recipe with what follows from its other settings.
 
     Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
     whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
     """
     is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
+    parts = parts or UserParts()
     name, own = recipe.learner.baseline, parts.baseline
     if ":" in name and not isinstance(own, Baseline):
         own = parts.find("baseline", Reference(name))
