@@ -17,6 +17,13 @@ def test_append_undoes_what_a_failed_one_left(tmp_path):
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+def test_append_cuts_what_is_longer_than_what_it_writes(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\nhalf of a long line")
+    assert files.append(path, b"two\n", position=4) == 8
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
 def test_append_to_a_file_that_was_cut_makes_no_hole(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"one\n")
