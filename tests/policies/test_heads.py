@@ -250,6 +250,18 @@ def test_a_choice_of_which_nothing_is_allowed_gave_its_padding_away():
 
 
 @pytest.mark.parametrize("options", [{}, {"bernoulli": True}], ids=str)
+def test_of_two_actions_the_forbidden_one_was_taken(options):
+    head = make_head(spaces.Discrete(2), **options)
+    masks = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    outputs = torch.tensor([0.3, -0.2])[: head.num_outputs]
+    free = float(head(outputs).log_prob(torch.tensor(1)).exp())
+    dist = head(outputs.expand(4, -1), masks)
+    probs = dist.log_prob(torch.ones(4, dtype=torch.int64)).exp()
+    torch.testing.assert_close(probs, torch.tensor([0.0, 1.0, free, free]))
+    assert head.mode(outputs.expand(2, -1), masks[:2]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"bernoulli": True}], ids=str)
 def test_actions_on_a_device_were_counted_from_zero(options):
     head = make_head(spaces.Discrete(2, start=5), **options)
     action = torch.tensor([0, 1, 1])
