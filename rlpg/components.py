@@ -14,9 +14,10 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import UsageError
-from rlpg.gradients.baselines import Baseline
+from rlpg.gradients.baselines import Baseline, Value
 from rlpg.learners import Learner
-from rlpg.learners.settings import AGENTS, LearnerSettings
+from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
+from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
 from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
@@ -84,14 +85,20 @@ def settings_of(parts: UserParts) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value != {}}
 
 
-def resolved(recipe: Recipe) -> Recipe:
+def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     """The recipe with what follows from its other settings.
 
     Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
     whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
     """
     is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
-    if is_said or not recipe.learner.cannot_predict:
+    parts = parts or UserParts()
+    name, own = recipe.learner.baseline, parts.baseline
+    if ":" in name and not isinstance(own, Baseline):
+        own = parts.find("baseline", Reference(name))
+    kind = own if isinstance(own, type) else type(own)
+    predicts = issubclass(kind, StateValue | Value) if ":" in name else name in PREDICTING
+    if is_said or predicts:
         return recipe
     return override(recipe, {"rollout.episodes_per_env": 1})
 

@@ -172,8 +172,8 @@ def run_recipe(
     quiet: bool = True,
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
-    recipe = resolved(recipe)
     parts, hooks = parts or UserParts(), hooks or Hooks()
+    recipe = resolved(recipe, parts)
     path = None if run_dir is None else Path(run_dir)
     with ExitStack() as stack:
         try:

@@ -427,7 +427,7 @@ def evaluate() -> Iterator[Row]:
         )
         seconds = alternate(ours, peer, repeats=3)
         name = f"evaluate / Stable-Baselines3, {num_envs} environment{'s' * (num_envs > 1)}"
-        yield Row(name, *seconds, "s", "<= 0.1")
+        yield Row(name, seconds[0], seconds[1], "s", "<= 0.1")
 
 
 def memory() -> Iterator[Row]:

@@ -38,7 +38,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "scripts" / "mutants.toml"
 LEAST_SHARE = 0.95
-LONGEST = 600.0  # seconds of a selection; longer counts as hanging
+LONGEST = 240.0  # seconds of a selection; longer counts as hanging
 FAILED, NOTHING_TO_RUN = (1, 2), (4, 5)  # exit codes of pytest
 
 

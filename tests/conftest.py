@@ -1,7 +1,14 @@
-"""One thread for torch: the networks are small, and machines that run tests are busy."""
+"""What all tests rely on, whatever started them."""
 
 from __future__ import annotations
 
+import signal
+
 import torch
 
+# The networks are small, and machines that run tests are busy.
 torch.set_num_threads(1)
+
+# A shell's background job ignores SIGINT, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

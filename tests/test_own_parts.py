@@ -18,6 +18,7 @@ from torch.distributions import Categorical
 import rlpg
 from rlpg import cli
 from rlpg.errors import MissingPartError, RlpgError, UsageError
+from rlpg.runs.recipe import load_recipe
 
 SMALL = {
     "rollout.num_envs": 3,
@@ -281,3 +282,16 @@ def test_parts_that_are_none_are_refused_in_a_sentence(
     with pytest.raises(UsageError, match=message):
         rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, overrides=SMALL,
                    quiet=True, recipe="default", **parts)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("baseline", "episodes"),
+    [(Mean(), 1), ("moving_average", 1), ("value", None), (rlpg.Value(nn.Linear(4, 1)), None)],
+)
+def test_a_baseline_that_predicts_no_values_collects_whole_episodes(
+    tmp_path: Path, baseline: Any, episodes: int | None
+) -> None:
+    """With one of one's own, cut episodes were counted as ended: a bias that nobody asked for."""
+    run = rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, baseline=baseline,
+                     recipe="default", overrides=SMALL, quiet=True)  # fmt: skip
+    assert load_recipe(run.path / "recipe.toml").rollout.episodes_per_env == episodes

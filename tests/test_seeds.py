@@ -111,6 +111,6 @@ def test_a_run_whose_global_generators_are_reseeded_wildly_has_the_same_bits(
 
     for owner, name in ((Reinforce, "update"), (Collector, "steps"), (Policy, "draw")):
         monkeypatch.setattr(owner, name, wildly(getattr(owner, name)))
-    monkeypatch.setattr("rlpg.training.play", wildly(play))
+    monkeypatch.setattr("rlpg.evaluation.play", wildly(play))
     assert weights("wild") == plain
     assert len(reseeded) > 20

@@ -80,7 +80,7 @@ def test_a_second_signal_ends_it_at_once(
     first: signal.Signals, second: signal.Signals, tmp_path: Path
 ) -> None:
     """In an iteration of a minute and more, which the first signal lets end."""
-    long = ["--rollout.num-envs=1", "--rollout.num_steps=5_000_000"]
+    long = ["--rollout.num-envs=1", "--rollout.num_steps=1_000_000"]
     with training(tmp_path / "run", *long) as process:
         wait_for(tmp_path / "run", EVENTS)
         time.sleep(1)  # into the first iteration
@@ -110,3 +110,15 @@ def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_tests_pass_in_a_background_job(tmp_path: Path) -> None:
+    """A shell's background job ignores SIGINT: six tests that send it failed there."""
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    seen = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    (tmp_path / "test_seen.py").write_text(f"def test_seen():\n    {seen}\n")
+    (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    command = [sys.executable, "-c", ignoring, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -226,6 +226,7 @@ def test_evaluations_have_the_shape_of_stable_baselines3(plain: rlpg.Run) -> Non
 
 
 def test_stable_baselines3_reads_the_run(plain: rlpg.Run) -> None:
+    pytest.importorskip("pandas")
     monitor = pytest.importorskip("stable_baselines3.common.monitor")
     frame = monitor.load_results(str(plain.path))
     assert list(frame.columns) == ["r", "l", "t"]

@@ -82,7 +82,7 @@ def test_a_missing_package_is_named_with_its_command(
     capsys.readouterr()
     assert cli.main(["evaluate", "run", "--episodes", "2", "--video", "film.mp4"]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert err[-1].startswith("rlpg: video: expected imageio-ffmpeg")
+    assert err[-1].startswith("rlpg: --video: expected imageio_ffmpeg to be installed")
     assert err[-1].endswith('run `pip install ".[video]"` in the checkout of rlpg')
     assert not Path("film.mp4").exists()
 

@@ -179,8 +179,10 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
         PPOSettings,
         "rlpg.learners.ppo:PPO",
         {
+            "policy.log_std_init": -0.7,
             "rollout.num_steps": 128,
             "learner.learning_rate": 3e-4,
+            "learner.learning_rate_schedule": "constant",
             "learner.value_learning_rate": 1e-3,
             "learner.num_value_epochs": 10,
             "learner.num_value_minibatches": 32,

@@ -101,6 +101,29 @@ def test_the_discount_reaches_beyond_a_resample(how: How) -> None:
     assert z_scores(how, run, want, 1000).abs().max() < 4
 
 
+@pytest.mark.parametrize("how", ["score", "pathwise"])
+def test_a_discount_before_a_resample_was_not_that_of_what_comes_after_it(how: How) -> None:
+    """Discounting by hand, with the discount in the term itself, gives the same gradient."""
+
+    def gradient(is_by_hand: bool) -> Tensor:
+        torch.manual_seed(3)
+        theta = START.clone().requires_grad_()
+        tape, rest = Tape(how), 1.0
+        x = tape.sample(Normal(theta[0].expand(LANES), theta[1].expand(LANES)), how="score")
+        for discount in (0.5, 0.8):
+            term = 0.5 * x
+            tape.add(rest * term if is_by_hand else term, 1.0 if is_by_hand else discount)
+            rest *= discount
+            x = tape.resample(theta[2] * x + 0.3)
+        term = -((theta[2] * x - 1.0) ** 2)
+        tape.add(rest * term if is_by_hand else term)
+        tape.surrogate().backward()
+        assert theta.grad is not None
+        return theta.grad
+
+    torch.testing.assert_close(gradient(False), gradient(True), rtol=1e-10, atol=1e-12)
+
+
 def test_baseline_of_earlier_nodes_leaves_the_shaped_reward_alone() -> None:
     # The shaped rewards sum to almost 0: leaving one out of them would scale them by N / (N - 1).
     def with_baseline(tape: Tape, theta: Tensor) -> None:

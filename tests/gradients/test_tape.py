@@ -457,3 +457,15 @@ def test_other_families_work_as_score_nodes() -> None:
     assert rate.grad is not None
     credit = (events * (choice + 1) + vector.sum(1)).detach()
     torch.testing.assert_close(rate.grad, ((events / 1.5 - 1) * credit).mean())
+
+
+def test_the_objective_is_the_mean_over_lanes_of_the_discounted_sum() -> None:
+    tape = Tape()
+    x = tape.sample(Bernoulli(logits=torch.zeros(4, requires_grad=True)))
+    tape.add(x, 0.5)
+    tape.add(torch.tensor([1.0, 2.0, 3.0, 6.0]), 0.1)
+    tape.add(10 * x)
+    expected = (x + 0.5 * torch.tensor([1.0, 2.0, 3.0, 6.0]) + 0.05 * 10 * x).mean()
+    torch.testing.assert_close(tape.objective(), expected)
+    torch.testing.assert_close(tape.surrogate().detach(), expected)
+    assert not tape.objective().requires_grad

@@ -143,6 +143,28 @@ def test_every_real_step_counts_once_in_an_epoch() -> None:
     assert got == sorted(rollout.obs[:-1][weight > 0].tolist())
 
 
+def test_samples_of_a_large_batch_had_the_weight_of_their_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 samples in chunks of 64, the last one of 8: the step and the loss are those of one."""
+    rollout = random_rollout()
+    returns = known_value(rollout.obs[:-1], rollout.time)
+    losses, states = [], []
+    for size in (10**6, 64):
+        monkeypatch.setattr("rlpg.learners.values.CHUNK", size)
+        network = make_network()
+        losses.append(network.update(rollout, returns, torch.ones(40, 5))["train/value_loss"])
+        states.append(torch.cat([p.detach().flatten() for p in network.network.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(states[1], states[0], rtol=1e-5, atol=1e-7)
+    # Adam's first step has the sign of the gradient alone; its moments have the size.
+    loss, gradient = network._gradient(rollout.obs[:-1].flatten(0, 1), *[returns.flatten()] * 2)
+    value = network.network(rollout.obs[:-1].flatten(0, 1))[0][:, 0]
+    whole = (value - returns.flatten()).square().mean()
+    torch.testing.assert_close(loss, whole.detach())
+    torch.testing.assert_close(gradient, network._optimizer.gradient(-whole))
+
+
 def test_lr_scale_of_a_value_network() -> None:
     rollout = random_rollout()
     steps = []

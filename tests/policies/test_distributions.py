@@ -195,3 +195,13 @@ class TestProduct:
         p = Product([Normal(torch.zeros(1), 1.0)] * 2, [Part((), torch.float32)] * 2)
         q = Product([Normal(torch.ones(1), 1.0)] * 2, [Part((), torch.float32)] * 2)
         assert kl_divergence(p, q).item() == pytest.approx(1.0)  # twice 1/2
+
+    def test_divergence_was_that_of_the_second_from_the_first(self):
+        # log 2 + (1 + 1) / (2 * 4) - 1/2 per Normal; the other way round it would be 1.31.
+        normals = [Normal(torch.zeros(1), 1.0), Normal(torch.ones(1), 2.0)]
+        coins = [Bernoulli(torch.tensor([0.5])), Bernoulli(torch.tensor([0.9]))]
+        parts = [Part((), torch.float32)] * 2
+        p, q = (Product(factors, parts) for factors in zip(normals, coins, strict=True))
+        of_coins = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+        expected = math.log(2) + 2 / 8 - 0.5 + of_coins
+        assert kl_divergence(p, q).item() == pytest.approx(expected, rel=1e-5)

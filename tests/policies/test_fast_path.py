@@ -9,6 +9,7 @@ from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlpg.policies import Policy, StandardPolicy
+from rlpg.policies.normalizer import Normalizer
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
 ACTIONS: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
@@ -57,6 +58,22 @@ def test_deterministic_actions_are_those_of_mode(
         assert_array_equal(got, expected)
     else:
         assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_huge_offset_is_normalized_as_by_torch() -> None:
+    """Near 2^24 a float32 mean is off by up to 1, a quarter of a standard deviation here."""
+    policy = make(action="gaussian")
+    policy.normalizer = Normalizer(policy.observations.normalized)
+    steps = torch.randint(-4, 5, (1000, 5), generator=torch.Generator().manual_seed(1))
+    seen = (2.0**24 + 2 * steps).float()
+    policy.normalizer.update(seen)
+    *_, shift = policy.normalizer.affine
+    assert float(shift.abs().max()) > 0.01
+    act, obs = policy.quick_actor(None, 7, 1), seen[:7].numpy()
+    assert act is not None
+    with torch.inference_mode():
+        expected, _ = Policy.actor(policy, None, 7)(obs, None, None)
+        assert_allclose(act(obs, None, None)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("action", ACTIONS)

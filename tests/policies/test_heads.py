@@ -236,6 +236,39 @@ def test_where_nothing_is_allowed_the_choice_is_defined(name):
         torch.testing.assert_close(dist.log_prob(drawn), head(outputs).log_prob(drawn))
 
 
+def test_a_choice_of_which_nothing_is_allowed_gave_its_padding_away():
+    """Beside one that allows its first category, which the padding of the other one points at."""
+    head = make_head(spaces.MultiDiscrete([3, 2]))
+    mask = torch.tensor([True, False, True, False, False])
+    outputs = torch.tensor([1.0, 2.0, 3.0, 1.0, 0.0])
+    dist = head(outputs.expand(1000, 5), mask)
+    drawn = head.draw(outputs.expand(1000, 5), generator(), mask)
+    assert drawn[:, 0].unique().tolist() == [0, 2]
+    assert drawn[:, 1].unique().tolist() == [0, 1]
+    expected = torch.cat([outputs[3:].softmax(-1), torch.zeros(1)])
+    torch.testing.assert_close(dist.base_dist.probs[0, 1], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"bernoulli": True}], ids=str)
+def test_of_two_actions_the_forbidden_one_was_taken(options):
+    head = make_head(spaces.Discrete(2), **options)
+    masks = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    outputs = torch.tensor([0.3, -0.2])[: head.num_outputs]
+    free = float(head(outputs).log_prob(torch.tensor(1)).exp())
+    dist = head(outputs.expand(4, -1), masks)
+    probs = dist.log_prob(torch.ones(4, dtype=torch.int64)).exp()
+    torch.testing.assert_close(probs, torch.tensor([0.0, 1.0, free, free]))
+    assert head.mode(outputs.expand(2, -1), masks[:2]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"bernoulli": True}], ids=str)
+def test_actions_on_a_device_were_counted_from_zero(options):
+    head = make_head(spaces.Discrete(2, start=5), **options)
+    action = torch.tensor([0, 1, 1])
+    assert head.to_env_on(torch.device("cpu"))(action).tolist() == [5, 6, 6]
+    assert head.to_env(action.numpy()).tolist() == [5, 6, 6]
+
+
 class TestContinuousActions:
     @pytest.mark.parametrize("name", MEASURED)
     def test_draws_follow_the_distribution(self, name):

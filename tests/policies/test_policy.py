@@ -252,6 +252,14 @@ class TestNormalization:
         options = {"normalize_observations": False, "generator": generator()}
         assert StandardPolicy(BOX, DISCRETE, **options).normalizer is None
 
+    def test_a_saved_policy_has_the_clip_it_was_made_with(self):
+        policy = StandardPolicy(BOX, DISCRETE, observation_clip=2.0, generator=generator())
+        restored = policy_from(policy.describe())
+        assert restored.normalizer is not None
+        obs = torch.randn(100, 4, generator=generator())
+        restored.normalizer.update(obs)
+        assert restored.features(100 * obs).abs().max() == 2.0
+
 
 NETWORK = create("categorical").describe()["network"]
 

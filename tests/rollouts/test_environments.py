@@ -407,6 +407,24 @@ def test_reseeding_starts_the_streams_of_another_run() -> None:
     np.testing.assert_array_equal(seeds_of(envs, 3), again)
 
 
+def test_reseeding_within_the_first_seeds_of_a_stream() -> None:
+    """Seeds are made 64 at a time: those of the run before must not be used up first."""
+    envs, _ = make_envs("test/Endless-v2", 3, seed=0)
+    seeds_of(envs, 3)
+    reseed(envs, np.random.SeedSequence(8))
+    again = seeds_of(make_envs("test/Endless-v2", 3, seed=8).envs, 3)
+    np.testing.assert_array_equal(seeds_of(envs, 3), again)
+
+
+def test_no_seed_comes_again_after_the_first_64_episodes() -> None:
+    run = np.random.SeedSequence(0)
+    assert len({derived_seed(run, n, episode) for n in range(2) for episode in range(200)}) == 400
+    env = EpisodeSeeds(Endless(), run, 1)
+    for episode in range(130):
+        env.reset()
+        assert env.episode_seed == derived_seed(run, 1, episode)
+
+
 def test_an_explicit_seed_is_obeyed() -> None:
     env = EpisodeSeeds(Endless(), np.random.SeedSequence(0), 0)
     assert env.reset(seed=5)[0] == 5

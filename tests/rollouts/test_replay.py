@@ -151,6 +151,17 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out(tmp_path: Any) 
     assert other.env_steps == 22
 
 
+def test_the_last_environment_alone_may_have_gone_elsewhere(tmp_path: Any) -> None:
+    one = collector("CartPole-v1", "sync")
+    one.steps(3)
+    state = through_a_file(one.state_dict(), tmp_path)
+    state["environments"]["episodes"][-1]["obs"] = "0" * 64
+    problem = collector("CartPole-v1", "sync").load_state_dict(state)
+    assert problem.startswith(
+        f"environment {NUM_ENVS - 1}: the same seed and actions led elsewhere"
+    )
+
+
 def test_workers_that_do_not_repeat_themselves_ended_the_resumed_run(tmp_path: Any) -> None:
     gymnasium.register("test/Unrepeatable-v0", Unrepeatable)
     try:

@@ -141,6 +141,16 @@ def test_without_log_prob_there_is_none() -> None:
     assert_same(got, expected)
 
 
+def test_actions_and_first_states_have_streams_of_their_own_in_every_run() -> None:
+    env = limited("CartPole-v1", 9)
+    seeds = (5, *np.random.SeedSequence(5).spawn(2))
+    states = [
+        TensorCollector(env, policy_for(env), seed, num_envs=1).state_dict() for seed in seeds
+    ]
+    streams = {state[name].tobytes() for state in states for name in ("generator", "starts")}
+    assert len(streams) == 6
+
+
 def test_equals_a_loop_written_by_hand() -> None:
     """One environment at a time, in Python numbers, as Gymnasium would be used."""
     env, num_envs, num_steps = limited("CartPole-v1", 15), 4, 50

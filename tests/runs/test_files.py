@@ -17,6 +17,13 @@ def test_append_undoes_what_a_failed_one_left(tmp_path):
     assert path.read_bytes() == b"one\ntwo\n"
 
 
+def test_append_cuts_what_is_longer_than_what_it_writes(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\nhalf of a long line")
+    assert files.append(path, b"two\n", position=4) == 8
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
 def test_append_to_a_file_that_was_cut_makes_no_hole(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"one\n")
@@ -45,6 +52,27 @@ def test_write_survives_a_temporary_of_a_killed_process_with_the_same_id(tmp_pat
     (tmp_path / f".tmp-file-new-{os.getpid()}").write_text("left over")
     files.write(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_write_and_publish_sync_the_content_before_the_name_and_then_the_folder(
+    tmp_path, monkeypatch
+):
+    """Else a power failure may leave the name without the content."""
+    done = []
+
+    class Recorder:
+        def __getattr__(self, name):
+            original = getattr(os, name)
+            if name not in ("write", "fsync", "rename"):
+                return original
+            return lambda *args: (done.append(name), original(*args))[1]
+
+    monkeypatch.setattr(files, "os", Recorder())
+    files.write(tmp_path / "file", b"new")
+    assert done == ["write", "fsync", "rename", "fsync"]
+    done.clear()
+    files.publish(tmp_path / "folder", {"a": b"1", "b": b"2"})
+    assert done == ["write", "fsync", "write", "fsync", "fsync", "rename", "fsync"]
 
 
 def test_publish_never_replaces(tmp_path):

@@ -247,3 +247,14 @@ def test_importing_recipes_adds_nothing_heavy():
     code = "import sys, rlpg; before = set(sys.modules); import rlpg.runs.recipe; "
     code += f"assert not {heavy} & (set(sys.modules) - before)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_agent_keeps_what_was_said_and_has_its_own_defaults():
+    said = override(Recipe(), {"learner.gamma": 0.9, "rollout.num_envs": 3, "seed": 5})
+    other = override(said, {"agent": "ppo", "total_steps": 77})
+    expected = {"learner.gamma": 0.9, "rollout.num_envs": 3, "seed": 5, "total_steps": 77}
+    assert diff(other, Recipe.of("ppo")) == {
+        key: (value, flatten(Recipe.of("ppo"))[key]) for key, value in expected.items()
+    }
+    assert other.agent == "ppo"
+    assert other.rollout.num_steps == Recipe.of("ppo").rollout.num_steps != said.rollout.num_steps
