@@ -469,3 +469,22 @@ def test_the_objective_is_the_mean_over_lanes_of_the_discounted_sum() -> None:
     torch.testing.assert_close(tape.objective(), expected)
     torch.testing.assert_close(tape.surrogate().detach(), expected)
     assert not tape.objective().requires_grad
+
+
+@pytest.mark.parametrize("end", [0.0, torch.tensor([0.0, 0.5, 0.0, 0.5])], ids=["all", "some"])
+def test_the_second_order_credited_samples_with_the_episode_after_theirs(
+    end: float | Tensor,
+) -> None:
+    """The first derivative of both surrogates is the same estimator, to the bit of rounding."""
+
+    def gradient(order: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            theta = torch.tensor(0.3, requires_grad=True)
+            tape = Tape()
+            for step in range(3):
+                x = tape.sample(Bernoulli(logits=theta.expand(4)))
+                tape.add((step + 1) * x + 1.0, end if step == 0 else 0.9)
+            return torch.autograd.grad(tape.surrogate(order), theta)[0]
+
+    torch.testing.assert_close(gradient(2), gradient(1))
