@@ -21,6 +21,7 @@ from rlpg.policies import Policy, StandardPolicy, restarted
 from rlpg.rollouts import Collector, EpisodeSeeds, Rollout, make_envs, probe_action_mask
 
 START = 5  # of the action space: what the environment sees is not what the policy drew
+LARGEST = 1000  # number in an observation: in five calls an environment has up to 140 episodes
 MODES = list(AutoresetMode)
 
 # ------------------------------------------------------------------ an environment known by heart
@@ -42,7 +43,7 @@ class Toy(gymnasium.Env[Any, Any]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, index: int, script: Script, masks: bool = False) -> None:
-        self.observation_space = spaces.Box(-100, 100, (4,), np.float32)
+        self.observation_space = spaces.Box(-LARGEST, LARGEST, (4,), np.float32)
         self.action_space = spaces.Discrete(3, start=START)
         self.script, self.masks = script, masks
         self.buffer = np.zeros(4, np.float32)
@@ -127,7 +128,7 @@ class Rule(Policy):
         num_actions: int = 3,
         start: int = START,
     ) -> None:
-        space = space or spaces.Box(-100, 100, (4,), np.float32)
+        space = space or spaces.Box(-LARGEST, LARGEST, (4,), np.float32)
         super().__init__(space, spaces.Discrete(num_actions, start=start), info_mask=info_mask)
 
     def draw(
