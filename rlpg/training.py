@@ -329,8 +329,9 @@ def finish(components: Components, writer: RunWriter) -> Run:
     with writer, components.display, fatal_hangs, StopSignals() as stop:
         loop(components, writer, stop)
         if stop.received is None:
-            evaluation = evaluator.final(policy)
-            writer.finish(components.collector.env_steps, policy, evaluation)
+            step = components.collector.env_steps
+            evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
+            writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
     missing = writer.missing()
     if missing:
@@ -365,7 +366,9 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             display.update(step, writer.latest)
             if hooks.on_log is not None:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
-        if evaluation_due(step):
+        if evaluation_due(step) and components.evaluator.is_worth(
+            step, writer.evaluation_lengths()
+        ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
             display.update(step, writer.latest)
