@@ -325,11 +325,11 @@ class Evaluator:
     def is_worth(self, step: int, lengths: Sequence[Lengths]) -> bool:
         """Whether to evaluate at a step, after evaluations with episodes of these lengths.
 
-        Evaluations at intervals that nobody asked for take at most half as many steps as training,
-        and one more evaluation.
+        Evaluations at intervals that nobody asked for take at most as many steps as training, and
+        one more evaluation.
         """
         is_asked_for = self._settings.every is not None
-        return is_asked_for or sum(int(each.sum()) for each in lengths) <= step / 2
+        return is_asked_for or sum(int(each.sum()) for each in lengths) <= step
 
     def final(self, policy: Policy, step: int, lengths: Sequence[Lengths]) -> Evaluation | None:
         """The evaluation after training, on seeds that no evaluation before it has seen.

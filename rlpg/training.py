@@ -106,7 +106,7 @@ def train(
             `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
             registered id cannot be copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None: the recipe's, else `reinforce`.
+            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.

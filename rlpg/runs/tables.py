@@ -128,7 +128,7 @@ class EvaluationSettings(Settings):
 
     every: Count | None = None
     """environment steps between evaluations (none: a twentieth of total_steps, and none while the
-    evaluations have taken more than half as many steps as the training)"""
+    evaluations have taken more steps than the training)"""
     episodes: Size = 10
     """episodes per evaluation"""
     num_envs: Size = 10
