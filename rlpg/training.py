@@ -307,6 +307,8 @@ def assembled(
         envs, description = stack.enter_context(training_envs(env, recipe))
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)
+        is_cut = recipe.rollout.episodes_per_env is None
+        learner.check_rollouts(recipe.rollout.num_steps if is_cut else None, envs.num_envs)
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))

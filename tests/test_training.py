@@ -287,6 +287,8 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         ("CartPole-v1", {"environment.id": "Acrobot-v1"}),
         ("CartPole-v1", {"learner.baseline": "none", "learner.truncated_return": "bootstrap"}),
         ("MountainCarContinuous-v0", {"policy.bernoulli": True}),
+        ("CartPole-v1", {"learner.num_value_minibatches": 10**6}),
+        ("CartPole-v1", {"agent": "ppo", "learner.num_minibatches": 17, "policy.memory": "gru"}),
         (Odd(spaces.Text(3), spaces.Discrete(2)), {}),
     ):
         with pytest.raises(UsageError):
