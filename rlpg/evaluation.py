@@ -340,10 +340,10 @@ class Evaluator:
         """
         if self._envs is None:
             return None
-        episodes = self._settings.final_episodes
-        if episodes == "auto":
-            fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES
-            episodes = min(max(int(fitting), FEWEST_FINAL_EPISODES), MOST_FINAL_EPISODES)
+        fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES
+        by_rule = min(max(int(fitting), FEWEST_FINAL_EPISODES), MOST_FINAL_EPISODES)
+        said = self._settings.final_episodes
+        episodes = by_rule if said == "auto" else said
         seed = seed_sequence(self._seed, "final evaluation")
         reseed(self._envs, seed)
         return play(policy, self._envs, episodes, seed, deterministic=True)

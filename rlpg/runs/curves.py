@@ -135,7 +135,7 @@ class Curves:
         self._evaluations[name].add(step, returns, lengths)
 
     def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
-        """Lengths of the episodes of each evaluation so far, `[episodes]` each, by name and time."""
+        """Lengths of the episodes of each evaluation so far, `[episodes]` each."""
         return [row for rows in self._evaluations.values() for row in rows.arrays()["ep_lengths"]]
 
     def flush(self) -> None:
