@@ -106,7 +106,7 @@ def train(
             `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
             registered id cannot be copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None: the recipe's, else `reinforce`.
+            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -331,8 +331,9 @@ def finish(components: Components, writer: RunWriter) -> Run:
     with writer, components.display, fatal_hangs, StopSignals() as stop:
         loop(components, writer, stop)
         if stop.received is None:
-            evaluation = evaluator.final(policy)
-            writer.finish(components.collector.env_steps, policy, evaluation)
+            step = components.collector.env_steps
+            evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
+            writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
     missing = writer.missing()
     if missing:
@@ -367,7 +368,9 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             display.update(step, writer.latest)
             if hooks.on_log is not None:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
-        if evaluation_due(step):
+        if evaluation_due(step) and components.evaluator.is_worth(
+            step, writer.evaluation_lengths()
+        ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
             display.update(step, writer.latest)

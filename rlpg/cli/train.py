@@ -16,7 +16,7 @@ from rlpg.cli.words import Given
 from rlpg.errors import UsageError
 from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Finite, Natural
-from rlpg.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
+from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
     from rlpg.references import UserParts
@@ -35,6 +35,8 @@ class Train(Importing):
 
     Settings come from the defaults of the agent, the recipe (shipped for some environments, or
     --recipe), and the options, in this order. The values shown are those that would be used.
+    Without --agent (or with --agent auto), the agent is the one that is shipped for the
+    environment, else ppo.
 
     examples:
       rlpg train CartPole-v1
@@ -70,11 +72,13 @@ class Train(Importing):
         """With the recipe that would be used without the options."""
         if "seed" in given.options and "seeds" in given.options:
             raise UsageError("--seeds: expected either --seed or --seeds, got both")
+        if given.options.get("agent") == AUTO:
+            del given.options["agent"]
         env, agent = given.options.get("env") or "", given.options.get("agent")
         file = given.options.get("recipe")
         typed = {key: text for key in OWN if (text := given.options.get(key)) is not None}
         if given.is_help and ":" not in (agent or ""):  # nothing heavy is imported for it
-            base = recipe_for(latest_shipped(env, agent or DEFAULT_AGENT), agent, file, None)
+            base = recipe_for(latest_shipped(env), agent, file, None)
         elif not env and not given.is_help:
             return cls()
         else:

@@ -127,13 +127,15 @@ class EvaluationSettings(Settings):
     table: ClassVar[str] = "evaluation"
 
     every: Count | None = None
-    """environment steps between evaluations (none: a twentieth of total_steps)"""
+    """environment steps between evaluations (none: a twentieth of total_steps, and none while the
+    evaluations have taken more steps than the training)"""
     episodes: Size = 10
     """episodes per evaluation"""
     num_envs: Size = 10
     """copies of the environment"""
-    final_episodes: Size = 100
-    """episodes of the evaluation after training"""
+    final_episodes: Literal["auto"] | Size = "auto"
+    """episodes of the evaluation after training (auto: 100, or from 10 on as many as take half as
+    many steps as the training)"""
     stochastic: bool = True
     """evaluate with sampled actions too, besides the deterministic ones"""
 

@@ -117,7 +117,7 @@ def test_the_help_shows_the_recipe_that_would_be_used(capsys: pytest.CaptureFixt
 
 
 def test_the_help_does_not_show_what_an_agent_has_not(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--learner.clip-range" not in help_of(capsys, "train")
+    assert "--learner.clip-range" not in help_of(capsys, "train", "--agent", "a2c")
     text = help_of(capsys, "train", "--agent", "trpo")
     assert "--learner.line-search" in text
     assert "--learner.learning-rate " not in text
@@ -171,6 +171,7 @@ def another(value: object, key: str) -> str:
         "learner.learning_rate_schedule": "constant", "learner.entropy_coef_schedule": "linear",
         "policy.network": "nets:Mine", "policy.memory": "gru", "policy.factory": "nets:Policy",
         "policy.images": "false", "learner.value_hidden": "7,5", "policy.critic_only": "a,b",
+        "evaluation.final_episodes": "9",
     }  # fmt: skip
     if key in words:
         return words[key]
@@ -198,8 +199,10 @@ def test_every_setting_has_an_option(key: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("rlpg.training.run_recipe", instead)
     text = another(flatten(Recipe())[key], key)
+    start = ["train", "CartPole-v1", "--recipe", "default"]
+    start += [] if key == "agent" else ["--agent", "reinforce"]
     for words in ([f"--{key.replace('_', '-')}", text], [f"--{key}={text}"]):
-        assert cli.main(["train", "CartPole-v1", "--recipe", "default", *words]) == 130
+        assert cli.main([*start, *words]) == 130
         expected = override(Recipe(), {key: text, "environment.id": "CartPole-v1"})
         assert seen.pop() == expected
     assert flatten(expected)[key] != flatten(Recipe())[key]
