@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,23 @@ def test_global_random_states_are_nobody_s_business(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+def test_the_first_run_of_a_process_moves_no_random_state(tmp_path: Path) -> None:
+    """Whatever is imported for it may (rich does)."""
+    program = """
+import random, sys
+import numpy as np, torch
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+before = states()
+import rlpg
+assert "rich" not in sys.modules
+rlpg.train("CartPole-v1", total_steps=64, run_dir="run", overrides={"evaluation.final_episodes": 1})
+assert "rich" in sys.modules
+assert states() == before
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
 
 
 def test_training_gives_torch_its_threads_back(tmp_path: Path) -> None:
