@@ -24,7 +24,7 @@ class Saved:
 
     policy: Policy
     path: Path
-    environment: dict[str, Any]  # id, kwargs, max_episode_steps, episode_cap
+    environment: dict[str, Any]  # id, kwargs, wrappers, max_episode_steps, episode_cap
     training: dict[str, Any]  # agent, seed, steps, and how well it did
 
 
@@ -92,8 +92,14 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
     """The environment id a file recorded, or the one the caller gives instead.
 
     Raises:
-        FileError: a file may name an environment, but not a module to import.
+        FileError: a file may name an environment, but not a module to import; or it was an object
+            that no id makes again.
     """
+    if given is None and "(" in recorded:
+        raise FileError(
+            f"{path}: it was trained on the environment object {recorded}, which no id makes "
+            "again; pass such an object (env= in Python), or choose another environment: --env ID"
+        )
     if given is None and ":" in recorded:
         raise FileError(
             f"{path}: it was trained on {recorded}, and a file may not choose modules to import; "
