@@ -112,6 +112,23 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
+def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
+    """The recipe that a run keeps: the learner's settings as numbers, where they were `auto`.
+
+    `learner.num_minibatches`, `policy.images` and `environment.backend` stay `auto`: they follow
+    from each rollout, each space, and what is installed.
+    """
+    rule, told = learner.advantage_rule, recipe.learner
+    came_to: dict[str, Any] = {
+        "gae_lambda": rule.gae_lambda,
+        "truncated_return": rule.truncated_return,
+        "entropy_coef": learner.entropy_coef,
+        "value_hidden": learner.settings.value_hidden,
+    }
+    was_auto = {name: value for name, value in came_to.items() if getattr(told, name) == "auto"}
+    return replace(recipe, learner=replace(told, **was_auto))
+
+
 def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
     """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
 

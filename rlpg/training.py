@@ -21,6 +21,7 @@ from rlpg.components import (
     training_envs,
     with_record,
     with_usable_kwargs,
+    with_what_auto_came_to,
 )
 from rlpg.errors import EnvironmentFault, SaveError, UsageError
 from rlpg.evaluation import Evaluation, Evaluator
@@ -184,6 +185,7 @@ def run_recipe(
             with create_run(recipe, versions_now(), path=path).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
+        recipe = with_what_auto_came_to(recipe, components.learner)
         folder = create_run(recipe, versions_now(), path=path)
         with folder.held():
             warn = components.display.warn

@@ -174,6 +174,35 @@ def test_training_gives_torch_its_threads_back(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------- what is kept
 
 
+AUTO = ("gae_lambda", "truncated_return", "entropy_coef", "value_hidden")
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "came_to"),
+    [
+        ("CartPole-v1", {}, (0.95, "bootstrap", 0.02, (16,))),
+        ("Pendulum-v1", {"agent": "ppo"}, (0.95, "bootstrap", 0.0, (16,))),
+        ("CartPole-v1", {"learner__baseline": "none"}, (None, "terminal", 0.02, (16,))),
+        ("CartPole-v1", {"learner__truncated_return": "drop"}, (None, "drop", 0.02, (16,))),
+        (
+            "CartPole-v1",
+            {"agent": "trpo", "learner__gae_lambda": 0.5, "learner__value_hidden": (8,)},
+            (0.5, "bootstrap", 0.02, (8,)),
+        ),
+    ],
+    ids=str,
+)
+def test_recipe_toml_kept_auto_where_it_was_resolved(
+    env: str, settings: Mapping[str, Any], came_to: tuple[Any, ...], tmp_path: Path
+) -> None:
+    run = train(env, tmp_path / "run", **settings)
+    kept = load_recipe(run.path / "recipe.toml")
+    assert tuple(getattr(kept.learner, name) for name in AUTO) == came_to
+    again = rlpg.train(env, recipe=kept, run_dir=tmp_path / "again", quiet=True)
+    assert bits(again.policy) == bits(run.policy), "the recipe repeats the run"
+    assert load_recipe(again.path / "recipe.toml") == kept
+
+
 def test_the_folder_holds_what_the_design_promises(plain: rlpg.Run) -> None:
     names = {path.name for path in plain.path.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents.")}
