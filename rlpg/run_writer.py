@@ -126,6 +126,7 @@ class RunWriter:
             "environment": {
                 "id": settings.id,
                 "kwargs": settings.kwargs,
+                "wrappers": settings.wrappers,
                 "max_episode_steps": settings.max_episode_steps,
                 "episode_cap": settings.episode_cap,
             },

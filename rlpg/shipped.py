@@ -84,7 +84,8 @@ def shipped_agents() -> list[str]:
 
 def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
     """The recipe that comes with the library for this environment and learner, if there is one."""
-    name = f"{safe_name(env_id.rpartition(':')[2])}-{agent}"
+    bare = env_id.rpartition("(")[2].rstrip(")")  # of an object like Wrapper(id)
+    name = f"{safe_name(bare.rpartition(':')[2])}-{agent}"
     return load_recipe(shipped_folder(name) / "recipe.toml") if name in shipped_agents() else None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,23 @@ def test_global_random_states_are_nobody_s_business(tmp_path: Path) -> None:
     assert np.array_equal(np.random.get_state()[1], before[2])
 
 
+def test_the_first_run_of_a_process_moves_no_random_state(tmp_path: Path) -> None:
+    """Whatever is imported for it may (rich does)."""
+    program = """
+import random, sys
+import numpy as np, torch
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+before = states()
+import rlpg
+assert "rich" not in sys.modules
+rlpg.train("CartPole-v1", total_steps=64, run_dir="run", overrides={"evaluation.final_episodes": 1})
+assert "rich" in sys.modules
+assert states() == before
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
+
+
 def test_training_gives_torch_its_threads_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     train("CartPole-v1", tmp_path / "run", steps=64, threads=2 if before == 1 else 1)
@@ -154,6 +173,35 @@ def test_training_gives_torch_its_threads_back(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------- what is kept
+
+
+AUTO = ("gae_lambda", "truncated_return", "entropy_coef", "value_hidden")
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "came_to"),
+    [
+        ("CartPole-v1", {}, (0.95, "bootstrap", 0.02, (16,))),
+        ("Pendulum-v1", {"agent": "ppo"}, (0.95, "bootstrap", 0.0, (16,))),
+        ("CartPole-v1", {"learner__baseline": "none"}, (None, "terminal", 0.02, (16,))),
+        ("CartPole-v1", {"learner__truncated_return": "drop"}, (None, "drop", 0.02, (16,))),
+        (
+            "CartPole-v1",
+            {"agent": "trpo", "learner__gae_lambda": 0.5, "learner__value_hidden": (8,)},
+            (0.5, "bootstrap", 0.02, (8,)),
+        ),
+    ],
+    ids=str,
+)
+def test_recipe_toml_kept_auto_where_it_was_resolved(
+    env: str, settings: Mapping[str, Any], came_to: tuple[Any, ...], tmp_path: Path
+) -> None:
+    run = train(env, tmp_path / "run", **settings)
+    kept = load_recipe(run.path / "recipe.toml")
+    assert tuple(getattr(kept.learner, name) for name in AUTO) == came_to
+    again = rlpg.train(env, recipe=kept, run_dir=tmp_path / "again", quiet=True)
+    assert bits(again.policy) == bits(run.policy), "the recipe repeats the run"
+    assert load_recipe(again.path / "recipe.toml") == kept
 
 
 def test_the_folder_holds_what_the_design_promises(plain: rlpg.Run) -> None:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
-from rlpg.cli.streams import report
+from rlpg.cli.streams import EXIT_FAILED, complain, report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
-from rlpg.errors import UsageError
+from rlpg.errors import EstimatorError, FileError, SaveError, TrainingError, UsageError
 from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Finite, Natural
 from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rlpg.references import UserParts
+    from rlpg.training import Run
 
 OWN = (
     "agent",
@@ -94,32 +97,58 @@ class Train(Importing):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
 
     def run(self) -> int:
-        """Train once per seed; say what was trained and what to do next."""
-        from rlpg.training import Hooks, run_recipe
+        """Train once per seed; say what was trained and what to do next.
 
-        own = parts(self.typed, self.import_modules)
-        hooks = Hooks(stop_at_return=self.stop_at_return)
+        Of several seeds, one whose run fails does not stop the others; the exit code tells.
+        """
         seeds = self.seeds or (self.settings.seed,)
-        paths, means = [], []
+        paths: list[Path] = []
+        means: list[float] = []
+        failed: list[int] = []
         for seed in seeds:
-            run_dir = self.run_dir
-            if run_dir is not None and len(seeds) > 1:
-                run_dir = run_dir / str(seed)
-            recipe = override(self.settings, {"seed": seed})
-            run = run_recipe(self.env, recipe, run_dir, parts=own, hooks=hooks, quiet=self.quiet)
-            paths.append(run.path)
-            means += [run.evaluation.mean] if run.evaluation else []
-            report(f"seed {seed}: {run.evaluation or 'trained'}")
+            run: Run | None
+            try:
+                run = self._train(seed, is_alone=len(seeds) == 1)
+            except (TrainingError, EstimatorError, UsageError, FileError) as error:
+                is_refused = isinstance(error, UsageError | FileError)
+                is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
+                if len(seeds) == 1 or is_stopped or (is_refused and not paths + failed):
+                    raise
+                error.args = (f"seed {seed}: {error}",)
+                complain(error, EXIT_FAILED)
+                failed.append(seed)
+                run = error.run if isinstance(error, SaveError) else None
+            if run is not None:
+                paths.append(run.path)
+                means += [run.evaluation.mean] if run.evaluation else []
+                report(f"seed {seed}: {run.evaluation or 'trained'}")
         if len(means) > 1:
             low, high = min(means), max(means)
             report(
                 f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
             )
-        report(f"saved in {', '.join(map(str, paths))}")
-        if not self.quiet:
+        if paths:
+            report(f"saved in {', '.join(map(str, paths))}")
+        if paths and not self.quiet:
             report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
             report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
-        return 0
+        return EXIT_FAILED if failed else 0
+
+    def _train(self, seed: int, *, is_alone: bool) -> Run:
+        """One of the runs."""
+        from rlpg.training import Hooks, run_recipe
+
+        run_dir = self.run_dir
+        if run_dir is not None and not is_alone:
+            run_dir = run_dir / str(seed)
+        return run_recipe(
+            self.env,
+            override(self.settings, {"seed": seed}),
+            run_dir,
+            parts=parts(self.typed, self.import_modules),
+            hooks=Hooks(stop_at_return=self.stop_at_return),
+            quiet=self.quiet,
+        )
 
 
 def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:

@@ -26,6 +26,9 @@ class EnvironmentSettings(Settings):
     """a Gymnasium id: CartPole-v1, or module:Id-v0"""
     kwargs: Arguments = field(default_factory=dict)
     """keyword arguments for the environment"""
+    wrappers: dict[str, Arguments] = field(default_factory=dict)
+    """wrappers of Gymnasium around it, the innermost first, with their keyword arguments:
+    {FlattenObservation = {}, RepeatAction = {num_repeats = 2}}"""
     backend: Literal["auto", "native", "sync", "async", "envpool"] = "auto"
     """how the copies run: vectorized by the environment, in this process, in worker processes"""
     max_episode_steps: Count | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_the_help_of_train_shows_every_setting_with_its_default(
             assert f"--{key.replace('_', '-')} " not in text
             continue
         after = text.rpartition(f"--{key.replace('_', '-')} ")[2].partition("(default: ")[2]
-        assert after.startswith(f"{shown(value) or repr('')})"), key
+        assert after.startswith(f"{shlex.quote(shown(value))})"), key
     assert "clipped|squashed|beta" in text, "choices are listed"
     assert "--environment.kwargs.NAME VALUE" in text
 
