@@ -75,8 +75,9 @@ class PolicySettings(Settings):
     """continuous actions: a Gaussian clipped for the environment, a tanh-Gaussian, or a Beta"""
     std: Literal["independent", "dependent"] = "independent"
     """whether the Gaussian's width depends on the observation"""
-    log_std_init: Finite = 0.0
-    """log of the Gaussian's first standard deviation"""
+    log_std_init: Literal["auto"] | Finite = 0.0
+    """log of the Gaussian's first standard deviation (auto: the variances of all action dimensions
+    add up to 2.7)"""
     log_std_floor: Finite = -5.0
     """the log standard deviation never falls below this"""
     bernoulli: bool = False

@@ -626,3 +626,25 @@ def test_a_switch_needs_no_value_and_the_backend_no_prefix(
         cli.main(["train", "CartPole-v1", *words])
     assert [recipe.compile for recipe in seen] == [True, False]
     assert [recipe.environment.backend for recipe in seen] == ["sync", "auto"]
+
+
+def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--total-steps", "2000", "--agent", "ppo", "--rollout.num-envs=2"]
+    assert cli.main(["train", "Pendulum-v1", "--explain", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    why = {line.split()[0]: line for line in lines}
+    for key in flatten(Recipe.of("ppo")):
+        assert key in why, key
+    assert why["rollout.num_envs"].split(maxsplit=2)[1:] == ["2", "given"]
+    assert "0.5 " in why["policy.log_std_init"]
+    assert "by rule: the variances" in why["policy.log_std_init"]
+    assert why["learner.num_minibatches"].split()[1] == "4"  # 2 x 128 samples
+    assert why["evaluation.every"].split()[1] == "100"
+    assert why["learner.clip_range"].endswith("default of ppo")
+    assert not Path("runs").exists()
+    assert cli.main(["train", "Pendulum-v1", "--explain"]) == 0
+    shown = capsys.readouterr().out
+    assert "by rule: the one shipped" in shown
+    assert "the recipe shipped for Pendulum-v1" in shown
