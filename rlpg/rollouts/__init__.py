@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         make_envs,
     )
     from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
+    from rlpg.rollouts.records import record_of, wrapped
     from rlpg.rollouts.rollout import Episodes, Rollout
     from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
     from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
@@ -38,7 +39,9 @@ __all__ = [
     "hangs_end_the_process",
     "make_envs",
     "probe_action_mask",
+    "record_of",
     "reseed",
+    "wrapped",
 ]
 
 register_environments()
@@ -60,7 +63,9 @@ _HOME = {
     "hangs_end_the_process": "watchdog",
     "make_envs": "environments",
     "probe_action_mask": "vector",
+    "record_of": "records",
     "reseed": "seeds",
+    "wrapped": "records",
 }
 
 
