@@ -191,7 +191,9 @@ def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
 
 
 @contextmanager
-def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
+def training_envs(
+    env: EnvSource, recipe: Recipe, parts: UserParts | None = None
+) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
     if name != told:
@@ -199,7 +201,14 @@ def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[An
     options, num_envs = environment_options(env, recipe), recipe.rollout.num_envs
     why = ""
     if not isinstance(env, VectorEnv):  # once per run; evaluations take what needs no trial
-        options["backend"], why = faster_backend(env, num_envs, recipe.total_steps, options)
+        options["backend"], why = faster_backend(
+            env,
+            num_envs,
+            recipe.total_steps,
+            options,
+            lambda envs: make_policy(envs, recipe, parts),
+            whole_episodes=recipe.rollout.episodes_per_env is not None,
+        )
     made = make_envs(env, num_envs, seed=seed_sequence(recipe.seed, "environments"), **options)
     try:
         yield made.envs, ", ".join(filter(None, (made.description, why)))

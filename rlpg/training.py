@@ -309,7 +309,7 @@ def assembled(
     """The components at the start of a run; closed at the end."""
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
-        envs, description = stack.enter_context(training_envs(env, recipe))
+        envs, description = stack.enter_context(training_envs(env, recipe, parts))
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)
         is_cut = recipe.rollout.episodes_per_env is None

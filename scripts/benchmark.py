@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -30,6 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch.distributions import Normal
@@ -39,6 +41,7 @@ import rlpg.errors
 from rlpg.components import find_recipe, make_learner, make_policy, seed_sequence
 from rlpg.gradients import returns
 from rlpg.gradients.tape import Tape
+from rlpg.policies import StandardPolicy
 from rlpg.references import UserParts
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, override
@@ -135,6 +138,151 @@ def collect() -> Iterator[Row]:
         rate = num_steps * num_envs
         name = f"collect / raw step: {env}, {num_envs} {backend}"
         yield Row(name, rate / ours, rate / peer, "steps/s", target)
+
+
+def pool() -> Iterator[Row]:
+    """Collection with worker processes against one process, and against what others have.
+
+    *Two processes* know nothing of each other and have half of the environments each: what two
+    cores can do. What else runs on the machine makes the pool look slow, so that is told.
+    """
+    num_envs, num_steps = 32, 64
+    for env in ("HalfCheetah-v5", "BipedalWalker-v3", "LunarLander-v3"):
+        try:
+            envs, policy, _ = parts(env, num_envs, "sync")
+        except rlpg.errors.EnvironmentSetupError as error:
+            print(f"not measured: {error}")
+            continue
+        with ExitStack() as stack:
+            workers, _ = make_envs(env, num_envs, seed=0, backend="async")
+            theirs = gymnasium.make_vec(env, num_envs, vectorization_mode="async")
+            for made in (envs, workers, theirs):
+                stack.enter_context(closing(made))
+            ways: list[Callable[[], object]] = [
+                partial(Collector(made, policy, log_prob=False).steps, num_steps)
+                for made in (workers, envs, theirs)
+            ]
+            ways.append(stack.enter_context(two_processes(env, num_envs, num_steps)))
+            if find_spec("stable_baselines3"):
+                ways.append(stack.enter_context(subproc_vec_env(env, num_envs, num_steps, policy)))
+            print(f"other programs use {others():.1f} cores")
+            seconds = alternate(*map(seconds_per_call, ways), repeats=7)
+        rate, *rates = (num_envs * num_steps / value for value in seconds)
+        yield Row(f"collect, async / sync: {env}, {num_envs}", rate, rates[0], "steps/s", ">= 1.6")
+        yield Row("- async / Gymnasium AsyncVectorEnv", rate, rates[1], "steps/s", ">= 3")
+        yield Row("- two processes / sync", rates[2], rates[0], "steps/s", "")
+        for peer in rates[3:]:
+            name = "- async / Stable-Baselines3 SubprocVecEnv"
+            yield Row(name, rate, peer, "steps/s", ">= 3")
+
+
+def messages() -> Iterator[Row]:
+    """What a step of all environments costs beside them: CPU time, environments that do nothing.
+
+    The main process acts and asks each worker; the times of the workers are added up.
+    """
+    for num_workers, num_envs in ((1, 32), (8, 32), (8, 256)):
+        envs, _ = make_envs(Nothing, num_envs, seed=0, backend="async", num_workers=num_workers)
+        pool: Any = envs
+        spaces = envs.single_observation_space, envs.single_action_space
+        policy = StandardPolicy(*spaces, hidden=(64, 64), generator=torch.Generator())
+        collector = Collector(envs, policy, log_prob=False)
+        pids = [process.pid for process in pool.processes]
+        found = []
+        with closing(envs):
+            for _ in range(40):
+                main, others = time.process_time(), cpu_seconds(pids)
+                collector.steps(64)
+                found.append((time.process_time() - main, cpu_seconds(pids) - others))
+        main, others = (1e6 / 64 * min(values) for values in zip(*found, strict=True))
+        name = f"a step, {num_envs} environments in {num_workers} workers: main / workers"
+        yield Row(name, main, others, "us", "")
+
+
+class Nothing(gymnasium.Env[Any, Any]):
+    """Does nothing; the sizes are those of HalfCheetah."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (17,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (6,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.obs = np.zeros(17)
+        return self.obs, {}
+
+    def step(self, action: Any) -> Any:
+        return self.obs, 0.0, False, False, {}
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time of processes so far (Linux only)."""
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
+
+
+def others() -> float:
+    """Cores that are busy while this process sleeps (Linux only)."""
+
+    def busy() -> float:
+        user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split()[1:])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+    began = busy()
+    time.sleep(1)
+    return busy() - began
+
+
+@contextmanager
+def two_processes(env: str, num_envs: int, num_steps: int) -> Iterator[Callable[[], object]]:
+    """What makes two processes collect from half of the environments each."""
+    pairs = [multiprocessing.Pipe() for _ in range(2)]
+    processes = [
+        multiprocessing.Process(
+            target=collect_when_told, args=(env, num_envs // 2, num_steps, theirs), daemon=True
+        )
+        for _, theirs in pairs
+    ]
+    for process in processes:
+        process.start()
+
+    def tell() -> None:
+        for ours, _ in pairs:
+            ours.send(True)
+        for ours, _ in pairs:
+            ours.recv()
+
+    yield tell
+    for ours, _ in pairs:
+        ours.send(False)
+    for process in processes:
+        process.join()
+
+
+def collect_when_told(env: str, num_envs: int, num_steps: int, channel: Any) -> None:
+    """Runs in a process of its own."""
+    torch.set_num_threads(1)
+    envs, policy, _ = parts(env, num_envs, "sync")
+    collector = Collector(envs, policy, log_prob=False)
+    while channel.recv():
+        collector.steps(num_steps)
+        channel.send(True)
+
+
+@contextmanager
+def subproc_vec_env(
+    env: str, num_envs: int, num_steps: int, policy: Any
+) -> Iterator[Callable[[], object]]:
+    """What steps Stable-Baselines3's worker processes with our policy."""
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    envs = SubprocVecEnv([partial(gymnasium.make, env) for _ in range(num_envs)])
+    obs = envs.reset()
+
+    def steps() -> None:
+        nonlocal obs
+        for _ in range(num_steps):
+            obs, *_ = envs.step(policy.act(obs))
+
+    yield steps
+    envs.close()
 
 
 def update() -> Iterator[Row]:
@@ -522,7 +670,8 @@ def start() -> Iterator[Row]:
 BENCHMARKS = {
     f.__name__: f
     for f in (
-        collect, update, compiled, gae, tape, train, solve, evaluate, memory, scale, start,
+        collect, pool, messages, update, compiled, gae, tape, train, solve, evaluate, memory,
+        scale, start,
     )
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ can be known before the first step (weights, moments, noise) is prepared once pe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -44,23 +44,76 @@ def array_actor(
     if noisy and head.noise((0, num_envs), torch.Generator()) is None:
         return None
     normalize, mlp = _normalize(normalizer), _mlp(network.mlp, num_envs)
-    noise, t, left = np.empty(0), 0, num_steps
+    return ArrayActor(lambda obs: mlp(normalize(obs)), head, generator, num_envs, num_steps)
 
-    def act(obs: Array, carry: Carry, episode_start: Tensor | None) -> tuple[Array, Carry]:
-        nonlocal noise, t, left
+
+class ArrayActor:
+    """An `Actor` that can also be asked about environments that are at different steps.
+
+    Args:
+        outputs: of the network, `[N, num_outputs]`, for observations `[N, *O]`.
+        head: translates them.
+        generator: of the noise; None: there is none.
+        num_envs: N.
+        num_steps: how many steps to expect.
+    """
+
+    def __init__(
+        self,
+        outputs: Callable[[Array], Array],
+        head: Head,
+        generator: torch.Generator | None,
+        num_envs: int,
+        num_steps: int,
+    ) -> None:
+        self._outputs = outputs
+        self._head = head
+        self._generator = generator
+        self._sizes = num_envs, num_steps
+        self._noise: list[Array] = []  # of each step so far, and of some that follow
+        self._mixed: Array = np.empty(0)  # [N, ...] noise of each environment's own step
+        self._step = 0
+
+    def __call__(
+        self, obs: Array, carry: Carry, episode_start: Tensor | None
+    ) -> tuple[Array, Carry]:
+        """The actions of the next step, in all environments."""
+        noise = None if self._generator is None else self._noise_of(self._step, self._generator)
+        self._step += 1
+        return self._act(obs, noise), carry
+
+    def at(self, obs: Array, steps: Iterable[tuple[int, slice]]) -> Array:
+        """Actions `[N, *A]`, of which only those in the given rows count.
+
+        All rows go through the network whichever count: products of another size could round
+        differently, and an action must not depend on which environments were ready.
+
+        Args:
+            obs: `[N, *O]`.
+            steps: a step of the rollout, and the rows that are at it.
+        """
+        if self._generator is None:
+            return self._act(obs, None)
+        for t, rows in steps:
+            noise = self._noise_of(t, self._generator)
+            if not self._mixed.size:
+                self._mixed = np.zeros_like(noise)
+            self._mixed[rows] = noise[rows]
+        return self._act(obs, self._mixed)
+
+    def _act(self, obs: Array, noise: Array | None) -> Array:
         with np.errstate(all="ignore"):  # what is not finite is the collector's to report
-            outputs = mlp(normalize(obs))  # [N, num_outputs]
-            if generator is not None:
-                if t == len(noise):
-                    ahead = min(max(left, 1), _STEPS_AHEAD)
-                    drawn = head.noise((ahead, num_envs), generator)
-                    assert drawn is not None
-                    noise, t, left = drawn.numpy(), 0, left - ahead
-                outputs = outputs + noise[t]
-                t += 1
-            return head.mode_array(outputs), carry
+            outputs = self._outputs(obs)
+            return self._head.mode_array(outputs if noise is None else outputs + noise)
 
-    return act
+    def _noise_of(self, t: int, generator: torch.Generator) -> Array:
+        num_envs, num_steps = self._sizes
+        while t >= len(self._noise):
+            ahead = min(max(num_steps - len(self._noise), 1), _STEPS_AHEAD)
+            drawn = self._head.noise((ahead, num_envs), generator)
+            assert drawn is not None
+            self._noise.extend(drawn.numpy())
+        return self._noise[t]
 
 
 def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:

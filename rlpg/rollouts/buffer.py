@@ -17,6 +17,7 @@ from rlpg.errors import EnvironmentFault
 from rlpg.policies.networks import Carry
 from rlpg.policies.observations import Observations
 from rlpg.rollouts.rollout import Episodes, Rollout
+from rlpg.rollouts.shared import Outcomes
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,21 @@ class RolloutBuffer:
             and value.shape == (self.num_envs,)
             and value.dtype.kind in kinds
         )
+
+    def put_block(self, start: int, found: Outcomes) -> None:
+        """Writes the outcomes of several steps, `[T, N, ...]`, whose ends were SAME_STEP."""
+        steps = slice(start, start + len(found.reward))
+        with np.errstate(over="ignore"):  # what float32 cannot hold is reported
+            self.obs[start + 1 : steps.stop + 1] = found.obs
+        self.reward[steps] = found.reward
+        self.terminated[steps] = found.terminated
+        self.truncated[steps] = found.truncated
+        ended = found.terminated | found.truncated  # [T, N]
+        for t in np.flatnonzero(ended.any(axis=1)):
+            rows = np.flatnonzero(ended[t])
+            with np.errstate(over="ignore"):
+                last = found.final[t, rows].astype(self.obs.dtype)
+            self.put_final(start + int(t), rows, last)
 
     def put_final(self, t: int, envs: np.ndarray, obs: np.ndarray) -> None:
         """Keeps last observations `[K, *O]` that `obs[t + 1]` does not hold."""

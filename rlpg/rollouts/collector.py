@@ -13,7 +13,7 @@ an episode is found:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentFault, RlpgError, UsageError
 from rlpg.policies.distributions import checked_log_prob
+from rlpg.policies.fast_path import ArrayActor
 from rlpg.policies.networks import Carry, map_carry
 from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
@@ -36,6 +37,7 @@ from rlpg.rollouts.vector import (
     final_observations,
     remembers_ends,
 )
+from rlpg.rollouts.workers import WorkerEnvs
 
 if TYPE_CHECKING:
     from rlpg.policies import Policy
@@ -104,8 +106,12 @@ class Collector:
         ended_before = self._ended
         with torch.inference_mode():
             self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
-            for t in range(num_steps):
-                self._step(buffer, t)
+            pool, actor = self.envs, self._act  # a wrapper around the pool wants to see each step
+            if isinstance(pool, WorkerEnvs) and pool.steps_ahead and isinstance(actor, ArrayActor):
+                self._run_ahead(buffer, num_steps, pool, actor)
+            else:
+                for t in range(num_steps):
+                    self._step(buffer, t)
         return self._rollout(buffer, num_steps, ended_before, carry, quota=None)
 
     def episodes(self, per_env: int = 1, *, max_steps: int = 100_000) -> Rollout:
@@ -227,6 +233,41 @@ class Collector:
         )
         buffer.obs[0] = self._obs
         return buffer
+
+    def _run_ahead(
+        self, buffer: RolloutBuffer, num_steps: int, pool: WorkerEnvs, actor: ArrayActor
+    ) -> None:
+        """Fills the rollout, each worker's environments as fast as they can."""
+        obs, first, dtype = buffer.obs[0].copy(), self.vector_steps, buffer.action.dtype
+        acting = 0.0
+        block = 0  # first step of those that are in the workers' memory at a time
+
+        def act(obs: np.ndarray, steps: Sequence[tuple[int, slice]]) -> np.ndarray:
+            nonlocal acting
+            began = perf_counter()
+            drawn = actor.at(obs, [(block + t, rows) for t, rows in steps])
+            for t, rows in steps:
+                buffer.action[block + t, rows] = drawn[rows]
+            env_action: np.ndarray = self.policy.head.to_env(drawn.astype(dtype, copy=False))
+            acting += perf_counter() - began
+            return env_action
+
+        for block in range(0, num_steps, pool.steps_ahead):
+            size = min(pool.steps_ahead, num_steps - block)
+            found, began = pool.outcomes(size), perf_counter()
+            try:
+                with np.errstate(over="ignore"):  # 1e39 becomes inf, which is reported
+                    pool.run_ahead(obs, size, first + block, act)
+            except Exception:
+                buffer.put_block(block, found)
+                check_finite(buffer, block + size, first)  # what began earlier is told first
+                raise
+            buffer.put_block(block, found)
+            self.env_seconds += perf_counter() - began
+        self.env_seconds -= acting
+        self.vector_steps += num_steps
+        last = num_steps - 1
+        self._ended = self._starts = buffer.terminated[last] | buffer.truncated[last]
 
     def _step(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
         """Fills slot t of the rollout; returns `[N]` bool, whose episode ended in it."""

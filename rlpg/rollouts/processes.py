@@ -13,14 +13,14 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
-from rlpg.rollouts.shared import Failure, SharedArrays
+from rlpg.rollouts.shared import DONE, OTHER, Failure, SharedArrays
 
 GRACE_SECONDS = 2.0  # that workers have to close their environments
 LARGEST_TICK, TICKS = 1.0, 10  # seconds between two looks, and looks per time-out at least
@@ -49,10 +49,14 @@ class Processes:
     def __init__(self, number: int, arrays: SharedArrays, memory: int, timeout: float) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
         self.pending: set[int] = set()  # workers that have been asked, and have not answered
+        self.faulty: int | None = None  # the worker because of which all were ended
         self._arrays = arrays
         self._timeout = timeout
         self._connections: list[Connection[Any, Any]] = []
         self._poll = select.poll()
+        self._workers: dict[int, int] = {}  # by the file descriptors of their connections
+        self._silent: dict[int, tuple[int, float]] = {}  # calls begun, seconds without another
+        self._looked = time.monotonic()
         self._end_them = weakref.finalize(self, _end, os.getpid(), self.all, self._connections)
         try:
             for _ in range(number):
@@ -61,31 +65,48 @@ class Processes:
             self.end(time.monotonic())
             raise
 
-    def ask(self, bodies: Iterable[Any], *, patience: float | None = None) -> list[Any]:
+    def ask(self, requests: Iterable[Any], *, patience: float | None = None) -> list[Any]:
         """The answers of all workers; those that an interrupted call has left are dropped.
 
         Args:
-            bodies: a request for each worker; None stands for a step, and has no bytes.
+            requests: one for each worker.
             patience: seconds for each call of an environment; None: the time-out.
 
         Raises:
             EnvironmentFault: a worker has died, one hangs, or an environment has raised.
         """
-        patience = self._timeout if patience is None else patience
-        self._wait(patience)
-        for worker, body in enumerate(bodies):
-            data = b"" if body is None else ForkingPickler.dumps(body)
-            try:
-                self._connections[worker].send_bytes(data)
-            except BlockingIOError:
-                raise self._hangs(worker) from None
-            except OSError:
-                raise self._died(worker) from None
-            self.pending.add(worker)
-        answers = self._wait(patience)
-        if failures := [answer for answer in answers.values() if isinstance(answer, Failure)]:
-            raise self._failed(min(failures, key=lambda failure: failure.env))
+        while self.pending:
+            self._receive(patience)
+        for worker, request in enumerate(requests):
+            self.send(worker, OTHER, ForkingPickler.dumps(request))
+        answers: dict[int, Any] = {}
+        while self.pending:
+            answers |= self._receive(patience)
+        self._check(answers)
         return [answers[worker] for worker in sorted(answers)]
+
+    def send(self, worker: int, code: bytes, request: bytes | memoryview = b"") -> None:
+        """Asks one worker for a step, or for something else."""
+        try:
+            os.write(self._connections[worker].fileno(), code)
+            if request:
+                self._connections[worker].send_bytes(request)
+        except BlockingIOError:
+            raise self._hangs(worker) from None
+        except OSError:
+            raise self._died(worker) from None
+        self._silent.pop(worker, None)
+        self.pending.add(worker)
+
+    def wait_any(self) -> Iterable[int]:
+        """Those that have taken their step; waits for one of them.
+
+        Raises:
+            EnvironmentFault: a worker has died, one hangs, or an environment has raised.
+        """
+        answers = self._receive()
+        self._check(answers)
+        return answers
 
     def limit(self) -> None:
         """From now on, a worker that does not read or send all of a message hangs."""
@@ -99,6 +120,7 @@ class Processes:
         """Ask the workers to close; end those that have not by the deadline."""
         for connection in self._connections:
             with contextlib.suppress(OSError):
+                os.write(connection.fileno(), OTHER)
                 connection.send(("close",))
         for process in self.all:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,42 +146,49 @@ class Processes:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self.all.append(process)
             self._connections.append(Connection(ours.detach()))
-        self._poll.register(self._connections[-1].fileno(), select.POLLIN)
+        descriptor = self._connections[-1].fileno()
+        self._workers[descriptor] = len(self._workers)
+        self._poll.register(descriptor, select.POLLIN)
 
-    def _wait(self, patience: float) -> dict[int, Any]:
-        """The answers of the workers that have been asked."""
-        by_descriptor = {end.fileno(): n for n, end in enumerate(self._connections)}
+    def _receive(self, patience: float | None = None) -> dict[int, Any]:
+        """The answers that are there; waits for one."""
+        patience = self._timeout if patience is None else patience
         tick = min(patience / TICKS, LARGEST_TICK)
-        silent: dict[int, tuple[int, float]] = {}  # worker: calls begun, seconds without another
         answers: dict[int, Any] = {}
-        while self.pending:
-            began = time.monotonic()
-            events = self._poll.poll(math.ceil(tick * 1e3))
-            for descriptor, _ in events:
-                worker = by_descriptor[descriptor]
-                answers[worker] = self._receive(worker)
+        while not answers:
+            for descriptor, _ in self._poll.poll(math.ceil(tick * 1e3)):
+                worker = self._workers[descriptor]
+                answers[worker] = self._read(worker, descriptor)
                 self.pending.discard(worker)
-            if events:
-                continue
-            passed = min(time.monotonic() - began, 2 * tick)
-            for worker in self.pending:
-                begun = int(self._arrays.board[worker, 3])
-                before, waited = silent.get(worker, (begun, 0.0))
-                waited = waited + passed if begun == before else 0.0
-                silent[worker] = begun, waited
-                if waited >= patience:
-                    raise self._hangs(worker)
+            if (now := time.monotonic()) - self._looked >= tick:
+                passed, self._looked = min(now - self._looked, 2 * tick), now
+                self._look(passed, patience)
         return answers
 
-    def _receive(self, worker: int) -> Any:
+    def _look(self, passed: float, patience: float) -> None:
+        """Looks whether a worker has been at the same call of an environment for too long."""
+        for worker in self.pending:
+            begun = int(self._arrays.board[worker, 3])
+            before, waited = self._silent.get(worker, (None, 0.0))
+            waited = waited + passed if begun == before else 0.0
+            self._silent[worker] = begun, waited
+            if waited >= patience:
+                raise self._hangs(worker)
+
+    def _read(self, worker: int, descriptor: int) -> Any:
         try:
-            data = self._connections[worker].recv_bytes()
+            code = os.read(descriptor, 1)
+            if code == DONE:
+                return None
+            data = self._connections[worker].recv_bytes() if code else b""
         except BlockingIOError:
             raise self._hangs(worker) from None
         except (EOFError, OSError):
             raise self._died(worker) from None
+        if not data:
+            raise self._died(worker)
         try:
-            return ForkingPickler.loads(data) if data else None
+            return ForkingPickler.loads(data)
         except Exception as error:
             raise self._fault(worker, f"its answer cannot be read: {error!r:.200}") from error
 
@@ -175,11 +204,16 @@ class Processes:
         return self._fault(worker, f"its worker ended with exit code {code}")
 
     def _fault(self, worker: int, what: str) -> EnvironmentFault:
-        name = self._arrays.whereabouts(worker)
+        name, self.faulty = self._arrays.whereabouts(worker), worker
         self.end(time.monotonic())
         return EnvironmentFault(f"{name}: {what}")
 
-    def _failed(self, failure: Failure) -> Exception:
+    def _check(self, answers: Mapping[int, Any]) -> None:
+        failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
+        if not failures:
+            return
+        failure = min(failures, key=lambda failure: failure.env)
+        self.faulty = next(worker for worker, answer in answers.items() if answer is failure)
         fault: Exception = EnvironmentFault(failure.words)
         if failure.env < 0:
             fault = EnvironmentSetupError(
@@ -188,7 +222,7 @@ class Processes:
             )
         fault.add_note(f"In its worker:\n{failure.trace}")
         self.end(time.monotonic())
-        return fault
+        raise fault
 
 
 def _end(

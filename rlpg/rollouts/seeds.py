@@ -105,7 +105,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """The environment's own step."""
-        taken = copy.copy(action) if isinstance(action, np.ndarray) else copy.deepcopy(action)
+        taken = action.copy() if isinstance(action, np.ndarray) else copy.deepcopy(action)
         self.calls.begin(self)
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)

@@ -10,12 +10,18 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
 _ALIGNMENT = 64  # bytes: no two arrays share a cache line
+
+# Steps of which the outcomes fit into the memory: workers can be so far apart.
+_MOST_STEPS, _MOST_BYTES = 128, 2**24
+
+# What messages begin with, if it is not the step whose outcomes are to be written.
+DONE, OTHER = b"\0", b"\xff"
 
 Batch = Any  # arrays [N, ...] in the structure of a space
 
@@ -34,6 +40,20 @@ class Failure(Exception):
         self.env, self.words, self.trace = env, words, trace
 
 
+class Outcomes(NamedTuple):
+    """What the environments have answered in one step, or in several: then time comes first."""
+
+    obs: Batch  # [N, *O]; None where the space has parts of no fixed size, which are in messages
+    final: Batch  # [N, *O] where an episode ended, its last observation
+    reward: np.ndarray  # [N] float64
+    terminated: np.ndarray  # [N] bool
+    truncated: np.ndarray  # [N] bool
+
+    def part(self, key: Any) -> Outcomes:
+        """Some of them, without a copy."""
+        return Outcomes(*(view(batch, key) for batch in self))
+
+
 class SharedArrays:
     """The arrays that steps are written to and read from, in one piece of memory.
 
@@ -43,6 +63,7 @@ class SharedArrays:
         num_envs: N.
         num_workers: W.
         memory: file descriptor of the memory; it stays the caller's, and may be closed.
+        num_steps: K, of which the outcomes have room; None: as many as is sensible.
     """
 
     def __init__(
@@ -52,21 +73,40 @@ class SharedArrays:
         num_envs: int,
         num_workers: int,
         memory: int,
+        num_steps: int | None = None,
     ) -> None:
+        sizes = observation_space, action_space, num_envs, num_workers
         self._memory: mmap.mmap | None = None  # first only its size is found out
-        for _ in range(2):
-            self._size = 0
-            # None where the space has parts of no fixed size, which travel in messages instead.
-            self.obs: Batch = batch_of(observation_space, num_envs, self._take)
-            self.actions: Batch = batch_of(action_space, num_envs, self._take)
-            self.reward = self._take((num_envs,), np.float64)  # [N]
-            self.terminated = self._take((num_envs,), np.bool_)  # [N]
-            self.truncated = self._take((num_envs,), np.bool_)  # [N]
-            # What every worker is doing: environment, episode (or -1), seed, calls begun so far.
-            self.board = self._take((num_workers, _ALIGNMENT // 8), np.int64)  # [W, 8]
-            if self._memory is None:
-                os.ftruncate(memory, self._size)
-                self._memory = mmap.mmap(memory, self._size)
+        if num_steps is None:
+            num_steps = max(1, min(_MOST_STEPS, _MOST_BYTES // self._lay_out(*sizes, 1)))
+        os.ftruncate(memory, self._lay_out(*sizes, num_steps))
+        self._memory = mmap.mmap(memory, self._size)
+        self._lay_out(*sizes, num_steps)
+        self.steps = [self.outcomes.part(k) for k in range(num_steps)]
+
+    def _lay_out(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        num_envs: int,
+        num_workers: int,
+        num_steps: int,
+    ) -> int:
+        """Makes the arrays; returns how many bytes they have."""
+        self._size = 0
+        each = num_steps, num_envs
+        self.outcomes = Outcomes(  # [K, N, ...]
+            obs=batch_of(observation_space, each, self._take),
+            final=batch_of(observation_space, each, self._take),
+            reward=self._take(each, np.float64),
+            terminated=self._take(each, np.bool_),
+            truncated=self._take(each, np.bool_),
+        )
+        # None where the space has parts of no fixed size.
+        self.actions: Batch = batch_of(action_space, (num_envs,), self._take)
+        # What every worker is doing: environment, episode (or -1), seed, calls begun so far.
+        self.board = self._take((num_workers, _ALIGNMENT // 8), np.int64)  # [W, 8]
+        return self._size
 
     def whereabouts(self, worker: int) -> str:
         """The environment that a worker is or was busy with, its episode and its seed."""
@@ -96,28 +136,30 @@ def nameless_file() -> int:
 
 
 def batch_of(
-    space: spaces.Space[Any], num_envs: int, take: Callable[[tuple[int, ...], Any], np.ndarray]
+    space: spaces.Space[Any],
+    sizes: tuple[int, ...],
+    take: Callable[[tuple[int, ...], Any], np.ndarray],
 ) -> Batch:
-    """Arrays `[N, ...]` for N elements of a space; None if it has a part of no fixed size."""
+    """Arrays `[*sizes, ...]` of elements of a space; None if it has a part of no fixed size."""
     if isinstance(space, spaces.Dict):
-        parts = {key: batch_of(part, num_envs, take) for key, part in space.spaces.items()}
+        parts = {key: batch_of(part, sizes, take) for key, part in space.spaces.items()}
         return None if any(part is None for part in parts.values()) else parts
     if isinstance(space, spaces.Tuple):
-        several = tuple(batch_of(part, num_envs, take) for part in space.spaces)
+        several = tuple(batch_of(part, sizes, take) for part in space.spaces)
         return None if any(part is None for part in several) else several
     fixed = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     if not isinstance(space, fixed) or space.shape is None or space.dtype is None:
         return None
-    return take((num_envs, *space.shape), space.dtype)
+    return take((*sizes, *space.shape), space.dtype)
 
 
-def copy_of(batch: Batch, rows: slice = slice(None)) -> Batch:
-    """A copy of some rows of a batch, in its structure."""
+def view(batch: Batch, key: Any) -> Batch:
+    """Some of a batch, in its structure and without a copy."""
     if isinstance(batch, dict):
-        return {key: copy_of(part, rows) for key, part in batch.items()}
+        return {name: view(part, key) for name, part in batch.items()}
     if isinstance(batch, tuple):
-        return tuple(copy_of(part, rows) for part in batch)
-    return batch[rows].copy()
+        return tuple(view(part, key) for part in batch)
+    return None if batch is None else batch[key]
 
 
 def put_row(batch: Batch, row: int, value: Any) -> None:

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import SyncVectorEnv, VectorEnv
+from torch import Tensor
 
+from rlpg.policies import Policy
+from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import make_envs
 from rlpg.rollouts.ids import EnvSource
 from rlpg.rollouts.processes import usable_cores
-from rlpg.rollouts.seeds import digest
+from rlpg.rollouts.rollout import Rollout
 
-_TRIAL_ENVS = 8  # environments that are tried, and the fewest for which there is a trial
-_TRIAL_SECONDS = 0.2
-_BLOCK_SECONDS = 0.02  # of steps in one process before those of the workers, and so on in turns
+_FEWEST_ENVS, _MOST_ENVS = 8, 32  # for which there is a trial; that take part in it
+_TRIAL_SECONDS = 0.5
+_BLOCK_SECONDS = 0.04  # of steps in one process before those of the workers, and so on in turns
 _TRIAL_GAIN = 1.1  # how much faster workers must be
 _MESSAGE_SECONDS = 200e-6  # what asking workers costs, about
 _WORTHWHILE_SECONDS = 20.0  # of stepping in one process; a trial takes about two
 
 
 def faster_backend(
-    env: EnvSource, num_envs: int, total_steps: int, options: Mapping[str, Any]
+    env: EnvSource,
+    num_envs: int,
+    total_steps: int,
+    options: Mapping[str, Any],
+    policy_for: Callable[[VectorEnv[Any, Any, Any]], Policy],
+    *,
+    whole_episodes: bool = False,
 ) -> tuple[str, str]:
     """The backend to use, `async` where that beats the `sync` of `auto`; and why, in a few words.
 
-    A few environments of their own take the same steps both ways, in turns, for about a fifth of a
-    second, and their answers are compared. They are closed then: the run has others.
+    Environments of their own, as many as two workers would have, are collected from both ways, in
+    turns, for about half a second, and the rollouts are compared. They are closed then: the run
+    has others.
 
         a backend is asked for, or there is a native one               that one
         fewer than 8 environments, one core, or steps in no time       sync
@@ -43,10 +55,12 @@ def faster_backend(
         num_envs: of the run.
         total_steps: of the run.
         options: for `make_envs`.
+        policy_for: makes the policy of the run for its environments.
+        whole_episodes: the run collects those (`Collector.episodes`).
     """
     backend = options.get("backend", "auto")
     workers = min(options.get("num_workers") or usable_cores(), num_envs)
-    if backend != "auto" or not isinstance(env, str) or num_envs < _TRIAL_ENVS or workers < 2:
+    if backend != "auto" or not isinstance(env, str) or num_envs < _FEWEST_ENVS or workers < 2:
         return backend, ""
     here = {**options, "seed": 0}
     there = {**here, "backend": "async", "num_workers": 2}
@@ -57,13 +71,16 @@ def faster_backend(
             seconds = _seconds_per_step(one)
         if seconds * num_envs < _MESSAGE_SECONDS or seconds * total_steps < _WORTHWHILE_SECONDS:
             return "auto", ""
+        num_envs = min(2 * math.ceil(num_envs / workers), _MOST_ENVS)
         with (
-            closing(make_envs(env, _TRIAL_ENVS, **here).envs) as alone,
-            closing(make_envs(env, _TRIAL_ENVS, **there).envs) as pool,
+            closing(make_envs(env, num_envs, **here).envs) as alone,
+            closing(make_envs(env, num_envs, **there).envs) as pool,
         ):
-            for envs in (alone, pool):
-                _seconds_per_step(envs)  # what an episode leaves behind must be alike too
-            return _compare(alone, pool)
+            workers_envs: Any = pool.unwrapped
+            if whole_episodes:
+                workers_envs.steps_ahead = 0
+            policy = policy_for(alone)
+            return _compare(_collector(alone, policy), _collector(pool, policy))
     except Exception as error:  # the run will tell, if it is not the workers' fault
         return "auto", f"not async: {' '.join(str(error).split()):.100}"
 
@@ -87,22 +104,34 @@ def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:
     return float(np.median(seconds))
 
 
-def _compare(alone: VectorEnv[Any, Any, Any], pool: VectorEnv[Any, Any, Any]) -> tuple[str, str]:
+def _collector(envs: VectorEnv[Any, Any, Any], policy: Policy) -> Collector:
+    return Collector(envs, policy, log_prob=False, warn=lambda remark: None)
+
+
+def _compare(alone: Collector, pool: Collector) -> tuple[str, str]:
     """The rule of `faster_backend` for the same environments in this process and in workers."""
+    collectors = alone, pool
+    for collector in collectors:
+        collector.steps(2)  # what an episode leaves behind must be alike too
+        collector.restart()
     ratios: list[float] = []
     end, num_steps = time.perf_counter() + _TRIAL_SECONDS, 1
     while len(ratios) < 5 or time.perf_counter() < end:
-        actions = [alone.action_space.sample() for _ in range(num_steps)]
-        seconds, seen = [], []
-        for envs in (alone, pool):
+        seconds, rollouts = [], []
+        for collector in collectors:
             began = time.perf_counter()
-            seen.append([digest(envs.step(action)[:4]) for action in actions])
+            rollouts.append(collector.steps(num_steps))
             seconds.append(time.perf_counter() - began)
-        if seen[0] != seen[1]:
+        if _differ(*rollouts):
             return "auto", "not async: its workers would differ"
         ratios.append(seconds[0] / seconds[1])
-        num_steps = max(2, int(_BLOCK_SECONDS * num_steps / max(seconds)))
+        num_steps = min(max(2, int(_BLOCK_SECONDS * num_steps / max(seconds))), 128)
     ratio = float(np.median(ratios))
     if ratio > _TRIAL_GAIN:
         return "async", f"{ratio:.1f} times as fast as one after the other"
     return "auto", ""
+
+
+def _differ(one: Rollout, other: Rollout) -> bool:
+    parts = zip(vars(one).values(), vars(other).values(), strict=True)
+    return any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in parts)

@@ -8,6 +8,7 @@ is gone, whatever its environments are doing.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from rlpg.errors import RlpgError
 from rlpg.rollouts.ids import hush
 from rlpg.rollouts.infos import pack_infos
 from rlpg.rollouts.seeds import EpisodeSeeds
-from rlpg.rollouts.shared import Failure, SharedArrays, copy_of, put_row
+from rlpg.rollouts.shared import DONE, OTHER, Failure, SharedArrays, put_row, view
 from rlpg.rollouts.watchdog import Calls
 
 PARENT_SECONDS = 0.5  # between two looks at whether the parent is still there
@@ -38,15 +39,17 @@ class Board(Calls):
 
     def __init__(self, row: np.ndarray) -> None:
         super().__init__()
-        self.row = row  # [8], see `SharedArrays`
+        self.row = memoryview(row)  # type: ignore[arg-type]  # [8], see `SharedArrays`
 
     def begin(self, caller: Any) -> None:
         """A call of an `EpisodeSeeds` begins."""
-        self.show(caller.env_index, caller.episode, int(caller.episode_seed) % 2**63)
+        row = self.row
+        row[0], row[1], row[2] = caller.env_index, caller.episode, caller.episode_seed % 2**63
+        row[3] += 1
 
-    def show(self, index: int, episode: int = -1, seed: int = 0) -> None:
+    def show(self, index: int) -> None:
         """Something is done with an environment, for which it has the time of one call."""
-        self.row[:3] = index, episode, seed
+        self.row[0], self.row[1] = index, -1
         self.row[3] += 1
 
 
@@ -61,9 +64,8 @@ class Worker:
         self._memory = memory
         self._envs: list[gymnasium.Env[Any, Any]] = []
 
-    def answer(self, request: Any) -> bytes | memoryview:
+    def answer(self, name: str, *arguments: Any) -> bytes | memoryview:
         """The message for the parent; a `Failure` where something raised."""
-        name, *arguments = request or ("step", None)
         try:
             found: Any = getattr(self, f"_{name}")(*arguments)
             return b"" if found is None else ForkingPickler.dumps(found)
@@ -89,8 +91,8 @@ class Worker:
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise Failure(-1, words, traceback.format_exc()) from error
         spaces: tuple[Any, Any] = setup["spaces"]
-        num_envs, num_workers = setup["sizes"]
-        self._arrays = SharedArrays(*spaces, num_envs, num_workers, self._memory)
+        num_envs, num_workers, num_steps = setup["sizes"]
+        self._arrays = SharedArrays(*spaces, num_envs, num_workers, self._memory, num_steps)
         os.close(self._memory)
         self._board = Board(self._arrays.board[setup["worker"]])
         self._first: int = setup["first"]  # index of its first environment
@@ -105,7 +107,8 @@ class Worker:
                         f"environment {index}: expected the spaces of environment 0, {spaces[0]} "
                         f"and {spaces[1]}, got {env.observation_space} and {env.action_space}"
                     )
-        self._rows = slice(self._first, self._first + len(self._envs))
+        self._indices = range(self._first, self._first + len(self._envs))
+        self._rows = slice(self._indices.start, self._indices.stop)
         self._action_space = batch_space(spaces[1], len(self._envs))
 
     def _step(self, actions: Sequence[Any] | None) -> Any:
@@ -115,34 +118,51 @@ class Worker:
             actions: of each; None: they are in the shared memory.
 
         Returns:
-            The packed infos, and the observations where they are not in the shared memory; None if
-            there is nothing to say.
+            The packed infos, and the observations where they are not in the shared memory.
         """
-        arrays = self._arrays
-        if actions is None:
-            actions = list(iterate(self._action_space, copy_of(arrays.actions, self._rows)))
         infos: list[dict[str, Any]] = []
         observed: list[Any] = []
-        for index, env, action in zip(
-            range(self._rows.start, self._rows.stop), self._envs, actions, strict=True
-        ):
+        self._step_into(0, actions, infos, observed)
+        return pack_infos(infos), observed
+
+    def _step_into(
+        self,
+        step: int,
+        actions: Sequence[Any] | None = None,
+        infos: list[dict[str, Any]] | None = None,
+        observed: list[Any] | None = None,
+    ) -> None:
+        """Steps the environments; what they answer goes into the shared memory.
+
+        Args:
+            step: which of the outcomes there.
+            actions: of each environment; None: they are in the shared memory, too.
+            infos: get what each environment has to say besides, if anybody asks.
+            observed: gets the observations if they cannot be in the shared memory.
+        """
+        outcomes = self._arrays.steps[step]
+        if actions is None:
+            mine = copy.deepcopy(view(self._arrays.actions, self._rows))
+            actions = list(iterate(self._action_space, mine))
+        for index, env, action in zip(self._indices, self._envs, actions, strict=True):
             try:
                 obs, reward, terminated, truncated, info = env.step(action)
                 if terminated or truncated:
                     first, reset_info = env.reset()
+                    if outcomes.final is not None:
+                        put_row(outcomes.final, index, obs)
                     info, obs = {"final_info": info, "final_obs": obs, **reset_info}, first
-                arrays.reward[index] = reward
-                arrays.terminated[index] = terminated
-                arrays.truncated[index] = truncated
-                if arrays.obs is None:
+                outcomes.reward[index] = reward
+                outcomes.terminated[index] = terminated
+                outcomes.truncated[index] = truncated
+                if outcomes.obs is not None:
+                    put_row(outcomes.obs, index, obs)
+                elif observed is not None:
                     observed.append(obs)
-                else:
-                    put_row(arrays.obs, index, obs)
             except BaseException as error:
                 raise _failure(index, "step()", error) from error
-            infos.append(info)
-        packed = pack_infos(infos)
-        return (packed, observed) if packed or observed else None
+            if infos is not None:
+                infos.append(info)
 
     def _reset(
         self, seeds: Mapping[int, int | None], options: dict[str, Any] | None
@@ -152,12 +172,13 @@ class Worker:
         Returns:
             Of each, the observation if it is not in the shared memory, and the info.
         """
+        shared = self._arrays.steps[0].obs
         given: dict[int, tuple[Any, dict[str, Any]]] = {}
         for index, seed in seeds.items():
             with self._calling(index, "reset()"):
                 obs, info = self._envs[index - self._first].reset(seed=seed, options=options)
-                if self._arrays.obs is not None:
-                    put_row(self._arrays.obs, index, obs)
+                if shared is not None:
+                    put_row(shared, index, obs)
                     obs = None
                 given[index] = obs, info
         return given
@@ -216,12 +237,16 @@ def main(connection: int, memory: int, parent: int) -> NoReturn:
     parent_end: Connection[Any, Any] = Connection(connection)
     worker = Worker(memory)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or gave up meanwhile
-        while True:
-            data = parent_end.recv_bytes()
-            request = ForkingPickler.loads(data) if data else None
-            if request is not None and request[0] == "close":
+        while code := os.read(connection, 1):
+            request = "step_into", code[0]
+            if code == OTHER:
+                request = ForkingPickler.loads(parent_end.recv_bytes())
+            if request[0] == "close":
                 break
-            parent_end.send_bytes(worker.answer(request))
+            answer = worker.answer(*request)
+            os.write(connection, OTHER if answer else DONE)
+            if answer:
+                parent_end.send_bytes(answer)
     worker.close()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -3,15 +3,22 @@
     num_envs = 8, num_workers = 2       worker 0            worker 1
                                         env 0 1 2 3         env 4 5 6 7
 
-The parent writes actions to shared memory and sends each worker one message of four bytes. The
-worker steps its environments, writes observations, rewards and flags to shared memory, and answers
-with one message, which carries the infos if there are any.
+The parent writes actions to shared memory and sends the worker one byte. The worker steps its
+environments, writes observations, rewards and flags to shared memory, and answers with one byte.
+A rollout needs no more than that. Its workers need not wait for each other either: the memory has
+room for the outcomes of many steps, and whoever is ready gets its next actions (`run_ahead`).
+
+    step        worker 0    0  1  2  3  4 ...       one of its environments is reset in step 1 of
+                worker 1    0     1  2  3 ...       worker 1, which takes a while
+
+`step` is what Gymnasium describes: all environments, with their infos.
 
 Workers may die, hang or raise: that is one clear error, and nothing is left behind.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import time
@@ -32,12 +39,16 @@ from gymnasium.vector.utils import (
     iterate,
 )
 
-from rlpg.errors import UsageError
+from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.rollouts.infos import merge_infos
 from rlpg.rollouts.processes import GRACE_SECONDS, Processes, usable_cores
-from rlpg.rollouts.shared import SharedArrays, copy_of, nameless_file, put_all
+from rlpg.rollouts.shared import Outcomes, SharedArrays, nameless_file, put_all
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
+# Actions [N, *A] for observations [N, *O]; of each worker that asks, its step and its rows.
+Act = Callable[[np.ndarray, Sequence[tuple[int, slice]]], np.ndarray]
+
+_CODES = [bytes([step]) for step in range(128)]
 
 
 def _listed(makers: Sequence[Maker]) -> Any:
@@ -71,6 +82,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
             for k in range(count)
         ]
         self._loose: list[Any] = [None] * self.num_envs  # observations in no shared memory
+        self._is_interrupted = False
+        self._last_step = 0  # of the outcomes: the one that the environments have taken last
         model = makers[0]()
         self.metadata = {**model.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
         self.render_mode = model.render_mode
@@ -88,8 +101,13 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
             self._workers = Processes(count, self._arrays, memory, timeout)
         finally:
             os.close(memory)
+        # How many steps `run_ahead` may take at most; 0: none, the spaces are not single arrays.
+        plain = self._arrays.outcomes.obs, self._arrays.actions
+        is_plain = all(isinstance(part, np.ndarray) for part in plain)
+        num_steps = len(self._arrays.steps)
+        self.steps_ahead = num_steps if is_plain else 0
         setups = [
-            {"worker": worker, "first": own[0], "spaces": spaces, "sizes": sizes,
+            {"worker": worker, "first": own[0], "spaces": spaces, "sizes": (*sizes, num_steps),
              "makers": CloudpickleWrapper(_listed(makers[own.start : own.stop]))}
             for worker, own in enumerate(self._own)
         ]  # fmt: skip
@@ -125,32 +143,85 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                 f"reset: expected {self.num_envs} seeds and a mask of shape [{self.num_envs}], got "
                 f"{len(seed)} and {list(mask.shape)}"
             )
+        if self._last_step:  # a reset shows the others as they are
+            now, last = self._arrays.steps[0].obs, self._arrays.steps[self._last_step].obs
+            now[...], self._last_step = last, 0
         seeds = [{n: seed[n] for n in own if mask[n]} for own in self._own]
         infos: dict[str, Any] = {}
         for given in self._ask([("reset", those, options) for those in seeds]):
             for index, (obs, info) in given.items():
                 self._loose[index] = obs
                 infos = self._add_info(infos, info, index)
+        self._is_interrupted = False
         return self._observations(), infos
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in every environment."""
-        requests: list[Any] = [None] * len(self._own)
-        self._check_open()
-        if self._workers.pending:
-            raise UsageError("step: expected a reset after a step that was interrupted")
+        self._check_ready()
+        requests: list[Any] = [("step", None)] * len(self._own)
         if not put_all(self._arrays.actions, actions):
             each = list(iterate(self.action_space, actions))
             requests = [("step", each[own.start : own.stop]) for own in self._own]
         packed = []
-        for own, answer in zip(self._own, self._ask(requests), strict=True):
-            infos, observed = answer or (None, [])
+        self._is_interrupted = True
+        for own, (infos, observed) in zip(self._own, self._ask(requests), strict=True):
             packed.append((own.start, infos))
             self._loose[own.start : own.start + len(observed)] = observed
-        arrays = self._arrays
-        flags = arrays.terminated.copy(), arrays.truncated.copy()
+        self._is_interrupted, self._last_step = False, 0
+        found = self._arrays.steps[0]
+        flags = found.terminated.copy(), found.truncated.copy()
         infos = merge_infos(self.num_envs, packed)
-        return self._observations(), arrays.reward.copy(), *flags, infos
+        return self._observations(), found.reward.copy(), *flags, infos
+
+    def outcomes(self, num_steps: int) -> Outcomes:
+        """Where `run_ahead` puts what the environments answer, `[T, N, ...]`."""
+        return self._arrays.outcomes.part(slice(num_steps))
+
+    def run_ahead(self, obs: np.ndarray, num_steps: int, first_step: int, act: Act) -> None:
+        """Takes steps in which no environment waits for those of another worker.
+
+        What they answer is in `outcomes`, until the next step; after an error, zeros stand for
+        what is missing.
+
+        Args:
+            obs: `[N, *O]` of the environments as they are; replaced by the next ones as they come.
+            num_steps: T, at most `steps_ahead`.
+            first_step: number of the first of them, for messages.
+            act: is given `obs` and, of each worker that is ready, which of the T steps is next and
+                which rows are its environments; returns actions `[N, *A]`, of which those rows
+                count.
+        """
+        self._check_ready()
+        workers, actions, outcomes = self._workers, self._arrays.actions, self.outcomes(num_steps)
+        rows = [slice(own.start, own.stop) for own in self._own]
+        at = [0] * len(rows)  # step of each worker
+        ready, left = list(range(len(rows))), len(rows) * num_steps
+        self._is_interrupted = True
+        try:
+            while left:
+                if ready:
+                    chosen = act(obs, [(at[worker], rows[worker]) for worker in ready])
+                for worker in ready:
+                    mine = rows[worker]
+                    np.copyto(actions[mine], chosen[mine], casting="no")
+                    workers.send(worker, _CODES[at[worker]])
+                ready = []
+                for worker in workers.wait_any():
+                    obs[rows[worker]] = outcomes.obs[at[worker], rows[worker]]
+                    at[worker] += 1
+                    left -= 1
+                    if at[worker] < num_steps:
+                        ready.append(worker)
+        except BaseException as error:
+            for worker, taken in enumerate(at):
+                for array in outcomes.part((slice(taken, None), rows[worker])):
+                    array[...] = 0
+            if workers.faulty is None:
+                raise
+            self._end(time.monotonic())
+            where = f"step {first_step + at[workers.faulty]}"
+            raise EnvironmentFault(f"{where}: {error}") from error
+        self._is_interrupted, self._last_step = False, num_steps - 1
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, or look up an attribute."""
@@ -185,12 +256,18 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
     # ------------------------------------------------------------------------------- internals
 
     def _observations(self) -> Any:
-        if self._arrays.obs is not None:
-            return copy_of(self._arrays.obs)
+        obs = self._arrays.steps[0].obs
+        if obs is not None:
+            return copy.deepcopy(obs)
         # Spaces without a fixed size: Gymnasium makes a tuple of what is in no array.
         space = self.single_observation_space
         out: Any = create_empty_array(space, self.num_envs, np.zeros)
         return concatenate(space, self._loose, out)
+
+    def _check_ready(self) -> None:
+        self._check_open()
+        if self._is_interrupted:
+            raise UsageError("step: expected a reset after a step that was interrupted")
 
     def _ask(self, requests: Sequence[Any]) -> list[Any]:
         """The answers of all workers."""

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlpg.policies import Policy, StandardPolicy
+from rlpg.policies.fast_path import ArrayActor
 from rlpg.policies.normalizer import Normalizer
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
@@ -169,3 +170,29 @@ def test_an_actor_knows_the_weights_of_its_making() -> None:
     with torch.inference_mode():
         after, _ = policy.actor(None, 2)(obs, None, None)
     assert_allclose(after, before + 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("action", ["categorical", "gaussian"])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_environments_may_be_at_different_steps(action: str, noisy: bool) -> None:
+    """Each gets the action that it gets if all take their steps together."""
+    policy, num_envs, num_steps = make(action=action), 6, 150  # more than the noise of one block
+    generator = torch.Generator() if noisy else None
+    obs = [observations(num_envs, seed) for seed in range(num_steps)]
+
+    def actor() -> ArrayActor:
+        if generator is not None:
+            generator.manual_seed(3)
+        made = policy.quick_actor(generator, num_envs, num_steps)
+        assert isinstance(made, ArrayActor)
+        return made
+
+    with torch.inference_mode():
+        together = actor()
+        expected = [together(obs[t], None, None)[0] for t in range(num_steps)]
+        apart = actor()
+        mixed = np.concatenate([obs[149][:2], obs[3][2:5], obs[127][5:]])
+        got = apart.at(mixed, [(149, slice(0, 2)), (3, slice(2, 5)), (127, slice(5, 6))])
+        assert_array_equal(got[:2], expected[149][:2])
+        assert_array_equal(got[2:5], expected[3][2:5])
+        assert_array_equal(got[5:], expected[127][5:])

@@ -11,10 +11,10 @@ from gymnasium import spaces
 
 from rlpg.rollouts.shared import (
     SharedArrays,
-    copy_of,
     nameless_file,
     put_all,
     put_row,
+    view,
 )
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
@@ -32,8 +32,8 @@ def arrays(observations: Any, actions: Any, num_envs: int = 5) -> SharedArrays:
 def test_nested_values_are_written_and_read_in_their_structure() -> None:
     shared = arrays(NESTED, NESTED)
     value = {"a": np.array([1, 2, 3], np.float32), "b": (np.int64(2), np.array([1, 0], np.int8))}
-    put_row(shared.obs, 3, value)
-    read = copy_of(shared.obs, slice(3, 4))
+    put_row(shared.steps[1].obs, 3, value)
+    read = view(view(shared.outcomes.obs, 1), slice(3, 4))
     assert read["a"].tolist() == [[1, 2, 3]]
     assert read["b"][0].tolist() == [2]
     assert read["b"][1].tolist() == [[1, 0]]
@@ -67,7 +67,7 @@ def test_a_nested_action_with_one_part_that_would_be_cast_is_not_taken() -> None
 
 @pytest.mark.parametrize("space", [spaces.Text(3), spaces.Dict({"a": BOX, "b": spaces.Text(3)})])
 def test_a_space_with_a_part_of_no_fixed_size_has_no_shared_memory(space: Any) -> None:
-    assert arrays(space, space).obs is None
+    assert arrays(space, space).outcomes.obs is None
 
 
 def test_the_memory_is_freed_when_it_is_closed_and_has_no_name() -> None:

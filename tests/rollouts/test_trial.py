@@ -10,11 +10,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from rlpg.components import environment_options, find_recipe, seed_sequence, training_envs
+from rlpg.policies import StandardPolicy
 from rlpg.references import UserParts
 from rlpg.rollouts import make_envs, trial
 from rlpg.rollouts.trial import faster_backend
+from rlpg.rollouts.workers import WorkerEnvs
 from rlpg.runs.recipe import override
 
 sys.path.append(str(Path(__file__).parent))
@@ -34,15 +37,38 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert children() == []
 
 
+def policy_for(envs: Any) -> StandardPolicy:
+    spaces = envs.single_observation_space, envs.single_action_space
+    return StandardPolicy(*spaces, generator=torch.Generator().manual_seed(0))
+
+
 def backend_for(
-    name: str, num_envs: int = 16, total_steps: int = 10**6, **options: Any
+    name: str,
+    num_envs: int = 16,
+    total_steps: int = 10**6,
+    *,
+    whole_episodes: bool = False,
+    **options: Any,
 ) -> tuple[str, str]:
-    return faster_backend(f"test/{name}-v0", num_envs, total_steps, options)
+    return faster_backend(
+        f"test/{name}-v0",
+        num_envs,
+        total_steps,
+        options,
+        policy_for,
+        whole_episodes=whole_episodes,
+    )
 
 
-def test_workers_are_taken_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole_episodes", [False, True])
+def test_workers_are_taken_where_they_are_faster(
+    whole_episodes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are tried as they will be used: whole episodes are collected without running ahead."""
     monkeypatch.setattr(trial, "_TRIAL_GAIN", 0.0)  # whatever else the machine does
-    backend, why = backend_for("Sleeping")
+    unused = "run_ahead" if whole_episodes else "step"
+    monkeypatch.setattr(WorkerEnvs, unused, None)
+    backend, why = backend_for("Sleeping", whole_episodes=whole_episodes)
     assert backend == "async"
     assert "times as fast as one after the other" in why
 
@@ -81,7 +107,7 @@ def test_nothing_is_tried_for_what_a_script_defines_nor_where_there_is_a_native_
     monkeypatch.setattr(trial, "_seconds_per_step", None)
     gymnasium.register("test/Here-v0", Sleeping)
     try:
-        assert faster_backend(env, 16, 10**6, {}) == ("auto", "")
+        assert faster_backend(env, 16, 10**6, {}, policy_for) == ("auto", "")
     finally:
         del gymnasium.registry["test/Here-v0"]
 

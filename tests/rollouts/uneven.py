@@ -1,0 +1,48 @@
+"""An environment with episodes of all lengths; without torch, for worker processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from misbehaving import misbehave
+
+
+class Uneven(gymnasium.Env[Any, Any]):
+    """Episodes of 1 to 8 steps; the observation, kept in one buffer, follows from the actions.
+
+    Args:
+        actions: box or discrete.
+        trouble: what its eleventh step or, with a comma, its ninth and its eleventh do.
+    """
+
+    def __init__(self, actions: str, trouble: str = "") -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        box = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = box if actions == "box" else spaces.Discrete(3, start=-1)
+        self.trouble = trouble.split(", then ")
+        self.steps = 0
+        self.buffer = np.zeros(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, 9))
+        self.buffer[:] = self.np_random.normal(size=3)
+        return self.buffer, {"left": self.left}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.left -= 1
+        self.buffer[0] += np.sum(action)
+        self.buffer[1:] = self.np_random.normal(size=2)
+        reward = self.buffer[0] / 3
+        if self.steps == 9 and len(self.trouble) == 2:
+            self.buffer[1] = np.nan
+        if self.steps == 11:
+            if self.trouble[-1] in ("nan", "1e39"):
+                self.buffer[1] = float(self.trouble[-1])
+            misbehave(self.trouble[-1])
+        over = self.left == 0
+        return self.buffer, float(reward), over and self.steps % 2 == 0, over, {"left": self.left}
