@@ -46,31 +46,21 @@ __all__ = [
 
 register_environments()
 
-_HOME = {
-    "BACKENDS": "environments",
-    "Collector": "collector",
-    "EnvSource": "ids",
-    "EpisodeSeeds": "seeds",
-    "Episodes": "rollout",
-    "MadeEnvs": "environments",
-    "Rollout": "rollout",
-    "another_like": "environments",
-    "autoreset_mode": "vector",
-    "derived_seed": "seeds",
-    "environment_name": "ids",
-    "find_spec": "ids",
-    "full_id": "ids",
-    "hangs_end_the_process": "watchdog",
-    "make_envs": "environments",
-    "probe_action_mask": "vector",
-    "record_of": "records",
-    "reseed": "seeds",
-    "wrapped": "records",
+_HOMES = {
+    "collector": ["Collector"],
+    "environments": ["BACKENDS", "MadeEnvs", "another_like", "make_envs"],
+    "ids": ["EnvSource", "environment_name", "find_spec", "full_id"],
+    "records": ["record_of", "wrapped"],
+    "rollout": ["Episodes", "Rollout"],
+    "seeds": ["EpisodeSeeds", "derived_seed", "reseed"],
+    "vector": ["autoreset_mode", "probe_action_mask"],
+    "watchdog": ["hangs_end_the_process"],
 }
 
 
 def __getattr__(name: str) -> Any:
     """Public names are looked up when used: worker processes need no torch."""
-    if name in _HOME:
-        return getattr(importlib.import_module(f"rlpg.rollouts.{_HOME[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"rlpg.rollouts.{home}"), name)
     raise AttributeError(f"module 'rlpg.rollouts' has no attribute {name!r}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
-from rlpg.rollouts.shared import DONE, OTHER, Failure, SharedArrays
+from rlpg.rollouts.shared import OTHER, Failure, SharedArrays
 
 GRACE_SECONDS = 2.0  # that workers have to close their environments
 LARGEST_TICK, TICKS = 1.0, 10  # seconds between two looks, and looks per time-out at least
@@ -43,7 +43,8 @@ class Processes:
         timeout: seconds without a sign of life from an environment before it counts as hanging.
 
     Time counts only while this process can run, so a suspended computer or a stopped process
-    (Ctrl-Z) is no hanging environment. After an EnvironmentFault no worker is left.
+    (Ctrl-Z) is no hanging environment. After an EnvironmentFault no worker is left, nor after a
+    Ctrl-C in the middle of a message.
     """
 
     def __init__(self, number: int, arrays: SharedArrays, memory: int, timeout: float) -> None:
@@ -91,12 +92,15 @@ class Processes:
             os.write(self._connections[worker].fileno(), code)
             if request:
                 self._connections[worker].send_bytes(request)
+            self._silent.pop(worker, None)
+            self.pending.add(worker)
         except BlockingIOError:
             raise self._hangs(worker) from None
         except OSError:
             raise self._died(worker) from None
-        self._silent.pop(worker, None)
-        self.pending.add(worker)
+        except BaseException:  # Ctrl-C within a message
+            self.end(time.monotonic())
+            raise
 
     def wait_any(self) -> Iterable[int]:
         """Those that have taken their step; waits for one of them.
@@ -159,7 +163,6 @@ class Processes:
             for descriptor, _ in self._poll.poll(math.ceil(tick * 1e3)):
                 worker = self._workers[descriptor]
                 answers[worker] = self._read(worker, descriptor)
-                self.pending.discard(worker)
             if (now := time.monotonic()) - self._looked >= tick:
                 passed, self._looked = min(now - self._looked, 2 * tick), now
                 self._look(passed, patience)
@@ -177,18 +180,21 @@ class Processes:
 
     def _read(self, worker: int, descriptor: int) -> Any:
         try:
-            code = os.read(descriptor, 1)
-            if code == DONE:
-                return None
-            data = self._connections[worker].recv_bytes() if code else b""
+            code, data = os.read(descriptor, 1), b""
+            if code == OTHER:
+                data = self._connections[worker].recv_bytes()
+            self.pending.discard(worker)
         except BlockingIOError:
             raise self._hangs(worker) from None
         except (EOFError, OSError):
             raise self._died(worker) from None
-        if not data:
+        except BaseException:  # Ctrl-C within a message
+            self.end(time.monotonic())
+            raise
+        if not code:
             raise self._died(worker)
         try:
-            return ForkingPickler.loads(data)
+            return ForkingPickler.loads(data) if data else None
         except Exception as error:
             raise self._fault(worker, f"its answer cannot be read: {error!r:.200}") from error
 

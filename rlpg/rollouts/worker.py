@@ -26,7 +26,6 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.ids import hush
-from rlpg.rollouts.infos import pack_infos
 from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.shared import DONE, OTHER, Failure, SharedArrays, put_row, view
 from rlpg.rollouts.watchdog import Calls
@@ -118,12 +117,12 @@ class Worker:
             actions: of each; None: they are in the shared memory.
 
         Returns:
-            The packed infos, and the observations where they are not in the shared memory.
+            The infos, none where all are empty; observations that are not in the shared memory.
         """
         infos: list[dict[str, Any]] = []
         observed: list[Any] = []
         self._step_into(0, actions, infos, observed)
-        return pack_infos(infos), observed
+        return infos if any(infos) else [], observed
 
     def _step_into(
         self,

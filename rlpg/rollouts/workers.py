@@ -40,7 +40,6 @@ from gymnasium.vector.utils import (
 )
 
 from rlpg.errors import EnvironmentFault, UsageError
-from rlpg.rollouts.infos import merge_infos
 from rlpg.rollouts.processes import GRACE_SECONDS, Processes, usable_cores
 from rlpg.rollouts.shared import Outcomes, SharedArrays, nameless_file, put_all
 
@@ -162,15 +161,15 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         if not put_all(self._arrays.actions, actions):
             each = list(iterate(self.action_space, actions))
             requests = [("step", each[own.start : own.stop]) for own in self._own]
-        packed = []
+        infos: dict[str, Any] = {}
         self._is_interrupted = True
-        for own, (infos, observed) in zip(self._own, self._ask(requests), strict=True):
-            packed.append((own.start, infos))
+        for own, (given, observed) in zip(self._own, self._ask(requests), strict=True):
+            for index, info in zip(own, given, strict=False):  # or nobody had anything to say
+                infos = self._add_info(infos, info, index)
             self._loose[own.start : own.start + len(observed)] = observed
         self._is_interrupted, self._last_step = False, 0
         found = self._arrays.steps[0]
         flags = found.terminated.copy(), found.truncated.copy()
-        infos = merge_infos(self.num_envs, packed)
         return self._observations(), found.reward.copy(), *flags, infos
 
     def outcomes(self, num_steps: int) -> Outcomes:
@@ -216,9 +215,10 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
             for worker, taken in enumerate(at):
                 for array in outcomes.part((slice(taken, None), rows[worker])):
                     array[...] = 0
+            if not workers.all:  # something has ended them
+                self._end(time.monotonic())
             if workers.faulty is None:
                 raise
-            self._end(time.monotonic())
             where = f"step {first_step + at[workers.faulty]}"
             raise EnvironmentFault(f"{where}: {error}") from error
         self._is_interrupted, self._last_step = False, num_steps - 1
@@ -275,7 +275,7 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         try:
             return self._workers.ask(requests)
         finally:
-            if not self._workers.all:  # a fault has ended them
+            if not self._workers.all:  # something has ended them
                 self._end(time.monotonic())
 
     def _check_open(self) -> None:

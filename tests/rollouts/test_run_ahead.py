@@ -138,8 +138,7 @@ def test_the_memory_has_room_for_fewer_steps_of_large_observations(
 
 
 @pytest.mark.parametrize("trouble", ["raise", "nan", "1e39", "nan, then raise"])
-@pytest.mark.parametrize("bad", [0, 4])
-@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize(("bad", "late"), [(0, 0), (0, 1), (4, 0)])
 def test_what_goes_wrong_is_told_as_in_one_process(
     trouble: str, bad: int, late: int, pools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
