@@ -79,7 +79,7 @@ def faster_backend(
             workers_envs: Any = pool.unwrapped
             if whole_episodes:
                 workers_envs.steps_ahead = 0
-            policy = policy_for(alone)
+            policy, _ = policy_for(alone), policy_for(pool)  # which may reset them, so both
             return _compare(_collector(alone, policy), _collector(pool, policy))
     except Exception as error:  # the run will tell, if it is not the workers' fault
         return "auto", f"not async: {' '.join(str(error).split()):.100}"

@@ -15,7 +15,7 @@ import torch
 from rlpg.components import environment_options, find_recipe, seed_sequence, training_envs
 from rlpg.policies import StandardPolicy
 from rlpg.references import UserParts
-from rlpg.rollouts import make_envs, trial
+from rlpg.rollouts import make_envs, probe_action_mask, trial
 from rlpg.rollouts.trial import faster_backend
 from rlpg.rollouts.workers import WorkerEnvs
 from rlpg.runs.recipe import override
@@ -39,7 +39,8 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def policy_for(envs: Any) -> StandardPolicy:
     spaces = envs.single_observation_space, envs.single_action_space
-    return StandardPolicy(*spaces, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return StandardPolicy(*spaces, generator=generator, info_mask=probe_action_mask(envs))
 
 
 def backend_for(
