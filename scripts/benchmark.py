@@ -191,12 +191,12 @@ def messages() -> Iterator[Row]:
         found = []
         with closing(envs):
             for _ in range(40):
-                main, others = time.process_time(), cpu_seconds(pids)
+                main, workers = time.process_time(), cpu_seconds(pids)
                 collector.steps(64)
-                found.append((time.process_time() - main, cpu_seconds(pids) - others))
-        main, others = (1e6 / 64 * min(values) for values in zip(*found, strict=True))
+                found.append((time.process_time() - main, cpu_seconds(pids) - workers))
+        main, workers = (1e6 / 64 * min(values) for values in zip(*found, strict=True))
         name = f"a step, {num_envs} environments in {num_workers} workers: main / workers"
-        yield Row(name, main, others, "us", "")
+        yield Row(name, main, workers, "us", "")
 
 
 class Nothing(gymnasium.Env[Any, Any]):
@@ -222,8 +222,8 @@ def others() -> float:
     """Cores that are busy while this process sleeps (Linux only)."""
 
     def busy() -> float:
-        user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split()[1:])
-        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+        user_nice_system = Path("/proc/stat").read_text().split()[1:4]
+        return sum(map(int, user_nice_system)) / os.sysconf("SC_CLK_TCK")
 
     began = busy()
     time.sleep(1)
