@@ -82,7 +82,7 @@ def faster_backend(
             policy, _ = policy_for(alone), policy_for(pool)  # which may reset them, so both
             return _compare(_collector(alone, policy), _collector(pool, policy))
     except Exception as error:  # the run will tell, if it is not the workers' fault
-        return "auto", f"not async: {' '.join(str(error).split()):.100}"
+        return "auto", f"not async: {' '.join(str(error).split()):.200}"
 
 
 def _is_of_a_script(envs: SyncVectorEnv) -> bool:
