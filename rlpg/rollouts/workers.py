@@ -267,7 +267,10 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
     def _check_ready(self) -> None:
         self._check_open()
         if self._is_interrupted:
-            raise UsageError("step: expected a reset after a step that was interrupted")
+            raise UsageError(
+                "step: expected a reset after a step that was interrupted, got another step; call "
+                "reset(), or restart() of the collector"
+            )
 
     def _ask(self, requests: Sequence[Any]) -> list[Any]:
         """The answers of all workers."""
