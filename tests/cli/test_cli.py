@@ -26,7 +26,8 @@ from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import newest_checkpoint
 
 FAST = [
-    "--recipe", "default", "--total-steps", "200", "--rollout.num-envs", "4",
+    "--recipe", "default", "--agent", "reinforce", "--total-steps", "200",
+    "--rollout.num-envs", "4",
     "--rollout.num_steps", "16", "--policy.hidden", "8", "--evaluation.episodes", "2",
     "--evaluation.final-episodes", "3", "--log.every", "64",
 ]  # fmt: skip

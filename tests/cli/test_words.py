@@ -132,7 +132,7 @@ def test_an_option_whose_value_may_be_left_out(
         ("word", "word: expected an option, got a word; see `rlpg train --help`"),
         ("-x", "-x: expected an option, got a word"),
         ("--", "--: expected an option, got a word"),
-        ("--learner.clip-range 0.1", "learner.clip_range: no setting of the agent reinforce; ppo"),
+        ("--agent a2c --learner.clip-range 0.1", "learner.clip_range: no setting of the agent a2c; ppo"),
         ("--agent ppo --learner.max-kl 1", "learner.max_kl: no setting of the agent ppo; npg and"),
         ("--agent trpo --learner.learning-rate 1", "no setting of the agent trpo; reinforce and"),
         ("--learner.baseline none --learner.gae-lambda 0.9", "auto or none with baseline none"),
