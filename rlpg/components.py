@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,11 +13,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline, Value
-from rlpg.learners import Learner
+from rlpg.learners import Learner, rules
 from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
@@ -113,7 +115,7 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
 
 
 def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
-    """The recipe that a run keeps: the learner's settings as numbers, where they were `auto`.
+    """The recipe that a run keeps: numbers where policy and learner were told `auto`.
 
     `learner.num_minibatches`, `policy.images` and `environment.backend` stay `auto`: they follow
     from each rollout, each space, and what is installed.
@@ -126,7 +128,12 @@ def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
         "value_hidden": learner.settings.value_hidden,
     }
     was_auto = {name: value for name, value in came_to.items() if getattr(told, name) == "auto"}
-    return replace(recipe, learner=replace(told, **was_auto))
+    first_std = log_std_init(recipe, learner.policy.head.space)
+    return replace(
+        recipe,
+        policy=replace(recipe.policy, log_std_init=first_std),
+        learner=replace(told, **was_auto),
+    )
 
 
 def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
@@ -222,19 +229,17 @@ def make_policy(
     settings, parts = recipe.policy, parts or UserParts()
     info_mask = probe_action_mask(envs) if settings.action_mask else 0
     generator = generator_from(seed_sequence(recipe.seed, "policy"))
-    spaces = envs.single_observation_space, envs.single_action_space
+    both = envs.single_observation_space, envs.single_action_space
     if settings.factory is not None:
         reference = Reference(settings.factory, settings.kwargs)
         factory = parts.find("policy", reference)
-        return make_own_policy(
-            factory, reference, *spaces, info_mask=info_mask, generator=generator
-        )
+        return make_own_policy(factory, reference, *both, info_mask=info_mask, generator=generator)
     network = None
     if settings.network is not None:
         reference = Reference(settings.network, settings.network_kwargs)
         network = parts.find("network", reference)
     return StandardPolicy(
-        *spaces,
+        *both,
         generator=generator,
         hidden=settings.hidden,
         activation=settings.activation,
@@ -247,11 +252,25 @@ def make_policy(
         observation_clip=settings.observation_clip,
         gaussian=settings.gaussian,
         std=settings.std,
-        log_std_init=settings.log_std_init,
+        log_std_init=log_std_init(recipe, envs.single_action_space),
         log_std_floor=settings.log_std_floor,
         bernoulli=settings.bernoulli,
         info_mask=info_mask,
     )
+
+
+def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
+    """As the recipe says, or by rule."""
+    said = recipe.policy.log_std_init
+    return rules.log_std_init(num_continuous(action_space)) if said == "auto" else said
+
+
+def num_continuous(space: Space[Any]) -> int:
+    """Dimensions of an action that are continuous, in all of its parts together."""
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return math.prod(space.shape)
+    parts: Any = space.spaces if isinstance(space, spaces.Dict | spaces.Tuple) else ()
+    return sum(map(num_continuous, parts.values() if isinstance(space, spaces.Dict) else parts))
 
 
 def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,9 +32,13 @@ from rlpg.threads import cpu_threads
 
 STEPS_PER_CHUNK = 64
 MOST_ENVS = 64  # side by side, if nobody says how many
+FEWEST_FINAL_EPISODES, MOST_FINAL_EPISODES = 10, 100  # where final_episodes is auto
 RESAMPLES = 10_000  # of the bootstrap; fewer where they would draw more than DRAWS episodes
 DRAWS, DRAWS_AT_ONCE = 100_000_000, 1_000_000
 MOST_STEPS = 1_000_000  # of an episode; longer ones count as never ending
+
+
+Lengths = np.ndarray[Any, Any]  # [E] int64, of episodes
 
 
 @dataclass(frozen=True)
@@ -338,13 +342,31 @@ class Evaluator:
             )
         return evaluations
 
-    def final(self, policy: Policy) -> Evaluation | None:
-        """The evaluation after training, on seeds that no evaluation before it has seen."""
+    def is_worth(self, step: int, lengths: Sequence[Lengths]) -> bool:
+        """Whether to evaluate at a step, after evaluations with episodes of these lengths.
+
+        Evaluations at intervals that nobody asked for take at most as many steps as training, and
+        one more evaluation.
+        """
+        is_asked_for = self._settings.every is not None
+        return is_asked_for or sum(int(each.sum()) for each in lengths) <= step
+
+    def final(self, policy: Policy, step: int, lengths: Sequence[Lengths]) -> Evaluation | None:
+        """The evaluation after training, on seeds that no evaluation before it has seen.
+
+        Args:
+            step: environment steps of the training.
+            lengths: of the episodes of each evaluation before.
+        """
         if self._envs is None:
             return None
+        fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES
+        by_rule = min(max(int(fitting), FEWEST_FINAL_EPISODES), MOST_FINAL_EPISODES)
+        said = self._settings.final_episodes
+        episodes = by_rule if said == "auto" else said
         seed = seed_sequence(self._seed, "final evaluation")
         reseed(self._envs, seed)
-        return play(policy, self._envs, self._settings.final_episodes, seed, deterministic=True)
+        return play(policy, self._envs, episodes, seed, deterministic=True)
 
     def __enter__(self) -> Evaluator:
         return self

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlpg.evaluation import Evaluation
@@ -95,6 +96,10 @@ class RunWriter:
         if mean is not None and (self.best is None or mean > self.best[0]):
             self.best = (mean, step)
             self.save_policy(self.folder.best_policy, step, policy, evaluations["eval"])
+
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        """Lengths of all episodes of each evaluation so far, `[episodes]` each."""
+        return self._curves.evaluation_lengths()
 
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
         """A point to continue from, and the policy at that point."""

@@ -109,7 +109,7 @@ def train(
             without a registered id, or in a wrapper that Gymnasium cannot make again, cannot be
             copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None: the recipe's, else `reinforce`.
+            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -312,6 +312,8 @@ def assembled(
         envs, description = stack.enter_context(training_envs(env, recipe))
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)
+        is_cut = recipe.rollout.episodes_per_env is None
+        learner.check_rollouts(recipe.rollout.num_steps if is_cut else None, envs.num_envs)
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
@@ -334,8 +336,9 @@ def finish(components: Components, writer: RunWriter) -> Run:
     with writer, components.display, fatal_hangs, StopSignals() as stop:
         loop(components, writer, stop)
         if stop.received is None:
-            evaluation = evaluator.final(policy)
-            writer.finish(components.collector.env_steps, policy, evaluation)
+            step = components.collector.env_steps
+            evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
+            writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
     missing = writer.missing()
     if missing:
@@ -370,7 +373,9 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             display.update(step, writer.latest)
             if hooks.on_log is not None:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
-        if evaluation_due(step):
+        if evaluation_due(step) and components.evaluator.is_worth(
+            step, writer.evaluation_lengths()
+        ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
             display.update(step, writer.latest)
