@@ -260,6 +260,7 @@ class Collector:
                     pool.run_ahead(obs, size, first + block, act)
             except Exception:
                 buffer.put_block(block, found)
+                del found  # who keeps the error keeps this frame, but not the workers' memory
                 check_finite(buffer, block + size, first)  # what began earlier is told first
                 raise
             buffer.put_block(block, found)

@@ -215,11 +215,13 @@ class Processes:
         return EnvironmentFault(f"{name}: {what}")
 
     def _check(self, answers: Mapping[int, Any]) -> None:
-        failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
-        if not failures:
-            return
-        failure = min(failures, key=lambda failure: failure.env)
-        self.faulty = next(worker for worker, answer in answers.items() if answer is failure)
+        failed = {n: answer for n, answer in answers.items() if isinstance(answer, Failure)}
+        if failed:
+            self.faulty = min(failed, key=lambda worker: failed[worker].env)
+            raise self._failed(failed[self.faulty])
+
+    def _failed(self, failure: Failure) -> Exception:
+        # Not where it is raised: an exception that its own traceback holds keeps the memory.
         fault: Exception = EnvironmentFault(failure.words)
         if failure.env < 0:
             fault = EnvironmentSetupError(
@@ -228,7 +230,7 @@ class Processes:
             )
         fault.add_note(f"In its worker:\n{failure.trace}")
         self.end(time.monotonic())
-        raise fault
+        return fault
 
 
 def _end(

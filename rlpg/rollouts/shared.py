@@ -53,6 +53,11 @@ class Outcomes(NamedTuple):
         """Some of them, without a copy."""
         return Outcomes(*(view(batch, key) for batch in self))
 
+    def clear(self) -> None:
+        """Makes them 0; for spaces that are single arrays."""
+        for array in self:
+            array[...] = 0
+
 
 class SharedArrays:
     """The arrays that steps are written to and read from, in one piece of memory.

@@ -213,8 +213,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                         ready.append(worker)
         except BaseException as error:
             for worker, taken in enumerate(at):
-                for array in outcomes.part((slice(taken, None), rows[worker])):
-                    array[...] = 0
+                outcomes.part((slice(taken, None), rows[worker])).clear()
+            del outcomes, actions  # who keeps the error keeps this frame, but not the memory
             if not workers.all:  # something has ended them
                 self._end(time.monotonic())
             if workers.faulty is None:
