@@ -46,7 +46,7 @@ def wait_for(path: Path, pattern: str) -> None:
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 @pytest.mark.parametrize("backend", ["native", "async"])
-def test_a_signal_to_the_terminals_group_saves_within_ten_seconds(
+def test_a_signal_to_the_terminals_group_saves(
     backend: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     """A terminal sends Ctrl-C, and SIGHUP as it closes, to the workers too; `kill` to one process.

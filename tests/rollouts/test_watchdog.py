@@ -395,7 +395,7 @@ def test_a_process_that_used_mujoco_ends_well(tmp_path: Path) -> None:
     program = """
 import sys
 from rlpg.cli import main
-sys.exit(main(["evaluate", "InvertedPendulum-v5-reinforce", "--episodes", "100"]))
+sys.exit(main(["evaluate", "InvertedPendulum-v5-reinforce", "--episodes", "8"]))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
