@@ -187,10 +187,9 @@ def another(value: object, key: str) -> str:
             return "0.25"
 
 
-OPTIONS = [k for k in flatten(Recipe()) if not k.endswith(("kwargs", "wrappers"))]
-
-
-@pytest.mark.parametrize("key", OPTIONS)
+@pytest.mark.parametrize(
+    "key", [k for k in flatten(Recipe()) if not k.endswith(("kwargs", "wrappers"))]
+)
 def test_every_setting_has_an_option(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All fields of a recipe, so that a new one cannot be forgotten."""
     if key == "environment.id":
