@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# Processes that share the tests.
+WORKERS ?= auto
+
 # How long `make soak` is.
 KILLS ?= 300
 FUZZ_MINUTES ?= 10
@@ -36,7 +39,7 @@ train: install
 	$(BIN)/rlpg train CartPole-v1
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -W -q docs build/docs
