@@ -91,7 +91,7 @@ def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> 
     began = time.monotonic()
     with pytest.raises(EnvironmentFault) as caught:
         train(fault, backend)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("step 39"), "the first step is step 0"

@@ -213,7 +213,7 @@ class Fragile(gymnasium.Env[Any, Any]):
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
-                time.sleep(60)
+                time.sleep(280)
         return True
 
 
