@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from rlpg.gradients import estimators
-from rlpg.learners.advantages import normalize
+from rlpg.learners import rules
+from rlpg.learners.advantages import Advantages, normalize
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
-from rlpg.learners.settings import MINIBATCH_SIZE, LearnerSettings, PPOSettings
+from rlpg.learners.settings import LearnerSettings, PPOSettings
+from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
 
@@ -47,32 +49,37 @@ class PPO(Learner):
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
-        s = self.settings
-        of_a_size = min(max(1, batch.weight.numel() // MINIBATCH_SIZE), len(batch))
-        num_minibatches = of_a_size if s.num_minibatches == "auto" else s.num_minibatches
+        s, fitted = self.settings, dict[str, float]()
+        num_minibatches = rules.num_minibatches(s.num_minibatches, batch.weight.numel(), len(batch))
         seen: list[dict[str, Any]] = []
-        num_epochs = 0
-        while num_epochs < s.num_epochs:
+        for num_epochs in range(1, s.num_epochs + 1):
             epoch = [
                 self._step(minibatch, lr_scale * self._adapted)
                 for minibatch in batch.minibatches(num_minibatches, self.generator)
             ]
             seen += epoch
-            num_epochs += 1
+            if s.recompute_advantages:
+                fitted = super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
             if s.target_kl is not None and _mean(epoch, "train/approx_kl") > s.target_kl:
                 break
             if s.recompute_advantages and num_epochs < s.num_epochs:
-                self.fit_baseline(batch.rollout, self.advantages(batch.rollout), lr_scale)
-                fresh = Batch.of(
-                    batch.rollout, self.advantages(batch.rollout), in_order=batch.in_order
-                )
+                advantages = self.advantages(batch.rollout)
+                fresh = Batch.of(batch.rollout, advantages, in_order=batch.in_order)
                 batch = replace(fresh, log_prob=batch.log_prob)
-        metrics = {name: _mean(seen, name) for name in seen[0]}
+        metrics = fitted | {name: _mean(seen, name) for name in seen[0]}
         metrics["train/approx_kl"] = _mean(epoch, "train/approx_kl")
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
-            self._adapt(metrics["train/approx_kl"])
+            self._adapt(metrics["train/approx_kl"], s.desired_kl)
         return metrics | {"train/num_epochs": float(num_epochs)}
+
+    def fit_baseline(
+        self, rollout: Rollout, advantages: Advantages, lr_scale: float
+    ) -> dict[str, float]:
+        """Nothing with `recompute_advantages`: then the baseline has learned in every pass."""
+        if self.settings.recompute_advantages:
+            return {}
+        return super().fit_baseline(rollout, advantages, lr_scale)
 
     def _step(self, batch: Batch, lr_scale: float) -> dict[str, Any]:
         if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
@@ -91,18 +98,14 @@ class PPO(Learner):
                 "gradient/norm": norm,
             }
 
-    def _adapt(self, kl: float) -> None:
+    def _adapt(self, kl: float, desired: float) -> None:
         """Raise or lower the learning rate by 1.5 where the KL is off by a factor of 2.
 
         Schulman et al. 2017, section 4, adapt a penalty so; rsl_rl and others the learning rate.
         """
         s = self.settings
-        assert s.desired_kl is not None
-        if kl > 2.0 * s.desired_kl:
-            self._adapted /= 1.5
-        elif kl < s.desired_kl / 2.0:
-            self._adapted *= 1.5
-        rate = s.learning_rate * self._adapted
+        factor = 1.0 / 1.5 if kl > 2.0 * desired else 1.5 if kl < desired / 2.0 else 1.0
+        rate = s.learning_rate * self._adapted * factor
         bounded = min(max(rate, s.min_learning_rate), s.max_learning_rate)
         self._adapted = bounded / s.learning_rate
 

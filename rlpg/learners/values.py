@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
+from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer
 from rlpg.policies import Network, Policy, map_carry
 from rlpg.policies.networks import Carry
@@ -112,7 +113,7 @@ class ValueNetwork(StateValue):
             both see the same normalized numbers.
         learning_rate: Adam's.
         num_epochs: passes over the batch per update.
-        num_minibatches: gradient steps per pass; 1 is full batch.
+        num_minibatches: gradient steps per pass; 1 is full batch, auto: of about 64 samples.
         clip_range: a value may leave the one before the update by no more than this without
             losing its gradient (Schulman et al. 2017, as in their code); None: by anything.
         generator: shuffles the minibatches.
@@ -125,7 +126,7 @@ class ValueNetwork(StateValue):
         *,
         learning_rate: float = 1e-3,
         num_epochs: int = 1,
-        num_minibatches: int = 1,
+        num_minibatches: int | Literal["auto"] = 1,
         clip_range: float | None = None,
         generator: torch.Generator,
     ) -> None:
@@ -200,7 +201,7 @@ class ValueNetwork(StateValue):
         loss = torch.zeros(())
         for _ in range(self._num_epochs):
             has_memory = self.network.memory is not None
-            for index in self._batches(returns.shape[1] if has_memory else len(obs)):
+            for index in self._batches(*returns.shape if has_memory else (1, len(obs))):
                 if has_memory:
                     loss, gradient = self._gradient_in_order(
                         samples, index, carry, keep, returns, old
@@ -254,11 +255,11 @@ class ValueNetwork(StateValue):
         """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _batches(self, size: int) -> list[Tensor] | list[slice]:
-        if self._num_minibatches == 1:
+    def _batches(self, num_steps: int, size: int) -> list[Tensor] | list[slice]:
+        count = rules.num_minibatches(self._num_minibatches, num_steps * size, size)
+        if count == 1:
             return [slice(None)]
-        order = torch.randperm(size, generator=self._generator)
-        return list(order.chunk(self._num_minibatches))
+        return list(torch.randperm(size, generator=self._generator).chunk(count))
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
@@ -286,7 +287,7 @@ def make_baseline(
     hidden: Sequence[int] | None,
     learning_rate: float,
     num_epochs: int,
-    num_minibatches: int,
+    num_minibatches: int | Literal["auto"],
     clip_range: float | None = None,
     generator: torch.Generator,
 ) -> Baseline:
