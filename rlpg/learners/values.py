@@ -196,18 +196,17 @@ class ValueNetwork(StateValue):
             return {}
         old = returns if self._clip_range is None else self.predict(samples)[0]
         select = rows(keep)
-        obs, targets = select(samples.obs[:-1]), (select(returns), select(old))  # [S, *O], [S]
+        parts = select(samples.obs[:-1]), select(returns), select(old)  # [S, *O], [S], [S]
         carry = self._carry_for(returns.shape[1])
         loss = torch.zeros(())
         for _ in range(self._num_epochs):
-            has_memory = self.network.memory is not None
-            for index in self._batches(*returns.shape if has_memory else (1, len(obs))):
-                if has_memory:
-                    loss, gradient = self._gradient_in_order(
-                        samples, index, carry, keep, returns, old
-                    )
-                else:
-                    loss, gradient = self._gradient(obs[index], *(part[index] for part in targets))
+            if self.network.memory is None:
+                for batch in self._minibatches(*parts):
+                    loss, gradient = self._gradient(*batch)
+                    self._optimizer.step(gradient, lr_scale)
+                continue
+            for index in self._sequences(*returns.shape):
+                loss, gradient = self._gradient_in_order(samples, index, carry, keep, returns, old)
                 self._optimizer.step(gradient, lr_scale)
         return {"train/value_loss": loss.item()}
 
@@ -255,11 +254,20 @@ class ValueNetwork(StateValue):
         """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _batches(self, num_steps: int, size: int) -> list[Tensor] | list[slice]:
-        count = minibatch_count(self._num_minibatches, num_steps * size, size)
+    def _minibatches(self, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The same samples of every part `[S, ...]`, shuffled once; minibatches are views."""
+        count = minibatch_count(self._num_minibatches, len(parts[0]), len(parts[0]))
+        if count > 1:
+            order = torch.randperm(len(parts[0]), generator=self._generator)
+            parts = tuple(part[order] for part in parts)
+        return zip(*(part.chunk(count) for part in parts), strict=True)
+
+    def _sequences(self, num_steps: int, num_envs: int) -> list[Tensor] | list[slice]:
+        """The environments of each minibatch."""
+        count = minibatch_count(self._num_minibatches, num_steps * num_envs, num_envs)
         if count == 1:
             return [slice(None)]
-        return list(torch.randperm(size, generator=self._generator).chunk(count))
+        return list(torch.randperm(num_envs, generator=self._generator).chunk(count))
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
