@@ -22,6 +22,7 @@ from rlpg.learners.settings import LearnerSettings, PPOSettings, minibatch_count
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
+_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; means; norm
 
 
 class PPO(Learner):
@@ -78,22 +79,22 @@ class PPO(Learner):
             return {}
         return super().fit_baseline(rollout, advantages, lr_scale)
 
-    def _step(self, batch: Batch, lr_scale: float) -> tuple[Tensor, Tensor, Tensor, float]:
-        """One gradient step; log-ratios and weights `[S]`, mean entropy, the gradient's norm."""
+    def _step(self, batch: Batch, lr_scale: float) -> _Step:
+        """One gradient step, and what is to be known about the policy before it."""
         if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
             batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
-        objective, log_prob, entropy = self.objective(batch)
+        objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
         log_ratio = (log_prob - batch.log_prob).flatten()
-        return log_ratio, batch.weight.flatten(), entropy / batch.weight.sum(), norm
+        total = batch.weight.sum()
+        return log_ratio, batch.weight.flatten(), {n: v / total for n, v in terms.items()}, norm
 
-    def _metrics(self, steps: list[tuple[Tensor, Tensor, Tensor, float]]) -> dict[str, float]:
+    def _metrics(self, steps: list[_Step]) -> dict[str, float]:
         """Of a pass: every minibatch before its step."""
-        log_ratios, weights, entropies, norms = zip(*steps, strict=True)
+        log_ratios, weights, terms, norms = zip(*steps, strict=True)
         log_ratio = torch.cat(log_ratios)[torch.cat(weights) > 0].double()
         ratio_less_one = torch.expm1(log_ratio)
-        return {
-            "train/entropy": float(sum(entropies)) / len(steps),
+        return {name: float(sum(t[name] for t in terms)) / len(steps) for name in terms[0]} | {
             "train/approx_kl": float((ratio_less_one - log_ratio).mean()),
             "train/clip_fraction": float((ratio_less_one.abs() > self.clip_range).double().mean()),
             "gradient/norm": sum(norms) / len(steps),
