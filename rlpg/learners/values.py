@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
+from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer
-from rlpg.learners.settings import minibatch_count
 from rlpg.policies import Network, Policy, map_carry
 from rlpg.policies.networks import Carry
 from rlpg.rollouts.rollout import Rollout, rows
@@ -279,7 +279,7 @@ class ValueNetwork(NetworkValue):
 
     def _minibatches(self, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The same samples of every part `[S, ...]`, shuffled once; minibatches are views."""
-        count = minibatch_count(self._num_minibatches, len(parts[0]), len(parts[0]))
+        count = rules.num_minibatches(self._num_minibatches, len(parts[0]), len(parts[0]))
         if count > 1:
             order = torch.randperm(len(parts[0]), generator=self._generator)
             parts = tuple(part[order] for part in parts)
@@ -287,7 +287,7 @@ class ValueNetwork(NetworkValue):
 
     def _sequences(self, num_steps: int, num_envs: int) -> list[Tensor] | list[slice]:
         """The environments of each minibatch."""
-        count = minibatch_count(self._num_minibatches, num_steps * num_envs, num_envs)
+        count = rules.num_minibatches(self._num_minibatches, num_steps * num_envs, num_envs)
         if count == 1:
             return [slice(None)]
         return list(torch.randperm(num_envs, generator=self._generator).chunk(count))
