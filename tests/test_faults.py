@@ -30,7 +30,8 @@ sys.path.append(str(Path(__file__).parent / "rollouts"))
 from faulty import Fragile
 from misbehaving import children
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "total_steps": 512,
     "rollout.num_envs": 2,
     "rollout.num_steps": 16,

@@ -24,7 +24,8 @@ from rlpg.runs.run import open_run
 from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.stopping import StopSignals
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 4,
     "rollout.num_steps": 16,
     "evaluation.every": 300,
@@ -42,8 +43,9 @@ class Killed(BaseException):
 
 
 def train(path: Path, env: Any = "CartPole-v1", **overrides: Any) -> rlpg.Run:
-    settings = {"seed": 3, "total_steps": TOTAL, "overrides": SMALL | overrides}
-    return rlpg.train(env, agent="reinforce", run_dir=path, recipe="default", **settings)
+    return rlpg.train(
+        env, seed=3, total_steps=TOTAL, run_dir=path, recipe="default", overrides=SMALL | overrides
+    )
 
 
 @contextmanager
