@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpg.rollouts import Collector, Episodes
+from rlpg.rollouts import BaseCollector, Episodes
 
 RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
 
@@ -44,7 +44,7 @@ class Every:
 class MetricsAccumulator:
     """What happened since the last log entry, and where the time went."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: BaseCollector) -> None:
         self._collector = collector
         self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)
