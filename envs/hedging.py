@@ -90,7 +90,8 @@ class HedgingDynamics(Batched):
         log_price, held, wealth, clock = state[..., :4].unbind(-1)
         draws = state[..., 4:]
         holding = action[..., 0].to(state.dtype)
-        z = draws.gather(-1, clock.round().long().clamp(max=self.num_steps - 1).unsqueeze(-1))[..., 0]
+        place = clock.round().long().clamp(max=self.num_steps - 1).unsqueeze(-1)
+        z = draws.gather(-1, place)[..., 0]
         width = self.volatility * math.sqrt(self.years / self.num_steps)
         after = log_price + width * z - width**2 / 2  # a martingale: no drift to speculate on
         terminated = clock >= self.num_steps - 1
@@ -106,8 +107,8 @@ class HedgingDynamics(Batched):
 
     def observe(self, state: Tensor) -> Tensor:
         log_price, held, wealth, clock = state[..., :4].unbind(-1)
-        width = self.volatility * math.sqrt(self.years)
-        return torch.stack([log_price / width, held, wealth, clock / self.num_steps], dim=-1)
+        over = clock / self.num_steps
+        return torch.stack([log_price / self._width(over), held, wealth, over], dim=-1)
 
     def utility(self, wealth: Tensor) -> Tensor:
         """What a wealth `[...]` at the end is worth; see `Hedging`."""
@@ -118,9 +119,13 @@ class HedgingDynamics(Batched):
 
     def delta(self, obs: Tensor, volatility: float | None = None) -> Tensor:
         """`[..., 1]` actions of who holds the Black-Scholes delta, for `[..., 4]` observations."""
-        spot = self.price * (obs[..., 0] * self.volatility * math.sqrt(self.years)).exp()
+        spot = self.price * (obs[..., 0] * self._width(obs[..., 3])).exp()
         left = self.years * (1 - obs[..., 3])
         return black_scholes_delta(spot, left, self.price, volatility or self.volatility)[..., None]
+
+    def _width(self, over: Tensor) -> Tensor:
+        """`[...]` volatility sqrt(time left), for the share of the time that is over; above 0."""
+        return self.volatility * (self.years * (1 - over).clamp(min=0.1 / self.num_steps)).sqrt()
 
     def discretization_error(self) -> float:
         """Standard deviation of wealth at the end of who holds the delta, without costs.
@@ -175,8 +180,8 @@ class Hedging(SingleEnv):
     `Box(-0.5, 1.5, (1,))` float32: the stocks to hold until the next step.
 
     ## Observation space
-    `Box(4,)` float32: log(price / strike) / (volatility sqrt(years)), stocks held, wealth, share of
-    the time that is over. Wealth marks the option at its Black-Scholes price.
+    `Box(4,)` float32: log(price / strike) in units of volatility sqrt(years left), stocks held,
+    wealth, share of the time that is over. Wealth marks the option at its Black-Scholes price.
 
     ## Reward
     `U(wealth after) - U(wealth before)`, so that the return is `U(wealth at the end) - U(0)`:

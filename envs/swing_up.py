@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,17 +47,24 @@ class SwingUpDynamics(Batched):
     Kinks: the clipping of the force, nothing else.
     """
 
-    num_uniforms = 4
+    num_uniforms = 5
     max_episode_steps = NUM_STEPS
 
-    def __init__(self) -> None:
+    def __init__(self, exploring_starts: bool = False) -> None:
+        self.exploring_starts = exploring_starts
         self.observation_space = spaces.Box(-np.inf, np.inf, (5,))
         self.action_space = spaces.Box(-1.0, 1.0, (1,))
 
     def start(self, uniform: Tensor) -> Tensor:
-        hanging = torch.zeros_like(uniform)
-        hanging[..., 1] = math.pi
-        return hanging + START_DEVIATION * normal(uniform)
+        x, angle, v, spin = normal(uniform[..., :4]).unbind(-1)
+        hanging = START_DEVIATION * torch.stack([x, angle, v, spin], dim=-1)
+        hanging[..., 1] += math.pi
+        if not self.exploring_starts:
+            return hanging
+        which, turn = uniform[..., 4:], math.pi * (2 * uniform[..., 1] - 1)
+        upright = torch.stack([0.3 * x, 0.3 * angle, 0.5 * v, spin], dim=-1)
+        anywhere = torch.stack([0.4 * x, turn, 0.7 * v, 3.0 * spin], dim=-1)
+        return torch.where(which < 1 / 3, hanging, torch.where(which < 2 / 3, upright, anywhere))
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         force = FORCE * action[..., 0].to(state.dtype).clamp(-1.0, 1.0)
@@ -82,8 +90,11 @@ class SwingUpVectorEnv(TorchVectorEnv):
         *,
         device: str = "cpu",
         dtype: str = "float64",
+        exploring_starts: bool = False,
     ) -> None:
-        super().__init__(SwingUpDynamics(), num_envs, max_episode_steps, device, dtype)
+        super().__init__(
+            SwingUpDynamics(exploring_starts), num_envs, max_episode_steps, device, dtype
+        )
 
 
 class SwingUp(SingleEnv):
@@ -107,16 +118,16 @@ class SwingUp(SingleEnv):
     upright over the origin. Its slope leads back from everywhere.
 
     ## Starting state
-    Hanging at rest; every component with normal noise of deviation 0.02.
+    Hanging at rest; every component with normal noise of deviation 0.02. With `exploring_starts` a
+    third of the episodes begins so, a third about the top, a third anywhere and moving: from below
+    alone, whirling through the top again and again is a local optimum.
 
     ## Episode end
     Never terminated; truncated after 50 steps (5 s).
 
     ## Arguments
-    `device`, `dtype`: where and how it computes.
+    `exploring_starts`; `device` and `dtype`: where and how it computes.
     """
 
-    def __init__(
-        self, render_mode: str | None = None, *, device: str = "cpu", dtype: str = "float64"
-    ) -> None:
-        super().__init__(SwingUpVectorEnv(device=device, dtype=dtype), render_mode)
+    def __init__(self, render_mode: str | None = None, **options: Any) -> None:
+        super().__init__(SwingUpVectorEnv(**options), render_mode)
