@@ -36,7 +36,9 @@ def test_price_and_delta_are_those_of_black_and_scholes() -> None:
     spot = torch.tensor([90.0, 100.0, 120.0], dtype=torch.float64, requires_grad=True)
     years = torch.full((3,), 0.5, dtype=torch.float64)
     price = black_scholes(spot, years, 100.0, 0.3)
-    assert float(price[1].detach()) == pytest.approx(100 * math.erf(0.3 * math.sqrt(0.5) / 2 / 2**0.5))
+    assert float(price[1].detach()) == pytest.approx(
+        100 * math.erf(0.3 * math.sqrt(0.5) / 2 / 2**0.5)
+    )
     (slope,) = torch.autograd.grad(price.sum(), spot)
     torch.testing.assert_close(black_scholes_delta(spot, years, 100.0, 0.3), slope)
     paid = black_scholes(spot, torch.zeros(3, dtype=torch.float64), 100.0, 0.3)

@@ -10,9 +10,12 @@ import pytest
 import torch
 from rlpg.envs.batched import Batched
 from rlpg.envs.batched_classic import CartPoleContinuous, Pendulum
+from rlpg.envs.hedging import HedgingDynamics
 from rlpg.envs.lqr import LinearQuadratic, LQRDynamics
+from rlpg.envs.swing_up import SwingUpDynamics
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlpg
 from rlpg.cli import main
@@ -249,3 +252,55 @@ def test_a_rollout_without_a_window_is_refused() -> None:
     rollout = rlpg.TensorCollector(env, learner.policy, num_envs=2).steps(4)
     with pytest.raises(UsageError, match=r"collect with TensorCollector\(\.\.\., gradient='pathw"):
         learner.update(rollout)
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts what would make the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func._overloadpacket).removeprefix("aten.")
+        self.count += name in {"_local_scalar_dense", "nonzero", "masked_select", "equal"}
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_waits_for_the_device_as_often_however_long_the_window_is() -> None:
+    env = Pendulum()
+    counts = []
+    for num_steps in (4, 12):
+        learner = learner_for(env)
+        collector = rlpg.TensorCollector(
+            env, learner.policy, num_envs=6, gradient="pathwise", log_prob=False
+        )
+        learner.update(collector.steps(num_steps))
+        with CountWaits() as waits:
+            learner.update(collector.steps(num_steps))
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
+    with CountWaits() as waits:
+        learner.surrogate(learner.batch(collector.steps(4)), torch.zeros(()))
+    assert 0 < waits.count < counts[0]
+
+
+@pytest.mark.parametrize(
+    "env", [Pendulum(), SwingUpDynamics(True), HedgingDynamics(cost=0.1), LQRDynamics()],
+    ids=["pendulum", "swing-up", "hedging", "lqr"],
+)  # fmt: skip
+def test_a_window_elsewhere_mixes_in_nothing_from_the_cpu(
+    env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device that follows shapes and holds no numbers, as there may be no GPU."""
+    for room in ("base", "tensor_collector"):
+        monkeypatch.setattr(f"rlpg.rollouts.{room}.stream", lambda seed, device: torch.Generator())
+    learner = learner_for(env, gaussian="clipped")
+    collector = rlpg.TensorCollector(
+        env, learner.policy.to("meta"), num_envs=4, gradient="pathwise"
+    )
+    tape = rlpg.Tape("pathwise")
+    steps = collector._play(3, collector._begin(collector._uniform(1)[0]), tape)
+    assert {value.device.type for value in vars(steps).values()} == {"meta"}
+    assert steps.reward.requires_grad
+    assert len(tape.events) == 3
