@@ -15,7 +15,7 @@ from .vectorized import SingleEnv
 
 POLE, CART, LENGTH, FRICTION, GRAVITY = 0.5, 0.5, 0.5, 0.1, 9.82  # kg, kg, m, N/(m/s), m/s^2
 FORCE, TIME_STEP, SUBSTEPS, NUM_STEPS = 10.0, 0.1, 2, 50  # N, s
-AWAY = 0.1  # cost of being 1 m off the origin
+AWAY, WHIRL = 0.1, 0.005  # cost of being 1 m off the origin, of turning by 1 rad/s
 START_DEVIATION = 0.02  # of every component
 
 
@@ -73,6 +73,7 @@ class SwingUpDynamics(Batched):
             places = state[..., :2] + rates * (TIME_STEP / SUBSTEPS)
             state = torch.cat([places, rates], dim=-1)
         reward = (state[..., 1].cos() - 1) / 2 - AWAY * state[..., 0].square()
+        reward = reward - WHIRL * state[..., 3].square()
         return state, reward, torch.zeros_like(reward, dtype=torch.bool)
 
     def observe(self, state: Tensor) -> Tensor:
@@ -114,8 +115,8 @@ class SwingUp(SingleEnv):
     velocity / 5.
 
     ## Reward
-    `(cos(angle) - 1) / 2 - 0.1 position^2` of the state that the step leads to: -1 hanging, 0
-    upright over the origin. Its slope leads back from everywhere.
+    `(cos(angle) - 1) / 2 - 0.1 position^2 - 0.005 angular_velocity^2` of the state that the step
+    leads to: -1 hanging, 0 upright over the origin. Its slope leads back from everywhere.
 
     ## Starting state
     Hanging at rest; every component with normal noise of deviation 0.02. With `exploring_starts` a
