@@ -1,4 +1,4 @@
-"""rlpg: policy gradients whose gradients are proven and whose runs survive."""
+"""rlpg: policy-gradient agents, tested gradients, and runs that resume to the same bits."""
 
 from __future__ import annotations
 
