@@ -41,7 +41,11 @@ class Policy(nn.Module, ABC):
         head: says how actions look, and translates them for the environment.
         normalizer: running moments of the features, which a learner updates; None: no
             normalization. A subclass may set one.
+        shared_network: the network whose last output is the value of the state, where policy and
+            critic share it (`StandardPolicy(shared_torso=True)`); None: the critic has its own.
     """
+
+    shared_network: Network | None = None
 
     def __init__(
         self,
@@ -106,6 +110,18 @@ class Policy(nn.Module, ABC):
         """Normalized features `[..., F]` of packed obs `[..., *O]`, also for value networks."""
         features = self.observations.features(obs)
         return features if self.normalizer is None else self.normalizer.forward(features)
+
+    def forward_with_value(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """The distribution of `forward`, and the values `[...]` of a policy that shares its torso.
+
+        Raises:
+            UsageError: its critic has a network of its own.
+        """
+        raise UsageError(
+            f"{type(self).__name__}: expected a torso shared with the critic, got none"
+        )
 
     def make_critic(
         self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
