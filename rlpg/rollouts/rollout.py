@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class Rollout:
     final_step: Tensor  # [K] int64, their time index
     final_env: Tensor  # [K] int64, their environment index
     episodes: Episodes
+    reward_parts: Mapping[str, float] = field(default_factory=dict)  # means of info's reward_*
 
     @property
     def done(self) -> Tensor:
