@@ -210,7 +210,7 @@ def test_tensorboard_shows_the_recipe(plain: rlpg.Run) -> None:
 
 
 def test_tensorboard_shows_histograms_and_explains_every_tag(plain: rlpg.Run) -> None:
-    events = EventAccumulator(str(plain.path)).Reload()
+    events = EventAccumulator(str(plain.path), {"histograms": 0}).Reload()
     tags = events.Tags()
     assert tags["histograms"] == ["rollout/actions", "train/advantages", "train/value_errors"]
     steps = [event.step for event in events.Histograms("rollout/actions")]
@@ -242,7 +242,7 @@ def test_stable_baselines3_reads_the_run(plain: rlpg.Run) -> None:
     pytest.importorskip("pandas")
     monitor = pytest.importorskip("stable_baselines3.common.monitor")
     frame = monitor.load_results(str(plain.path))
-    assert list(frame.columns) == ["r", "l", "t"]
+    assert {"r", "l", "t"} <= set(frame.columns)
     assert (frame.r == frame.l).all()
 
 

@@ -14,7 +14,7 @@ from rlpg.trouble import ENTRIES, Trouble
 
 def warned(
     values: dict[str, list[float]], *, agent: str = "ppo", is_discrete: bool = True,
-    start: float = 0.0, numbers: int = 1, **settings: object,
+    start: float = 0.0, numbers: int = 1, **settings: Any,
 ) -> list[str]:  # fmt: skip
     """What is said during a run of 1,000 steps that goes through the values from `start` on."""
     told: list[str] = []
@@ -70,7 +70,7 @@ def test_a_value_network_that_explains_nothing() -> None:
     ],
 )
 def test_updates_that_go_far_beyond_their_target(
-    agent: str, settings: dict[str, float], kl: float
+    agent: str, settings: dict[str, Any], kl: float
 ) -> None:
     values = {"approx_kl": [kl] * 50}
     (told,) = warned(values, agent=agent, **settings)

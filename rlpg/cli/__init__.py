@@ -29,6 +29,7 @@ VERBS = {
     "resume": "rlpg.cli.resume:Resume",
     "evaluate": "rlpg.cli.evaluate:Evaluate",
     "plot": "rlpg.cli.plot:Plot",
+    "export": "rlpg.cli.export:Export",
     "diagnose": "rlpg.cli.diagnose:Diagnose",
     "check-env": "rlpg.cli.check_env:CheckEnv",
     "agents": "rlpg.cli.agents:Agents",

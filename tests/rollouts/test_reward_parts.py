@@ -14,7 +14,7 @@ import rlpg
 from rlpg.rollouts.reward_parts import RewardParts
 
 
-class Parts(gymnasium.Env[np.ndarray, int]):
+class Parts(gymnasium.Env[Any, Any]):
     """Episodes of three steps; the goal pays in the last one only."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
