@@ -28,6 +28,7 @@ VERBS = {
     "train": "rlpg.cli.train:Train",
     "resume": "rlpg.cli.resume:Resume",
     "evaluate": "rlpg.cli.evaluate:Evaluate",
+    "watch": "rlpg.cli.watch:Watch",
     "plot": "rlpg.cli.plot:Plot",
     "export": "rlpg.cli.export:Export",
     "diagnose": "rlpg.cli.diagnose:Diagnose",
