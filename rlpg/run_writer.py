@@ -102,6 +102,10 @@ class RunWriter:
             self.best = (mean, step)
             self.save_policy(self.folder.best_policy, step, policy, evaluations["eval"])
 
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        """Lengths of all episodes of each evaluation so far, `[episodes]` each."""
+        return self._curves.evaluation_lengths()
+
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
         """A point to continue from, and the policy at that point."""
         whole = to_arrays({**state, "best": self.best, "curves": self._curves.state_dict()})
@@ -127,6 +131,7 @@ class RunWriter:
             "environment": {
                 "id": settings.id,
                 "kwargs": settings.kwargs,
+                "wrappers": settings.wrappers,
                 "max_episode_steps": settings.max_episode_steps,
                 "episode_cap": settings.episode_cap,
             },

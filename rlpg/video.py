@@ -216,7 +216,7 @@ def made_for_pictures(
     try:
         if render_mode not in made.metadata.get("render_modes", ()):
             what = "pictures" if render_mode == "rgb_array" else "a window"
-            raise UsageError(f"video: expected an environment with {what}, {env_id} has none")
+            raise UsageError(f"video: expected an environment with {what}, {spec.id} has none")
         yield made, options.get("episode_cap", 1000)
     finally:
         made.close()

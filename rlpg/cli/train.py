@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
-from rlpg.cli.streams import report
+from rlpg.cli.streams import EXIT_FAILED, complain, report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
-from rlpg.errors import UsageError
+from rlpg.errors import EstimatorError, FileError, SaveError, TrainingError, UsageError
 from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Finite, Natural
-from rlpg.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
+from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rlpg.references import UserParts
+    from rlpg.training import Run
 
 OWN = (
     "agent",
@@ -35,6 +38,8 @@ class Train(Importing):
 
     Settings come from the defaults of the agent, the recipe (shipped for some environments, or
     --recipe), and the options, in this order. The values shown are those that would be used.
+    Without --agent (or with --agent auto), the agent is the one that is shipped for the
+    environment, else ppo.
 
     examples:
       rlpg train CartPole-v1
@@ -47,7 +52,7 @@ class Train(Importing):
         {"backend": "environment.backend", **Importing.aliases}
     )
     free: ClassVar[tuple[str, ...]] = FREE
-    hidden: ClassVar[tuple[str, ...]] = ("typed",)
+    hidden: ClassVar[tuple[str, ...]] = ("typed", "base", "given")
 
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
@@ -62,19 +67,25 @@ class Train(Importing):
     """print the result only"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
+    explain: bool = False
+    """train nothing; print every setting, its value, and why it has this value"""
     settings: Recipe = field(default_factory=Recipe)
     typed: dict[str, str] = field(default_factory=dict)  # code of the user's that may be imported
+    base: Recipe = field(default_factory=Recipe)  # without the options
+    given: tuple[str, ...] = ()  # keys of the options
 
     @classmethod
     def prepared(cls, given: Given) -> Train:
         """With the recipe that would be used without the options."""
         if "seed" in given.options and "seeds" in given.options:
             raise UsageError("--seeds: expected either --seed or --seeds, got both")
+        if given.options.get("agent") == AUTO:
+            del given.options["agent"]
         env, agent = given.options.get("env") or "", given.options.get("agent")
         file = given.options.get("recipe")
         typed = {key: text for key in OWN if (text := given.options.get(key)) is not None}
         if given.is_help and ":" not in (agent or ""):  # nothing heavy is imported for it
-            base = recipe_for(latest_shipped(env, agent or DEFAULT_AGENT), agent, file, None)
+            base = recipe_for(latest_shipped(env), agent, file, None)
         elif not env and not given.is_help:
             return cls()
         else:
@@ -83,39 +94,82 @@ class Train(Importing):
             base = find_recipe(env, agent, file, parts(typed, "import_modules" in given.options))
         keys = (*SET_BEFORE, "policy.network", "policy.factory")  # which some of the entries need
         before = {key: text for key in keys if (text := given.options.get(key)) is not None}
-        return cls(settings=override(base, {**before, **given.entries}), typed=typed)
+        return cls(
+            settings=override(base, {**before, **given.entries}),
+            typed=typed,
+            base=base,
+            given=tuple(given.options),
+        )
 
     def check(self) -> None:
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
 
     def run(self) -> int:
-        """Train once per seed; say what was trained and what to do next."""
-        from rlpg.training import Hooks, run_recipe
+        """Train once per seed; say what was trained and what to do next.
 
-        own = parts(self.typed, self.import_modules)
-        hooks = Hooks(stop_at_return=self.stop_at_return)
+        Of several seeds, one whose run fails does not stop the others; the exit code tells.
+        """
+        if self.explain:
+            return self._explain()
         seeds = self.seeds or (self.settings.seed,)
-        paths, means = [], []
+        paths: list[Path] = []
+        means: list[float] = []
+        failed: list[int] = []
         for seed in seeds:
-            run_dir = self.run_dir
-            if run_dir is not None and len(seeds) > 1:
-                run_dir = run_dir / str(seed)
-            recipe = override(self.settings, {"seed": seed})
-            run = run_recipe(self.env, recipe, run_dir, parts=own, hooks=hooks, quiet=self.quiet)
-            paths.append(run.path)
-            means += [run.evaluation.mean] if run.evaluation else []
-            report(f"seed {seed}: {run.evaluation or 'trained'}")
+            run: Run | None
+            try:
+                run = self._train(seed, is_alone=len(seeds) == 1)
+            except (TrainingError, EstimatorError, UsageError, FileError) as error:
+                is_refused = isinstance(error, UsageError | FileError)
+                is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
+                if len(seeds) == 1 or is_stopped or (is_refused and not paths + failed):
+                    raise
+                error.args = (f"seed {seed}: {error}",)
+                complain(error, EXIT_FAILED)
+                failed.append(seed)
+                run = error.run if isinstance(error, SaveError) else None
+            if run is not None:
+                paths.append(run.path)
+                means += [run.evaluation.mean] if run.evaluation else []
+                report(f"seed {seed}: {run.evaluation or 'trained'}")
         if len(means) > 1:
             low, high = min(means), max(means)
             report(
                 f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
             )
-        report(f"saved in {', '.join(map(str, paths))}")
-        if not self.quiet:
+        if paths:
+            report(f"saved in {', '.join(map(str, paths))}")
+        if paths and not self.quiet:
             report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
             report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
+        return EXIT_FAILED if failed else 0
+
+    def _explain(self) -> int:
+        """Print what would be trained with."""
+        from rlpg.cli.explain import explained
+
+        name = f"recipe {self.recipe}" if self.recipe else f"the recipe shipped for {self.env}"
+        own = parts(self.typed, self.import_modules)
+        for line in explained(self.settings, self.base, name, self.given, own):
+            report(line)
         return 0
+
+    def _train(self, seed: int, *, is_alone: bool) -> Run:
+        """One of the runs."""
+        from rlpg.training import Hooks, run_recipe
+
+        run_dir = self.run_dir
+        if run_dir is not None and not is_alone:
+            run_dir = run_dir / str(seed)
+        return run_recipe(
+            self.env,
+            override(self.settings, {"seed": seed}),
+            run_dir,
+            parts=parts(self.typed, self.import_modules),
+            hooks=Hooks(stop_at_return=self.stop_at_return),
+            quiet=self.quiet,
+        )
 
 
 def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:

@@ -24,7 +24,7 @@ _NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list beg
 class Given:
     """What was typed. It is not yet known whether it means something."""
 
-    options: Mapping[str, str | None]  # by key: `rollout.num_envs`; None: without a value
+    options: dict[str, str | None]  # by key: `rollout.num_envs`; None: without a value
     entries: Mapping[str, str]  # of tables whose keys are free: `environment.kwargs.size`
     is_help: bool = False
 

@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
+from rlpg.learners import rules
 from rlpg.learners.advantages import (
     AdvantageRule,
     Advantages,
@@ -29,7 +30,7 @@ from rlpg.learners.batch import Batch, refuse_too_many
 from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.reward_scale import RewardScale
-from rlpg.learners.settings import DISCRETE_ENTROPY_COEF, LearnerSettings
+from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state
 from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout, rows
@@ -99,9 +100,7 @@ class Learner(ABC):
         )
         self.entropy_coef = s.entropy_coef
         if s.entropy_coef == "auto":
-            # Without a bonus, a policy that a large penalty has taught to do nothing keeps doing
-            # nothing (CliffWalking). A Gaussian's entropy has no largest value: it would stay wide.
-            self.entropy_coef = DISCRETE_ENTROPY_COEF if policy.head.is_discrete else 0.0
+            self.entropy_coef = rules.entropy_coef(policy.head.is_discrete)
         self.reward_scale = RewardScale(s.gamma) if s.reward_scaling else None
         self.optimizer = Optimizer(
             policy.named_parameters(), learning_rate=s.learning_rate, max_grad_norm=s.max_grad_norm

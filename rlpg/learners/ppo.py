@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rlpg.gradients import estimators
+from rlpg.learners import rules
 from rlpg.learners.advantages import Advantages, normalize
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
-from rlpg.learners.settings import LearnerSettings, PPOSettings, minibatch_count
+from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
@@ -49,7 +50,7 @@ class PPO(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted = self.settings, dict[str, float]()
-        num_minibatches = minibatch_count(s.num_minibatches, batch.weight.numel(), len(batch))
+        num_minibatches = rules.num_minibatches(s.num_minibatches, batch.weight.numel(), len(batch))
         seen: list[dict[str, Any]] = []
         for num_epochs in range(1, s.num_epochs + 1):
             epoch = [

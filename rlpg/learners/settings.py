@@ -25,9 +25,6 @@ from rlpg.settings import (
 )
 
 PREDICTING = ("linear", "value")  # the baselines that predict the value of a state
-GAE_LAMBDA = 0.95  # where learner.gae_lambda is auto and the baseline predicts values
-MINIBATCH_SIZE = 64  # samples, where the number of minibatches is auto
-DISCRETE_ENTROPY_COEF = 0.02  # where learner.entropy_coef is auto and actions are discrete
 
 BaselineName = Annotated[
     str,
@@ -194,7 +191,7 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
     "ppo": Agent(
         PPOSettings,
         "rlpg.learners.ppo:PPO",
-        {"policy.log_std_init": -0.7, "rollout.num_steps": 128},
+        {"policy.log_std_init": "auto", "rollout.num_steps": 128},
     ),
     "npg": Agent(
         NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": 128}
@@ -205,11 +202,6 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
         {"rollout.num_steps": 128, "learner.line_search": True},
     ),
 })  # fmt: skip
-
-
-def minibatch_count(wanted: Literal["auto"] | int, num_samples: int, most: int) -> int:
-    """As many as are wanted; auto: as many as have about 64 samples, and at most `most`."""
-    return min(max(1, num_samples // MINIBATCH_SIZE), most) if wanted == "auto" else wanted
 
 
 def agents_with(name: str) -> list[str]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
+from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer
-from rlpg.learners.settings import minibatch_count
 from rlpg.policies import Network, Policy, map_carry
 from rlpg.policies.networks import Carry
 from rlpg.rollouts.rollout import Rollout, rows
@@ -256,7 +256,7 @@ class ValueNetwork(StateValue):
         self.network.compile(dynamic=True)
 
     def _batches(self, num_steps: int, size: int) -> list[Tensor] | list[slice]:
-        count = minibatch_count(self._num_minibatches, num_steps * size, size)
+        count = rules.num_minibatches(self._num_minibatches, num_steps * size, size)
         if count == 1:
             return [slice(None)]
         return list(torch.randperm(size, generator=self._generator).chunk(count))
