@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from rlpg.errors import UsageError
 from rlpg.policies import Policy, StandardPolicy
@@ -141,7 +142,7 @@ def exported(acting: Acting) -> torch.export.ExportedProgram:
     rest = tuple({0: batch} for _ in inputs[1:])
     shapes: tuple[Any, ...] = ({0: batch}, rest) if rest else ({0: batch},)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _tracing():
             return torch.export.export(acting, inputs, dynamic_shapes=shapes)
     except Exception as error:  # whatever a policy of one's own raises
         reason = str(error).strip().partition("\n")[0]
@@ -167,7 +168,7 @@ def to_onnx(policy: Policy, path: Path, *, deterministic: bool = True) -> float:
     """
     acting = Acting(policy, deterministic=deterministic)
     program = exported(acting)
-    with _quiet():
+    with _tracing():
         converted = torch.onnx.export(
             program,
             input_names=acting.input_names,
@@ -251,14 +252,17 @@ def _to_env(head: Head, action: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remarks of torch's exporter about itself."""
+def _tracing() -> Iterator[None]:
+    """Without the remarks of torch's exporter about itself, and without what it cannot trace: that
+    distributions look at the values of their parameters."""
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level, validates = logger.level, Distribution._validate_args
     logger.setLevel(logging.ERROR)
+    Distribution.set_default_validate_args(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        Distribution.set_default_validate_args(validates)

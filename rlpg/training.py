@@ -78,6 +78,7 @@ class Hooks:
     on_log: OnLog | None = None
     loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
+    verbose: bool = False  # print where the time goes, and the metrics of learning
 
 
 def train(
@@ -320,7 +321,9 @@ def assembled(
         evaluator = stack.enter_context(Evaluator(env, recipe))
         notes = description, policy.observations.describe_in_words(), evaluator.note
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
+        display = Display(
+            title, recipe.total_steps, notes=notes, quiet=quiet, verbose=hooks.verbose
+        )
         seed = seed_sequence(recipe.seed, "actions")
         collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
         accumulator = MetricsAccumulator(collector)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
-from rlpg.cli.streams import EXIT_FAILED, complain, report
+from rlpg.cli.streams import EXIT_FAILED, complain, quoted, report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
 from rlpg.errors import EstimatorError, FileError, SaveError, TrainingError, UsageError
@@ -65,6 +65,8 @@ class Train(Importing):
     """where the run is kept (none: runs/ENV/AGENT/SEED)"""
     quiet: bool = False
     """print the result only"""
+    verbose: bool = False
+    """print where the time goes and the metrics of learning, too; or -v"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
     explain: bool = False
@@ -132,17 +134,17 @@ class Train(Importing):
             if run is not None:
                 paths.append(run.path)
                 means += [run.evaluation.mean] if run.evaluation else []
-                report(f"seed {seed}: {run.evaluation or 'trained'}")
+                report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
         if len(means) > 1:
             low, high = min(means), max(means)
             report(
                 f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
             )
         if paths:
-            report(f"saved in {', '.join(map(str, paths))}")
+            report(f"saved in {', '.join(map(quoted, paths))}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-            report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
+            report(f"next:  rlpg evaluate {quoted(paths[0])} --episodes 100")
+            report(f"       tensorboard --logdir {quoted(paths[0]) if self.run_dir else 'runs'}")
         return EXIT_FAILED if failed else 0
 
     def _explain(self) -> int:
@@ -167,7 +169,7 @@ class Train(Importing):
             override(self.settings, {"seed": seed}),
             run_dir,
             parts=parts(self.typed, self.import_modules),
-            hooks=Hooks(stop_at_return=self.stop_at_return),
+            hooks=Hooks(stop_at_return=self.stop_at_return, verbose=self.verbose),
             quiet=self.quiet,
         )
 
