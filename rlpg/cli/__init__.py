@@ -32,6 +32,7 @@ VERBS = {
     "watch": "rlpg.cli.watch:Watch",
     "plot": "rlpg.cli.plot:Plot",
     "export": "rlpg.cli.export:Export",
+    "card": "rlpg.cli.card:Card",
     "diagnose": "rlpg.cli.diagnose:Diagnose",
     "check-env": "rlpg.cli.check_env:CheckEnv",
     "agents": "rlpg.cli.agents:Agents",

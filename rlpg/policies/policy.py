@@ -137,7 +137,7 @@ class Policy(nn.Module, ABC):
         distribution, carry = self._step(obs, carry, episode_start)
         with global_generator_from(generator):  # torch's distributions take no generator
             action = distribution.sample()
-        return self._action(action, len(obs)), carry
+        return self._action(action, obs.shape[0]), carry
 
     def mode(
         self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
@@ -148,7 +148,7 @@ class Policy(nn.Module, ABC):
             action = distribution.mode
         except NotImplementedError:
             action = distribution.mean
-        return self._action(action, len(obs)), carry
+        return self._action(action, obs.shape[0]), carry  # len(obs) could not be exported
 
     def _step(
         self, obs: Tensor, carry: Carry, episode_start: Tensor | None
