@@ -78,8 +78,9 @@ def test_the_module_acts_like_the_policy(case: str) -> None:
     for part, want in zip(found, wanted, strict=False):
         assert np.allclose(part.numpy(), want, atol=1e-6)
     left = found[len(wanted) :]
-    for part, want in zip(left, after if isinstance(after, tuple) else (after,), strict=bool(left)):
-        assert torch.allclose(part, want)
+    states = after if isinstance(after, tuple) else () if after is None else (after,)
+    for part, state in zip(left, states, strict=True):
+        assert torch.allclose(part, state)
 
 
 FILES = {  # outputs; each file takes seconds to make, so one has many heads
