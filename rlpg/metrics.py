@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rlpg.rollouts import BaseCollector, Episodes
+from rlpg.learners import Learner
+from rlpg.rollouts import BaseCollector, Episodes, Rollout
 
 RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
 
@@ -39,6 +40,19 @@ class Every:
         if due:
             self._schedule(step)
         return due
+
+
+def histograms(learner: Learner, rollout: Rollout) -> dict[str, np.ndarray[Any, Any]]:
+    """What a rollout's actions, advantages and value errors are now, by tag; changes nothing."""
+    rollout = rollout.to(learner.policy.device)
+    advantages = learner.advantages(rollout)
+    counts = advantages.weight > 0
+    found = {
+        "rollout/actions": rollout.action[rollout.valid],
+        "train/advantages": advantages.normalized[counts],
+        "train/value_errors": advantages.advantage[counts],
+    }
+    return {tag: values.cpu().numpy() for tag, values in found.items()}
 
 
 class MetricsAccumulator:

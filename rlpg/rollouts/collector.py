@@ -26,6 +26,7 @@ from rlpg.policies.networks import Carry, map_carry
 from rlpg.rollouts.base import BaseCollector
 from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
+from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_streams
 from rlpg.rollouts.validation import Bounds
@@ -177,6 +178,7 @@ class Collector(BaseCollector):
             num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
         )
         buffer.obs[0] = self._obs
+        self._parts = RewardParts()
         return buffer
 
     def _step(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
@@ -193,6 +195,8 @@ class Collector(BaseCollector):
             began = perf_counter()
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
+            if info:
+                self._parts.add(info)
             ended = buffer.put_outcome(t, reward, terminated, truncated)  # [N]
             maskless = None if self._mode is AutoresetMode.SAME_STEP else ended
             packed = self._pack(raw, info, maskless, out=buffer.obs[t + 1])  # [N, *O]
@@ -257,6 +261,7 @@ class Collector(BaseCollector):
             first_step=first,
             carry=map_carry(torch.clone, carry),
         )
+        rollout = replace(rollout, reward_parts=self._parts.means())
         self._obs = buffer.obs[num_steps].copy()
         # What inference_mode has made cannot be saved for a backward pass; a copy can.
         self._carry = map_carry(torch.clone, self._carry)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +75,7 @@ class Rollout:
     final_env: Tensor  # [K] int64, their environment index
     episodes: Episodes
     window: Window | None = None  # where a gradient was asked for
+    reward_parts: Mapping[str, float] = field(default_factory=dict)  # means of info's reward_*
 
     @property
     def done(self) -> Tensor:

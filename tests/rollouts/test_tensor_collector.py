@@ -383,9 +383,9 @@ def test_refuses_what_does_not_fit() -> None:
         ), num_envs=1)  # fmt: skip
     with pytest.raises(UsageError, match="steps: expected at least 1"):
         TensorCollector(Pendulum(), policy, num_envs=1).steps(0)
-    several = gymnasium.spaces.MultiBinary(2)
+    several = gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)] * 2)
     head = StandardPolicy(several, several, generator=torch.Generator()).head
-    with pytest.raises(SpaceError, match="expected Discrete or a float Box"):
+    with pytest.raises(SpaceError, match="expected no Dict and no Tuple"):
         head.to_env_on(torch.device("cpu"))
 
 
