@@ -115,10 +115,10 @@ class Pathwise(Learner):
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """One step along the gradient of the whole window."""
-        objective, log_prob, entropy = self.objective(batch)
+        objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
         return {
-            "train/entropy": float(entropy / batch.weight.sum()),
+            "train/entropy": float(terms["train/entropy"] / batch.weight.sum()),
             "train/approx_kl": self.approx_kl(replace(batch, log_prob=log_prob), KL_SAMPLES),
             "gradient/norm": norm,
         }
