@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlpg.registration import register_environments
 
 if TYPE_CHECKING:
+    from rlpg.rollouts.base import BaseCollector
     from rlpg.rollouts.collector import Collector
     from rlpg.rollouts.environments import (
         BACKENDS,
@@ -17,19 +18,23 @@ if TYPE_CHECKING:
     )
     from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
     from rlpg.rollouts.records import record_of, wrapped
-    from rlpg.rollouts.rollout import Episodes, Rollout
+    from rlpg.rollouts.rollout import Episodes, Rollout, Window
     from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
+    from rlpg.rollouts.tensor_collector import TensorCollector
     from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
     from rlpg.rollouts.watchdog import hangs_end_the_process
 
 __all__ = [
     "BACKENDS",
+    "BaseCollector",
     "Collector",
     "EnvSource",
     "EpisodeSeeds",
     "Episodes",
     "MadeEnvs",
     "Rollout",
+    "TensorCollector",
+    "Window",
     "another_like",
     "autoreset_mode",
     "derived_seed",
@@ -47,12 +52,14 @@ __all__ = [
 register_environments()
 
 _HOMES = {
+    "base": ["BaseCollector"],
     "collector": ["Collector"],
     "environments": ["BACKENDS", "MadeEnvs", "another_like", "make_envs"],
     "ids": ["EnvSource", "environment_name", "find_spec", "full_id"],
     "records": ["record_of", "wrapped"],
-    "rollout": ["Episodes", "Rollout"],
+    "rollout": ["Episodes", "Rollout", "Window"],
     "seeds": ["EpisodeSeeds", "derived_seed", "reseed"],
+    "tensor_collector": ["TensorCollector"],
     "vector": ["autoreset_mode", "probe_action_mask"],
     "watchdog": ["hangs_end_the_process"],
 }

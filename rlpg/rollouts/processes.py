@@ -102,8 +102,8 @@ class Processes:
             self.end(time.monotonic())
             raise
 
-    def wait_any(self) -> Iterable[int]:
-        """Those that have taken their step; waits for one of them.
+    def wait_any(self) -> dict[int, Any]:
+        """The answers of those that have taken their step; waits for one of them.
 
         Raises:
             EnvironmentFault: a worker has died, one hangs, or an environment has raised.

@@ -134,4 +134,5 @@ def _compare(alone: Collector, pool: Collector) -> tuple[str, str]:
 
 def _differ(one: Rollout, other: Rollout) -> bool:
     parts = zip(vars(one).values(), vars(other).values(), strict=True)
-    return any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in parts)
+    differing = any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in parts)
+    return differing or one.reward_parts != other.reward_parts

@@ -26,6 +26,7 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.ids import hush
+from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.shared import DONE, OTHER, Failure, SharedArrays, put_row, view
 from rlpg.rollouts.watchdog import Calls
@@ -124,19 +125,33 @@ class Worker:
         self._step_into(0, actions, infos, observed)
         return infos if any(infos) else [], observed
 
+    def _step_ahead(self, step: int) -> list[dict[str, Any]] | None:
+        """Steps the environments with the actions in the shared memory.
+
+        Args:
+            step: which of the outcomes there.
+
+        Returns:
+            Of their infos the parts of the reward; None where there are none.
+        """
+        infos: list[dict[str, Any]] = []
+        self._step_into(step, None, infos, None)
+        parts = [RewardParts.of(info) for info in infos]
+        return parts if any(parts) else None
+
     def _step_into(
         self,
         step: int,
-        actions: Sequence[Any] | None = None,
-        infos: list[dict[str, Any]] | None = None,
-        observed: list[Any] | None = None,
+        actions: Sequence[Any] | None,
+        infos: list[dict[str, Any]],
+        observed: list[Any] | None,
     ) -> None:
         """Steps the environments; what they answer goes into the shared memory.
 
         Args:
             step: which of the outcomes there.
             actions: of each environment; None: they are in the shared memory, too.
-            infos: get what each environment has to say besides, if anybody asks.
+            infos: get what each environment has to say besides.
             observed: gets the observations if they cannot be in the shared memory.
         """
         outcomes = self._arrays.steps[step]
@@ -160,8 +175,7 @@ class Worker:
                     observed.append(obs)
             except BaseException as error:
                 raise _failure(index, "step()", error) from error
-            if infos is not None:
-                infos.append(info)
+            infos.append(info)
 
     def _reset(
         self, seeds: Mapping[int, int | None], options: dict[str, Any] | None
@@ -237,7 +251,7 @@ def main(connection: int, memory: int, parent: int) -> NoReturn:
     worker = Worker(memory)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or gave up meanwhile
         while code := os.read(connection, 1):
-            request = "step_into", code[0]
+            request = "step_ahead", code[0]
             if code == OTHER:
                 request = ForkingPickler.loads(parent_end.recv_bytes())
             if request[0] == "close":

@@ -5,8 +5,9 @@
 
 The parent writes actions to shared memory and sends the worker one byte. The worker steps its
 environments, writes observations, rewards and flags to shared memory, and answers with one byte.
-A rollout needs no more than that. Its workers need not wait for each other either: the memory has
-room for the outcomes of many steps, and whoever is ready gets its next actions (`run_ahead`).
+A rollout needs no more than that, but the parts of the reward in infos (`RewardParts`), which come
+as messages. Its workers need not wait for each other either: the memory has room for the outcomes
+of many steps, and whoever is ready gets its next actions (`run_ahead`).
 
     step        worker 0    0  1  2  3  4 ...       one of its environments is reset in step 1 of
                 worker 1    0     1  2  3 ...       worker 1, which takes a while
@@ -161,12 +162,11 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         if not put_all(self._arrays.actions, actions):
             each = list(iterate(self.action_space, actions))
             requests = [("step", each[own.start : own.stop]) for own in self._own]
-        infos: dict[str, Any] = {}
         self._is_interrupted = True
-        for own, (given, observed) in zip(self._own, self._ask(requests), strict=True):
-            for index, info in zip(own, given, strict=False):  # or nobody had anything to say
-                infos = self._add_info(infos, info, index)
+        answers = self._ask(requests)
+        for own, (_, observed) in zip(self._own, answers, strict=True):
             self._loose[own.start : own.start + len(observed)] = observed
+        infos = self._together([given for given, _ in answers])
         self._is_interrupted, self._last_step = False, 0
         found = self._arrays.steps[0]
         flags = found.terminated.copy(), found.truncated.copy()
@@ -176,7 +176,9 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         """Where `run_ahead` puts what the environments answer, `[T, N, ...]`."""
         return self._arrays.outcomes.part(slice(num_steps))
 
-    def run_ahead(self, obs: np.ndarray, num_steps: int, first_step: int, act: Act) -> None:
+    def run_ahead(
+        self, obs: np.ndarray, num_steps: int, first_step: int, act: Act
+    ) -> list[dict[str, Any]]:
         """Takes steps in which no environment waits for those of another worker.
 
         What they answer is in `outcomes`, until the next step; after an error, zeros stand for
@@ -189,11 +191,15 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
             act: is given `obs` and, of each worker that is ready, which of the T steps is next and
                 which rows are its environments; returns actions `[N, *A]`, of which those rows
                 count.
+
+        Returns:
+            Of the infos of each step, the parts of the reward (`RewardParts`).
         """
         self._check_ready()
         workers, actions, outcomes = self._workers, self._arrays.actions, self.outcomes(num_steps)
         rows = [slice(own.start, own.stop) for own in self._own]
         at = [0] * len(rows)  # step of each worker
+        parts: list[list[Any]] = [[()] * len(rows) for _ in range(num_steps)]  # by worker
         ready, left = list(range(len(rows))), len(rows) * num_steps
         self._is_interrupted = True
         try:
@@ -205,7 +211,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                     np.copyto(actions[mine], chosen[mine], casting="no")
                     workers.send(worker, _CODES[at[worker]])
                 ready = []
-                for worker in workers.wait_any():
+                for worker, told in workers.wait_any().items():
+                    parts[at[worker]][worker] = told or ()
                     obs[rows[worker]] = outcomes.obs[at[worker], rows[worker]]
                     at[worker] += 1
                     left -= 1
@@ -222,6 +229,7 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
             where = f"step {first_step + at[workers.faulty]}"
             raise EnvironmentFault(f"{where}: {error}") from error
         self._is_interrupted, self._last_step = False, num_steps - 1
+        return [self._together(given) if any(given) else {} for given in parts]
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, or look up an attribute."""
@@ -263,6 +271,14 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         space = self.single_observation_space
         out: Any = create_empty_array(space, self.num_envs, np.zeros)
         return concatenate(space, self._loose, out)
+
+    def _together(self, given: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+        """One info of those that each worker has given, of all its environments or of none."""
+        infos: dict[str, Any] = {}
+        for own, those in zip(self._own, given, strict=True):
+            for index, info in zip(own, those, strict=False):
+                infos = self._add_info(infos, info, index)
+        return infos
 
     def _check_ready(self) -> None:
         self._check_open()

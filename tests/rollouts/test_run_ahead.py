@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,24 +69,25 @@ def assert_same(one: Rollout, other: Rollout) -> None:
             assert torch.equal(value, getattr(other, name)), name
     for name, value in vars(one.episodes).items():
         np.testing.assert_array_equal(value, getattr(other.episodes, name), err_msg=name)
+    assert one.reward_parts == other.reward_parts
 
 
 def put_off(monkeypatch: pytest.MonkeyPatch, worker: int) -> list[int]:
     """Hands out what this worker has answered only when no other is stepping; the list grows by
     the steps that the others have taken meanwhile."""
-    wait_any, kept, leads = Processes.wait_any, list[int](), list[int]()
+    wait_any, kept, leads = Processes.wait_any, dict[int, Any](), list[int]()
     lead = 0
 
-    def later(self: Processes) -> Iterable[int]:
+    def later(self: Processes) -> dict[int, Any]:
         nonlocal lead
         while True:
             if kept and not self.pending:
                 leads.append(lead)
                 lead = 0
-                return [kept.pop()]
-            answers = list(wait_any(self))
-            kept.extend(n for n in answers if n == worker)
-            if others := [n for n in answers if n != worker]:
+                return dict([kept.popitem()])
+            answers = wait_any(self)
+            kept.update({n: told for n, told in answers.items() if n == worker})
+            if others := {n: told for n, told in answers.items() if n != worker}:
                 lead += 1
                 return others
 
@@ -106,7 +107,10 @@ def test_the_rollouts_are_those_of_one_process(
         for envs in (sync_envs(actions), pools(actions))
     )
     for num_steps in (1, 7, 300):
-        assert_same(pool.steps(num_steps), sync.steps(num_steps))
+        told = sync.steps(num_steps)
+        assert_same(pool.steps(num_steps), told)
+    parts = {"reward_push", "reward_end", "reward_start"} if actions == "box" else set()
+    assert told.reward_parts.keys() == parts
     monkeypatch.undo()
     assert_same(pool.episodes(2), sync.episodes(2))
     assert_same(pool.steps(9), sync.steps(9))

@@ -13,6 +13,8 @@ from misbehaving import misbehave
 class Uneven(gymnasium.Env[Any, Any]):
     """Episodes of 1 to 8 steps; the observation, kept in one buffer, follows from the actions.
 
+    With the actions of a box, infos have parts of the reward; not all of them have all.
+
     Args:
         actions: box or discrete.
         trouble: what its eleventh step or, with a comma, its ninth and its eleventh do.
@@ -30,7 +32,7 @@ class Uneven(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         self.left = int(self.np_random.integers(1, 9))
         self.buffer[:] = self.np_random.normal(size=3)
-        return self.buffer, {"left": self.left}
+        return self.buffer, {"left": self.left} | self.parts(reward_start=0.1)
 
     def step(self, action: Any) -> Any:
         self.steps += 1
@@ -45,4 +47,10 @@ class Uneven(gymnasium.Env[Any, Any]):
                 self.buffer[1] = float(self.trouble[-1])
             misbehave(self.trouble[-1])
         over = self.left == 0
-        return self.buffer, float(reward), over and self.steps % 2 == 0, over, {"left": self.left}
+        info = {"left": self.left} | self.parts(reward_push=float(np.sum(action)))
+        if over:
+            info |= self.parts(reward_end=self.steps)
+        return self.buffer, float(reward), over and self.steps % 2 == 0, over, info
+
+    def parts(self, **parts: Any) -> dict[str, Any]:
+        return parts if isinstance(self.action_space, spaces.Box) else {}
