@@ -6,7 +6,7 @@ estimate of the objective:
 
     surrogate = objective.detach() + score_function(log_prob, advantage, weight=weight)
 
-Everything is maximized; who minimizes puts the minus sign in front of the whole.
+Everything is maximized. To minimize, put a minus sign in front of the whole surrogate.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from rlpg.rollouts.rollout import Rollout, rows
 
 @dataclass(frozen=True)
 class Batch:
-    """S samples of a rollout, on-policy when they were drawn; no gradient.
+    """S samples of a rollout, drawn by the policy that acted; they carry no gradient.
 
     With memory the samples stay in their order: each `[S]` is `[T, n]`, sequences of n
     environments, and slots that are not samples have weight 0.

@@ -147,7 +147,7 @@ class Learner(ABC):
         """Raise UsageError where rollouts of this size are too small for the minibatches asked for.
 
         Args:
-            num_steps: of each environment; None: nobody knows.
+            num_steps: of each environment; None: unknown.
         """
         asked = [("num_minibatches", self.policy.has_memory)]
         if isinstance(self.baseline, ValueNetwork):
@@ -253,7 +253,7 @@ class Learner(ABC):
 
         Args:
             batch: with log-probs.
-            num_samples: look at about so many, evenly spread; None: at all.
+            num_samples: use about this many, evenly spread; None: use all.
         """
         size = batch.weight.numel() if num_samples is not None else 0
         some = batch[slice(None, None, max(1, size // num_samples))] if num_samples else batch
@@ -356,8 +356,8 @@ class Learner(ABC):
     def compile(self) -> None:
         """Compiles the networks for learning, which takes half a minute, once.
 
-        Whether updates become shorter is for a measurement: those of two layers of 64 do not.
-        Acting is not touched. The bits of a compiled run are its own.
+        Measure whether updates become shorter: with two layers of 64 units they do not. Acting is
+        not compiled. A compiled run does not have the bits of one that is not.
         """
         network = getattr(self.policy, "network", self.policy)
         network.compile(dynamic=True)

@@ -36,7 +36,7 @@ BaselineName = Annotated[
 
 @dataclass(frozen=True)
 class LearnerSettings(Settings):
-    """From experience to a better policy."""
+    """What every learner can be told."""
 
     table: ClassVar[str] = "learner"
 

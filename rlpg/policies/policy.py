@@ -1,7 +1,7 @@
 """`Policy`: observations in, a distribution over actions out.
 
 Subclass `Policy`, define `forward`, and it acts, learns, is saved, resumed and evaluated by what
-`forward` says. There is no second path: only `StandardPolicy`, the one that ships, may take one.
+`forward` says. Only `StandardPolicy`, the one that ships, may act by another path (NumPy).
 """
 
 from __future__ import annotations
@@ -252,9 +252,10 @@ class Policy(nn.Module, ABC):
         A policy with memory remembers from call to call; `reset` makes it forget.
 
         Args:
-            obs: as an environment or a vector environment returned it; which, its shape says.
+            obs: one observation of an environment, or a batch of a vector environment; its shape
+                tells which.
             deterministic: the mode of the distribution instead of a draw (see `Head.mode`). Draws
-                come from the policy's own generator: `seed` it, or the operating system does.
+                come from the policy's own generator, which `seed` seeds, else the operating system.
             action_mask: `info["action_mask"]`, `[M]` or `[B, M]`, where the policy was trained so.
 
         Raises:
