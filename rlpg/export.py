@@ -234,10 +234,10 @@ def _sample(head: Head, outputs: Tensor, mask: Tensor | None, uniform: Tensor) -
         return head.join(parts)
     uniform = uniform.clamp(1e-30, 1.0 - 2.0**-24)
     if isinstance(head, GaussianHead):  # Box and Muller 1958
-        mean, std = head.moments(outputs)
+        mean, log_std = head.moments(outputs)
         first, second = uniform.chunk(2, -1)
         normal = (-2.0 * first.log()).sqrt() * torch.cos(2.0 * torch.pi * second)
-        return mean + std * normal.reshape(mean.shape)
+        return mean + log_std.exp() * normal.reshape(mean.shape)
     is_bit = isinstance(head, BernoulliHead | MultiBinaryHead)
     noise = uniform.logit() if is_bit else -(-uniform.log()).log()  # else Gumbel's
     return head.mode(outputs + noise, mask)
