@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlpg.learners import Learner
-from rlpg.rollouts import Collector, Episodes, Rollout
+from rlpg.rollouts import BaseCollector, Episodes, Rollout
 
 RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
 
@@ -58,7 +58,7 @@ def histograms(learner: Learner, rollout: Rollout) -> dict[str, np.ndarray[Any, 
 class MetricsAccumulator:
     """What happened since the last log entry, and where the time went."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: BaseCollector) -> None:
         self._collector = collector
         self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)

@@ -13,10 +13,10 @@ from typing import Any
 from rlpg.components import (
     find_recipe,
     learner_settings,
+    make_collector,
     make_learner,
     make_policy,
     resolved,
-    seed_sequence,
     settings_of,
     training_envs,
     with_record,
@@ -33,7 +33,7 @@ from rlpg.policies import Policy
 from rlpg.references import Part, UserParts, reference_to
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
-    Collector,
+    BaseCollector,
     EnvSource,
     Rollout,
     hangs_end_the_process,
@@ -110,8 +110,9 @@ def train(
             that makes a `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object
             without a registered id, or in a wrapper that Gymnasium cannot make again, cannot be
             copied, so it is not evaluated.
-        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
+        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, `pathwise`, or a subclass of
+            `Learner`. None and `auto`: the recipe's, else the one shipped for the environment, else
+            `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -276,7 +277,7 @@ class Components:
     """All that a run consists of, while it goes on."""
 
     recipe: Recipe
-    collector: Collector
+    collector: BaseCollector
     learner: Learner
     evaluator: Evaluator
     accumulator: MetricsAccumulator
@@ -324,8 +325,7 @@ def assembled(
         display = Display(
             title, recipe.total_steps, notes=notes, quiet=quiet, verbose=hooks.verbose
         )
-        seed = seed_sequence(recipe.seed, "actions")
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        collector = make_collector(envs, learner, recipe, display.warn)
         accumulator = MetricsAccumulator(collector)
         yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
 
@@ -400,7 +400,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             writer.checkpoint(step, state, policy)
 
 
-def collect(collector: Collector, recipe: Recipe) -> Rollout:
+def collect(collector: BaseCollector, recipe: Recipe) -> Rollout:
     """One update's worth of experience."""
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)
