@@ -209,8 +209,7 @@ class Tape:
             )
         if how == "combine" and parameters_of(dist):
             return self._combine(name, dist, subtract[0])
-        with naming(name):
-            return self._along_path(name, self._rsample(dist))
+        return self._along_path(name, self._rsample(name, dist))
 
     def add(
         self,
@@ -337,8 +336,8 @@ class Tape:
             raise EstimatorError(f"{asked}: expected at least one term, got none; call tape.add")
         return terms
 
-    def _rsample(self, dist: Distribution) -> Tensor:
-        return dist.rsample() if self.uniforms is None else self.uniforms.next_of(dist)
+    def _rsample(self, name: str, dist: Distribution) -> Tensor:
+        return dist.rsample() if self.uniforms is None else self.uniforms.next_of(name, dist)
 
     def _along_path(self, name: str, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -354,8 +353,7 @@ class Tape:
         return name
 
     def _score(self, name: str, dist: Distribution, subtract: Subtracted, lane: int) -> Tensor:
-        with naming(name):
-            x = dist.sample() if self.uniforms is None else self._rsample(dist).detach()
+        x = dist.sample() if self.uniforms is None else self._rsample(name, dist).detach()
         if x.requires_grad:
             raise EstimatorError(
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
