@@ -1,20 +1,22 @@
-"""Everything that can go wrong on purpose.
+"""Every error that rlpg raises on purpose.
 
-RlpgError
-├── UsageError              what the user typed or passed cannot be used (exit code 2)
-│   ├── RecipeError         an unknown or ill-typed field of a recipe
-│   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
-│   ├── MissingPartError    a file names a part of the user's own, which was not given
-│   └── SpaceError          an observation or action space that is unsupported or does not fit
-├── EstimatorError          a gradient that was asked for cannot be right (exit code 1)
-│   └── InconclusiveError   gradcheck cannot tell: the noise is as large as the bias it looks for
-├── FileError               a file that is missing, damaged or not ours (exit code 2)
-└── TrainingError           a run that had to stop (exit code 1)
-    ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
-    ├── NumericalFault      a loss, gradient or parameter stopped being finite
-    └── SaveError           a run that is done, but not everything of it could be saved
+    RlpgError
+    ├── UsageError              what the user typed or passed cannot be used (exit code 2)
+    │   ├── RecipeError         an unknown or ill-typed field of a recipe
+    │   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
+    │   ├── MissingPartError    a file names a part of the user's own, which was not given
+    │   └── SpaceError          an observation or action space that is unsupported or does not fit
+    ├── EstimatorError          a gradient that was asked for cannot be right (exit code 1)
+    │   └── InconclusiveError   gradcheck cannot tell: the noise is as large as the bias it seeks
+    ├── FileError               a file that is missing, damaged or not ours (exit code 2)
+    └── TrainingError           a run that had to stop (exit code 1)
+        ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
+        ├── NumericalFault      a loss, gradient or parameter stopped being finite
+        └── SaveError           a run that is done, but not everything of it could be saved
 
-RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
+    RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
+
+`except rlpg.RlpgError` catches every error of the tree.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class EnvironmentSetupError(UsageError):
 
 
 class MissingPartError(UsageError):
-    """A network, policy or learner of the user's own that a file names and nobody gave."""
+    """A part of the user's own (network, policy, learner) that a file names and nobody passed."""
 
 
 class SpaceError(UsageError):
@@ -51,7 +53,7 @@ class EstimatorError(RlpgError):
 
 
 class InconclusiveError(EstimatorError):
-    """A gradient of which it cannot be said whether it is right: too much noise."""
+    """Too much noise to say whether a gradient is right."""
 
 
 class FileError(RlpgError):
@@ -63,7 +65,7 @@ class TrainingError(RlpgError):
 
 
 class EnvironmentFault(TrainingError):
-    """The environment raised, died, hung, or returned something no gradient may see."""
+    """The environment raised, died, hung, or returned something that cannot be learned from."""
 
 
 class NumericalFault(TrainingError):
@@ -84,7 +86,7 @@ class SaveError(TrainingError):
 
 
 class RlpgWarning(UserWarning):
-    """Something that the user of a run should know, and the run goes on."""
+    """Something that the user of a run should know; the run goes on."""
 
 
 def install(extra: str) -> str:

@@ -84,7 +84,7 @@ def compare(
 ) -> Comparison:
     """The table of `Row`s: every estimator on every parameter, from `repeats` surrogates each.
 
-    The global random numbers are as before afterwards. Repeats and estimators use independent
+    Torch's global generator is restored afterwards. Repeats and estimators use independent
     streams, so z-scores are what they say; a bias of one standard deviation *per lane* becomes
     visible at about `num_lanes * repeats = 16`.
 

@@ -38,10 +38,10 @@ class NaturalGradient(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Direction by conjugate gradients, length by the KL, and the line search."""
         s, optimizer = self.settings, self.optimizer
-        objective, _, entropy = self.objective(batch)
+        objective, _, terms = self.objective(batch)
         gradient = optimizer.gradient(objective)
         metrics = {
-            "train/entropy": float(entropy / batch.weight.sum()),
+            "train/entropy": float(terms["train/entropy"] / batch.weight.sum()),
             "gradient/norm": optimizer.norm(gradient),
             "train/approx_kl": 0.0,
             "train/line_search_steps": 0.0,

@@ -23,6 +23,7 @@ from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
+_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; means; norm
 
 
 class PPO(Learner):
@@ -51,23 +52,21 @@ class PPO(Learner):
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted = self.settings, dict[str, float]()
         num_minibatches = rules.num_minibatches(s.num_minibatches, batch.weight.numel(), len(batch))
-        seen: list[dict[str, Any]] = []
+        passes: list[dict[str, float]] = []
         for num_epochs in range(1, s.num_epochs + 1):
-            epoch = [
-                self._step(minibatch, lr_scale * self._adapted)
-                for minibatch in batch.minibatches(num_minibatches, self.generator)
-            ]
-            seen += epoch
+            minibatches = batch.minibatches(num_minibatches, self.generator)
+            steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
+            passes.append(self._metrics(steps))
             if s.recompute_advantages:
                 fitted = super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
-            if s.target_kl is not None and _mean(epoch, "train/approx_kl") > s.target_kl:
+            if s.target_kl is not None and passes[-1]["train/approx_kl"] > s.target_kl:
                 break
             if s.recompute_advantages and num_epochs < s.num_epochs:
                 advantages = self.advantages(batch.rollout)
                 fresh = Batch.of(batch.rollout, advantages, in_order=batch.in_order)
                 batch = replace(fresh, log_prob=batch.log_prob)
-        metrics = fitted | {name: _mean(seen, name) for name in seen[0]}
-        metrics["train/approx_kl"] = _mean(epoch, "train/approx_kl")
+        metrics = fitted | {n: sum(p[n] for p in passes) / num_epochs for n in passes[0]}
+        metrics["train/approx_kl"] = passes[-1]["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
             self._adapt(metrics["train/approx_kl"], s.desired_kl)
@@ -81,22 +80,26 @@ class PPO(Learner):
             return {}
         return super().fit_baseline(rollout, advantages, lr_scale)
 
-    def _step(self, batch: Batch, lr_scale: float) -> dict[str, Any]:
+    def _step(self, batch: Batch, lr_scale: float) -> _Step:
+        """One gradient step, and what is to be known about the policy before it."""
         if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
             batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
-        objective, log_prob, entropy = self.objective(batch)
+        objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        with torch.no_grad():
-            counts = batch.weight > 0
-            log_ratio = torch.where(counts, log_prob - batch.log_prob, 0.0)
-            ratio_less_one = torch.expm1(log_ratio)
-            num_samples = counts.sum().clamp(min=1)
-            return {
-                "train/entropy": entropy / batch.weight.sum(),
-                "train/approx_kl": (ratio_less_one - log_ratio).sum() / num_samples,
-                "train/clip_fraction": (ratio_less_one.abs() > self.clip_range).sum() / num_samples,
-                "gradient/norm": norm,
-            }
+        log_ratio = (log_prob - batch.log_prob).flatten()
+        total = batch.weight.sum()
+        return log_ratio, batch.weight.flatten(), {n: v / total for n, v in terms.items()}, norm
+
+    def _metrics(self, steps: list[_Step]) -> dict[str, float]:
+        """Of a pass: every minibatch before its step."""
+        log_ratios, weights, terms, norms = zip(*steps, strict=True)
+        log_ratio = torch.cat(log_ratios)[torch.cat(weights) > 0].double()
+        ratio_less_one = torch.expm1(log_ratio)
+        return {name: float(sum(t[name] for t in terms)) / len(steps) for name in terms[0]} | {
+            "train/approx_kl": float((ratio_less_one - log_ratio).mean()),
+            "train/clip_fraction": float((ratio_less_one.abs() > self.clip_range).double().mean()),
+            "gradient/norm": sum(norms) / len(steps),
+        }
 
     def _adapt(self, kl: float, desired: float) -> None:
         """Raise or lower the learning rate by 1.5 where the KL is off by a factor of 2.
@@ -115,7 +118,3 @@ class PPO(Learner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._adapted = float(state["adapted"])
-
-
-def _mean(entries: list[dict[str, Any]], name: str) -> float:
-    return float(sum(entry[name] for entry in entries)) / len(entries)
