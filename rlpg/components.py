@@ -24,7 +24,10 @@ from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
 from rlpg.rollouts import (
+    BaseCollector,
+    Collector,
     EnvSource,
+    TensorCollector,
     environment_name,
     find_spec,
     make_envs,
@@ -33,6 +36,7 @@ from rlpg.rollouts import (
     wrapped,
 )
 from rlpg.rollouts.ids import own_words
+from rlpg.rollouts.tensor_collector import dynamics_of
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
 from rlpg.shipped import recipe_for
@@ -328,3 +332,27 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
         schedules=parts.schedules,
         **values,
     )
+
+
+def make_collector(
+    envs: VectorEnv[Any, Any, Any], learner: Learner, recipe: Recipe, warn: Callable[[str], None]
+) -> BaseCollector:
+    """What collects for the learner: with gradients, where the learner asks for them.
+
+    Raises:
+        UsageError: the environment cannot give them, or not in this machine's memory.
+    """
+    seed = seed_sequence(recipe.seed, "actions")
+    if learner.gradient is None:
+        return Collector(envs, learner.policy, seed, log_prob=False, warn=warn)
+    dynamics_of(envs, recipe.environment.id)
+    if recipe.rollout.episodes_per_env is not None:
+        raise UsageError(
+            f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, which learns "
+            f"from windows of rollout.num_steps, got {recipe.rollout.episodes_per_env}"
+        )
+    collector = TensorCollector(
+        envs, learner.policy, seed, gradient=learner.gradient, log_prob=False
+    )
+    collector.require_memory(recipe.rollout.num_steps)
+    return collector

@@ -13,10 +13,10 @@ from typing import Any
 from rlpg.components import (
     find_recipe,
     learner_settings,
+    make_collector,
     make_learner,
     make_policy,
     resolved,
-    seed_sequence,
     settings_of,
     training_envs,
     with_record,
@@ -28,12 +28,12 @@ from rlpg.evaluation import Evaluation, Evaluator
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.loading import environment_to_make
-from rlpg.metrics import Every, MetricsAccumulator
+from rlpg.metrics import Every, MetricsAccumulator, histograms
 from rlpg.policies import Policy
 from rlpg.references import Part, UserParts, reference_to
 from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import (
-    Collector,
+    BaseCollector,
     EnvSource,
     Rollout,
     hangs_end_the_process,
@@ -46,6 +46,7 @@ from rlpg.runs.store import Checkpoint, newest_checkpoint
 from rlpg.stopping import StopSignals
 from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
+from rlpg.trouble import Trouble
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
@@ -77,6 +78,7 @@ class Hooks:
     on_log: OnLog | None = None
     loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
+    verbose: bool = False  # print where the time goes, and the metrics of learning
 
 
 def train(
@@ -108,8 +110,9 @@ def train(
             that makes a `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object
             without a registered id, or in a wrapper that Gymnasium cannot make again, cannot be
             copied, so it is not evaluated.
-        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
+        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, `pathwise`, or a subclass of
+            `Learner`. None and `auto`: the recipe's, else the one shipped for the environment, else
+            `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -274,7 +277,7 @@ class Components:
     """All that a run consists of, while it goes on."""
 
     recipe: Recipe
-    collector: Collector
+    collector: BaseCollector
     learner: Learner
     evaluator: Evaluator
     accumulator: MetricsAccumulator
@@ -319,9 +322,10 @@ def assembled(
         evaluator = stack.enter_context(Evaluator(env, recipe))
         notes = description, policy.observations.describe_in_words(), evaluator.note
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(title, recipe.total_steps, notes=notes, quiet=quiet)
-        seed = seed_sequence(recipe.seed, "actions")
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        display = Display(
+            title, recipe.total_steps, notes=notes, quiet=quiet, verbose=hooks.verbose
+        )
+        collector = make_collector(envs, learner, recipe, display.warn)
         accumulator = MetricsAccumulator(collector)
         yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
 
@@ -358,6 +362,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
     between = recipe.checkpoint.every or total // EVALUATIONS
     checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
     display.done_steps = done
+    trouble = Trouble(recipe, policy.head, display.warn)
     is_stopping = False
     while collector.env_steps < total and not is_stopping:
         progress = collector.env_steps / total
@@ -366,10 +371,13 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
         with accumulator.timing("learn"):
             metrics = learner.update(rollout, progress=progress)
         step = collector.env_steps
-        accumulator.add(metrics, rollout.episodes)
+        parts = {f"rollout/{name}": mean for name, mean in rollout.reward_parts.items()}
+        accumulator.add(metrics | parts, rollout.episodes)
         writer.episodes(rollout.episodes)
         if log_due(step):
-            writer.log(step, accumulator.take())
+            entry = accumulator.take()
+            writer.log(step, entry)
+            trouble(step, entry)
             display.update(step, writer.latest)
             if hooks.on_log is not None:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
@@ -378,6 +386,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
         ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
+            writer.histograms(step, histograms(learner, rollout))
             display.update(step, writer.latest)
             if hooks.stop_at_return is not None and "eval" in evaluations:
                 is_stopping |= evaluations["eval"].mean >= hooks.stop_at_return
@@ -391,7 +400,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             writer.checkpoint(step, state, policy)
 
 
-def collect(collector: Collector, recipe: Recipe) -> Rollout:
+def collect(collector: BaseCollector, recipe: Recipe) -> Rollout:
     """One update's worth of experience."""
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)

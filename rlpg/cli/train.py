@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from rlpg.cli.streams import EXIT_FAILED, complain, report
-from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
+from rlpg.cli.streams import EXIT_FAILED, complain, quoted, report
+from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing, check_extra
 from rlpg.cli.words import Given
 from rlpg.errors import EstimatorError, FileError, SaveError, TrainingError, UsageError
-from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.settings import Finite, Natural
 from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlpg.references import UserParts
+    from rlpg.runs.logger import Logger
     from rlpg.training import Run
 
 OWN = (
@@ -65,8 +66,12 @@ class Train(Importing):
     """where the run is kept (none: runs/ENV/AGENT/SEED)"""
     quiet: bool = False
     """print the result only"""
+    verbose: bool = False
+    """print where the time goes and the metrics of learning, too; or -v"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """hand the metrics to this tracker, too"""
     explain: bool = False
     """train nothing; print every setting, its value, and why it has this value"""
     settings: Recipe = field(default_factory=Recipe)
@@ -106,6 +111,18 @@ class Train(Importing):
             raise UsageError("--seeds: expected at least one seed, got none")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
+        if self.track is not None:
+            check_extra("--track", self.track, "track" if self.track == "wandb" else self.track)
+
+    def _trackers(self, seed: int) -> list[Logger]:
+        """The tracker that was asked for."""
+        if self.track is None:
+            return []
+        from rlpg.runs.trackers import TrackerLogger
+
+        recipe = override(self.settings, {"seed": seed})
+        name = f"{recipe.environment.id} {recipe.agent} seed {seed}"
+        return [TrackerLogger(self.track, name, flatten(recipe))]
 
     def run(self) -> int:
         """Train once per seed; say what was trained and what to do next.
@@ -134,17 +151,17 @@ class Train(Importing):
             if run is not None:
                 paths.append(run.path)
                 means += [run.evaluation.mean] if run.evaluation else []
-                report(f"seed {seed}: {run.evaluation or 'trained'}")
+                report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
         if len(means) > 1:
             low, high = min(means), max(means)
             report(
                 f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
             )
         if paths:
-            report(f"saved in {', '.join(map(str, paths))}")
+            report(f"saved in {', '.join(map(quoted, paths))}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-            report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
+            report(f"next:  rlpg evaluate {quoted(paths[0])} --episodes 100")
+            report(f"       tensorboard --logdir {quoted(paths[0]) if self.run_dir else 'runs'}")
         return EXIT_FAILED if failed else 0
 
     def _explain(self) -> int:
@@ -169,7 +186,11 @@ class Train(Importing):
             override(self.settings, {"seed": seed}),
             run_dir,
             parts=parts(self.typed, self.import_modules),
-            hooks=Hooks(stop_at_return=self.stop_at_return),
+            hooks=Hooks(
+                stop_at_return=self.stop_at_return,
+                loggers=self._trackers(seed),
+                verbose=self.verbose,
+            ),
             quiet=self.quiet,
         )
 
