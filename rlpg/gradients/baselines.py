@@ -320,9 +320,7 @@ class Lanes:
         return self.squares()[None]
 
 
-def leave_one_out(
-    returns: Tensor, *, time: Tensor, valid: Tensor, leave_out: str = "environment"
-) -> Tensor:
+def leave_one_out(returns: Tensor, *, time: Tensor, valid: Tensor) -> Tensor:
     """`[T, N]` mean of the returns that *others* in the batch had from the same time on.
 
     For the slot of environment n at time k of its episode: the mean of `returns` over all valid
@@ -330,10 +328,8 @@ def leave_one_out(
     has got as far as k: the mean over all their valid slots; without other environments: 0.
 
     Environments are independent given the policy, so this is unbiased however long the episodes
-    are and wherever the rollout cuts them. It is not enough to leave out the sample's own episode:
-    in a rollout of fixed length the action decides how much room the environment's next episode
-    has. With a fixed number of complete episodes per environment that is no matter, and
-    `leave_out="episode"` uses the environment's other episodes as well.
+    are and wherever the rollout cuts them. To leave out only the sample's own episode would not be
+    enough: the action decides how much room the environment's next episode has.
 
     Variance: as with the true mean at each time, plus 1/(number of others).
 
@@ -341,22 +337,12 @@ def leave_one_out(
         returns: `[T, N]`, reward-to-go; a gradient is ignored.
         time: `[T, N]` int64 index of the step within its episode.
         valid: `[T, N]` bool.
-        leave_out: "environment", or "episode" for batches of whole episodes.
     """
-    if leave_out not in ("environment", "episode"):
-        raise EstimatorError(
-            f"leave_out: expected 'environment' or 'episode', got {leave_out!r}; "
-            "'environment' is always unbiased"
-        )
     total, count = _by_time(returns, time, valid)  # [K, N]
-    returns, time = returns.detach(), torch.where(valid, time, 0)
+    time = torch.where(valid, time, 0)
     all_total, all_count = total.sum(0), count.sum(0)  # [N]
-    if leave_out == "environment":
-        others, number = total.sum(1, keepdim=True) - total, count.sum(1, keepdim=True) - count
-        others, number = others.gather(0, time), number.gather(0, time)  # [T, N]
-    else:
-        others = total.sum(1)[time] - returns.double()
-        number = count.sum(1)[time] - 1
+    others, number = total.sum(1, keepdim=True) - total, count.sum(1, keepdim=True) - count
+    others, number = others.gather(0, time), number.gather(0, time)  # [T, N]
     fallback = (all_total.sum() - all_total) / (all_count.sum() - all_count).clamp(min=1)
     mean = torch.where(number > 0, others / number.clamp(min=1), fallback.expand(time.shape))
     return torch.where(valid, mean, 0.0).to(returns.dtype)
