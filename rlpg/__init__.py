@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rlpg.rollouts import Collector, Rollout, make_envs
     from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
+    from rlpg.several import train_seeds
     from rlpg.training import Run, resume, train
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ __all__ = [
     "make_head",
     "resume",
     "train",
+    "train_seeds",
 ]
 
 
@@ -127,6 +129,7 @@ _HOME = {
     "make_head": "rlpg.policies",
     "resume": "rlpg.training",
     "train": "rlpg.training",
+    "train_seeds": "rlpg.several",
 }
 
 

@@ -13,9 +13,9 @@ from msgspec import Meta
 from rlpg.cli.streams import report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
-from rlpg.errors import UsageError
+from rlpg.errors import RlpgError, UsageError
 from rlpg.runs.recipe import Recipe, override
-from rlpg.settings import Finite, Natural
+from rlpg.settings import Count, Finite, Natural
 from rlpg.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Train(Importing):
     shipped recipe, if there is one)"""
     seeds: tuple[Natural, ...] | None = None
     """train once with each of these seeds"""
+    jobs: Count | None = None
+    """how many of the seeds train at the same time, a process each (none: as many as cores)"""
     run_dir: Folder | None = None
     """where the run is kept (none: runs/ENV/AGENT/SEED)"""
     quiet: bool = False
@@ -91,30 +93,40 @@ class Train(Importing):
 
     def run(self) -> int:
         """Train once per seed; say what was trained and what to do next."""
-        from rlpg.training import Hooks, run_recipe
+        from rlpg.several import Finished, Training, raise_for, run_seeds
+        from rlpg.training import Hooks, Run, run_recipe
+
+        def say(seed: int, run: Run | Finished) -> None:
+            report(f"seed {seed}: {run.evaluation or 'trained'}")
 
         own = parts(self.typed, self.import_modules)
-        hooks = Hooks(stop_at_return=self.stop_at_return)
         seeds = self.seeds or (self.settings.seed,)
-        paths, means = [], []
-        for seed in seeds:
-            run_dir = self.run_dir
-            if run_dir is not None and len(seeds) > 1:
-                run_dir = run_dir / str(seed)
-            recipe = override(self.settings, {"seed": seed})
-            run = run_recipe(self.env, recipe, run_dir, parts=own, hooks=hooks, quiet=self.quiet)
-            paths.append(run.path)
-            means += [run.evaluation.mean] if run.evaluation else []
-            report(f"seed {seed}: {run.evaluation or 'trained'}")
+        runs: Mapping[int, Run | Finished]
+        errors: Mapping[int, RlpgError] = {}
+        if len(seeds) == 1:
+            recipe = override(self.settings, {"seed": seeds[0]})
+            hooks = Hooks(stop_at_return=self.stop_at_return)
+            run = run_recipe(
+                self.env, recipe, self.run_dir, parts=own, hooks=hooks, quiet=self.quiet
+            )
+            runs = {seeds[0]: run}
+            say(seeds[0], run)
+        else:
+            training = Training(self.env, self.settings, self.run_dir, own, self.stop_at_return)
+            runs, errors = run_seeds(training, seeds, jobs=self.jobs, quiet=self.quiet, report=say)
+        means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
             low, high = min(means), max(means)
             report(
                 f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
             )
-        report(f"saved in {', '.join(map(str, paths))}")
-        if not self.quiet:
+        paths = [run.path for run in runs.values()]
+        if paths:
+            report(f"saved in {', '.join(map(str, paths))}")
+        if paths and not self.quiet:
             report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
             report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
+        raise_for(errors, runs)
         return 0
 
 

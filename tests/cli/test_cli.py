@@ -266,7 +266,7 @@ def test_what_train_says(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_several_seeds_and_numbered_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "CartPole-v1", *FAST, "--quiet", "--seeds"]
+    words = ["train", "CartPole-v1", *FAST, "--quiet", "--jobs", "1", "--seeds"]
     assert cli.main([*words, "0", "2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in out[:3]] == ["seed 0", "seed 2", "2 seeds"]
@@ -374,6 +374,7 @@ def test_evaluate_refuses_another_environment(
         ("train CartPole-v1 --rollout.num-envs 1.5", "expected an integer >= 1, got '1.5'"),
         ("train CartPole-v1 --policy.hidden 8,x", "policy.hidden: expected a list"),
         ("train CartPole-v1 --seeds 1 1", "--seeds: expected different seeds"),
+        ("train CartPole-v1 --seeds 1 2 --jobs 0", "--jobs: expected an integer >= 1 or none"),
         ("train CartPole-v1 --seeds -1", "--seeds: expected a list, each entry an integer >= 0"),
         ("train CartPole-v1 --recipe none.toml", "none.toml: expected a readable file"),
         ("train CartPole-v1 --run-dir /proc/none/run", "choose another place"),

@@ -38,6 +38,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlpg.training.run_recipe", run_recipe)
+    monkeypatch.setattr("rlpg.several.run_recipe", run_recipe)
     monkeypatch.setattr("rlpg.training.resume", resume)
     monkeypatch.setattr("rlpg.loading.load_saved", load_saved)
     monkeypatch.setattr("rlpg.evaluation.evaluate_saved", evaluate_saved)
@@ -45,7 +46,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
 
 def test_train_has_a_seed_and_a_folder_for_each_run(told: list[dict[str, Any]]) -> None:
-    words = "--seeds 3 5 --run-dir here --quiet --stop-at-return 7.5 --total-steps 100"
+    words = "--seeds 3 5 --jobs 1 --run-dir here --quiet --stop-at-return 7.5 --total-steps 100"
     assert main(["train", "CartPole-v1", *words.split()]) == 0
     assert [call["recipe"].seed for call in told] == [3, 5]
     assert [call["run_dir"] for call in told] == [Path("here/3"), Path("here/5")]
