@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from rlpg.distributed import num_ranks, rank, share
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline, Value
 from rlpg.learners import Learner
@@ -134,10 +136,17 @@ def training_envs(env: EnvSource, recipe: Recipe) -> Iterator[tuple[VectorEnv[An
     name, told = environment_name(env), recipe.environment.id
     if name != told:
         raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
+    num_envs = share("rollout.num_envs", recipe.rollout.num_envs)
+    if num_ranks() > 1 and isinstance(env, VectorEnv | gymnasium.Env):
+        raise UsageError(
+            f"env: expected an id, a class or a function, of which {num_ranks()} processes can "
+            f"make environments of their own, got {env}"
+        )
     made = make_envs(
         env,
-        recipe.rollout.num_envs,
+        num_envs,
         seed=seed_sequence(recipe.seed, "environments"),
+        first_env=rank() * num_envs,
         **environment_options(env, recipe),
     )
     try:

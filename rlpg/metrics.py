@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpg.distributed import num_ranks
 from rlpg.rollouts import Collector, Episodes
 
 RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
@@ -63,10 +64,15 @@ class MetricsAccumulator:
         yield
         self._seconds[what] += perf_counter() - began
 
-    def add(self, metrics: Mapping[str, float], episodes: Episodes) -> None:
-        """An update's metrics and the episodes that ended before it."""
+    def add(self, metrics: Mapping[str, float], *episodes: Episodes) -> None:
+        """An update's metrics, and the episodes that ended before it."""
         for tag, value in metrics.items():
             self._metrics.setdefault(tag, []).append(value)
+        for some in episodes:
+            self.add_episodes(some)
+
+    def add_episodes(self, episodes: Episodes) -> None:
+        """Episodes that have ended."""
         self._returns.extend(episodes.returns.tolist())
         self._lengths.extend(episodes.lengths.tolist())
 
@@ -83,7 +89,7 @@ class MetricsAccumulator:
         collect, learn = self._seconds["collect"], self._seconds["learn"]
         seconds = max(collect + learn, 1e-9)
         metrics |= {
-            "time/fps": (self._collector.env_steps - self._steps) / seconds,
+            "time/fps": num_ranks() * (self._collector.env_steps - self._steps) / seconds,
             "time/env_share": env / seconds,
             "time/policy_share": (collect - env) / seconds,
             "time/learn_share": learn / seconds,

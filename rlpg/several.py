@@ -20,7 +20,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from rlpg.assembly import Hooks
 from rlpg.components import find_recipe, settings_of
+from rlpg.distributed import is_started_by_torchrun
 from rlpg.errors import RlpgError, RlpgWarning, SeedsError, TrainingError, UsageError
 from rlpg.evaluation import Evaluation
 from rlpg.gradients.baselines import Baseline
@@ -32,7 +34,7 @@ from rlpg.runs.recipe import Recipe, override
 from rlpg.stopping import SIGNALS, StopSignals
 from rlpg.terminal import Displays
 from rlpg.threads import num_cores
-from rlpg.training import Hooks, Run, Schedules, is_quiet, own_parts, run_recipe
+from rlpg.training import Run, Schedules, is_quiet, own_parts, run_recipe
 
 PATIENCE = 5.0  # seconds that a process has to end after a second signal
 
@@ -149,6 +151,8 @@ def run_seeds(
     """
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise UsageError(f"jobs: expected an integer of at least 1, got {jobs!r:.40}")
+    if is_started_by_torchrun():
+        raise UsageError("seeds: expected one seed for the processes of torchrun, got several")
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
     if jobs is None:

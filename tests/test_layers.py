@@ -18,10 +18,11 @@ MAY_IMPORT = {
     "rlpg.errors": set(),
     "rlpg.settings": {"msgspec", "rlpg.errors"},
     "rlpg.references": {"rlpg.errors"},
-    "rlpg.distributed": {"torch"},
-    "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "matplotlib"},
+    "rlpg.distributed": {"torch", "rlpg.errors"},
+    "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "rlpg.distributed", "matplotlib"},
     "rlpg.policies": NUMERIC
-    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"},
+    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"}
+    | {"rlpg.distributed"},
     "rlpg.rollouts": NUMERIC
     | {"gymnasium", "envpool", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
     | {"rlpg.rollouts", "rlpg.registration"},

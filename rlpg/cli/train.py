@@ -93,8 +93,9 @@ class Train(Importing):
 
     def run(self) -> int:
         """Train once per seed; say what was trained and what to do next."""
+        from rlpg.assembly import Hooks
         from rlpg.several import Finished, Training, raise_for, run_seeds
-        from rlpg.training import Hooks, Run, run_recipe
+        from rlpg.training import Run, run_recipe
 
         def say(seed: int, run: Run | Finished) -> None:
             report(f"seed {seed}: {run.evaluation or 'trained'}")

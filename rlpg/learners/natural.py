@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from rlpg.distributed import sum_over_ranks
+from rlpg.distributed import sum_over_ranks, sums_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
@@ -42,8 +42,11 @@ class NaturalGradient(Learner):
         objective, _, entropy = self.objective(batch)
         gradient = optimizer.gradient(objective)
         norm = float(gradient.double().norm())
+        entropy, weight, start_value = sums_over_ranks(
+            entropy, batch.weight.sum(), objective.detach()
+        )
         metrics = {
-            "train/entropy": float(entropy / batch.weight.sum()),
+            "train/entropy": float(entropy / weight),
             "gradient/norm": norm,
             "train/approx_kl": 0.0,
             "train/line_search_steps": 0.0,
@@ -61,11 +64,12 @@ class NaturalGradient(Learner):
         if not curvature > 0.0:
             return metrics
         step = math.sqrt(2.0 * max_kl / curvature) * direction
-        start, before = optimizer.flat(), float(objective.detach())
+        start, before = optimizer.flat(), float(start_value)
         for k in range(s.num_backtracks if s.line_search else 1):
             optimizer.move_to(start + s.backtrack_factor**k * step)
             with torch.no_grad():
-                after, kl = float(self.objective(batch)[0]), float(self.kl(batch, acted))
+                found = sums_over_ranks(self.objective(batch)[0], self.kl(batch, acted))
+            after, kl = map(float, found)
             metrics |= {"train/approx_kl": kl, "train/line_search_steps": float(k)}
             if not s.line_search or (after > before and kl <= max_kl):
                 return metrics
@@ -76,7 +80,7 @@ class NaturalGradient(Learner):
         }
 
     def kl(self, batch: Batch, acted: Distribution) -> Tensor:
-        """Mean KL(policy that acted || policy now).
+        """Mean KL(policy that acted || policy now): this rank's part of the sum over all ranks.
 
         Raises:
             UsageError: the distributions have no analytic divergence.
@@ -90,12 +94,12 @@ class NaturalGradient(Learner):
                 f"{type(now).__name__}; register one (torch.distributions.kl.register_kl), or "
                 "choose ppo"
             ) from None
-        return batch.mean(divergence) / batch.weight.sum()
+        return batch.mean(divergence) / sum_over_ranks(batch.weight.sum())
 
     def fisher_product(self, batch: Batch, acted: Distribution) -> Callable[[Tensor], Tensor]:
         """`v -> F v + damping v`, F the Hessian of `kl` at the policy that acted, `[P, P]`."""
         with torch.backends.cudnn.flags(enabled=False):  # it differentiates memory only once
-            slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
+            slope = self.optimizer.own_gradient(self.kl(batch, acted), create_graph=True)
 
         def product(v: Tensor) -> Tensor:
             parts = torch.autograd.grad(
@@ -105,7 +109,7 @@ class NaturalGradient(Learner):
                 allow_unused=True,
                 materialize_grads=True,
             )
-            flat = sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
+            flat = self.optimizer.over_ranks(torch.cat([part.reshape(-1) for part in parts]))
             return flat + self.settings.damping * v
 
         return product

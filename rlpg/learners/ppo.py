@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rlpg.distributed import sum_over_ranks
 from rlpg.gradients import estimators
 from rlpg.learners.advantages import normalize
 from rlpg.learners.batch import Batch
@@ -48,18 +49,21 @@ class PPO(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
         s = self.settings
-        of_a_size = min(max(1, batch.weight.numel() // MINIBATCH_SIZE), len(batch))
+        number = batch.places.number
+        steps = number * (len(batch.weight) if batch.in_order else 1)
+        of_a_size = min(max(1, steps // MINIBATCH_SIZE), number)
         num_minibatches = of_a_size if s.num_minibatches == "auto" else s.num_minibatches
-        seen: list[dict[str, Any]] = []
+        seen: list[dict[str, float]] = []
         num_epochs = 0
         while num_epochs < s.num_epochs:
-            epoch = [
+            steps_taken = [
                 self._step(minibatch, lr_scale * self._adapted)
                 for minibatch in batch.minibatches(num_minibatches, self.generator)
             ]
-            seen += epoch
+            epoch = means(steps_taken)
+            seen.append(epoch)
             num_epochs += 1
-            if s.target_kl is not None and _mean(epoch, "train/approx_kl") > s.target_kl:
+            if s.target_kl is not None and epoch["train/approx_kl"] > s.target_kl:
                 break
             if s.recompute_advantages and num_epochs < s.num_epochs:
                 self.fit_baseline(batch.rollout, self.advantages(batch.rollout), lr_scale)
@@ -67,14 +71,15 @@ class PPO(Learner):
                     batch.rollout, self.advantages(batch.rollout), in_order=batch.in_order
                 )
                 batch = replace(fresh, log_prob=batch.log_prob)
-        metrics = {name: _mean(seen, name) for name in seen[0]}
-        metrics["train/approx_kl"] = _mean(epoch, "train/approx_kl")
+        metrics = {name: sum(epoch[name] for epoch in seen) / len(seen) for name in seen[0]}
+        metrics["train/approx_kl"] = epoch["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
             self._adapt(metrics["train/approx_kl"])
         return metrics | {"train/num_epochs": float(num_epochs)}
 
-    def _step(self, batch: Batch, lr_scale: float) -> dict[str, Any]:
+    def _step(self, batch: Batch, lr_scale: float) -> tuple[Tensor, float]:
+        """One step; `[5]` sums of what is logged, and the gradient's norm."""
         if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
             batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
         objective, log_prob, entropy = self.objective(batch)
@@ -83,13 +88,10 @@ class PPO(Learner):
             counts = batch.weight > 0
             log_ratio = torch.where(counts, log_prob - batch.log_prob, 0.0)
             ratio_less_one = torch.expm1(log_ratio)
-            num_samples = counts.sum().clamp(min=1)
-            return {
-                "train/entropy": entropy / batch.weight.sum(),
-                "train/approx_kl": (ratio_less_one - log_ratio).sum() / num_samples,
-                "train/clip_fraction": (ratio_less_one.abs() > self.clip_range).sum() / num_samples,
-                "gradient/norm": norm,
-            }
+            is_clipped = ratio_less_one.abs() > self.clip_range
+            sums = (entropy, batch.weight.sum(), (ratio_less_one - log_ratio).sum(),
+                    is_clipped.sum(), counts.sum())  # fmt: skip
+            return torch.stack(sums), norm
 
     def _adapt(self, kl: float) -> None:
         """Raise or lower the learning rate by 1.5 where the KL is off by a factor of 2.
@@ -114,5 +116,13 @@ class PPO(Learner):
         self._adapted = float(state["adapted"])
 
 
-def _mean(entries: list[dict[str, Any]], name: str) -> float:
-    return float(sum(entry[name] for entry in entries)) / len(entries)
+def means(steps: list[tuple[Tensor, float]]) -> dict[str, float]:
+    """What is logged of the steps of an epoch, of all ranks: means over the steps."""
+    entropy, weight, kl, clipped, count = sum_over_ranks(torch.stack([s for s, _ in steps])).T
+    count = count.clamp(min=1)
+    return {
+        "train/entropy": float((entropy / weight).mean()),
+        "train/approx_kl": float((kl / count).mean()),
+        "train/clip_fraction": float((clipped / count).mean()),
+        "gradient/norm": sum(norm for _, norm in steps) / len(steps),
+    }

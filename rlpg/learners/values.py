@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlpg.distributed import (
+    gather_columns,
+    is_alone,
+    num_ranks,
+    own_columns,
+    sum_over_ranks,
+    sums_over_ranks,
+)
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
 from rlpg.learners.optimizer import Optimizer
+from rlpg.learners.shuffling import Places, columns, grid, shuffled
 from rlpg.policies import Network, Policy, map_carry
 from rlpg.policies.networks import Carry
 from rlpg.rollouts.rollout import Rollout, rows
@@ -78,11 +88,11 @@ class LinearValue(StateValue):
         keep = weight > 0
         design = self._design(samples.obs[:-1], samples.time)[keep]  # [S, 2 F + 4]
         target = returns[keep].double()  # [S]
-        if len(target) == 0:
+        size, gram, moment = sums_over_ranks(keep.sum(), design.T @ design, design.T @ target)
+        if size == 0:
             return {}
-        gram, moment = design.T @ design, design.T @ target
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        ridge = self._ridge * len(target)
+        ridge = self._ridge * float(size)
         for _ in range(6):
             solution, _ = torch.linalg.solve_ex(gram + ridge * identity, moment)
             if bool(torch.isfinite(solution).all()):
@@ -191,24 +201,32 @@ class ValueNetwork(StateValue):
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
         keep = weight > 0
-        if not bool(keep.any()):
+        has_memory = self.network.memory is not None
+        if is_alone() or has_memory:
+            number = int(sum_over_ranks(keep.sum()))
+        else:
+            number, place = grid(keep, [keep.shape[1] * num_ranks()])
+        if number == 0:
             return {}
         old = returns if self._clip_range is None else self.predict(samples)[0]
         select = rows(keep)
         obs, targets = select(samples.obs[:-1]), (select(returns), select(old))  # [S, *O], [S]
         carry = self._carry_for(returns.shape[1])
         loss = torch.zeros(())
+        places = columns(keep.shape[1]) if has_memory else Places(number)
+        if not (is_alone() or has_memory):
+            places = Places(number, select(place))
         for _ in range(self._num_epochs):
-            has_memory = self.network.memory is not None
-            for index in self._batches(returns.shape[1] if has_memory else len(obs)):
+            for index, size in self._minibatches(places):
                 if has_memory:
                     loss, gradient = self._gradient_in_order(
                         samples, index, carry, keep, returns, old
                     )
                 else:
-                    loss, gradient = self._gradient(obs[index], *(part[index] for part in targets))
-                self._optimizer.step(gradient, lr_scale)
-        return {"train/value_loss": loss.item()}
+                    parts = (part[index] for part in targets)
+                    loss, gradient = self._gradient(obs[index], *parts, size=size)
+                self._optimizer.step(self._optimizer.over_ranks(gradient), lr_scale)
+        return {"train/value_loss": loss.item() * num_ranks()}
 
     def advance(self, rollout: Rollout) -> None:
         if self.network.memory is not None:
@@ -221,12 +239,14 @@ class ValueNetwork(StateValue):
         clipped = old + (value - old).clamp(-self._clip_range, self._clip_range)
         return torch.maximum(square, (clipped - target).square())
 
-    def _gradient(self, obs: Tensor, target: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean squared error of S samples, and the gradient `[P]` of its negative."""
+    def _gradient(
+        self, obs: Tensor, target: Tensor, old: Tensor, *, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of S squared errors over `size`, and the gradient `[P]` of its negative."""
         total, gradient = torch.zeros(()), torch.zeros(())
         for seen, wanted, before in chunks(obs, target, old):
-            loss = self._squares(self._value(seen), wanted, before).sum() / len(target)
-            gradient = self._optimizer.gradient(-loss) + gradient
+            loss = self._squares(self._value(seen), wanted, before).sum() / size
+            gradient = self._optimizer.own_gradient(-loss) + gradient
             total = loss.detach() + total
         return total, gradient
 
@@ -247,18 +267,25 @@ class ValueNetwork(StateValue):
         )
         squares = self._squares(outputs[..., 0], target[:, envs], old[:, envs])  # [T, n]
         counts = keep[:, envs]
-        loss = torch.where(counts, squares, 0.0).sum() / counts.sum().clamp(min=1)
-        return loss.detach(), self._optimizer.gradient(-loss)
+        size = sum_over_ranks(counts.sum()).clamp(min=1)
+        loss = torch.where(counts, squares, 0.0).sum() / size
+        return loss.detach(), self._optimizer.own_gradient(-loss)
 
     def compile(self) -> None:
         """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _batches(self, size: int) -> list[Tensor] | list[slice]:
+    def _minibatches(self, places: Places) -> Iterator[tuple[Tensor | slice, int]]:
+        """This rank's samples of each minibatch, and how many all ranks have in it."""
+        number = places.number
         if self._num_minibatches == 1:
-            return [slice(None)]
-        order = torch.randperm(size, generator=self._generator)
-        return list(order.chunk(self._num_minibatches))
+            yield slice(None), number
+            return
+        size = -(-number // self._num_minibatches)
+        bounds = [*range(0, number, size), number]
+        order, cuts = shuffled(places, bounds, self._generator)
+        for (start, stop), (a, b) in zip(pairwise(bounds), pairwise(cuts), strict=True):
+            yield order[a:b], stop - start
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
@@ -268,14 +295,15 @@ class ValueNetwork(StateValue):
         }
         carry = self._carry
         if carry is not None:
-            state["carry"] = list(carry) if isinstance(carry, tuple) else [carry]
+            parts = carry if isinstance(carry, tuple) else (carry,)
+            state["carry"] = [gather_columns(part) for part in parts]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        carry = tuple(state.get("carry", ()))
+        carry = tuple(own_columns(part) for part in state.get("carry", ()))
         self._carry = carry[0] if len(carry) == 1 else carry or None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import signal
 import subprocess
@@ -553,7 +552,7 @@ def test_a_bug_inside_a_run_is_one_line_too(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("nobody thought of it")
 
-    monkeypatch.setattr(importlib.import_module("rlpg.training").Evaluator, "final", broken)
+    monkeypatch.setattr("rlpg.evaluation.Evaluator.final", broken)
     assert cli.main([*faulty, "--environment.kwargs.fault", "none"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("rlpg: ZeroDivisionError: nobody thought of it; what was saved")
