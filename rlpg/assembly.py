@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rlpg.components import make_learner, make_policy, training_envs
-from rlpg.distributed import gather, rank, sum_over_ranks
+from rlpg.distributed import gather, num_ranks, rank, sum_over_ranks
 from rlpg.evaluation import Evaluator
 from rlpg.learners import Learner
 from rlpg.metrics import MetricsAccumulator
@@ -80,6 +80,9 @@ def assembled(
         envs, description = stack.enter_context(training_envs(env, recipe))
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)
+        is_cut = recipe.rollout.episodes_per_env is None
+        num_envs = envs.num_envs * num_ranks()
+        learner.check_rollouts(recipe.rollout.num_steps if is_cut else None, num_envs)
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,19 +13,29 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import num_ranks, rank, share
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline, Value
-from rlpg.learners import Learner
+from rlpg.learners import Learner, rules
 from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
-from rlpg.rollouts import EnvSource, environment_name, make_envs, probe_action_mask
+from rlpg.rollouts import (
+    EnvSource,
+    environment_name,
+    find_spec,
+    make_envs,
+    probe_action_mask,
+    record_of,
+    wrapped,
+)
+from rlpg.rollouts.ids import own_words
 from rlpg.runs.recipe import Recipe, override
-from rlpg.runs.recorded import usable_kwargs
+from rlpg.runs.recorded import usable_kwargs, usable_wrappers
 from rlpg.shipped import recipe_for
 
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
@@ -104,14 +115,63 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
+def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
+    """The recipe that a run keeps: numbers where policy and learner were told `auto`.
+
+    `learner.num_minibatches`, `policy.images` and `environment.backend` stay `auto`: they follow
+    from each rollout, each space, and what is installed.
+    """
+    rule, told = learner.advantage_rule, recipe.learner
+    came_to: dict[str, Any] = {
+        "gae_lambda": rule.gae_lambda,
+        "truncated_return": rule.truncated_return,
+        "entropy_coef": learner.entropy_coef,
+        "value_hidden": learner.settings.value_hidden,
+    }
+    was_auto = {name: value for name, value in came_to.items() if getattr(told, name) == "auto"}
+    first_std = log_std_init(recipe, learner.policy.head.space)
+    return replace(
+        recipe,
+        policy=replace(recipe.policy, log_std_init=first_std),
+        learner=replace(told, **was_auto),
+    )
+
+
 def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
     """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
 
     Raises:
-        FileError: one of them may not come from a file.
+        FileError: one of them, or of the wrappers' arguments, may not come from a file.
     """
     kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
+    usable_wrappers(recipe.environment.wrappers, source)
     return override(recipe, {"environment.kwargs": kwargs})
+
+
+def with_record(env: EnvSource, recipe: Recipe) -> tuple[EnvSource, Recipe]:
+    """The environment with the wrappers of the recipe, and the recipe with what an object is.
+
+    Raises:
+        UsageError: the recipe says otherwise of an object's arguments or wrappers.
+    """
+    told = recipe.environment
+    if isinstance(env, str):
+        if told.wrappers:
+            with own_words(env):
+                env = wrapped(find_spec(env)[0], told.wrappers)
+        return env, recipe
+    record = record_of(env)
+    if record is None:
+        return env, recipe
+    changes: dict[str, Any] = {"kwargs": dict(record.kwargs), "wrappers": dict(record.wrappers)}
+    for name, own in changes.items():
+        if getattr(told, name) not in ({}, own):
+            raise UsageError(
+                f"environment.{name}: expected none besides those of the environment object, "
+                f"{own}, got {getattr(told, name)}; pass an id to apply them to"
+            )
+    changes["max_episode_steps"] = told.max_episode_steps or record.max_episode_steps
+    return env, override(recipe, {f"environment.{name}": own for name, own in changes.items()})
 
 
 # ---- random streams
@@ -162,7 +222,7 @@ def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
     if isinstance(env, VectorEnv):
         return {"timeout": settings.timeout}
     return {
-        "kwargs": settings.kwargs,
+        "kwargs": {} if isinstance(env, gymnasium.Env) else settings.kwargs,
         "backend": settings.backend,
         "max_episode_steps": settings.max_episode_steps,
         "episode_cap": settings.episode_cap,
@@ -177,19 +237,17 @@ def make_policy(
     settings, parts = recipe.policy, parts or UserParts()
     info_mask = probe_action_mask(envs) if settings.action_mask else 0
     generator = generator_from(seed_sequence(recipe.seed, "policy"))
-    spaces = envs.single_observation_space, envs.single_action_space
+    both = envs.single_observation_space, envs.single_action_space
     if settings.factory is not None:
         reference = Reference(settings.factory, settings.kwargs)
         factory = parts.find("policy", reference)
-        return make_own_policy(
-            factory, reference, *spaces, info_mask=info_mask, generator=generator
-        )
+        return make_own_policy(factory, reference, *both, info_mask=info_mask, generator=generator)
     network = None
     if settings.network is not None:
         reference = Reference(settings.network, settings.network_kwargs)
         network = parts.find("network", reference)
     return StandardPolicy(
-        *spaces,
+        *both,
         generator=generator,
         hidden=settings.hidden,
         activation=settings.activation,
@@ -202,11 +260,25 @@ def make_policy(
         observation_clip=settings.observation_clip,
         gaussian=settings.gaussian,
         std=settings.std,
-        log_std_init=settings.log_std_init,
+        log_std_init=log_std_init(recipe, envs.single_action_space),
         log_std_floor=settings.log_std_floor,
         bernoulli=settings.bernoulli,
         info_mask=info_mask,
     )
+
+
+def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
+    """As the recipe says, or by rule."""
+    said = recipe.policy.log_std_init
+    return rules.log_std_init(num_continuous(action_space)) if said == "auto" else said
+
+
+def num_continuous(space: Space[Any]) -> int:
+    """Dimensions of an action that are continuous, in all of its parts together."""
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return math.prod(space.shape)
+    parts: Any = space.spaces if isinstance(space, spaces.Dict | spaces.Tuple) else ()
+    return sum(map(num_continuous, parts.values() if isinstance(space, spaces.Dict) else parts))
 
 
 def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:

@@ -6,7 +6,7 @@ RlpgError
 │   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
 │   ├── MissingPartError    a file names a part of the user's own, which was not given
 │   └── SpaceError          an observation or action space that is unsupported or does not fit
-├── EstimatorError          a gradient that was asked for cannot be right (exit code 2)
+├── EstimatorError          a gradient that was asked for cannot be right (exit code 1)
 │   └── InconclusiveError   gradcheck cannot tell: the noise is as large as the bias it looks for
 ├── FileError               a file that is missing, damaged or not ours (exit code 2)
 └── TrainingError           a run that had to stop (exit code 1)
@@ -94,10 +94,13 @@ class SeedsError(TrainingError):
     """
 
     def __init__(
-        self, message: str, runs: Mapping[int, Any], errors: Mapping[int, RlpgError]
+        self,
+        message: str,
+        runs: Mapping[int, Any] | None = None,
+        errors: Mapping[int, RlpgError] | None = None,
     ) -> None:
         super().__init__(message)
-        self.runs, self.errors = dict(runs), dict(errors)
+        self.runs, self.errors = dict(runs or {}), dict(errors or {})
 
 
 class RlpgWarning(UserWarning):

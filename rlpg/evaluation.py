@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rlpg.components import environment_options, seed_sequence
@@ -15,16 +16,30 @@ from rlpg.distributed import rank
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.loading import Saved, environment_to_make
 from rlpg.policies import Policy
-from rlpg.rollouts import Collector, EnvSource, another_like, full_id, make_envs, reseed
+from rlpg.rollouts import (
+    Collector,
+    EnvSource,
+    another_like,
+    find_spec,
+    full_id,
+    make_envs,
+    reseed,
+    wrapped,
+)
+from rlpg.rollouts.ids import own_words
 from rlpg.runs.recipe import Recipe
-from rlpg.runs.recorded import usable_kwargs
+from rlpg.runs.recorded import usable_kwargs, usable_wrappers
 from rlpg.threads import cpu_threads
 
 STEPS_PER_CHUNK = 64
 MOST_ENVS = 64  # side by side, if nobody says how many
+FEWEST_FINAL_EPISODES, MOST_FINAL_EPISODES = 10, 100  # where final_episodes is auto
 RESAMPLES = 10_000  # of the bootstrap; fewer where they would draw more than DRAWS episodes
 DRAWS, DRAWS_AT_ONCE = 100_000_000, 1_000_000
 MOST_STEPS = 1_000_000  # of an episode; longer ones count as never ending
+
+
+Lengths = np.ndarray[Any, Any]  # [E] int64, of episodes
 
 
 @dataclass(frozen=True)
@@ -196,8 +211,8 @@ def evaluate_saved(
 
 def environment_of(
     saved: Saved, env: str | None, env_kwargs: Mapping[str, Any] | None
-) -> tuple[str, dict[str, Any], str]:
-    """The environment to play a saved policy on: its id, options for `make_envs`, and a note.
+) -> tuple[str | EnvSpec, dict[str, Any], str]:
+    """The environment to play a saved policy on, options for `make_envs`, and a note.
 
     Arguments and time limit of the training are kept where it is the same environment.
 
@@ -213,10 +228,19 @@ def environment_of(
     env_id = environment_to_make(recorded["id"], env, saved.path)
     cap = {"episode_cap": recorded["episode_cap"]} if recorded.get("episode_cap") else {}
     limit, kwargs = recorded.get("max_episode_steps"), recorded.get("kwargs") or {}
+    wrappers = recorded.get("wrappers") or {}
     if full_id(env_id).rpartition(":")[2] == recorded["id"].rpartition(":")[2]:
-        kwargs = usable_kwargs(kwargs, saved.path, env_kwargs)
-        return env_id, {"kwargs": kwargs, "max_episode_steps": limit, **cap}, ""
-    note = f"not {recorded['id']}, which it was trained on" if kwargs or limit else ""
+        options = {"kwargs": usable_kwargs(kwargs, saved.path, env_kwargs),
+                   "max_episode_steps": limit, **cap}  # fmt: skip
+        if not wrappers:
+            return env_id, options, ""
+        usable = usable_wrappers(wrappers, saved.path)
+        with own_words(env_id):
+            return wrapped(find_spec(env_id)[0], usable), options, f"in {', '.join(usable)}"
+    is_object = "(" in recorded["id"]
+    said = kwargs or limit or wrappers or is_object
+    note = f"not {recorded['id']}, which it was trained on" if said else ""
+    note += f", so without its wrappers {', '.join(wrappers)}"[:80] if wrappers else ""
     note += f", so without its arguments {kwargs!r:.80}" if kwargs else ""
     note += f", so without its limit of {limit} steps" if limit else ""
     return env_id, {"kwargs": dict(env_kwargs or {}), **cap}, note
@@ -319,13 +343,31 @@ class Evaluator:
             )
         return evaluations
 
-    def final(self, policy: Policy) -> Evaluation | None:
-        """The evaluation after training, on seeds that no evaluation before it has seen."""
+    def is_worth(self, step: int, lengths: Sequence[Lengths]) -> bool:
+        """Whether to evaluate at a step, after evaluations with episodes of these lengths.
+
+        Evaluations at intervals that nobody asked for take at most as many steps as training, and
+        one more evaluation.
+        """
+        is_asked_for = self._settings.every is not None
+        return is_asked_for or sum(int(each.sum()) for each in lengths) <= step
+
+    def final(self, policy: Policy, step: int, lengths: Sequence[Lengths]) -> Evaluation | None:
+        """The evaluation after training, on seeds that no evaluation before it has seen.
+
+        Args:
+            step: environment steps of the training.
+            lengths: of the episodes of each evaluation before.
+        """
         if self._envs is None:
             return None
+        fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES
+        by_rule = min(max(int(fitting), FEWEST_FINAL_EPISODES), MOST_FINAL_EPISODES)
+        said = self._settings.final_episodes
+        episodes = by_rule if said == "auto" else said
         seed = seed_sequence(self._seed, "final evaluation")
         reseed(self._envs, seed)
-        return play(policy, self._envs, self._settings.final_episodes, seed, deterministic=True)
+        return play(policy, self._envs, episodes, seed, deterministic=True)
 
     def __enter__(self) -> Evaluator:
         return self

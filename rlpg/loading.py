@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 
@@ -13,7 +13,7 @@ from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy, policy_from
 from rlpg.references import Part, UserParts
 from rlpg.runs.recorded import checked_record
-from rlpg.runs.run import find_policy
+from rlpg.runs.run import Which, find_policy
 from rlpg.runs.store import POLICY_FILE, load_policy
 from rlpg.shipped import shipped_agents, shipped_folder
 
@@ -24,13 +24,13 @@ class Saved:
 
     policy: Policy
     path: Path
-    environment: dict[str, Any]  # id, kwargs, max_episode_steps, episode_cap
+    environment: dict[str, Any]  # id, kwargs, wrappers, max_episode_steps, episode_cap
     training: dict[str, Any]  # agent, seed, steps, and how well it did
 
 
 def load(
     source: str | Path,
-    which: Literal["best", "last"] = "last",
+    which: Which = "last",
     *,
     network: Part | None = None,
     policy: Part | None = None,
@@ -46,16 +46,14 @@ def load(
         import_modules: whether a part that the file only names may be imported.
 
     Raises:
-        UsageError: there is nothing by that name.
+        UsageError: there is nothing by that name, or `which` is neither.
         FileError: the file is damaged or not a policy; it names the file and the reason.
     """
     parts = UserParts(network=network, policy=policy, import_modules=import_modules)
     return load_saved(source, which, parts).policy
 
 
-def load_saved(
-    source: str | Path, which: Literal["best", "last"] = "last", parts: UserParts | None = None
-) -> Saved:
+def load_saved(source: str | Path, which: Which = "last", parts: UserParts | None = None) -> Saved:
     """`load`, with the environment and the training that the policy comes from."""
     path = locate(source, which)
     record, arrays = load_policy(path)
@@ -74,8 +72,10 @@ def load_saved(
     return Saved(policy.requires_grad_(False).eval(), path, environment, training)
 
 
-def locate(source: str | Path, which: Literal["best", "last"] = "last") -> Path:
+def locate(source: str | Path, which: Which = "last") -> Path:
     """The file of the policy that `source` names; see `load`."""
+    if which not in get_args(Which):
+        raise UsageError(f"which: expected {' or '.join(get_args(Which))}, got {which!r:.40}")
     path, names = Path(source), shipped_agents()
     if path.exists():
         return find_policy(path, which)
@@ -92,8 +92,14 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
     """The environment id a file recorded, or the one the caller gives instead.
 
     Raises:
-        FileError: a file may name an environment, but not a module to import.
+        FileError: a file may name an environment, but not a module to import; or it was an object
+            that no id makes again.
     """
+    if given is None and "(" in recorded:
+        raise FileError(
+            f"{path}: it was trained on the environment object {recorded}, which no id makes "
+            "again; pass such an object (env= in Python), or choose another environment: --env ID"
+        )
     if given is None and ":" in recorded:
         raise FileError(
             f"{path}: it was trained on {recorded}, and a file may not choose modules to import; "

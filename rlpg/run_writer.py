@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlpg.evaluation import Evaluation
@@ -96,6 +97,10 @@ class RunWriter:
             self.best = (mean, step)
             self.save_policy(self.folder.best_policy, step, policy, evaluations["eval"])
 
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        """Lengths of all episodes of each evaluation so far, `[episodes]` each."""
+        return self._curves.evaluation_lengths()
+
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
         """A point to continue from, and the policy at that point."""
         whole = to_arrays({**state, "best": self.best, "curves": self._curves.state_dict()})
@@ -121,6 +126,7 @@ class RunWriter:
             "environment": {
                 "id": settings.id,
                 "kwargs": settings.kwargs,
+                "wrappers": settings.wrappers,
                 "max_episode_steps": settings.max_episode_steps,
                 "episode_cap": settings.episode_cap,
             },
@@ -197,6 +203,9 @@ class NoWriter(RunWriter):
     ) -> None: ...
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None: ...
     def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None: ...
+
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        return []
 
     def missing(self) -> str:
         return ""

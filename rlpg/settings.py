@@ -25,6 +25,7 @@ from msgspec import Meta, inspect
 from rlpg.errors import RecipeError
 
 LARGEST = sys.float_info.max
+BETWEEN_PATHS = "\0"  # in a list of paths, whose names may have commas
 
 Count = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=1, le=65_536)]  # of what memory is taken for
@@ -225,7 +226,8 @@ def from_text(text: str, kind: Any) -> Any:
     elif origin in (list, dict) or (origin is tuple and text.strip().startswith("[")):
         return _toml_value(text)
     elif origin is tuple:
-        return [from_text(part.strip(), args[0]) for part in text.split(",") if part.strip()]
+        parts = text.split(BETWEEN_PATHS if BETWEEN_PATHS in text else ",")
+        return [from_text(part.strip(), args[0]) for part in parts if part.strip()]
     elif kind is Path:
         return Path(text)
     elif kind is NoneType:

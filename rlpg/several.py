@@ -23,7 +23,15 @@ from typing import Any
 from rlpg.assembly import Hooks
 from rlpg.components import find_recipe, settings_of
 from rlpg.distributed import is_started_by_torchrun
-from rlpg.errors import RlpgError, RlpgWarning, SeedsError, TrainingError, UsageError
+from rlpg.errors import (
+    FileError,
+    RlpgError,
+    RlpgWarning,
+    SaveError,
+    SeedsError,
+    TrainingError,
+    UsageError,
+)
 from rlpg.evaluation import Evaluation
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
@@ -34,7 +42,7 @@ from rlpg.runs.recipe import Recipe, override
 from rlpg.stopping import SIGNALS, StopSignals
 from rlpg.terminal import Displays
 from rlpg.threads import num_cores
-from rlpg.training import Run, Schedules, is_quiet, own_parts, run_recipe
+from rlpg.training import Run, Schedules, is_quiet, own_parts
 
 PATIENCE = 5.0  # seconds that a process has to end after a second signal
 
@@ -59,9 +67,13 @@ class Training:
 
     def run(self, seed: int, hooks: Hooks, *, quiet: bool) -> Finished:
         """Train with one seed, here."""
+        from rlpg import training
+
         run_dir = None if self.run_dir is None else self.run_dir / str(seed)
         recipe = override(self.recipe, {"seed": seed})
-        run = run_recipe(self.env, recipe, run_dir, parts=self.parts, hooks=hooks, quiet=quiet)
+        run = training.run_recipe(
+            self.env, recipe, run_dir, parts=self.parts, hooks=hooks, quiet=quiet
+        )
         return Finished(run.path, run.evaluation)
 
 
@@ -111,24 +123,13 @@ def train_seeds(
     for seed, done in finished.items():
         own = load(done.path, network=network, policy=policy, import_modules=import_modules)
         runs[seed] = Run(done.path, own, done.evaluation)
-    raise_for(errors, runs)
+    if errors:
+        told = "; ".join(
+            "; ".join((f"seed {seed}: {error}", *getattr(error, "__notes__", ())))
+            for seed, error in sorted(errors.items())
+        )
+        raise SeedsError(f"{len(errors)} of {len(seeds)} seeds failed: {told}", runs, errors)
     return [runs[seed] for seed in seeds]
-
-
-def raise_for(errors: Mapping[int, RlpgError], runs: Mapping[int, Any]) -> None:
-    """Raise what went wrong in some of several runs; the error itself where it is that of all."""
-    if not errors:
-        return
-    kinds = {(type(error), str(error)) for error in errors.values()}
-    if not runs and len(kinds) == 1:
-        raise next(iter(errors.values()))
-    told = "; ".join(
-        "; ".join((f"seed {seed}: {error}", *getattr(error, "__notes__", ())))
-        for seed, error in sorted(errors.items())
-    )
-    raise SeedsError(
-        f"{len(errors)} of {len(errors) + len(runs)} seeds failed: {told}", runs, errors
-    )
 
 
 def run_seeds(
@@ -137,16 +138,18 @@ def run_seeds(
     *,
     jobs: int | None,
     quiet: bool,
-    report: Callable[[int, Finished], None] = lambda seed, finished: None,
+    done: Callable[[int, Finished], None] = lambda seed, finished: None,
+    failed: Callable[[int, RlpgError], None] = lambda seed, error: None,
 ) -> tuple[dict[int, Finished], dict[int, RlpgError]]:
     """Train with each seed: the runs that are done, in the order of the seeds, and the errors.
 
     Args:
         jobs: as for `train_seeds`.
-        report: is told at once when a run is done.
+        done, failed: are told at once when a run is done, or has failed.
 
     Raises:
-        UsageError: seeds or jobs cannot be used, or something cannot be given to a process.
+        UsageError, FileError: seeds or jobs cannot be used, something cannot be given to a process,
+            or what was asked for cannot be done.
         KeyboardInterrupt, SystemExit: a signal; all runs were saved.
     """
     if jobs is not None and (type(jobs) is not int or jobs < 1):
@@ -157,7 +160,7 @@ def run_seeds(
         raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
     if jobs is None:
         jobs = max(1, num_cores() // training.recipe.threads)
-    several = _Several(training, seeds, report)
+    several = _Several(training, seeds, done, failed)
     if min(jobs, len(seeds)) == 1:
         several.one_by_one(quiet=quiet)
     else:
@@ -171,9 +174,14 @@ class _Several:
     """The runs of `run_seeds`."""
 
     def __init__(
-        self, training: Training, seeds: Sequence[int], report: Callable[[int, Finished], None]
+        self,
+        training: Training,
+        seeds: Sequence[int],
+        done: Callable[[int, Finished], None],
+        failed: Callable[[int, RlpgError], None],
     ) -> None:
-        self._training, self._seeds, self._report = training, seeds, report
+        self._training, self._seeds = training, seeds
+        self._tell_done, self._tell_failed = done, failed
         self.finished: dict[int, Finished] = {}
         self.errors: dict[int, RlpgError] = {}
 
@@ -182,11 +190,19 @@ class _Several:
         for seed in self._seeds:
             try:
                 hooks = Hooks(stop_at_return=self._training.stop_at_return)
-                done = self._training.run(seed, hooks, quiet=quiet)
+                self._done(seed, self._training.run(seed, hooks, quiet=quiet))
             except RlpgError as error:
-                self.errors[seed] = error
-            else:
-                self._done(seed, done)
+                is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
+                if is_stopped or self._is_refused(error):
+                    raise
+                self._failed(seed, error)
+                if isinstance(error, SaveError):
+                    self._done(seed, Finished(error.run.path, error.run.evaluation))
+
+    def _is_refused(self, error: RlpgError) -> bool:
+        """Whether it is what the first run says, and would be that of all others."""
+        is_first = not (self.finished or self.errors)
+        return is_first and isinstance(error, UsageError | FileError)
 
     def at_once(self, jobs: int, *, quiet: bool) -> None:
         """In processes, so many at a time."""
@@ -224,8 +240,8 @@ class _Several:
             kind, *rest = pipe.recv()
         except (EOFError, OSError):
             process.join()
-            self.errors[seed] = TrainingError(f"its process {_obituary(process.exitcode)}")
-            display.line(f"{title}: {self.errors[seed]}")
+            died = TrainingError(f"its process {_obituary(process.exitcode)}")
+            self._failed(seed, died)
             return True
         if kind == "began":
             display.begin(title)
@@ -245,13 +261,20 @@ class _Several:
             error: RlpgError = rest[0](rest[1])
             for note in rest[2]:
                 error.add_note(note)
-            self.errors[seed] = error
-            display.line(f"{title}: {rest[1]}")
+            if self._is_refused(error):
+                raise error
+            self._failed(seed, error)
+            if rest[3] is not None:
+                self._done(seed, rest[3])
         return True
 
     def _done(self, seed: int, finished: Finished) -> None:
         self.finished[seed] = finished
-        self._report(seed, finished)
+        self._tell_done(seed, finished)
+
+    def _failed(self, seed: int, error: RlpgError) -> None:
+        self.errors[seed] = error
+        self._tell_failed(seed, error)
 
 
 def _pickled(training: Training) -> bytes:
@@ -327,10 +350,12 @@ def _process(whole: bytes, seed: int, pipe: Connection) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         say("stopped", list(getattr(stop, "__notes__", ())))
     except RlpgError as error:
-        say("failed", type(error), str(error), list(getattr(error, "__notes__", ())))
+        run = getattr(error, "run", None)  # of a SaveError
+        done = Finished(run.path, run.evaluation) if run is not None else None
+        say("failed", type(error), str(error), list(getattr(error, "__notes__", ())), done)
     except Exception as error:
         traceback.print_exc()
-        say("failed", TrainingError, f"{type(error).__name__}: {error}", [])
+        say("failed", TrainingError, f"{type(error).__name__}: {error}", [], None)
 
 
 def _obey(pipe: Connection) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe, Resolve, load_recipe, override
 from rlpg.runs.run import safe_name
 from rlpg.settings import kinds, validated
 
-DEFAULT_AGENT = "reinforce"
+AUTO = "auto"  # instead of an agent's name: the one for the environment
+DEFAULT_AGENT = "ppo"  # where none is shipped for the environment
 
 
 def recipe_for(
@@ -23,11 +26,16 @@ def recipe_for(
     """The recipe before overrides, with the environment's id and the agent's name in it.
 
     Args:
-        agent: a name of `AGENTS`, or `module:Class`. None: the recipe's.
-        recipe: one, or its file. None: the one shipped for this environment, or the defaults.
-            `"default"`: the defaults.
+        agent: a name of `AGENTS`, or `module:Class`. None and `"auto"`: the recipe's, or
+            `agent_for` the environment.
+        recipe: one, or its file. None: the one shipped for this environment and agent, or the
+            defaults. `"default"`: the defaults.
         resolve: the settings of a learner of one's own.
     """
+    if agent == AUTO:
+        agent = None
+    if agent is None and recipe is None:
+        agent = agent_for(env_id)
     if agent is not None:
         agent = str(validated("agent", agent, kinds(Recipe)["agent"]))
     settings = resolve(agent) if resolve and agent and agent not in AGENTS else None
@@ -39,6 +47,29 @@ def recipe_for(
     else:
         base = load_recipe(recipe, agent=agent, resolve=resolve)
     return override(base, {"environment.id": env_id})
+
+
+def agent_for(env_id: str) -> str:
+    """The agent that is shipped for an environment, else `DEFAULT_AGENT`.
+
+    Of several the one with the highest median return, of equals the one that took less time.
+    """
+    start = f"{safe_name(env_id.rpartition(':')[2])}-"
+    shipped = [name for name in shipped_agents() if name.removeprefix(start) in AGENTS]
+
+    def rank(name: str) -> tuple[float, float]:
+        seeds = (results_of(name) or {"seeds": []})["seeds"]
+        if not seeds:
+            return -math.inf, 0.0
+        return median(row["mean"] for row in seeds), -median(row["cpu_seconds"] for row in seeds)
+
+    return max(shipped, key=rank).removeprefix(start) if shipped else DEFAULT_AGENT
+
+
+def results_of(name: str) -> dict[str, Any] | None:
+    """What `results.json` says of a shipped agent, if it is there."""
+    path = shipped_folder(name) / "results.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def shipped_folder(name: str) -> Path:
@@ -53,14 +84,15 @@ def shipped_agents() -> list[str]:
 
 def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
     """The recipe that comes with the library for this environment and learner, if there is one."""
-    name = f"{safe_name(env_id.rpartition(':')[2])}-{agent}"
+    bare = env_id.rpartition("(")[2].rstrip(")")  # of an object like Wrapper(id)
+    name = f"{safe_name(bare.rpartition(':')[2])}-{agent}"
     return load_recipe(shipped_folder(name) / "recipe.toml") if name in shipped_agents() else None
 
 
-def latest_shipped(env_id: str, agent: str) -> str:
-    """The id with the version of the shipped agent, where it has none; nothing is imported."""
+def latest_shipped(env_id: str) -> str:
+    """The id with the version of a shipped agent, where it has none; nothing is imported."""
     start = safe_name(env_id.rpartition(":")[2])
-    pattern = re.compile(rf"{re.escape(start)}(-v\d+)-{re.escape(agent)}")
+    pattern = re.compile(rf"{re.escape(start)}(-v\d+)-\w+")
     versions = [found[1] for name in shipped_agents() if (found := pattern.fullmatch(name))]
     return env_id + (versions[-1] if versions else "")
 
@@ -68,11 +100,10 @@ def latest_shipped(env_id: str, agent: str) -> str:
 def shipped_results() -> Iterator[tuple[str, str]]:
     """Name of each shipped agent and one line about what it reaches."""
     for name in shipped_agents():
-        path = shipped_folder(name) / "results.json"
-        if not path.exists():
+        results = results_of(name)
+        if results is None:
             yield name, "no results"
             continue
-        results = json.loads(path.read_text())
         means = [row["mean"] for row in results["seeds"]]
         yield (
             name,

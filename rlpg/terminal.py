@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 import warnings
@@ -10,12 +11,16 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO, cast
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
-
 from rlpg.errors import RlpgWarning
+
+_state = random.getstate()  # which rich moves while it is imported
+try:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.text import Text
+finally:
+    random.setstate(_state)
 
 SECONDS_BETWEEN_LINES = 5.0
 

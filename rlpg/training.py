@@ -19,7 +19,9 @@ from rlpg.components import (
     learner_settings,
     resolved,
     settings_of,
+    with_record,
     with_usable_kwargs,
+    with_what_auto_came_to,
 )
 from rlpg.distributed import (
     from_first,
@@ -105,11 +107,12 @@ def train(
     keyword arguments. The run's files name them, and `resume` and `load` want them again.
 
     Args:
-        env: an id (`CartPole-v1`, `module:Id-v0`), a class or function that makes a
-            `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object without a
-            registered id cannot be copied, so it is not evaluated.
+        env: an id (`CartPole-v1`, `module:Id-v0`), Gymnasium's spec of one, a class or function
+            that makes a `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object
+            without a registered id, or in a wrapper that Gymnasium cannot make again, cannot be
+            copied, so it is not evaluated.
         agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None: the recipe's, else `reinforce`.
+            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -176,7 +179,7 @@ def run_recipe(
 ) -> Run:
     """Train as a complete recipe says; see `train`."""
     parts, hooks = parts or UserParts(), hooks or Hooks()
-    recipe = resolved(recipe, parts)
+    env, recipe = with_record(env, resolved(recipe, parts))
     path = None if run_dir is None else Path(run_dir)
     attempt, most = restarts()
     if path is None and most > 0:
@@ -195,6 +198,7 @@ def run_recipe(
             with create_run(recipe, versions_now(), path=path).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
+        recipe = with_what_auto_came_to(recipe, components.learner)
         folder = from_first(lambda: create_run(recipe, versions_now(), path=path))
         with _held(folder):
             warn, loggers = components.display.warn, hooks.loggers
@@ -286,6 +290,7 @@ def _resumed(
             recipe = override(recipe, {"total_steps": total_steps})
         if env is None:
             env = environment_to_make(recipe.environment.id, None, folder.path)
+        env, recipe = with_record(env, recipe)
         with assembled(env, recipe, parts, hooks, quiet=quiet) as components, _held(folder):
             return _continued(folder, components, before, exact=exact)
 
@@ -326,7 +331,7 @@ def finish(components: Components, writer: RunWriter) -> Run:
     with writer, components.display, fatal_hangs, StopSignals() as stop:
         step = loop(components, writer, stop)
         if stop.received is None:
-            evaluation = evaluator.final(policy)
+            evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
             writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
     missing = writer.missing()
@@ -376,7 +381,9 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
             display.update(step, writer.latest)
             if hooks.on_log is not None and rank() == 0:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
-        if evaluation_due(step):
+        if evaluation_due(step) and components.evaluator.is_worth(
+            step, writer.evaluation_lengths()
+        ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
             display.update(step, writer.latest)

@@ -127,7 +127,7 @@ def film(
     rate = original.metadata.get("render_fps") or FRAMES_PER_SECOND
     try:
         if "rgb_array" not in original.metadata.get("render_modes", ()):
-            raise UsageError(f"video: expected an environment with pictures, {env_id} has none")
+            raise UsageError(f"video: expected an environment with pictures, {spec.id} has none")
         with Film(path, rate) as shooting:
             filmed = Filmed(original, shooting.show)
             cap = options.get("episode_cap", 1000)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from rlpg.components import STREAMS, generator_from, make_learner, resolved, seed_sequence
 from rlpg.learners import Reinforce
-from rlpg.learners.settings import DISCRETE_ENTROPY_COEF
+from rlpg.learners.rules import DISCRETE_ENTROPY_COEF
 from rlpg.learners.values import ValueNetwork
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.references import UserParts

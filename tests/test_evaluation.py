@@ -377,7 +377,7 @@ def test_eval_takes_the_most_likely_actions_and_eval_stochastic_draws(
         "eval_stochastic": False,
     }
     assert [len(one.returns) for one in found.values()] == [20, 20]
-    final = evaluator.final(drawing_policy)
+    final = evaluator.final(drawing_policy, 1000, [])
     assert final is not None
     assert final.deterministic
     assert len(final.returns) == 30
@@ -388,7 +388,7 @@ def test_every_step_has_episodes_of_its_own_and_both_kinds_play_the_same(
 ) -> None:
     """The parity of its seed is the length of an episode, so lengths tell the seeds apart."""
     at = {step: evaluator(step, drawing_policy) for step in (100, 200)}
-    final = evaluator.final(drawing_policy)
+    final = evaluator.final(drawing_policy, 1000, [])
     assert final is not None
     for found in at.values():
         assert found["eval"].lengths.tolist() == found["eval_stochastic"].lengths.tolist()
@@ -402,8 +402,53 @@ def test_the_final_evaluation_has_the_stream_of_that_name(
     evaluator: Evaluator, drawing_policy: StandardPolicy
 ) -> None:
     evaluator(100, drawing_policy)
-    final = evaluator.final(drawing_policy)
+    final = evaluator.final(drawing_policy, 1000, [])
     stream = seed_sequence(0, "final evaluation")
     alone = evaluate(drawing_policy, ShortOrLong, 30, stream, num_envs=10)
     assert final is not None
     assert final.lengths.tolist() == alone.lengths.tolist()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "step", "is_worth", "episodes"),
+    [
+        ([], 0, True, 100),
+        ([[500] * 10], 4_999, False, 10),
+        ([[500] * 10], 5_000, True, 10),
+        ([[10] * 40, [100] * 40], 4_399, False, 21),
+        ([[10] * 40, [100] * 40], 4_400, True, 22),
+        ([[1] * 10], 1_000_000, True, 100),
+    ],
+)
+def test_evaluations_that_nobody_asked_for_cost_no_more_steps_than_training(
+    lengths: list[list[int]], step: int, is_worth: bool, episodes: int,
+    drawing_policy: StandardPolicy,
+) -> None:  # fmt: skip
+    before = [np.array(row) for row in lengths]
+    with Evaluator(ShortOrLong, Recipe()) as by_rule:
+        assert by_rule.is_worth(step, before) == is_worth
+        final = by_rule.final(drawing_policy, step, before)
+        assert final is not None
+        assert len(final.returns) == episodes
+    said = override(Recipe(), {"evaluation.every": 100, "evaluation.final_episodes": 7})
+    with Evaluator(ShortOrLong, said) as as_said:
+        assert as_said.is_worth(step, before)
+        final = as_said.final(drawing_policy, step, before)
+        assert final is not None
+        assert len(final.returns) == 7
+
+
+def test_long_episodes_cost_a_run_no_more_evaluation_than_training(tmp_path: Path) -> None:
+    """5 million steps of evaluation around 200,000 of training were seen."""
+    changes = {"environment.max_episode_steps": 2000, "log.tensorboard": False}
+    run = rlpg.train(
+        "MountainCar-v0", "reinforce", recipe="default", total_steps=20_000, overrides=changes,
+        run_dir=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    played = sum(
+        int(np.load(run.path / f"{name}.npz")["ep_lengths"].sum())
+        for name in ("evaluations", "evaluations_stochastic")
+    )
+    assert 0 < played <= 20_000 + 2 * 10 * 2000  # and one evaluation
+    assert run.evaluation is not None
+    assert len(run.evaluation.returns) == 10

@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "rlpg.settings": {"msgspec", "rlpg.errors"},
     "rlpg.references": {"rlpg.errors"},
     "rlpg.distributed": {"torch", "rlpg.errors"},
+    "rlpg.scores": {"numpy"},
+    "rlpg.plotting": {"numpy", "matplotlib", "rlpg.errors", "rlpg.scores", "rlpg.runs.history"},
     "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "rlpg.distributed", "matplotlib"},
     "rlpg.policies": NUMERIC
     | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"}

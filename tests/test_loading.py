@@ -49,6 +49,13 @@ def bits(policy: Policy) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in policy.state_dict().items()}
 
 
+@pytest.mark.parametrize("which", ["beST", "", None, 0, "latest"])
+def test_a_policy_is_the_best_or_the_last_one(run: rlpg.Run, which: Any) -> None:
+    for source in (run.path, "CartPole-v1-reinforce"):
+        with pytest.raises(UsageError, match=r"which: expected best or last, got "):
+            rlpg.load(source, which)
+
+
 def observations(count: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(-0.2, 0.2, (count, 4)).astype(np.float32)
 

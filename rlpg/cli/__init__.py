@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlpg.cli.streams import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
     complain,
     open_closed_streams,
     say_warnings_in_one_line,
@@ -22,12 +25,11 @@ from rlpg.errors import FileError, RlpgError, UsageError
 if TYPE_CHECKING:
     from rlpg.cli.verb import Verb
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-
 VERBS = {
     "train": "rlpg.cli.train:Train",
     "resume": "rlpg.cli.resume:Resume",
     "evaluate": "rlpg.cli.evaluate:Evaluate",
+    "plot": "rlpg.cli.plot:Plot",
     "diagnose": "rlpg.cli.diagnose:Diagnose",
     "check-env": "rlpg.cli.check_env:CheckEnv",
     "agents": "rlpg.cli.agents:Agents",

@@ -206,6 +206,8 @@ def metavar(kind: Any) -> str:
         return "|".join(args)
     if origin is tuple:
         return ",".join([metavar(args[0])] * 2)
+    if origin is dict:
+        return "TABLE"
     return {bool: "true|false", int: "N", float: "X", NoneType: "none", Path: "FILE"}.get(
         kind, "TEXT"
     )

@@ -11,6 +11,8 @@ from typing import TextIO
 from rlpg.distributed import is_first
 from rlpg.errors import RlpgWarning
 
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
 
 def complain(error: BaseException, code: int) -> int:
     """One line on the error stream, whatever the message and its notes contain."""

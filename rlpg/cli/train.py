@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
-from rlpg.cli.streams import report
+from rlpg.cli.streams import EXIT_FAILED, complain, report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
 from rlpg.cli.words import Given
 from rlpg.errors import RlpgError, UsageError
 from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Count, Finite, Natural
-from rlpg.shipped import DEFAULT_AGENT, latest_shipped, recipe_for
+from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
     from rlpg.references import UserParts
@@ -35,6 +35,8 @@ class Train(Importing):
 
     Settings come from the defaults of the agent, the recipe (shipped for some environments, or
     --recipe), and the options, in this order. The values shown are those that would be used.
+    Without --agent (or with --agent auto), the agent is the one that is shipped for the
+    environment, else ppo.
 
     examples:
       rlpg train CartPole-v1
@@ -47,7 +49,7 @@ class Train(Importing):
         {"backend": "environment.backend", **Importing.aliases}
     )
     free: ClassVar[tuple[str, ...]] = FREE
-    hidden: ClassVar[tuple[str, ...]] = ("typed",)
+    hidden: ClassVar[tuple[str, ...]] = ("typed", "base", "given")
 
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
@@ -64,19 +66,25 @@ class Train(Importing):
     """print the result only"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
+    explain: bool = False
+    """train nothing; print every setting, its value, and why it has this value"""
     settings: Recipe = field(default_factory=Recipe)
     typed: dict[str, str] = field(default_factory=dict)  # code of the user's that may be imported
+    base: Recipe = field(default_factory=Recipe)  # without the options
+    given: tuple[str, ...] = ()  # keys of the options
 
     @classmethod
     def prepared(cls, given: Given) -> Train:
         """With the recipe that would be used without the options."""
         if "seed" in given.options and "seeds" in given.options:
             raise UsageError("--seeds: expected either --seed or --seeds, got both")
+        if given.options.get("agent") == AUTO:
+            del given.options["agent"]
         env, agent = given.options.get("env") or "", given.options.get("agent")
         file = given.options.get("recipe")
         typed = {key: text for key in OWN if (text := given.options.get(key)) is not None}
         if given.is_help and ":" not in (agent or ""):  # nothing heavy is imported for it
-            base = recipe_for(latest_shipped(env, agent or DEFAULT_AGENT), agent, file, None)
+            base = recipe_for(latest_shipped(env), agent, file, None)
         elif not env and not given.is_help:
             return cls()
         else:
@@ -85,36 +93,50 @@ class Train(Importing):
             base = find_recipe(env, agent, file, parts(typed, "import_modules" in given.options))
         keys = (*SET_BEFORE, "policy.network", "policy.factory")  # which some of the entries need
         before = {key: text for key in keys if (text := given.options.get(key)) is not None}
-        return cls(settings=override(base, {**before, **given.entries}), typed=typed)
+        return cls(
+            settings=override(base, {**before, **given.entries}),
+            typed=typed,
+            base=base,
+            given=tuple(given.options),
+        )
 
     def check(self) -> None:
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
 
     def run(self) -> int:
-        """Train once per seed; say what was trained and what to do next."""
+        """Train once per seed; say what was trained and what to do next.
+
+        Of several seeds, one whose run fails does not stop the others; the exit code tells.
+        """
+        if self.explain:
+            return self._explain()
         from rlpg.assembly import Hooks
-        from rlpg.several import Finished, Training, raise_for, run_seeds
+        from rlpg.several import Finished, Training, run_seeds
         from rlpg.training import Run, run_recipe
 
         def say(seed: int, run: Run | Finished) -> None:
             report(f"seed {seed}: {run.evaluation or 'trained'}")
 
+        def complain_of(seed: int, error: RlpgError) -> None:
+            error.args = (f"seed {seed}: {error}",)
+            complain(error, EXIT_FAILED)
+
         own = parts(self.typed, self.import_modules)
-        seeds = self.seeds or (self.settings.seed,)
+        seeds, folder = self.seeds or (self.settings.seed,), self.run_dir
         runs: Mapping[int, Run | Finished]
         errors: Mapping[int, RlpgError] = {}
         if len(seeds) == 1:
             recipe = override(self.settings, {"seed": seeds[0]})
             hooks = Hooks(stop_at_return=self.stop_at_return)
-            run = run_recipe(
-                self.env, recipe, self.run_dir, parts=own, hooks=hooks, quiet=self.quiet
-            )
+            run = run_recipe(self.env, recipe, folder, parts=own, hooks=hooks, quiet=self.quiet)
             runs = {seeds[0]: run}
             say(seeds[0], run)
         else:
-            training = Training(self.env, self.settings, self.run_dir, own, self.stop_at_return)
-            runs, errors = run_seeds(training, seeds, jobs=self.jobs, quiet=self.quiet, report=say)
+            training = Training(self.env, self.settings, folder, own, self.stop_at_return)
+            runs, errors = run_seeds(
+                training, seeds, jobs=self.jobs, quiet=self.quiet, done=say, failed=complain_of
+            )
         means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
             low, high = min(means), max(means)
@@ -126,8 +148,17 @@ class Train(Importing):
             report(f"saved in {', '.join(map(str, paths))}")
         if paths and not self.quiet:
             report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-            report(f"       tensorboard --logdir {paths[0] if self.run_dir else 'runs'}")
-        raise_for(errors, runs)
+            report(f"       tensorboard --logdir {paths[0] if folder else 'runs'}")
+        return EXIT_FAILED if errors else 0
+
+    def _explain(self) -> int:
+        """Print what would be trained with."""
+        from rlpg.cli.explain import explained
+
+        name = f"recipe {self.recipe}" if self.recipe else f"the recipe shipped for {self.env}"
+        own = parts(self.typed, self.import_modules)
+        for line in explained(self.settings, self.base, name, self.given, own):
+            report(line)
         return 0
 
 

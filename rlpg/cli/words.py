@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from rlpg.errors import UsageError
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe
-from rlpg.settings import Settings, kinds
+from rlpg.settings import BETWEEN_PATHS, Settings, kinds
 
 if TYPE_CHECKING:
     from rlpg.cli.verb import Verb
 
-HELP, BOOLEANS = ("-h", "--help"), ("true", "false")
+HELP = ("-h", "--help")
 BOOLEANS = ("true", "false")
 _NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list begun before them
 
@@ -24,7 +24,7 @@ _NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list beg
 class Given:
     """What was typed. It is not yet known whether it means something."""
 
-    options: Mapping[str, str | None]  # by key: `rollout.num_envs`; None: without a value
+    options: dict[str, str | None]  # by key: `rollout.num_envs`; None: without a value
     entries: Mapping[str, str]  # of tables whose keys are free: `environment.kwargs.size`
     is_help: bool = False
 
@@ -53,7 +53,10 @@ def read(name: str, verb: type[Verb], words: Sequence[str]) -> Given:
         key = typed.replace("-", "_")
         key = verb.aliases.get(key, key)
         options[key] = value if equals else _value(rest, key, verb, shapes.get(key))
-    if verb.positional and loose:
+    if loose and verb.positional and is_list(shapes[verb.positional]):
+        options[verb.positional] = "".join(f"{word}{BETWEEN_PATHS}" for word, _ in loose)
+        loose = []
+    elif loose and verb.positional:
         options[verb.positional] = loose.pop(0)[0]
     for word, before in loose:
         _refuse(name, verb, word, before, options.get(before))

@@ -13,7 +13,7 @@ from rlpg.distributed import is_alone, moments_over_ranks, sum_over_ranks, sums_
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.gradients.baselines import Baseline
-from rlpg.learners.settings import GAE_LAMBDA
+from rlpg.learners import rules
 from rlpg.learners.values import StateValue
 from rlpg.rollouts.rollout import Rollout, rows
 
@@ -49,11 +49,10 @@ class AdvantageRule:
         normalize: bool,
     ) -> None:
         predicts, name = isinstance(baseline, StateValue), type(baseline).__name__
-        if gae_lambda == "auto":  # no GAE either where another meaning of a cut end is asked for
-            is_cut = truncated_return in ("drop", "terminal")
-            gae_lambda = GAE_LAMBDA if predicts and not is_cut else None
+        if gae_lambda == "auto":
+            gae_lambda = rules.gae_lambda(predicts, truncated_return)
         if truncated_return == "auto":
-            truncated_return = "bootstrap" if predicts else "terminal"
+            truncated_return = rules.truncated_return(predicts)
         if gae_lambda is not None and not predicts:
             raise UsageError(
                 f"gae_lambda: needs a baseline that predicts values (linear, value), got {name}; "

@@ -41,6 +41,7 @@ class Batch:
     group_ends: tuple[int, ...]  # where each group ends: samples, or environments with memory
     kept: Tensor  # [T, N] bool, the steps of positive weight
     rollout: Rollout  # where the samples are from
+    advantages: Advantages  # of the rollout, [T, N]
 
     @staticmethod
     def of(rollout: Rollout, advantages: Advantages, *, in_order: bool) -> Batch:
@@ -72,7 +73,7 @@ class Batch:
         log_prob = torch.full_like(weight, torch.nan)
         return Batch(
             obs, action, log_prob, advantage, weight, carry, starts, sizes, ends,
-            advantages.weight > 0, rollout,
+            advantages.weight > 0, rollout, advantages,
         )  # fmt: skip
 
     @property
@@ -146,12 +147,7 @@ class Batch:
             UsageError: there are fewer samples, or sequences, than that.
         """
         number = self.places.number
-        if num_minibatches > number:
-            what = "environments (a sequence stays whole)" if self.in_order else "samples"
-            raise UsageError(
-                f"num_minibatches: expected at most the {number} {what} of a rollout, got "
-                f"{num_minibatches}; lower it, or collect more"
-            )
+        refuse_too_many("num_minibatches", num_minibatches, number, in_order=self.in_order)
         if num_minibatches == 1:
             yield self
             return
@@ -177,3 +173,20 @@ class Batch:
     def mean(self, per_sample: Tensor) -> Tensor:
         """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
+
+
+def refuse_too_many(name: str, num_minibatches: int, most: int, *, in_order: bool) -> None:
+    """Raise UsageError where a setting asks for more minibatches than there are samples.
+
+    Args:
+        name: of the setting.
+        num_minibatches: what it asks for.
+        most: the samples of a rollout, or its environments where minibatches are sequences.
+        in_order: whether they are.
+    """
+    if num_minibatches > most:
+        what = "environments (a sequence stays whole)" if in_order else "samples"
+        raise UsageError(
+            f"{name}: expected at most the {most} {what} of a rollout, got {num_minibatches}; "
+            "lower it, or collect more"
+        )

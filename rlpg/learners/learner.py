@@ -20,18 +20,19 @@ from torch.distributions import Distribution
 from rlpg.distributed import means_over_ranks, num_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
+from rlpg.learners import rules
 from rlpg.learners.advantages import (
     AdvantageRule,
     Advantages,
     explained_variance,
     variance_removed,
 )
-from rlpg.learners.batch import Batch
+from rlpg.learners.batch import Batch, refuse_too_many
 from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.reward_scale import RewardScale
-from rlpg.learners.settings import DISCRETE_ENTROPY_COEF, LearnerSettings
-from rlpg.learners.values import StateValue, make_baseline, module_state
+from rlpg.learners.settings import LearnerSettings
+from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state
 from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import scheduled
@@ -84,7 +85,7 @@ class Learner(ABC):
             policy,
             hidden=None if s.value_hidden == "auto" else s.value_hidden,
             learning_rate=s.value_learning_rate,
-            num_epochs=s.num_value_epochs,
+            num_epochs=s.num_value_passes,
             num_minibatches=s.num_value_minibatches,
             clip_range=getattr(s, "value_clip_range", None),
             generator=self.generator,
@@ -100,9 +101,7 @@ class Learner(ABC):
         )
         self.entropy_coef = s.entropy_coef
         if s.entropy_coef == "auto":
-            # Without a bonus, a policy that a large penalty has taught to do nothing keeps doing
-            # nothing (CliffWalking). A Gaussian's entropy has no largest value: it would stay wide.
-            self.entropy_coef = DISCRETE_ENTROPY_COEF if policy.head.is_discrete else 0.0
+            self.entropy_coef = rules.entropy_coef(policy.head.is_discrete)
         self.reward_scale = RewardScale(s.gamma) if s.reward_scaling else None
         self.optimizer = Optimizer(
             policy.named_parameters(), learning_rate=s.learning_rate, max_grad_norm=s.max_grad_norm
@@ -124,6 +123,21 @@ class Learner(ABC):
                     f'schedules={{"{name}": function}}'
                 )
         return dict(schedules)
+
+    def check_rollouts(self, num_steps: int | None, num_envs: int) -> None:
+        """Raise UsageError where rollouts of this size are too small for the minibatches asked for.
+
+        Args:
+            num_steps: of each environment; None: nobody knows.
+        """
+        asked = [("num_minibatches", self.policy.has_memory)]
+        if isinstance(self.baseline, ValueNetwork):
+            asked.append(("num_value_minibatches", self.baseline.network.memory is not None))
+        for name, in_order in asked:
+            wanted: Any = getattr(self.settings, name, "auto")
+            if wanted != "auto" and (in_order or num_steps is not None):
+                most = num_envs if in_order else num_envs * (num_steps or 1)
+                refuse_too_many(f"learner.{name}", wanted, most, in_order=in_order)
 
     # ---- what a subclass defines
 
@@ -262,7 +276,6 @@ class Learner(ABC):
         metrics = {
             "train/policy_loss": own_loss * num_ranks(),
             "train/entropy": math.nan,
-            "train/learning_rate": self.settings.learning_rate * lr_scale,
             "train/explained_variance": explained_variance(
                 advantages.returns, advantages.advantage, weight
             ),
@@ -272,6 +285,8 @@ class Learner(ABC):
                 advantages.returns, advantages.advantage, weight
             ),
         }
+        if "learning_rate" in self.settings.names():
+            metrics["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
             metrics |= self.improve(self._batch(rollout, advantages), lr_scale)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from rlpg.distributed import sum_over_ranks, sums_over_ranks
-from rlpg.errors import NumericalFault, UsageError
+from rlpg.errors import UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
@@ -41,19 +41,16 @@ class NaturalGradient(Learner):
         s, optimizer = self.settings, self.optimizer
         objective, _, entropy = self.objective(batch)
         gradient = optimizer.gradient(objective)
-        norm = float(gradient.double().norm())
         entropy, weight, start_value = sums_over_ranks(
             entropy, batch.weight.sum(), objective.detach()
         )
         metrics = {
             "train/entropy": float(entropy / weight),
-            "gradient/norm": norm,
+            "gradient/norm": optimizer.norm(gradient),
             "train/approx_kl": 0.0,
             "train/line_search_steps": 0.0,
         }
-        if not math.isfinite(norm):
-            raise NumericalFault("policy: expected a finite gradient, got NaN or infinity")
-        if norm == 0.0:
+        if not gradient.any():
             return metrics
         with torch.no_grad():
             acted = batch.distribution(self.policy)
@@ -74,10 +71,7 @@ class NaturalGradient(Learner):
             if not s.line_search or (after > before and kl <= max_kl):
                 return metrics
         optimizer.move_to(start)
-        return metrics | {
-            "train/approx_kl": 0.0,
-            "train/line_search_steps": float(s.num_backtracks),
-        }
+        return metrics | {"train/approx_kl": 0.0, "train/line_search_steps": float(k + 1)}
 
     def kl(self, batch: Batch, acted: Distribution) -> Tensor:
         """Mean KL(policy that acted || policy now): this rank's part of the sum over all ranks.
@@ -102,15 +96,8 @@ class NaturalGradient(Learner):
             slope = self.optimizer.own_gradient(self.kl(batch, acted), create_graph=True)
 
         def product(v: Tensor) -> Tensor:
-            parts = torch.autograd.grad(
-                slope @ v,
-                self.optimizer.parameters,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            flat = self.optimizer.over_ranks(torch.cat([part.reshape(-1) for part in parts]))
-            return flat + self.settings.damping * v
+            curved = self.optimizer.own_gradient(slope @ v, retain_graph=True)
+            return self.optimizer.over_ranks(curved) + self.settings.damping * v
 
         return product
 
@@ -118,14 +105,9 @@ class NaturalGradient(Learner):
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], b: Tensor, num_iterations: int
 ) -> Tensor:
-    """`x` with `product(x)` about `b`, for a symmetric positive definite product.
+    """`x` `[P]` with `product(x)` about `b` `[P]`, for a symmetric positive definite product.
 
-    Args:
-        product: `A v` of v `[P]`.
-        b: `[P]`.
-        num_iterations: at most; fewer where the residual is gone.
-
-    Source: Hestenes & Stiefel 1952.
+    At most so many iterations; fewer where the residual is gone. Source: Hestenes & Stiefel 1952.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     square = residual @ residual

@@ -69,12 +69,20 @@ class Optimizer:
         """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0."""
         return self.over_ranks(self.own_gradient(objective))
 
-    def own_gradient(self, objective: Tensor, *, create_graph: bool = False) -> Tensor:
-        """`[P]`: `gradient` of this rank alone; `over_ranks` sums it."""
+    def own_gradient(
+        self, objective: Tensor, *, create_graph: bool = False, retain_graph: bool = False
+    ) -> Tensor:
+        """`[P]`: `gradient` of this rank alone; `over_ranks` sums it.
+
+        Args:
+            create_graph: the gradient can be differentiated in turn.
+            retain_graph: the scalar can be differentiated again.
+        """
         parts = torch.autograd.grad(
             objective,
             self.parameters,
             create_graph=create_graph,
+            retain_graph=create_graph or retain_graph,
             allow_unused=True,
             materialize_grads=True,
         )
@@ -94,14 +102,21 @@ class Optimizer:
         Raises:
             NumericalFault: the gradient is not finite; nothing is changed.
         """
-        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        norm = self.norm(gradient)
         length = norm if self.max_grad_norm is None else min(norm, self.max_grad_norm)
-        # Adam would never recover from a second moment that is not finite.
-        if not (math.isfinite(norm) and length * length < torch.finfo(gradient.dtype).max):
+        if not length * length < torch.finfo(gradient.dtype).max:
+            # Adam would never recover from a second moment that is not finite.
             raise NumericalFault(self._fault(gradient))
         if length < norm:
             gradient = gradient * (length / norm)
         self._ascend(gradient, self.learning_rate * lr_scale)
+        return norm
+
+    def norm(self, gradient: Tensor) -> float:
+        """Euclidean norm of a gradient `[P]`; NumericalFault if it is not finite."""
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        if not math.isfinite(norm):
+            raise NumericalFault(self._fault(gradient))
         return norm
 
     @torch.no_grad()

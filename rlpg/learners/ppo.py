@@ -16,10 +16,12 @@ from torch import Tensor
 
 from rlpg.distributed import sum_over_ranks
 from rlpg.gradients import estimators
-from rlpg.learners.advantages import normalize
+from rlpg.learners import rules
+from rlpg.learners.advantages import Advantages, normalize
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
-from rlpg.learners.settings import MINIBATCH_SIZE, LearnerSettings, PPOSettings
+from rlpg.learners.settings import LearnerSettings, PPOSettings
+from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
 
@@ -48,35 +50,41 @@ class PPO(Learner):
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
-        s = self.settings
+        s, fitted = self.settings, dict[str, float]()
         number = batch.places.number
-        steps = number * (len(batch.weight) if batch.in_order else 1)
-        of_a_size = min(max(1, steps // MINIBATCH_SIZE), number)
-        num_minibatches = of_a_size if s.num_minibatches == "auto" else s.num_minibatches
+        num_samples = number * (len(batch.weight) if batch.in_order else 1)
+        num_minibatches = rules.num_minibatches(s.num_minibatches, num_samples, number)
         seen: list[dict[str, float]] = []
-        num_epochs = 0
-        while num_epochs < s.num_epochs:
-            steps_taken = [
+        for num_epochs in range(1, s.num_epochs + 1):
+            steps = [
                 self._step(minibatch, lr_scale * self._adapted)
                 for minibatch in batch.minibatches(num_minibatches, self.generator)
             ]
-            epoch = means(steps_taken)
-            seen.append(epoch)
-            num_epochs += 1
+            seen.append(epoch := means(steps))
+            if s.recompute_advantages:
+                fitted = super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
             if s.target_kl is not None and epoch["train/approx_kl"] > s.target_kl:
                 break
             if s.recompute_advantages and num_epochs < s.num_epochs:
-                self.fit_baseline(batch.rollout, self.advantages(batch.rollout), lr_scale)
-                fresh = Batch.of(
-                    batch.rollout, self.advantages(batch.rollout), in_order=batch.in_order
-                )
+                advantages = self.advantages(batch.rollout)
+                fresh = Batch.of(batch.rollout, advantages, in_order=batch.in_order)
                 batch = replace(fresh, log_prob=batch.log_prob)
-        metrics = {name: sum(epoch[name] for epoch in seen) / len(seen) for name in seen[0]}
+        metrics = fitted | {
+            name: sum(epoch[name] for epoch in seen) / len(seen) for name in seen[0]
+        }
         metrics["train/approx_kl"] = epoch["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
-            self._adapt(metrics["train/approx_kl"])
+            self._adapt(metrics["train/approx_kl"], s.desired_kl)
         return metrics | {"train/num_epochs": float(num_epochs)}
+
+    def fit_baseline(
+        self, rollout: Rollout, advantages: Advantages, lr_scale: float
+    ) -> dict[str, float]:
+        """Nothing with `recompute_advantages`: then the baseline has learned in every pass."""
+        if self.settings.recompute_advantages:
+            return {}
+        return super().fit_baseline(rollout, advantages, lr_scale)
 
     def _step(self, batch: Batch, lr_scale: float) -> tuple[Tensor, float]:
         """One step; `[5]` sums of what is logged, and the gradient's norm."""
@@ -93,18 +101,14 @@ class PPO(Learner):
                     is_clipped.sum(), counts.sum())  # fmt: skip
             return torch.stack(sums), norm
 
-    def _adapt(self, kl: float) -> None:
+    def _adapt(self, kl: float, desired: float) -> None:
         """Raise or lower the learning rate by 1.5 where the KL is off by a factor of 2.
 
         Schulman et al. 2017, section 4, adapt a penalty so; rsl_rl and others the learning rate.
         """
         s = self.settings
-        assert s.desired_kl is not None
-        if kl > 2.0 * s.desired_kl:
-            self._adapted /= 1.5
-        elif kl < s.desired_kl / 2.0:
-            self._adapted *= 1.5
-        rate = s.learning_rate * self._adapted
+        factor = 1.0 / 1.5 if kl > 2.0 * desired else 1.5 if kl < desired / 2.0 else 1.0
+        rate = s.learning_rate * self._adapted * factor
         bounded = min(max(rate, s.min_learning_rate), s.max_learning_rate)
         self._adapted = bounded / s.learning_rate
 

@@ -25,9 +25,6 @@ from rlpg.settings import (
 )
 
 PREDICTING = ("linear", "value")  # the baselines that predict the value of a state
-GAE_LAMBDA = 0.95  # where learner.gae_lambda is auto and the baseline predicts values
-MINIBATCH_SIZE = 64  # samples, where learner.num_minibatches is auto
-DISCRETE_ENTROPY_COEF = 0.02  # where learner.entropy_coef is auto and actions are discrete
 
 BaselineName = Annotated[
     str,
@@ -76,8 +73,9 @@ class LearnerSettings(Settings):
     """learning rate of the value network"""
     num_value_epochs: Count = 2
     """passes of the value network over a rollout"""
-    num_value_minibatches: Count = 2
-    """minibatches of the value network in each of its passes"""
+    num_value_minibatches: Literal["auto"] | Count = 2
+    """minibatches of the value network in each of its passes (auto: of about 64 samples; with
+    memory of whole environments, so at most as many as there are)"""
     reward_scaling: bool = True
     """the learner sees rewards divided by the running standard deviation of the return"""
 
@@ -88,6 +86,11 @@ class LearnerSettings(Settings):
                 f"which does not predict values, got {self.gae_lambda}; the baselines "
                 f"{' and '.join(PREDICTING)} predict values"
             )
+
+    @property
+    def num_value_passes(self) -> int:
+        """Passes of the value network each time that it learns from a rollout."""
+        return self.num_value_epochs
 
     @property
     def cannot_predict(self) -> bool:
@@ -104,6 +107,11 @@ class ReinforceSettings(LearnerSettings):
 class PPOSettings(LearnerSettings):
     """PPO: the clipped likelihood ratio, in epochs of minibatches."""
 
+    learning_rate: Positive = 3e-4
+    learning_rate_schedule: Schedule = "constant"
+    value_learning_rate: Positive = 1e-3
+    num_value_epochs: Count = 10
+    num_value_minibatches: Literal["auto"] | Count = "auto"
     clip_range: Positive = 0.2
     """the likelihood ratio counts within 1 +- this"""
     clip_range_schedule: Schedule = "constant"
@@ -119,7 +127,8 @@ class PPOSettings(LearnerSettings):
     normalize_advantages_over: Literal["batch", "minibatch"] = "minibatch"
     """where normalize_advantages takes mean and standard deviation from"""
     recompute_advantages: bool = False
-    """compute the advantages again before every pass, with the values as they are then"""
+    """compute the advantages again before every pass, with the values as they are then: the value
+    network makes one pass with every pass of the policy, and num_value_epochs is not used"""
     value_clip_range: Positive | None = None
     """a value may move by this much per rollout before its loss stops pulling (none: freely)"""
     desired_kl: Positive | None = None
@@ -137,6 +146,10 @@ class PPOSettings(LearnerSettings):
                 f"{self.key('min_learning_rate')}: expected at most max_learning_rate = "
                 f"{self.max_learning_rate}, got {self.min_learning_rate}"
             )
+
+    @property
+    def num_value_passes(self) -> int:
+        return 1 if self.recompute_advantages else self.num_value_epochs
 
 
 @dataclass(frozen=True)
@@ -178,15 +191,7 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
     "ppo": Agent(
         PPOSettings,
         "rlpg.learners.ppo:PPO",
-        {
-            "policy.log_std_init": -0.7,
-            "rollout.num_steps": 128,
-            "learner.learning_rate": 3e-4,
-            "learner.learning_rate_schedule": "constant",
-            "learner.value_learning_rate": 1e-3,
-            "learner.num_value_epochs": 10,
-            "learner.num_value_minibatches": 32,
-        },
+        {"policy.log_std_init": "auto", "rollout.num_steps": 128},
     ),
     "npg": Agent(
         NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": 128}

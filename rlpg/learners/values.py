@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from rlpg.distributed import (
 )
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
+from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.shuffling import Places, columns, grid, shuffled
 from rlpg.policies import Network, Policy, map_carry
@@ -122,7 +123,7 @@ class ValueNetwork(StateValue):
             both see the same normalized numbers.
         learning_rate: Adam's.
         num_epochs: passes over the batch per update.
-        num_minibatches: gradient steps per pass; 1 is full batch.
+        num_minibatches: gradient steps per pass; 1 is full batch, auto: of about 64 samples.
         clip_range: a value may leave the one before the update by no more than this without
             losing its gradient (Schulman et al. 2017, as in their code); None: by anything.
         generator: shuffles the minibatches.
@@ -135,7 +136,7 @@ class ValueNetwork(StateValue):
         *,
         learning_rate: float = 1e-3,
         num_epochs: int = 1,
-        num_minibatches: int = 1,
+        num_minibatches: int | Literal["auto"] = 1,
         clip_range: float | None = None,
         generator: torch.Generator,
     ) -> None:
@@ -217,7 +218,7 @@ class ValueNetwork(StateValue):
         if not (is_alone() or has_memory):
             places = Places(number, select(place))
         for _ in range(self._num_epochs):
-            for index, size in self._minibatches(places):
+            for index, size in self._minibatches(places, len(returns) if has_memory else 1):
                 if has_memory:
                     loss, gradient = self._gradient_in_order(
                         samples, index, carry, keep, returns, old
@@ -275,13 +276,15 @@ class ValueNetwork(StateValue):
         """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _minibatches(self, places: Places) -> Iterator[tuple[Tensor | slice, int]]:
-        """This rank's samples of each minibatch, and how many all ranks have in it."""
+    def _minibatches(self, places: Places, num_steps: int) -> Iterator[tuple[Tensor | slice, int]]:
+        """This rank's samples, or sequences of so many steps, of each minibatch, and how many all
+        ranks have in it."""
         number = places.number
-        if self._num_minibatches == 1:
+        count = rules.num_minibatches(self._num_minibatches, num_steps * number, number)
+        if count == 1:
             yield slice(None), number
             return
-        size = -(-number // self._num_minibatches)
+        size = -(-number // count)
         bounds = [*range(0, number, size), number]
         order, cuts = shuffled(places, bounds, self._generator)
         for (start, stop), (a, b) in zip(pairwise(bounds), pairwise(cuts), strict=True):
@@ -314,7 +317,7 @@ def make_baseline(
     hidden: Sequence[int] | None,
     learning_rate: float,
     num_epochs: int,
-    num_minibatches: int,
+    num_minibatches: int | Literal["auto"],
     clip_range: float | None = None,
     generator: torch.Generator,
 ) -> Baseline:

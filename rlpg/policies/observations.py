@@ -339,12 +339,18 @@ class _Leaf:
 
     def array(self, obs: object) -> np.ndarray:
         """This leaf's part of `obs`, as numpy has it."""
-        try:
-            for key in self.path:
+        expected = f"an array of shape {list(self.shape)}"
+        for key in self.path:
+            try:
                 obs = obs[key]  # type: ignore[index]  # what cannot be indexed is caught
+            except (KeyError, IndexError, TypeError) as error:
+                entries = f" of {', '.join(map(repr, obs))}" if isinstance(obs, dict) else ""
+                got = f"{type(obs).__name__}{entries or ' without entries'}"
+                raise self.unfit(expected, f"no {key!r} in a {got}") from error
+        try:
             return np.asarray(obs)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self.unfit(f"an array of shape {list(self.shape)}", error) from error
+        except (TypeError, ValueError) as error:
+            raise self.unfit(expected, error) from error
 
     def pack(self, obs: object, out: np.ndarray) -> None:
         """Checks this leaf's part of `obs` and copies it to `out` `[*B, *shape]`."""

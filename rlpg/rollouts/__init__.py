@@ -9,6 +9,7 @@ from rlpg.rollouts.environments import (
     make_envs,
 )
 from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
+from rlpg.rollouts.records import record_of, wrapped
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
@@ -31,7 +32,9 @@ __all__ = [
     "hangs_end_the_process",
     "make_envs",
     "probe_action_mask",
+    "record_of",
     "reseed",
+    "wrapped",
 ]
 
 register_environments()

@@ -61,9 +61,9 @@ def make_envs(
     """`num_envs` copies of an environment in one seeded vector environment.
 
     Args:
-        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), a class or function
-            that makes an environment, one environment (closing it stays with who made it), or a
-            vector environment, used as it is but for its seeds.
+        env: an id (`CartPole-v1`, or `module:Id-v0`, which imports the module), Gymnasium's spec of
+            one, a class or function that makes an environment, one environment (closing it stays
+            with who made it), or a vector environment, used as it is but for its seeds.
         num_envs: how many. One environment object that cannot be copied stays alone.
         seed: of the run; every episode's seed is derived from it.
         kwargs: for the environment's constructor.
@@ -101,9 +101,11 @@ def make_envs(
             return _given_vector(env, wanted)
         if isinstance(env, gymnasium.Env):
             return _given_env(env, wanted)
-        if not isinstance(env, str):
+        if not isinstance(env, str | EnvSpec):
             return _from_factory(env, wanted)
-        return (_envpool if backend == "envpool" else _from_id)(env, wanted)
+        if backend == "envpool":
+            return _envpool(env, wanted)
+        return _from_id(env, wanted)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _from_factory(factory: Factory, wanted: _Wanted) -> MadeEnvs:
     return MadeEnvs(envs, _describe(environment_name(factory), wanted.num_envs, backend, note))
 
 
-def _from_id(env_id: str, wanted: _Wanted) -> MadeEnvs:
+def _from_id(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
     spec, version_note = find_spec(env_id)
     backend, num_envs, options = wanted.backend, wanted.num_envs, wanted.kwargs
     episode_cap = wanted.episode_cap
@@ -268,9 +270,14 @@ def _limited(make: Callable[[], AnyEnv], limit: int | None) -> AnyEnv:
     return gymnasium.wrappers.TimeLimit(env, limit)
 
 
-def _envpool(env_id: str, wanted: _Wanted) -> MadeEnvs:
+def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
     import envpool
 
+    if isinstance(env_id, EnvSpec):
+        raise EnvironmentSetupError(
+            f"backend: expected auto, native, sync or async for {env_id.id} with a spec of its own "
+            "(environment.wrappers), got envpool"
+        )
     known = envpool.list_all_envs()
     if env_id not in known:
         raise EnvironmentSetupError(unknown_id(env_id, known, "an id that EnvPool has"))
@@ -295,7 +302,7 @@ class LeftOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Does nothing."""
 
 
-def another_like(env: EnvSource) -> str | Factory | None:
+def another_like(env: EnvSource) -> str | EnvSpec | Factory | None:
     """What makes independent environments like this one; None where an object cannot be copied."""
     if isinstance(env, VectorEnv):
         return None

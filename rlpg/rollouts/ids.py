@@ -16,10 +16,11 @@ from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
 from gymnasium.vector import VectorEnv
 
 from rlpg.errors import EnvironmentSetupError, RlpgError, install
+from rlpg.rollouts.records import record_of
 
 AnyEnv = gymnasium.Env[Any, Any]
 Factory = Callable[..., AnyEnv]  # an environment's class, or a function that makes one
-EnvSource = str | AnyEnv | VectorEnv[Any, Any, Any] | Factory
+EnvSource = str | EnvSpec | AnyEnv | VectorEnv[Any, Any, Any] | Factory
 
 _INSTALL = {  # word in the import error -> what to type
     "box2d": install("box2d"),
@@ -32,13 +33,17 @@ _INSTALL = {  # word in the import error -> what to type
 }
 
 
-def find_spec(env_id: str) -> tuple[EnvSpec, str]:
+def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
     """The registered spec of an id, and a note where the id does not name its latest version.
+
+    A spec is its own.
 
     Raises:
         EnvironmentSetupError: unknown id (with the closest ones), or its module cannot be
             imported.
     """
+    if isinstance(env_id, EnvSpec):
+        return env_id, ""
     module, _, name = env_id.rpartition(":")
     if not module and name.startswith("ALE/"):
         module = "ale_py"  # registers its environments when it is imported
@@ -72,13 +77,19 @@ def find_spec(env_id: str) -> tuple[EnvSpec, str]:
 def environment_name(env: EnvSource) -> str:
     """The whole id of an environment; the class, or what makes it, where there is none.
 
+    An object that the id alone does not make again has a name that is no id: `Class(id)`.
+
     Raises:
         EnvironmentSetupError: it is nothing that makes environments.
     """
     if isinstance(env, str):
         return full_id(env)
-    if isinstance(env, gymnasium.Env | VectorEnv):
-        return str(env.spec.id) if env.spec is not None else type(env.unwrapped).__name__
+    if isinstance(env, gymnasium.Env | VectorEnv) and env.spec is None:
+        return type(env.unwrapped).__name__
+    if isinstance(env, gymnasium.Env | VectorEnv | EnvSpec):
+        spec: Any = env if isinstance(env, EnvSpec) else env.spec
+        env_id = str(spec.id)
+        return env_id if record_of(env) else f"{type(env).__name__}({env_id})"
     if callable(env) and not (isinstance(env, type) and not issubclass(env, gymnasium.Env)):
         made_by: Any = env
         while isinstance(made_by, partial):
@@ -112,6 +123,7 @@ def unknown_id(name: str, known: list[str], expected: str) -> str:
 def own_words(env: object) -> Iterator[None]:
     """Says in one line what Gymnasium says in many, and keeps its remarks off the terminal."""
     name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    name = env.id if isinstance(env, EnvSpec) else name
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"\x1b\[33mWARN: ")

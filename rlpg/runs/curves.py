@@ -134,6 +134,10 @@ class Curves:
             self._evaluations[name] = _Evaluations(self._folder, name, self._check, self._warn)
         self._evaluations[name].add(step, returns, lengths)
 
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        """Lengths of the episodes of each evaluation so far, `[episodes]` each."""
+        return [row for rows in self._evaluations.values() for row in rows.arrays()["ep_lengths"]]
+
     def flush(self) -> None:
         """Write what waits. Call it after logging a step and before saving its checkpoint."""
         self._emit()

@@ -32,13 +32,14 @@ def checked_record(record: object) -> dict[str, Any]:
     """
     if not isinstance(record, Mapping):
         raise UsageError(f"environment: expected a table, got {record!r:.60}")
-    expected = {"kwargs": "a table", "max_episode_steps": "a number of steps",
+    expected = {"kwargs": "a table", "wrappers": "a table",
+                "max_episode_steps": "a number of steps",
                 "episode_cap": "a number of steps"}  # fmt: skip
     if not isinstance(record.get("id"), str):
         raise UsageError(f"environment.id: expected an id, got {record.get('id')!r:.60}")
     for name, words in expected.items():
         value = record.get(name)
-        is_right = isinstance(value, Mapping) if name == "kwargs" else _is_count(value)
+        is_right = isinstance(value, Mapping) if words == "a table" else _is_count(value)
         if value is not None and not is_right:
             raise UsageError(f"environment.{name}: expected {words}, got {value!r:.60}")
     return dict(record)
@@ -72,6 +73,26 @@ def usable_kwargs(
                 f'env_kwargs={{"{name}": ...}}'
             ) from None
     return rest | own
+
+
+def usable_wrappers(recorded: Mapping[str, Any], source: object) -> dict[str, dict[str, Any]]:
+    """The wrappers of a file with their arguments, which are judged like the environment's.
+
+    Raises:
+        FileError: an argument that may not come from a file.
+    """
+    budget = _Budget()
+    for name, kwargs in recorded.items():
+        try:
+            if not isinstance(kwargs, Mapping):
+                raise _Refused("a table")
+            budget.spend(kwargs)
+        except _Refused as refused:
+            raise FileError(
+                f"{source}: environment.wrappers.{name:.40}: expected {refused} (it comes from a "
+                f"file), got {kwargs!r:.60}; make the environment yourself, and pass it: env="
+            ) from None
+    return {name: dict(kwargs) for name, kwargs in recorded.items()}
 
 
 class _Refused(ValueError):

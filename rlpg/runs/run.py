@@ -32,6 +32,7 @@ FILES = (
     "recipe.toml", "progress.jsonl", "monitor.csv", "evaluations.npz", "evaluations_stochastic.npz",
     "evaluation.json", "error.log",
 )  # fmt: skip
+Which = Literal["best", "last"]  # of a run's policies
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
 
@@ -201,7 +202,7 @@ def open_run(path: Path) -> RunFolder:
     return run
 
 
-def find_policy(path: Path, which: Literal["best", "last"] = "best") -> Path:
+def find_policy(path: Path, which: Which = "best") -> Path:
     """The file of a policy: `path` itself, the one in that folder, or one of the run in it.
 
     Args:

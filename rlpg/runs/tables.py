@@ -26,6 +26,9 @@ class EnvironmentSettings(Settings):
     """a Gymnasium id: CartPole-v1, or module:Id-v0"""
     kwargs: Arguments = field(default_factory=dict)
     """keyword arguments for the environment"""
+    wrappers: dict[str, Arguments] = field(default_factory=dict)
+    """wrappers of Gymnasium around it, the innermost first, with their keyword arguments:
+    {FlattenObservation = {}, RepeatAction = {num_repeats = 2}}"""
     backend: Literal["auto", "native", "sync", "async", "envpool"] = "auto"
     """how the copies run: vectorized by the environment, in this process, in worker processes"""
     max_episode_steps: Count | None = None
@@ -72,8 +75,9 @@ class PolicySettings(Settings):
     """continuous actions: a Gaussian clipped for the environment, a tanh-Gaussian, or a Beta"""
     std: Literal["independent", "dependent"] = "independent"
     """whether the Gaussian's width depends on the observation"""
-    log_std_init: Finite = 0.0
-    """log of the Gaussian's first standard deviation"""
+    log_std_init: Literal["auto"] | Finite = 0.0
+    """log of the Gaussian's first standard deviation (auto: the variances of all action dimensions
+    add up to 2.7)"""
     log_std_floor: Finite = -5.0
     """the log standard deviation never falls below this"""
     bernoulli: bool = False
@@ -127,13 +131,15 @@ class EvaluationSettings(Settings):
     table: ClassVar[str] = "evaluation"
 
     every: Count | None = None
-    """environment steps between evaluations (none: a twentieth of total_steps)"""
+    """environment steps between evaluations (none: a twentieth of total_steps, and none while the
+    evaluations have taken more steps than the training)"""
     episodes: Size = 10
     """episodes per evaluation"""
     num_envs: Size = 10
     """copies of the environment"""
-    final_episodes: Size = 100
-    """episodes of the evaluation after training"""
+    final_episodes: Literal["auto"] | Size = "auto"
+    """episodes of the evaluation after training (auto: 100, or from 10 on as many as take half as
+    many steps as the training)"""
     stochastic: bool = True
     """evaluate with sampled actions too, besides the deterministic ones"""
 

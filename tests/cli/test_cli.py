@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_the_help_of_train_shows_every_setting_with_its_default(
             assert f"--{key.replace('_', '-')} " not in text
             continue
         after = text.rpartition(f"--{key.replace('_', '-')} ")[2].partition("(default: ")[2]
-        assert after.startswith(f"{shown(value) or repr('')})"), key
+        assert after.startswith(f"{shlex.quote(shown(value))})"), key
     assert "clipped|squashed|beta" in text, "choices are listed"
     assert "--environment.kwargs.NAME VALUE" in text
 
@@ -116,7 +117,7 @@ def test_the_help_shows_the_recipe_that_would_be_used(capsys: pytest.CaptureFixt
 
 
 def test_the_help_does_not_show_what_an_agent_has_not(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--learner.clip-range" not in help_of(capsys, "train")
+    assert "--learner.clip-range" not in help_of(capsys, "train", "--agent", "a2c")
     text = help_of(capsys, "train", "--agent", "trpo")
     assert "--learner.line-search" in text
     assert "--learner.learning-rate " not in text
@@ -170,6 +171,7 @@ def another(value: object, key: str) -> str:
         "learner.learning_rate_schedule": "constant", "learner.entropy_coef_schedule": "linear",
         "policy.network": "nets:Mine", "policy.memory": "gru", "policy.factory": "nets:Policy",
         "policy.images": "false", "learner.value_hidden": "7,5", "policy.critic_only": "a,b",
+        "evaluation.final_episodes": "9",
     }  # fmt: skip
     if key in words:
         return words[key]
@@ -197,8 +199,10 @@ def test_every_setting_has_an_option(key: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("rlpg.training.run_recipe", instead)
     text = another(flatten(Recipe())[key], key)
+    start = ["train", "CartPole-v1", "--recipe", "default"]
+    start += [] if key == "agent" else ["--agent", "reinforce"]
     for words in ([f"--{key.replace('_', '-')}", text], [f"--{key}={text}"]):
-        assert cli.main(["train", "CartPole-v1", "--recipe", "default", *words]) == 130
+        assert cli.main([*start, *words]) == 130
         expected = override(Recipe(), {key: text, "environment.id": "CartPole-v1"})
         assert seen.pop() == expected
     assert flatten(expected)[key] != flatten(Recipe())[key]
@@ -622,3 +626,25 @@ def test_a_switch_needs_no_value_and_the_backend_no_prefix(
         cli.main(["train", "CartPole-v1", *words])
     assert [recipe.compile for recipe in seen] == [True, False]
     assert [recipe.environment.backend for recipe in seen] == ["sync", "auto"]
+
+
+def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--total-steps", "2000", "--agent", "ppo", "--rollout.num-envs=2"]
+    assert cli.main(["train", "Pendulum-v1", "--explain", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    why = {line.split()[0]: line for line in lines}
+    for key in flatten(Recipe.of("ppo")):
+        assert key in why, key
+    assert why["rollout.num_envs"].split(maxsplit=2)[1:] == ["2", "given"]
+    assert "0.5 " in why["policy.log_std_init"]
+    assert "by rule: the variances" in why["policy.log_std_init"]
+    assert why["learner.num_minibatches"].split()[1] == "4"  # 2 x 128 samples
+    assert why["evaluation.every"].split()[1] == "100"
+    assert why["learner.clip_range"].endswith("default of ppo")
+    assert not Path("runs").exists()
+    assert cli.main(["train", "Pendulum-v1", "--explain"]) == 0
+    shown = capsys.readouterr().out
+    assert "by rule: the one shipped" in shown
+    assert "the recipe shipped for Pendulum-v1" in shown

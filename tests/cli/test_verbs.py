@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,15 @@ import numpy as np
 import pytest
 
 from rlpg.cli import main
+from rlpg.errors import (
+    EnvironmentFault,
+    EstimatorError,
+    FileError,
+    NumericalFault,
+    SaveError,
+    TrainingError,
+    UsageError,
+)
 from rlpg.evaluation import Evaluation
 
 FOUND = Evaluation(np.array([1.0, 2.0]), np.array([3, 4]), deterministic=True)
@@ -38,7 +49,6 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlpg.training.run_recipe", run_recipe)
-    monkeypatch.setattr("rlpg.several.run_recipe", run_recipe)
     monkeypatch.setattr("rlpg.training.resume", resume)
     monkeypatch.setattr("rlpg.loading.load_saved", load_saved)
     monkeypatch.setattr("rlpg.evaluation.evaluate_saved", evaluate_saved)
@@ -93,3 +103,87 @@ def test_evaluate_plays_the_policy_and_the_actions_asked_for(
         {"env": None, "env_kwargs": {}, "episodes": 6, "seed": 8, "deterministic": deterministic,
          "num_envs": 2},
     ]  # fmt: skip
+
+
+# ---- several seeds, of which some fail
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, errors: dict[int, Exception]) -> list[int]:
+    """Runs that fail at some seeds; the seeds that were tried."""
+    tried: list[int] = []
+
+    def run_recipe(env: str, recipe: Any, run_dir: Path, **options: Any) -> Any:
+        tried.append(recipe.seed)
+        if recipe.seed in errors:
+            raise errors[recipe.seed]
+        return SimpleNamespace(path=Path(f"run-{recipe.seed}"), evaluation=FOUND)
+
+    monkeypatch.setattr("rlpg.training.run_recipe", run_recipe)
+    return tried
+
+
+SAVED_IN_PART = SimpleNamespace(path=Path("run-0"), evaluation=FOUND)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SaveError("the disk is full", SAVED_IN_PART),
+        TrainingError("it raised"),
+        EnvironmentFault("it hangs"),
+        NumericalFault("NaN"),
+        EstimatorError("cannot be right"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_save_error_of_one_seed_stopped_the_others(
+    error: Exception,
+    first: int,
+    told: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tried = failing(monkeypatch, {first: copy(error)})
+    assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) == 1
+    assert tried == [0, 1, 2]
+    out, err = capsys.readouterr()
+    assert err == f"rlpg: seed {first}: {error}\n"
+    trained = 3 if isinstance(error, SaveError) else 2
+    assert out.count("seed ") == trained
+    assert f"{trained} seeds: median return 1.50" in out
+
+
+def test_a_failing_seed_alone_is_told_as_it_is(
+    told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, {3: TrainingError("it raised")})
+    assert main(["train", "CartPole-v1", "--seed", "3"]) == 1
+    assert capsys.readouterr() == ("", "rlpg: it raised\n")
+
+
+@pytest.mark.parametrize("error", [UsageError("taken"), FileError("taken")], ids=type)
+def test_what_is_refused_at_the_first_seed_is_refused_for_all(
+    error: Exception, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = failing(monkeypatch, {0: copy(error), 1: copy(error)})
+    assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) == 2
+    assert tried == [0]
+    assert main(["train", "CartPole-v1", "--seeds", "2", "1", "3", "--jobs", "1"]) == 1, (
+        "a folder may be taken"
+    )
+    assert tried == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SaveError("interrupted, and the disk is full"), KeyboardInterrupt(), SystemExit(143)],
+    ids=type,
+)
+def test_what_stops_a_seed_by_a_signal_stops_all(
+    error: Any, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = failing(monkeypatch, {1: error})
+    with suppress(SystemExit):
+        assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) in (1, 130)
+    assert tried == [0, 1]

@@ -42,7 +42,9 @@ from made import ACTION_SPACES, SPACE, draw_rollout, flat_state, make_policy, we
 
 HEADS = [(head, None) for head in ACTION_SPACES] + [("product", "gru"), ("masked", "lstm")]
 each_head = pytest.mark.parametrize(("head", "memory"), HEADS)
-_PLAIN = {name: value for name, value in PLAIN.items() if name != "max_grad_norm"}
+_PLAIN = {
+    name: value for name, value in PLAIN.items() if name not in ("learning_rate", "max_grad_norm")
+}
 
 
 def natural(policy: Policy, baseline: str = "none", **options: Any) -> NaturalGradient:
@@ -342,6 +344,8 @@ class TestFaults:
         assert metrics["gradient/norm"] == 0.0
 
     def test_it_has_no_learning_rate(self) -> None:
+        learner = natural(make_policy())
+        assert "train/learning_rate" not in learner.update(draw_rollout(learner.policy, 0))
         for name in ("learning_rate", "max_grad_norm"):
             with pytest.raises(UsageError, match=f"{name}: no such setting of NaturalSettings"):
                 natural(make_policy(), **{name: 1.0})

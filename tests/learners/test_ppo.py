@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlpg import PPO, Baseline, Batch, Learner
 from rlpg.errors import UsageError
+from rlpg.learners.advantages import Advantages
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.settings import AGENTS
 from rlpg.policies import Policy, StandardPolicy
@@ -357,6 +358,34 @@ class TestRecomputedAdvantages:
                 learner.update(rollout)
         assert torch.equal(*map(weights, learners))
 
+    def test_the_critic_makes_one_pass_with_each_of_the_policy(self) -> None:
+        """It made `num_value_epochs` passes each time, and the advantages were computed twice."""
+        asked: list[Tensor] = []
+
+        class Noting(PPO):
+            def advantages(self, rollout: Rollout) -> Advantages:
+                found = super().advantages(rollout)
+                asked.append(found.returns)
+                return found
+
+        settings = {"num_epochs": 3, "recompute_advantages": True, "num_value_epochs": 7}
+        learner = Noting(make_policy(), "value", **(PLAIN | settings | {"gae_lambda": 0.9}))
+        taught: list[Tensor] = []
+        teach = learner.baseline.update
+
+        def update(samples: Any, returns: Tensor, *args: Any) -> dict[str, float]:
+            taught.append(returns)
+            return teach(samples, returns, *args)
+
+        learner.baseline.update = update  # type: ignore[method-assign]
+        metrics = learner.update(draw_rollout(learner.policy, 0))
+        assert len(asked) == len(taught) == 3
+        for returns, target in zip(asked, taught, strict=True):
+            assert returns is target, "the critic learns what its pass began with"
+        minibatches = PLAIN["num_value_minibatches"]
+        assert learner.baseline.state_dict()["optimizer"]["count"] == 3 * minibatches
+        assert math.isfinite(metrics["train/value_loss"])
+
     @pytest.mark.parametrize("memory", ["gru", "lstm"])
     def test_a_critic_with_memory_looks_from_the_rollouts_own_start(self, memory: str) -> None:
         # Its carry went on with every pass, and the second one valued the rollout as if it
@@ -482,6 +511,27 @@ class TestMinibatches:
         with pytest.raises(UsageError, match=r"num_minibatches: .* at most the \d+ samples"):
             learner.update(draw_rollout(learner.policy, 0))
 
+    @pytest.mark.parametrize("memory", [None, "gru"])
+    @pytest.mark.parametrize("name", ["num_minibatches", "num_value_minibatches"])
+    def test_more_than_a_rollout_has_are_refused_before_there_is_one(
+        self, name: str, memory: str | None
+    ) -> None:
+        def with_so_many(count: int) -> PPO:
+            settings: dict[str, Any] = {name: count}
+            return PPO(make_policy(memory=memory), **settings)
+
+        most, what = (8 * 4, "samples") if memory is None else (4, "environments")
+        with_so_many(most).check_rollouts(8, 4)
+        learner = with_so_many(most + 1)
+        expected = rf"^learner.{name}: expected at most the {most} {what}"
+        with pytest.raises(UsageError, match=expected):
+            learner.check_rollouts(8, 4)
+        if memory is None:
+            learner.check_rollouts(None, 4)  # episodes: nobody knows how long they are
+        else:
+            with pytest.raises(UsageError, match=expected):
+                learner.check_rollouts(None, 4)
+
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_slots_that_are_not_valid_may_hold_anything(memory: str | None) -> None:
@@ -553,5 +603,6 @@ def test_minibatches_keep_their_size(memory: str | None, num_envs: int, expected
     )  # fmt: skip
     learner = PPO(policy, num_epochs=1)
     learner.update(Collector(envs, policy, seed=0).steps(32))
-    steps = int(learner.state_dict()["optimizer"]["count"])
-    assert steps == expected, "64 samples each, and no more than there are environments"
+    state = learner.state_dict()
+    assert state["optimizer"]["count"] == expected, "64 samples, not more than environments"
+    assert state["baseline"]["optimizer"]["count"] == 10 * expected

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from rlpg import PPO, Learner, Reinforce
 from rlpg.errors import RecipeError
 from rlpg.learners.settings import (
     AGENTS,
@@ -16,6 +18,9 @@ from rlpg.learners.settings import (
     agents_with,
 )
 from rlpg.runs.recipe import Recipe, flatten
+
+sys.path.append(str(Path(__file__).parent))
+from made import make_policy
 
 
 @pytest.mark.parametrize("baseline", ["none", "moving_average", "time_step", "leave_one_out"])
@@ -46,6 +51,12 @@ def test_the_defaults_of_an_agent_are_its_own(name: str) -> None:
     flat = flatten(Recipe.of(name))
     assert {key: flat[key] for key in AGENTS[name].defaults} == dict(AGENTS[name].defaults)
     assert type(Recipe.of(name).learner) is AGENTS[name].settings
+
+
+@pytest.mark.parametrize(("name", "learner"), [("reinforce", Reinforce), ("ppo", PPO)])
+def test_a_class_has_the_defaults_of_its_agent(name: str, learner: type[Learner]) -> None:
+    """`rlpg.PPO(policy)` had those of `reinforce`."""
+    assert learner(make_policy()).settings == Recipe.of(name).learner
 
 
 def test_importing_the_learners_imports_no_torch() -> None:

@@ -92,9 +92,14 @@ class TestPacking:
             (spaces.Discrete(3, start=2), np.array([1, 2]), "values from 2 to 4, got 1"),
             (spaces.MultiDiscrete([2, 3]), np.array([[1, 2], [2, 0]]), "got 2"),
             (spaces.MultiBinary(1), np.array([[0], [2]], np.int8), "from 0 to 1, got 2"),
-            (spaces.Dict({"a": spaces.Discrete(2)}), {"b": np.zeros(2)}, r"observation\['a'\]"),
-            (spaces.Dict({"a": spaces.Discrete(2)}), np.zeros(2), r"observation\['a'\]"),
-            (spaces.Tuple((spaces.Discrete(2),)), (), r"observation\[0\]"),
+            (
+                spaces.Dict({"a": spaces.Discrete(2)}),
+                {"b": np.zeros(2)},
+                r"observation\['a'\]: .*, got no 'a' in a dict of 'b'; check",
+            ),
+            (spaces.Dict({"a": spaces.Discrete(2)}), np.zeros(2), r"got no 'a' in a ndarray"),
+            (spaces.Dict({"a": spaces.Discrete(2)}), None, r"got no 'a' in a NoneType"),
+            (spaces.Tuple((spaces.Discrete(2),)), (), r"observation\[0\]: .*, got no 0 in a tuple"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, space, obs, message):

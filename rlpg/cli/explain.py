@@ -1,0 +1,81 @@
+"""`rlpg train ENV --explain`: every setting of the run, its value, and why it has this value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from rlpg.components import (
+    make_learner,
+    make_policy,
+    resolved,
+    training_envs,
+    with_what_auto_came_to,
+)
+from rlpg.learners.rules import REASONS, num_minibatches
+from rlpg.learners.settings import AGENTS
+from rlpg.references import UserParts
+from rlpg.runs.recipe import Recipe, diff, flatten
+from rlpg.training import EVALUATIONS, LOG_ENTRIES
+
+WIDEST_VALUE = 24
+
+
+def explained(
+    recipe: Recipe, base: Recipe, base_name: str, given: Collection[str], parts: UserParts
+) -> Iterator[str]:
+    """One line for each setting, after what the environment is.
+
+    Args:
+        recipe: what would be trained with.
+        base: the recipe before the options.
+        base_name: where it is from.
+        given: keys of the options.
+        parts: the user's own.
+    """
+    before = flatten(recipe)
+    recipe = resolved(recipe, parts)
+    with training_envs(recipe.environment.id, recipe) as (envs, description):
+        learner = make_learner(make_policy(envs, recipe, parts), recipe, parts)
+        yield description
+        yield learner.policy.observations.describe_in_words()
+    agent = recipe.agent
+    own = diff(base, Recipe.of(agent, type(base.learner)))
+    of_agent = diff(Recipe.of(agent, type(base.learner)), Recipe())
+    values = flatten(with_what_auto_came_to(recipe, learner)) | followed(recipe)
+    for key, value in values.items():
+        if key in given or key == "environment.id":
+            why = "given"
+        elif value != before[key] or before[key] == "auto" or key == "agent":
+            why = f"by rule: {REASONS[key]}"
+        elif key in own:
+            why = base_name
+        else:
+            why = f"default of {agent}" if key in of_agent and agent in AGENTS else "default"
+        yield f"{key:<34} {shown(value):<{WIDEST_VALUE}} {why}"
+
+
+def followed(recipe: Recipe) -> dict[str, Any]:
+    """What follows from the size of a run and of a rollout."""
+    total, rollout, learner = recipe.total_steps, recipe.rollout, recipe.learner
+    every = recipe.evaluation.every or max(total // EVALUATIONS, 1)
+    found: dict[str, Any] = {
+        "evaluation.every": every,
+        "checkpoint.every": recipe.checkpoint.every or max(total // EVALUATIONS, 1),
+        "log.every": recipe.log.every or max(total // LOG_ENTRIES, 1),
+    }
+    size = rollout.num_envs * rollout.num_steps
+    most = rollout.num_envs if recipe.policy.memory else size
+    for name in ("num_minibatches", "num_value_minibatches"):
+        if name in learner.names() and rollout.episodes_per_env is None:
+            found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, most)
+    return found
+
+
+def shown(value: object) -> str:
+    """As it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "()"
+    return "none" if value is None else f"{value:_}" if isinstance(value, int) else str(value)

@@ -1,0 +1,68 @@
+"""Settings that follow from others: every rule and its reason, in one place; imports no torch.
+
+A setting that is `auto` gets what its rule says once the environment is known. `rlpg train ENV
+--explain` prints what came of it, with these reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+GAE_LAMBDA = 0.95
+DISCRETE_ENTROPY_COEF = 0.02
+MINIBATCH_SIZE = 64  # samples
+NOISE_VARIANCE = 2.7  # of all dimensions of a continuous action together
+
+
+def log_std_init(num_action_dims: int) -> float:
+    """Log of a Gaussian's first standard deviation, for D continuous action dimensions."""
+    return round(0.5 * math.log(NOISE_VARIANCE / max(num_action_dims, 1)), 2)
+
+
+def entropy_coef(is_discrete: bool) -> float:
+    """Weight of the entropy bonus."""
+    return DISCRETE_ENTROPY_COEF if is_discrete else 0.0
+
+
+def gae_lambda(predicts_values: bool, truncated_return: str) -> float | None:
+    """GAE's weight of longer returns; None, also where a cut end means something else: no GAE."""
+    return GAE_LAMBDA if predicts_values and truncated_return in ("auto", "bootstrap") else None
+
+
+def truncated_return(predicts_values: bool) -> Literal["bootstrap", "terminal"]:
+    """What the cut end of an episode means."""
+    return "bootstrap" if predicts_values else "terminal"
+
+
+def num_minibatches(wanted: Literal["auto"] | int, num_samples: int, most: int) -> int:
+    """Minibatches of a rollout, as many as are wanted, else by rule, and then at most `most`."""
+    return min(max(1, num_samples // MINIBATCH_SIZE), most) if wanted == "auto" else wanted
+
+
+REASONS: Mapping[str, str] = MappingProxyType({
+    "agent": "the one shipped for the environment, else ppo",
+    "policy.log_std_init": "the variances of all action dimensions add up to 2.7; one dimension "
+    "has to try its whole range, many at once would drown in noise",
+    "policy.images": "whole numbers from 0 to 255, at least 36 x 36, are images",
+    "environment.backend": "the fastest way that can be resumed to the same bits",
+    "rollout.episodes_per_env": "without predicted values nobody knows what the cut end of an "
+    "episode is worth, so whole episodes are collected",
+    "learner.gae_lambda": "0.95 where the baseline predicts values, else the whole return",
+    "learner.truncated_return": "a cut end is worth what the baseline predicts; where it predicts "
+    "nothing, the episode counts as ended",
+    "learner.entropy_coef": "0.02 for discrete actions: taught by a large penalty to do nothing, a "
+    "policy would keep doing nothing; 0 for continuous ones, whose entropy grows without bound",
+    "learner.num_minibatches": "of about 64 samples, however large the rollout is; with memory of "
+    "whole environments",
+    "learner.num_value_minibatches": "as learner.num_minibatches",
+    "learner.value_hidden": "the layers of the policy",
+    "evaluation.every": "a twentieth of total_steps, while evaluations have not taken more steps "
+    "than the training",
+    "evaluation.final_episodes": "100, or from 10 on as many as take half as many steps as the "
+    "training",
+    "checkpoint.every": "as often as evaluations, and after a minute at the latest",
+    "log.every": "a 500th of total_steps",
+})  # fmt: skip

@@ -1,0 +1,47 @@
+"""The exceptions: what the docs and the command line say about each."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from rlpg import cli, errors
+
+DOCS = Path(__file__).parent.parent / "docs" / "errors.md"
+ERRORS = [
+    kind
+    for kind in vars(errors).values()
+    if inspect.isclass(kind) and issubclass(kind, errors.RlpgError)
+]
+
+
+def test_the_docs_have_the_tree_of_exceptions() -> None:
+    tree = (errors.__doc__ or "").strip().split("\n\n", 1)[1]
+    assert "\n".join(f"    {line}".rstrip() for line in tree.splitlines()) in DOCS.read_text()
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_every_exception_is_in_the_tree_with_its_exit_code(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stated(kind: type[Exception]) -> str:
+        """The exit code on its line, else on the line of its base."""
+        line = re.search(rf"{kind.__name__}\b.*", errors.__doc__ or "")
+        assert line is not None, kind
+        code = re.search(r"exit code (\d)", line[0])
+        if code is None:
+            base = kind.__base__
+            assert base is not None
+            return stated(base)
+        return code[1]
+
+    def fail(words: list[str]) -> int:
+        raise kind("it failed")
+
+    monkeypatch.setattr(cli, "run", fail)
+    code = cli.main(["agents"])
+    assert capsys.readouterr().err == "rlpg: it failed\n"
+    assert code == (1 if kind is errors.RlpgError else int(stated(kind)))
