@@ -33,6 +33,7 @@ class Hooks:
     on_log: OnLog | None = None
     loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
+    say: Callable[[str], None] | None = None  # is told what a person should see, in a line
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlpg.assembly import Hooks
 from rlpg.components import find_recipe, settings_of
@@ -53,6 +55,16 @@ class Finished:
 
     path: Path
     evaluation: Evaluation | None
+
+
+class Work(Protocol):
+    """What processes do, each with another seed or number."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def stop_at_return(self) -> float | None: ...
+    def run(self, seed: int, hooks: Hooks, *, quiet: bool) -> Finished: ...
 
 
 @dataclass(frozen=True)
@@ -133,11 +145,12 @@ def train_seeds(
 
 
 def run_seeds(
-    training: Training,
+    training: Work,
     seeds: Sequence[int],
     *,
     jobs: int | None,
     quiet: bool,
+    name: str = "seed",
     done: Callable[[int, Finished], None] = lambda seed, finished: None,
     failed: Callable[[int, RlpgError], None] = lambda seed, error: None,
 ) -> tuple[dict[int, Finished], dict[int, RlpgError]]:
@@ -145,6 +158,7 @@ def run_seeds(
 
     Args:
         jobs: as for `train_seeds`.
+        name: what a seed is called.
         done, failed: are told at once when a run is done, or has failed.
 
     Raises:
@@ -160,7 +174,7 @@ def run_seeds(
         raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
     if jobs is None:
         jobs = max(1, num_cores() // training.recipe.threads)
-    several = _Several(training, seeds, done, failed)
+    several = _Several(training, seeds, name, done, failed)
     if min(jobs, len(seeds)) == 1:
         several.one_by_one(quiet=quiet)
     else:
@@ -175,12 +189,13 @@ class _Several:
 
     def __init__(
         self,
-        training: Training,
+        training: Work,
         seeds: Sequence[int],
+        name: str,
         done: Callable[[int, Finished], None],
         failed: Callable[[int, RlpgError], None],
     ) -> None:
-        self._training, self._seeds = training, seeds
+        self._training, self._seeds, self._name = training, seeds, name
         self._tell_done, self._tell_failed = done, failed
         self.finished: dict[int, Finished] = {}
         self.errors: dict[int, RlpgError] = {}
@@ -189,7 +204,8 @@ class _Several:
         """Here, one after the other."""
         for seed in self._seeds:
             try:
-                hooks = Hooks(stop_at_return=self._training.stop_at_return)
+                say = None if quiet else partial(print, file=sys.stderr)
+                hooks = Hooks(stop_at_return=self._training.stop_at_return, say=say)
                 self._done(seed, self._training.run(seed, hooks, quiet=quiet))
             except RlpgError as error:
                 is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
@@ -210,7 +226,7 @@ class _Several:
         whole = _pickled(self._training)
         waiting = list(self._seeds)
         running: dict[int, tuple[Any, Connection]] = {}
-        titles = {seed: f"seed {seed}" for seed in self._seeds}
+        titles = {seed: f"{self._name} {seed}" for seed in self._seeds}
         display = Displays(list(titles.values()), self._training.recipe.total_steps, quiet=quiet)
         told = False
         with display, StopSignals() as stop:
@@ -249,6 +265,9 @@ class _Several:
         if kind == "log":
             display.update(title, *rest)
             return False
+        if kind == "line":
+            display.line(f"{title}: {rest[0]}")
+            return False
         if kind == "warning":
             display.warn(f"{title}: {rest[0]}")
             return False
@@ -277,7 +296,7 @@ class _Several:
         self._tell_failed(seed, error)
 
 
-def _pickled(training: Training) -> bytes:
+def _pickled(training: Work) -> bytes:
     try:
         whole = pickle.dumps(training)
     except Exception as error:  # whatever the parts' own __reduce__ raises
@@ -339,10 +358,11 @@ def _process(whole: bytes, seed: int, pipe: Connection) -> None:
     say: Callable[..., None] = lambda *message: _send(pipe, message)  # noqa: E731
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        training: Training = pickle.loads(whole)
+        training: Work = pickle.loads(whole)
         hooks = Hooks(
             on_log=lambda step, metrics: say("log", step, metrics),
             stop_at_return=training.stop_at_return,
+            say=lambda text: say("line", text),
         )
         with _warnings_told(say):
             say("began")

@@ -188,7 +188,7 @@ def run_recipe(
             "got none; give one, or start torchrun without --max-restarts"
         )
     if path is not None and attempt > 0 and files.exists(path / "recipe.toml"):
-        return _resumed(path, env, None, None, parts, hooks, exact=False, quiet=quiet)
+        return resume_run(path, env, parts, hooks, quiet=quiet)
     with joined(), ExitStack() as stack:
         try:
             components = stack.enter_context(assembled(env, recipe, parts, hooks, quiet=quiet))
@@ -261,22 +261,24 @@ def resume(
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     hooks = Hooks(on_log, loggers, stop_at_return)
     quiet = is_quiet(quiet)
-    return _resumed(
-        Path(path), env, env_kwargs, total_steps, parts, hooks, exact=exact, quiet=quiet
-    )
+    return resume_run(
+        Path(path), env, parts, hooks,
+        env_kwargs=env_kwargs, total_steps=total_steps, exact=exact, quiet=quiet,
+    )  # fmt: skip
 
 
-def _resumed(
+def resume_run(
     path: Path,
     env: EnvSource | None,
-    env_kwargs: Mapping[str, Any] | None,
-    total_steps: int | None,
     parts: UserParts,
     hooks: Hooks,
     *,
-    exact: bool,
+    env_kwargs: Mapping[str, Any] | None = None,
+    total_steps: int | None = None,
+    exact: bool = False,
     quiet: bool,
 ) -> Run:
+    """`resume` with the caller's parts and hooks put together."""
     with joined():
         folder = from_first(lambda: open_run(path))
         recipe = before = from_first(
