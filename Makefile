@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# Processes that share the tests.
+WORKERS ?= auto
+
 # How long `make soak` is.
 KILLS ?= 300
 FUZZ_MINUTES ?= 10
@@ -35,7 +38,7 @@ train: install
 	$(BIN)/rlpg train CartPole-v1
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # The lowest versions that pyproject.toml promises work. torch is the pinned one.
 LOWEST := $(CURDIR)/.venv-lowest/bin

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlpg import errors
     from rlpg.checking import check_env
     from rlpg.checks.report import Finding, Report
     from rlpg.errors import RlpgError
@@ -66,6 +67,7 @@ __all__ = [
     "Value",
     "check_env",
     "compare",
+    "errors",
     "estimators",
     "evaluate",
     "gradcheck",
@@ -135,8 +137,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Public names are looked up when used: `rlpg --help` and `gymnasium.make` need no torch."""
-    if name == "estimators":  # a module itself, which nobody may have imported yet
-        return importlib.import_module("rlpg.gradients.estimators")
+    modules = {"estimators": "rlpg.gradients.estimators", "errors": "rlpg.errors"}
+    if name in modules:  # a module itself, which nobody may have imported yet
+        return importlib.import_module(modules[name])
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'rlpg' has no attribute {name!r}")

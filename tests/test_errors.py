@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,11 @@ ERRORS = [
 def test_the_docs_have_the_tree_of_exceptions() -> None:
     tree = (errors.__doc__ or "").strip().split("\n\n", 1)[1]
     assert "\n".join(f"    {line}".rstrip() for line in tree.splitlines()) in DOCS.read_text()
+
+
+def test_rlpg_errors_was_no_attribute_before_somebody_imported_it() -> None:
+    program = "import rlpg, sys; assert rlpg.errors.UsageError; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("kind", ERRORS)
