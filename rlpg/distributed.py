@@ -8,7 +8,11 @@ A process that is alone gets its own numbers back, and torch.distributed is not 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(hours=1)  # for a rank that is silent; one that is dead is noticed at once
+MEETING = timedelta(minutes=10)  # for all ranks to be there
 
 
 def is_alone() -> bool:
@@ -74,12 +79,53 @@ def joined() -> Iterator[None]:
             "torchrun: expected a torch with gloo, got one without; install another build of torch"
         )
     has_nccl = torch.cuda.is_available() and group.is_nccl_available()
+    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _lost():
-        group.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=TIMEOUT)
+        store, _, _ = next(group.rendezvous("env://", number, size, timeout=MEETING))
+        group.init_process_group(
+            "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
+            store=_fresh(store, number, size),
+            rank=number,
+            world_size=size,
+            timeout=TIMEOUT,
+        )
+    threading.Thread(target=_outlive_no_parent, args=(os.getppid(),), daemon=True).start()
     try:
         yield
     finally:
         group.destroy_process_group()
+
+
+def _fresh(store: Any, number: int, size: int) -> Any:
+    """The store under a name that ranks of an earlier attempt have not used.
+
+    torchrun keeps one store for all attempts, with the addresses of ranks that are dead: the ranks
+    of this attempt greet the first one, which gives each that answers the same new name.
+    """
+    own = uuid.uuid4().hex
+    if number > 0:
+        store.set(f"rlpg/greeting/{number}", own)
+        name = store.get(f"rlpg/name/{own}").decode()  # waits until it is there
+        store.set(f"rlpg/known/{name}/{number}", "")
+        return _group().PrefixStore(name, store)
+    deadline, waiting = time.monotonic() + MEETING.total_seconds(), set(range(1, size))
+    while waiting:
+        for other in list(waiting):
+            if store.check([greeting := f"rlpg/greeting/{other}"]):
+                store.set(f"rlpg/name/{store.get(greeting).decode()}", own)
+            if store.check([f"rlpg/known/{own}/{other}"]):
+                waiting.remove(other)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nothing from rank {min(waiting)}")
+        time.sleep(0.01)
+    return _group().PrefixStore(own, store)
+
+
+def _outlive_no_parent(parent: int) -> None:
+    """Save and end where torchrun has been killed: nobody would end the ranks."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def share(name: str, number: int) -> int:

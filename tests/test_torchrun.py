@@ -38,16 +38,14 @@ def torchrun(ranks: int, *words: object, restarts: int = 0) -> Iterator[subproce
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    workers: set[int] = set()
     try:
         yield process
     finally:
-        workers |= set(children(process.pid))
+        workers = children(process.pid)
         process.kill()
+        for worker in filter(has_rank, workers):  # they hold the pipes
+            os.kill(worker, signal.SIGKILL)
         process.communicate()
-        for worker in workers:
-            if has_rank(worker):
-                os.kill(worker, signal.SIGKILL)
 
 
 def run(ranks: int, *words: object, restarts: int = 0) -> subprocess.CompletedProcess[bytes]:
@@ -194,6 +192,16 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
         process.communicate(timeout=100)
         assert process.returncode == 1
         assert not any(map(has_rank, workers))
+    assert newest(tmp_path / "run").step > 0
+
+
+def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path: Path) -> None:
+    words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000"]
+    with torchrun(2, *words, "--run-dir", tmp_path / "run") as process:
+        wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")), "no checkpoint")
+        workers = [w for w in children(process.pid) if has_rank(w)]
+        os.kill(process.pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(has_rank, workers)), "orphans")
     assert newest(tmp_path / "run").step > 0
 
 
