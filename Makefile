@@ -11,12 +11,13 @@ KILLS ?= 300
 FUZZ_MINUTES ?= 10
 SOAK_MINUTES ?= 120
 
-.PHONY: help install train test lint lowest soak clean
+.PHONY: help install train test docs lint lowest soak clean
 
 help:
 	@echo "make install   .venv with a working .venv/bin/rlpg"
 	@echo "make train     train CartPole-v1, evaluate it, say what to do next"
 	@echo "make test      install everything, run the tests, the linters and the type checker"
+	@echo "make docs      the documentation as a site, in build/docs/index.html"
 	@echo "make lowest    install the lowest versions of pyproject.toml in .venv-lowest, train and test there"
 	@echo "make soak      what takes hours: learning to a threshold, 300 kills, mutants, fuzzing, two"
 	@echo "               hours of training; shorter: make soak KILLS=30 FUZZ_MINUTES=1 SOAK_MINUTES=4"
@@ -39,6 +40,10 @@ train: install
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+docs: .venv/installed-dev
+	$(BIN)/python -m sphinx -W -q docs build/docs
+	@echo "open build/docs/index.html"
 
 # The lowest versions that pyproject.toml promises work. torch is the pinned one.
 LOWEST := $(CURDIR)/.venv-lowest/bin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import num_ranks, rank, share
-from rlpg.errors import UsageError
+from rlpg.errors import RlpgError, UsageError
 from rlpg.gradients.baselines import Baseline, Value
 from rlpg.learners import Learner, rules
 from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
@@ -230,6 +230,19 @@ def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def made_by_own_part(kind: str, name: str) -> Iterator[None]:
+    """Says in one line what goes wrong where code of the user's is called to make something."""
+    try:
+        yield
+    except RlpgError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{kind}: expected {name} to make one, got {type(error).__name__}: {error}"
+        ) from error
+
+
 def make_policy(
     envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts | None = None
 ) -> Policy:
@@ -241,11 +254,27 @@ def make_policy(
     if settings.factory is not None:
         reference = Reference(settings.factory, settings.kwargs)
         factory = parts.find("policy", reference)
-        return make_own_policy(factory, reference, *both, info_mask=info_mask, generator=generator)
-    network = None
-    if settings.network is not None:
-        reference = Reference(settings.network, settings.network_kwargs)
-        network = parts.find("network", reference)
+        with made_by_own_part("policy", settings.factory):
+            return make_own_policy(
+                factory, reference, *both, info_mask=info_mask, generator=generator
+            )
+    if settings.network is None:
+        return _standard_policy(both, recipe, None, info_mask, generator)
+    reference = Reference(settings.network, settings.network_kwargs)
+    network = parts.find("network", reference)
+    with made_by_own_part("network", settings.network):
+        return _standard_policy(both, recipe, network, info_mask, generator)
+
+
+def _standard_policy(
+    both: tuple[Space[Any], Space[Any]],
+    recipe: Recipe,
+    network: Callable[..., Any] | None,
+    info_mask: int,
+    generator: torch.Generator,
+) -> StandardPolicy:
+    """The policy that ships, for an observation space and an action space."""
+    settings = recipe.policy
     return StandardPolicy(
         *both,
         generator=generator,
@@ -260,7 +289,7 @@ def make_policy(
         observation_clip=settings.observation_clip,
         gaussian=settings.gaussian,
         std=settings.std,
-        log_std_init=log_std_init(recipe, envs.single_action_space),
+        log_std_init=log_std_init(recipe, both[1]),
         log_std_floor=settings.log_std_floor,
         bernoulli=settings.bernoulli,
         info_mask=info_mask,
@@ -292,7 +321,9 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
     if ":" in baseline:
         baseline = parts.baseline
         if not isinstance(baseline, Baseline):
-            baseline = parts.find("baseline", Reference(settings.baseline))()
+            make = parts.find("baseline", Reference(settings.baseline))
+            with made_by_own_part("baseline", settings.baseline):
+                baseline = make()
         if not isinstance(baseline, Baseline):
             raise UsageError(
                 f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"

@@ -23,6 +23,7 @@ from rlpg.components import (
     make_learner,
     make_policy,
     seed_sequence,
+    with_record,
     with_usable_kwargs,
 )
 from rlpg.errors import UsageError, install
@@ -158,10 +159,10 @@ def diagnose(
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
     own = recipe.environment.id
-    env = environment_to_make(own, env, folder.path)
+    made, recipe = with_record(environment_to_make(own, env, folder.path), recipe)
     copies = min(episodes // 2, 32)  # at least two rounds
-    options = environment_options(env, recipe)
-    envs, _ = make_envs(env, copies, seed=seed_sequence(seed, "evaluation"), **options)
+    options = environment_options(made, recipe)
+    envs, _ = make_envs(made, copies, seed=seed_sequence(seed, "evaluation"), **options)
     with cpu_threads(recipe.threads), closing(envs):
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)

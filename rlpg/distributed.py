@@ -81,7 +81,7 @@ def joined() -> Iterator[None]:
     has_nccl = torch.cuda.is_available() and group.is_nccl_available()
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _lost():
-        store, _, _ = next(group.rendezvous("env://", number, size, timeout=MEETING))
+        store, _, _ = next(_group().rendezvous("env://", number, size, timeout=MEETING))
         group.init_process_group(
             "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
             store=_fresh(store, number, size),

@@ -1,21 +1,23 @@
 """Everything that can go wrong on purpose.
 
-RlpgError
-├── UsageError              what the user typed or passed cannot be used (exit code 2)
-│   ├── RecipeError         an unknown or ill-typed field of a recipe
-│   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
-│   ├── MissingPartError    a file names a part of the user's own, which was not given
-│   └── SpaceError          an observation or action space that is unsupported or does not fit
-├── EstimatorError          a gradient that was asked for cannot be right (exit code 1)
-│   └── InconclusiveError   gradcheck cannot tell: the noise is as large as the bias it looks for
-├── FileError               a file that is missing, damaged or not ours (exit code 2)
-└── TrainingError           a run that had to stop (exit code 1)
-    ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
-    ├── NumericalFault      a loss, gradient or parameter stopped being finite
-    ├── SaveError           a run that is done, but not everything of it could be saved
-    └── SeedsError          of several runs, some failed; the others are done
+    RlpgError
+    ├── UsageError              what the user typed or passed cannot be used (exit code 2)
+    │   ├── RecipeError         an unknown or ill-typed field of a recipe
+    │   ├── EnvironmentSetupError   an environment that is unknown or cannot be built
+    │   ├── MissingPartError    a file names a part of the user's own, which was not given
+    │   └── SpaceError          an observation or action space that is unsupported or does not fit
+    ├── EstimatorError          a gradient that was asked for cannot be right (exit code 1)
+    │   └── InconclusiveError   gradcheck cannot tell: the noise is as large as the bias it seeks
+    ├── FileError               a file that is missing, damaged or not ours (exit code 2)
+    └── TrainingError           a run that had to stop (exit code 1)
+        ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
+        ├── NumericalFault      a loss, gradient or parameter stopped being finite
+        ├── SaveError           a run that is done, but not everything of it could be saved
+        └── SeedsError          of several runs, some failed; the others are done
 
-RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
+    RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
+
+`except rlpg.RlpgError` catches every error of the tree.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Fragile(gymnasium.Env[Any, Any]):
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":
-                time.sleep(60)
+                time.sleep(280)
         return True
 
 
@@ -131,7 +131,7 @@ def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> 
     began = time.monotonic()
     with pytest.raises(EnvironmentFault) as caught:
         train(fault, backend)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("step 39"), "the first step is step 0"

@@ -225,11 +225,14 @@ def test_a_signal_lets_the_iteration_end_and_saves(
     run = [*command, "train", "CartPole-v1", *options, "--run-dir", str(tmp_path / "run")]
     process = subprocess.Popen([*run, "--total-steps=100_000_000"], stderr=subprocess.PIPE)
     progressing = tmp_path / "run/policy/policy.safetensors"
-    deadline = time.monotonic() + 60
-    while not progressing.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    deadline = time.monotonic() + 250
+    try:
+        while not progressing.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=250)
+    finally:
+        process.kill()
     assert process.returncode == code, errors
     saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None

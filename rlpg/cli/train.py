@@ -101,6 +101,8 @@ class Train(Importing):
         )
 
     def check(self) -> None:
+        if self.seeds == ():
+            raise UsageError("--seeds: expected at least one seed, got none")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
 

@@ -116,6 +116,8 @@ def check_folder(option: str, path: Path | None) -> None:
     """UsageError where a file could not be written in the end."""
     if path is not None and not path.absolute().parent.is_dir():
         raise UsageError(f"{option}: expected a file in a folder that exists, got {path}")
+    if path is not None and path.is_dir():
+        raise UsageError(f"{option}: expected a file, got the folder {path}")
 
 
 def check_extra(option: str, module: str, extra: str) -> None:

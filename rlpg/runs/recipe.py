@@ -250,7 +250,7 @@ def load_recipe(
     """
     data = files.read(Path(path), limit=LARGEST_FILE)
     try:
-        return loads(data.decode(), source=str(path), agent=agent, resolve=resolve)
+        return loads(data.decode("utf-8-sig"), source=str(path), agent=agent, resolve=resolve)
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: expected UTF-8 text, got {error.reason}") from None
     except RecipeError as error:

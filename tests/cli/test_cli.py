@@ -25,10 +25,9 @@ from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import newest_checkpoint
 
 FAST = [
-    "--recipe", "default", "--agent", "reinforce", "--total-steps", "200",
-    "--rollout.num-envs", "4",
-    "--rollout.num_steps", "16", "--policy.hidden", "8", "--evaluation.episodes", "2",
-    "--evaluation.final-episodes", "3", "--log.every", "64",
+    "--agent", "reinforce", "--recipe", "default", "--total-steps", "200",
+    "--rollout.num-envs", "4", "--rollout.num_steps", "16", "--policy.hidden", "8",
+    "--evaluation.episodes", "2", "--evaluation.final-episodes", "3", "--log.every", "64",
 ]  # fmt: skip
 
 
@@ -379,6 +378,12 @@ def test_evaluate_refuses_another_environment(
         ("train CartPole-v1 --total-steps 0", "total_steps: expected an integer >= 1, got 0"),
         ("train CartPole-v1 --rollout.num-envs 1.5", "expected an integer >= 1, got '1.5'"),
         ("train CartPole-v1 --policy.hidden 8,x", "policy.hidden: expected a list"),
+        ("train CartPole-v1 --policy.network os:getcwd", "network: expected os:getcwd to make one"),
+        ("train CartPole-v1 --policy.factory json:loads", "policy: expected json:loads to"),
+        ("train CartPole-v1 --learner.baseline json:loads", "baseline: expected json:loads"),
+        ("evaluate CartPole-v1-reinforce --json .", "--json: expected a file, got the folder ."),
+        ("check-env CartPole-v1 --json ..", "--json: expected a file, got the folder .."),
+        ("train CartPole-v1 --seeds=", "--seeds: expected at least one seed, got none"),
         ("train CartPole-v1 --seeds 1 1", "--seeds: expected different seeds"),
         ("train CartPole-v1 --seeds 1 2 --jobs 0", "--jobs: expected an integer >= 1 or none"),
         ("train CartPole-v1 --seeds -1", "--seeds: expected a list, each entry an integer >= 0"),

@@ -163,14 +163,14 @@ def fault_of(
         began = time.monotonic()
         with StopSignals(), pytest.raises(EnvironmentFault) as caught:  # as a training does
             collector.steps(steps)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 100
         message = str(caught.value)
         assert "\n" not in message
         return message
     finally:
         began = time.monotonic()
         envs.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 100
 
 
 def check(message: str, moment: str, bad: int, said: str) -> None:

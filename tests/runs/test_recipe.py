@@ -228,6 +228,13 @@ def test_save_load_diff(tmp_path):
         load_recipe(tmp_path / "latin.toml")
 
 
+def test_a_byte_order_mark_made_a_recipe_unreadable(tmp_path):
+    """Some editors write one, and `\\r\\n` between lines."""
+    file = tmp_path / "mine.toml"
+    file.write_bytes("seed = 3\r\n[rollout]\r\nnum_envs = 2\r\n".encode("utf-8-sig"))
+    assert load_recipe(file) == override(Recipe(), {"seed": 3, "rollout.num_envs": 2})
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_setting_has_a_help_text(agent):
     recipe = Recipe.of(agent)

@@ -148,7 +148,7 @@ def test_runs_that_begin_together_do_not_remove_each_others_folders(tmp_path):
     script += "for _ in range(12): create_run(Recipe(), {}, root=pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", script, str(tmp_path)]
     starters = [subprocess.Popen(command) for _ in range(4)]
-    assert [starter.wait(60) for starter in starters] == [0] * 4
+    assert [starter.wait(250) for starter in starters] == [0] * 4
     runs = list((tmp_path / "environment" / "reinforce").iterdir())
     assert sorted(run.name for run in runs) == sorted(["0", *(f"0-{k}" for k in range(1, 48))])
 
