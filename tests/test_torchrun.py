@@ -92,6 +92,12 @@ def newest(run: Path) -> Checkpoint:
     return saved
 
 
+def step_of(run: Path) -> int:
+    """The step of the newest checkpoint of a run that goes on, and removes old ones meanwhile."""
+    saved, _ = newest_checkpoint(run / "checkpoints")
+    return -1 if saved is None else saved.step
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
 
@@ -164,19 +170,13 @@ def test_a_rank_that_is_killed_again_and_again_costs_no_more_than_what_was_not_s
     with torchrun(2, *words, restarts=kills) as process:
         before = -1
         for attempt in range(kills + 1):
-            wait_for(
-                lambda: path.exists() and list(path.glob("checkpoints/step-*"))
-                and newest_checkpoint(path / "checkpoints")[0] is not None
-                and newest(path).step > before + 256,  # noqa: B023 (used at once)
-                f"no progress in attempt {attempt}",
-            )  # fmt: skip
-            before = newest(path).step
+            wait_for(lambda: step_of(path) > before + 256, f"no progress in attempt {attempt}")  # noqa: B023 (used at once)
+            before = step_of(path)
             if attempt == kills:
                 break
             time.sleep(random.uniform(0, 0.5))
-            workers = [w for w in children(process.pid) if has_rank(w, str(random.integers(2)))]
-            assert workers
-            os.kill(workers[0], signal.SIGKILL)
+            victim = str(random.integers(2))
+            os.kill(next(w for w in children(process.pid) if has_rank(w, victim)), signal.SIGKILL)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=100)
     steps = [row["step"] for row in rows(path)]
