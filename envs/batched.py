@@ -66,9 +66,9 @@ class TorchVectorEnv(ArrayVectorEnv):
     """A `Batched` environment as a Gymnasium vector environment: torch inside, NumPy outside.
 
     Seeds, `SAME_STEP` autoreset, time limit and `state_dict` are those of `ArrayVectorEnv`. The
-    state is kept in float64, which holds float32 exactly. Everything crosses to the device and back
-    in every step: it is for whatever expects Gymnasium. Stepping that stays on a device is
-    `rlpg.rollouts.device.DeviceCollector`.
+    state is kept in float64, which holds float32 exactly. Every step moves all data to the device
+    and back: use it where Gymnasium's interface is expected. Steps that stay on a device are those
+    of `rlpg.rollouts.tensor_collector.TensorCollector`.
 
     Args:
         dynamics: the environment.

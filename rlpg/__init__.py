@@ -1,4 +1,4 @@
-"""rlpg: policy gradients whose gradients are proven and whose runs survive."""
+"""rlpg: policy-gradient agents, tested gradients, and runs that resume to the same bits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rlpg.several import train_seeds
     from rlpg.training import Run, resume, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PPO",
     "Baseline",

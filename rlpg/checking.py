@@ -53,7 +53,7 @@ def check_env(
     seed: int = 0,
     episode_cap: int = EPISODE_CAP,
 ) -> Report:
-    """What is wrong with an environment; nothing is trained.
+    """Report what is wrong with an environment; nothing is trained.
 
     Plays at least `steps` random steps and `episodes` episodes and looks at every call; plays
     episodes again, in the same environment and in a new one; asks Gymnasium's checker; and lets
@@ -63,13 +63,13 @@ def check_env(
     Args:
         env: an id, a class or function that makes an environment, or an environment object, which
             is left open. One that cannot be copied is compared with itself only.
-        env_kwargs: for the constructor.
-        steps, episodes: at least so many.
+        env_kwargs: arguments for its constructor.
+        steps, episodes: play at least this many.
         seed: of the episodes and the actions.
         episode_cap: where to cut the episodes of an environment without a time limit.
 
     Raises:
-        UsageError: an argument that cannot be.
+        UsageError: an argument has an impossible value.
         EnvironmentSetupError: the id is unknown, or the environment cannot be built.
     """
     counts = {"steps": steps, "episodes": episodes, "episode_cap": episode_cap}

@@ -283,6 +283,7 @@ def _standard_policy(
         network=network,
         memory=settings.memory,
         memory_size=settings.memory_size,
+        shared_torso=settings.shared_torso,
         critic_only=settings.critic_only,
         images=settings.images,
         normalize_observations=settings.normalize_observations,
@@ -314,7 +315,7 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
     """The learner that improves the policy."""
     parts = parts or UserParts()
     settings = recipe.learner
-    if settings.value_hidden == "auto":
+    if settings.value_hidden == "auto" and not recipe.policy.shared_torso:
         settings = replace(settings, value_hidden=recipe.policy.hidden)
     values = settings.values()
     baseline: Any = values.pop("baseline")

@@ -1,4 +1,4 @@
-"""Everything that can go wrong on purpose.
+"""Every error that rlpg raises on purpose.
 
     RlpgError
     ├── UsageError              what the user typed or passed cannot be used (exit code 2)
@@ -43,7 +43,7 @@ class EnvironmentSetupError(UsageError):
 
 
 class MissingPartError(UsageError):
-    """A network, policy or learner of the user's own that a file names and nobody gave."""
+    """A part of the user's own (network, policy, learner) that a file names and nobody passed."""
 
 
 class SpaceError(UsageError):
@@ -55,7 +55,7 @@ class EstimatorError(RlpgError):
 
 
 class InconclusiveError(EstimatorError):
-    """A gradient of which it cannot be said whether it is right: too much noise."""
+    """Too much noise to say whether a gradient is right."""
 
 
 class FileError(RlpgError):
@@ -67,7 +67,7 @@ class TrainingError(RlpgError):
 
 
 class EnvironmentFault(TrainingError):
-    """The environment raised, died, hung, or returned something no gradient may see."""
+    """The environment raised, died, hung, or returned something that cannot be learned from."""
 
 
 class NumericalFault(TrainingError):
@@ -106,7 +106,7 @@ class SeedsError(TrainingError):
 
 
 class RlpgWarning(UserWarning):
-    """Something that the user of a run should know, and the run goes on."""
+    """Something that the user of a run should know; the run goes on."""
 
 
 def install(extra: str) -> str:

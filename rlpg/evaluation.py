@@ -44,7 +44,7 @@ Lengths = np.ndarray[Any, Any]  # [E] int64, of episodes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Episodes of one policy on one environment, in the order they are compared: by copy, by time.
+    """Episodes of one policy on one environment, ordered by copy, then by time.
 
     `returns` are undiscounted and in the environment's own rewards.
     """
@@ -133,12 +133,12 @@ def evaluate(
     """Play whole episodes and return their returns and lengths. The policy is not changed.
 
     Every copy of the environment contributes its first episodes up to a quota fixed beforehand
-    (taking the first to finish, whoever they are, would favor short ones).
+    (taking the first episodes that finish would favor short ones).
 
     Args:
         policy: what is evaluated.
         env: as in `make_envs`; a vector environment is used as it is, and left open.
-        episodes: how many; spread evenly over the copies.
+        episodes: number of episodes, spread evenly over the copies.
         seed: of the environments and of sampled actions.
         deterministic: take the deterministic action (see `Head.mode`) instead of sampling.
         num_envs: copies that run side by side; None: as many as episodes, at most 64.

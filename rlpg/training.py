@@ -124,11 +124,11 @@ def train(
         baseline: the name of a baseline, or an `rlpg.Baseline`.
         schedules: functions of progress in [0, 1], by setting; see `Learner`.
         on_log: called with the step and the metrics of each log entry; True ends the run.
-        loggers: take the metrics too, besides the files of the run.
+        loggers: get the metrics of each log entry, too.
         stop_at_return: end the run when an evaluation's mean return is at least this.
         import_modules: whether parts that only a recipe file names may be imported.
-        quiet: print nothing; what should be known nevertheless is an `RlpgWarning`. None: show
-            progress on a terminal and in a notebook.
+        quiet: True prints nothing, and warnings are raised as `RlpgWarning`. None: show progress on
+            a terminal and in a notebook only.
 
     Raises:
         UsageError: before anything is written, if what was asked for cannot be done.
@@ -242,8 +242,8 @@ def resume(
         path: the run's folder.
         env: needed where the run was given an environment object, or an id with a module to
             import; otherwise the run knows.
-        env_kwargs: arguments for the environment's constructor, instead of the run's own and
-            besides. A run's file may not choose paths, windows and large numbers.
+        env_kwargs: arguments for the environment's constructor, which replace the run's own or are
+            added to them. A run's file may not choose paths, windows and large numbers.
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
         exact: refuse to go on where the bits may differ.
@@ -255,7 +255,7 @@ def resume(
     Raises:
         FileError: there is no run, it cannot be read, or names a module to import or an argument
             of the environment that a file may not choose.
-        UsageError: another process is training it; or `exact`.
+        UsageError: another process is training it, or `exact` was asked for and cannot be had.
         SaveError: the run is done, and not everything could be saved.
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)

@@ -262,6 +262,47 @@ def train() -> Iterator[Row]:
         yield Row(f"train / {name}", rates[0], rate, "steps/s", target)
 
 
+def ppo() -> Iterator[Row]:
+    """PPO with Stable-Baselines3's defaults: one environment, 2048 steps, minibatches of 64.
+
+    The limit of its update is forward, backward and Adam of the same networks and minibatches; the
+    peer of collecting and learning is Stable-Baselines3, which evaluates and saves as little.
+    """
+    for env in ("HalfCheetah-v5", "CartPole-v1"):
+        try:
+            envs, policy, learner = parts(env, 1, agent="ppo")
+        except rlpg.errors.EnvironmentSetupError as error:
+            print(f"not measured: {error}")
+            continue
+        with closing(envs):
+            collector = Collector(envs, policy, 0, log_prob=False)
+            rollout = collector.steps(2048)
+            networks = [policy.network, learner.baseline.network]
+            adam = torch.optim.Adam([p for net in networks for p in net.parameters()], fused=True)
+            features = policy.features(rollout.obs[:-1]).flatten(0, 1)  # [2048, F]
+
+            def bare(networks: Any = networks, adam: Any = adam, features: Any = features) -> None:
+                for _ in range(10):
+                    for index in torch.randperm(2048).split(64):
+                        adam.zero_grad()
+                        sum(net(features[index])[0].square().mean() for net in networks).backward()
+                        adam.step()
+
+            idle = partial(learner.update, rollout, lr_scale=0.0)
+            ours, peer = alternate(seconds_per_call(idle), seconds_per_call(bare))
+            yield Row(f"ppo update / bare networks: {env}", ours, peer, "s", "<= 1.6")
+            if find_spec("stable_baselines3"):
+                from stable_baselines3 import PPO
+
+                model = PPO("MlpPolicy", env, device="cpu")
+                ours, peer = alternate(
+                    seconds_per_call(lambda c=collector, le=learner: le.update(c.steps(2048))),  # type: ignore[misc]
+                    seconds_per_call(partial(model.learn, 2048, reset_num_timesteps=False)),
+                )
+                name = f"ppo / Stable-Baselines3 PPO, 1 environment: {env}"
+                yield Row(name, 2048 / ours, 2048 / peer, "steps/s", ">= 4")
+
+
 def training_seconds(total_steps: int, num_envs: int = 64, num_steps: int = 128) -> float:
     """Time of a run of `rlpg.train` on CartPole, one optimizer step per network and update."""
     settings = {
@@ -522,7 +563,7 @@ def start() -> Iterator[Row]:
 BENCHMARKS = {
     f.__name__: f
     for f in (
-        collect, update, compiled, gae, tape, train, solve, evaluate, memory, scale, start,
+        collect, update, ppo, compiled, gae, tape, train, solve, evaluate, memory, scale, start,
     )
 }  # fmt: skip
 

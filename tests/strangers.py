@@ -34,7 +34,8 @@ from rlpg.runs.store import Checkpoint, load_checkpoint, load_policy, newest_che
 from rlpg.runs.trees import VERSION, sealed, split
 
 CANARY = "canary"  # in the working folder; whoever makes it has run code or left its folder
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 2,
     "rollout.num_steps": 8,
     "policy.hidden": (4,),

@@ -22,7 +22,8 @@ ENVS = ("CartPole-v1", "Pendulum-v1", "MountainCar-v0")
 STATISTICAL = ("none", "moving_average", "time_step", "leave_one_out")
 BASELINES = (*STATISTICAL, "linear", "value")
 BACKENDS = ("sync", "async", "native")
-TINY = {
+TINY: dict[str, Any] = {
+    "agent": "reinforce",
     "policy.hidden": (4,),
     "rollout.num_steps": 16,
     "evaluation.episodes": 1,

@@ -28,7 +28,8 @@ from rlpg.errors import EnvironmentFault, FileError
 from rlpg.rollouts import derived_seed
 from rlpg.runs.store import newest_checkpoint
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "total_steps": 512,
     "rollout.num_envs": 2,
     "rollout.num_steps": 16,

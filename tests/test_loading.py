@@ -22,7 +22,8 @@ from rlpg.evaluation import evaluate_saved
 from rlpg.policies import Policy
 from rlpg.runs.store import load_policy, save_policy
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 4,
     "evaluation.episodes": 2,
     "evaluation.final_episodes": 2,

@@ -137,7 +137,7 @@ def train(path: Path, name: str, total_steps: int = TOTAL, **more: Any) -> rlpg.
     overrides = SMALL | parts.pop("overrides", {})
     return rlpg.train(
         "CartPole-v1", run_dir=path, seed=3, total_steps=total_steps, recipe="default",
-        overrides=overrides, quiet=True, **(parts | more),
+        overrides=overrides, quiet=True, **({"agent": "reinforce"} | parts | more),
     )  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def test_parts_that_are_none_are_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, overrides=SMALL,
-                   quiet=True, recipe="default", **parts)  # fmt: skip
+                   quiet=True, recipe="default", **({"agent": "reinforce"} | parts))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,6 @@ def test_a_baseline_that_predicts_no_values_collects_whole_episodes(
     tmp_path: Path, baseline: Any, episodes: int | None
 ) -> None:
     """With one of one's own, cut episodes were counted as ended: a bias that nobody asked for."""
-    run = rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, baseline=baseline,
-                     recipe="default", overrides=SMALL, quiet=True)  # fmt: skip
+    run = rlpg.train("CartPole-v1", "reinforce", run_dir=tmp_path / "run", total_steps=96,
+                     baseline=baseline, recipe="default", overrides=SMALL, quiet=True)  # fmt: skip
     assert load_recipe(run.path / "recipe.toml").rollout.episodes_per_env == episodes

@@ -145,7 +145,7 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_the_programs_and_files_that_a_page_names_exist(page: Path) -> None:
-    pattern = r"\b((?:scripts|tests|docs|rlpg|agents|envs)/[\w/.-]*\w\.(?:py|md|json|toml))"
+    pattern = r"\b((?:scripts|studies|tests|docs|rlpg|agents|envs)/[\w/.-]*\w\.(?:py|md|json|toml))"
     for name in re.findall(pattern, page.read_text()):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
     for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", page.read_text()):

@@ -17,7 +17,8 @@ from rlpg.rollouts import Collector
 from rlpg.run_writer import versions_now
 from rlpg.runs.store import newest_checkpoint, save_checkpoint
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 2,
     "rollout.num_steps": 16,
     "policy.hidden": (4,),

@@ -24,7 +24,8 @@ from rlpg.runs.run import open_run
 from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.stopping import StopSignals
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 4,
     "rollout.num_steps": 16,
     "evaluation.every": 300,

@@ -33,7 +33,8 @@ from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import create_run
 from rlpg.runs.store import load_policy, newest_checkpoint
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 4,
     "rollout.num_steps": 16,
     "evaluation.every": 128,

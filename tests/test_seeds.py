@@ -19,7 +19,8 @@ from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.seeds import _KEY, derived_seed
 
 RUNS, ENVIRONMENTS = 100, 64
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 2,
     "rollout.num_steps": 16,
     "evaluation.every": 64,

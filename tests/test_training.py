@@ -29,7 +29,8 @@ from rlpg.runs.recipe import Recipe, flatten, load_recipe
 from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.training import Hooks, assembled
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 4,
     "rollout.num_steps": 16,
     "evaluation.episodes": 2,

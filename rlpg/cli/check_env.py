@@ -19,7 +19,7 @@ class CheckEnv(WithEnvironment):
     """Find what is wrong with an environment before training on it.
 
     It plays the environment with random actions, looks at every call, plays episodes again, and
-    asks Gymnasium's checker. Exit code 1 if there is a fault; warnings are none.
+    asks Gymnasium's checker. The exit code is 1 if there is a fault; a warning is no fault.
     --environment.kwargs.NAME VALUE sets a keyword argument of the environment.
 
     examples:

@@ -251,7 +251,7 @@ class OptimalConstant(Baseline):
 class Value(Baseline):
     """A network's estimate of the return: `tape.sample(dist, baseline=value.at(state))`.
 
-    The state is what is known *before* the sample. Nothing is trained behind the caller's back:
+    The state is what is known *before* the sample. Nothing is trained by itself:
     after `surrogate()`, minimize `value.loss()` with an optimizer of its own. A learner takes `net`
     for its value network, and trains it.
 

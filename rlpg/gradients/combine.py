@@ -12,6 +12,7 @@ the real pass then swaps the two numbers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
     With `a` the pathwise and `s` the score gradient and variances summed over D,
     `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out: the
     published inverse-variance weighting (Parmas et al. 2018, eq. 12) of these D parameters: the
-    tape's are the node's own, the paper's those of the policy.
+    node's own, or as published those of the policy (`Tape.per_lane`).
 
     Args:
         path, score: `[lanes, D]` gradients of the same parameters, lane by lane.
@@ -75,6 +76,16 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
     return float((above / below).clamp(0.0, 1.0)) if bool(below > 0) else 0.0
 
 
+@dataclass
+class LaneCopies:
+    """The lanes' copies of the parameters in whose gradient the variances are measured: those of
+    `Tape.per_lane`. Without any, they are measured in the gradient of each node's own parameters.
+    """
+
+    copies: list[Tensor] = field(default_factory=list)  # [lanes, ...]
+    cut: bool = False  # whether gradients stop at samples
+
+
 class Mixture:
     """One sample, its two gradients, and the weights between them.
 
@@ -85,8 +96,15 @@ class Mixture:
         distribution: has rsample; its parameters have lanes first.
     """
 
-    def __init__(self, distribution: Distribution, *, name: str, exact_ivw: bool) -> None:
-        self.name = name
+    def __init__(
+        self, distribution: Distribution, *, name: str, exact_ivw: bool, lane_copies: LaneCopies
+    ) -> None:
+        if distribution.batch_shape[0] < 4:
+            raise EstimatorError(
+                f"{name}: expected at least 4 lanes to mix, got {distribution.batch_shape[0]}; two "
+                "halves have to show a variance"
+            )
+        self.name, self.lane_copies, self.own = name, lane_copies, parameters_of(distribution)
         twin, self.leaves = detached_twin(distribution)
         self.path = twin.rsample()  # [lanes, ...]
         log_prob = twin.log_prob(self.path.detach())
@@ -98,9 +116,7 @@ class Mixture:
         self.score_share: Tensor | None = None  # [lanes], k; None while measuring
         self.sample: Tensor
         self.anchor: Tensor
-        self.sample, self.anchor = _Join.apply(  # type: ignore[no-untyped-call]
-            self, *parameters_of(distribution)
-        )
+        self.sample, self.anchor = _Join.apply(self, *self.own)  # type: ignore[no-untyped-call]
 
     def _own_parameters(self) -> None:
         """Refuses parameters of which it cannot be told what each lane contributes."""
@@ -133,6 +149,7 @@ class Mixture:
     def _measure(self, path: list[Tensor], score: list[Tensor]) -> Tensor:
         """`[lanes]` k that each half suggests for itself; keeps the swapped one."""
         lanes = len(self.credit)
+        path, score = self._at_policy(path) or path, self._at_policy(score) or score
         a = torch.cat([grad.reshape(lanes, -1) for grad in path], dim=1)  # [lanes, D]
         s = torch.cat([grad.reshape(lanes, -1) for grad in score], dim=1)
         own, swapped = torch.empty_like(self.credit), torch.empty_like(self.credit)
@@ -143,6 +160,20 @@ class Mixture:
         own[1::2] = swapped[::2] = mixing_weight(a[1::2], s[1::2])
         self.score_share = swapped
         return own
+
+    def _at_policy(self, gradients: list[Tensor]) -> list[Tensor]:
+        """What this node alone contributes to the gradient of the lanes' copies, if anything."""
+        if not self.lane_copies.copies:
+            return []
+        self.lane_copies.cut = True
+        try:
+            found = torch.autograd.grad(
+                self.own, self.lane_copies.copies, gradients, retain_graph=True, allow_unused=True
+            )
+        finally:
+            self.lane_copies.cut = False
+        reached = [grad for grad in found if grad is not None]
+        return reached if any(bool(grad.any()) for grad in reached) else []
 
 
 class _Join(torch.autograd.Function):
@@ -160,6 +191,8 @@ class _Join(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_path: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.mixture.lane_copies.cut:  # what lies upstream of this sample is another node's share
+            return (None,) * (1 + len(ctx.mixture.own))
         with torch.enable_grad():
             return None, *ctx.mixture.gradients(grad_path, scale)
 

@@ -89,7 +89,7 @@ class Comparison:
 
 
 def compare(
-    problem: Problem,
+    problem: Problem | Mapping[str, Problem],
     params: Params,
     how: Sequence[How] | Mapping[str, How | TapeMaker] = ("score", "pathwise"),
     *,
@@ -101,12 +101,14 @@ def compare(
 ) -> Comparison:
     """The table of `Row`s: every estimator on every parameter, from `repeats` surrogates each.
 
-    The global random numbers are as before afterwards. Repeats and estimators use independent
+    Torch's global generator is restored afterwards. Repeats and estimators use independent
     streams, so z-scores are what they say; a bias of one standard deviation *per lane* becomes
     visible at about `num_lanes * repeats = 16`.
 
     Args:
-        problem: `problem(tape, num_lanes)` writes its samples and terms on the tape.
+        problem: `problem(tape, num_lanes)` writes its samples and terms on the tape, and may return
+            a surrogate of its own (`importance_weighted_bound`). A dict by label: one program per
+            estimator, where it has to say more (`depends_on`, `per_lane`).
         params: leaf tensors the program uses: a tensor, a list, or a dict by name.
         how: names of estimators, or a dict: label -> name or function that makes a `Tape`.
         num_lanes: lanes of each surrogate.
@@ -116,6 +118,11 @@ def compare(
     """
     tensors = named(params)
     makers = dict(how) if isinstance(how, Mapping) else {str(name): name for name in how}
+    programs = dict(problem) if isinstance(problem, Mapping) else dict.fromkeys(makers, problem)
+    if programs.keys() != makers.keys():
+        raise EstimatorError(
+            f"compare: expected a program for each of {list(makers)}, got {list(programs)}"
+        )
     exact = None if reference is None or isinstance(reference, str) else dict(reference)
     label = "exact values" if exact is not None else str(reference or next(iter(makers), ""))
     if repeats < 2 or not makers or (exact is None and label not in makers):
@@ -127,8 +134,9 @@ def compare(
         raise EstimatorError(
             f"compare: expected reference gradients for {list(tensors)}, got {list(exact)}"
         )
-    if any(maker in ("score", "combine") or callable(maker) for maker in makers.values()):
-        refuse_coupled_lanes(problem, tensors, num_lanes, seed)
+    scored = [k for k, maker in makers.items() if maker in ("score", "combine") or callable(maker)]
+    for program in {programs[label] for label in scored}:
+        refuse_coupled_lanes(program, tensors, num_lanes, seed)
     found: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     for stream, (estimator, maker) in enumerate(makers.items()):
@@ -136,7 +144,9 @@ def compare(
         for one in islice(seeds(seed, stream), repeats):
             with seeded(one, tensors):
                 start = time.perf_counter()
-                samples.append(gradient(surrogate_of(problem, make(), num_lanes), tensors))
+                samples.append(
+                    gradient(surrogate_of(programs[estimator], make(), num_lanes), tensors)
+                )
                 times.append(time.perf_counter() - start)
         found[estimator] = torch.stack(samples).double().cpu()
         seconds[estimator] = sorted(times)[repeats // 2]

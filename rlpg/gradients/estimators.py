@@ -6,7 +6,7 @@ estimate of the objective:
 
     surrogate = objective.detach() + score_function(log_prob, advantage, weight=weight)
 
-Everything is maximized; who minimizes puts the minus sign in front of the whole.
+Everything is maximized. To minimize, put a minus sign in front of the whole surrogate.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def clipped_likelihood_ratio(
         "clipped_likelihood_ratio", weight, log_prob, advantage.detach(), old_log_prob
     )
     ratio = torch.exp(log_prob - old_log_prob.detach())
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return (weight * torch.minimum(ratio * advantage, clipped * advantage)).sum()
+    most = advantage + clip_range * advantage.abs()  # clip(r) A, where it is less than r A
+    return (weight * torch.minimum(ratio * advantage, most)).sum()
 
 
 def _counted(
@@ -120,7 +120,7 @@ def _counted(
             f"{function}: expected a log_prob that carries a gradient, got one without; "
             "recompute it from the stored sample with gradients enabled"
         )
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or bool(weight.all()):
         return [log_prob, *others]
     return [torch.where(weight != 0, part, 0.0) for part in (log_prob, *others)]
 

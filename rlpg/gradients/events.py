@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.autograd.graph import Node as GradFn
 from torch.distributions import Distribution
 
+from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.combine import Mixture
+from rlpg.gradients.controls import Controlled
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Node:
 
     name: str
     index: int  # among the nodes of the tape
+    draw: int  # among all samples of the tape
     sample: Tensor  # without gradient
     log_prob: Tensor  # [*branches, lanes]
     weight: Tensor | float  # W: product of the discounts since the episode's start
@@ -26,6 +29,8 @@ class Node:
     baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
     dist: Distribution
     mixture: Mixture | None = None  # set for "combine"
+    controlled: Controlled | None = None
+    lanes_may_depend: bool = False  # on each other: their random numbers were given
     subtracted: Tensor | None = None  # what a baseline gave before it learned from this
 
     @property
@@ -49,6 +54,11 @@ class Term:
     discount: Tensor | float
     weight: Tensor | float
     branch: Tensor | None
+    ancestors: frozenset[int] | None = None  # draws that it depends on; None: on all before it
+
+    def paid_to(self, node: Node | None) -> bool:
+        """Whether it counts in the return of the node; None stands for all nodes before it."""
+        return node is None or self.ancestors is None or node.draw in self.ancestors
 
     def weighted(self) -> Tensor:
         """`[*branches, lanes]` share of the objective, with all its gradients."""
@@ -74,6 +84,32 @@ class Barrier:
     mean: Tensor  # [...]
     deviation: Tensor  # [...]
     weight: Tensor | float
+
+
+class Ancestry:
+    """Which samples came from which, as the program says."""
+
+    def __init__(self) -> None:
+        # By id the sample, which draw it was, and the draws it came from (None: all before it).
+        self._known: dict[int, tuple[Tensor, int, frozenset[int] | None]] = {}
+
+    def remember(self, x: Tensor, draw: int, ancestors: frozenset[int] | None) -> None:
+        self._known[id(x)] = x, draw, ancestors
+
+    def of(self, name: str, depends_on: Sequence[Tensor] | None) -> frozenset[int] | None:
+        """The draws of the samples given, and of those they came from; None: all so far."""
+        if depends_on is None:
+            return None
+        found: set[int] = set()
+        for x in depends_on:
+            if id(x) not in self._known:
+                raise EstimatorError(
+                    f"{name}: expected samples of this tape in depends_on, got another tensor; "
+                    "give what tape.sample returned"
+                )
+            _, draw, before = self._known[id(x)]
+            found |= {draw, *(range(draw) if before is None else before)}
+        return frozenset(found)
 
 
 Event = Node | Path | Term | Branching | Barrier

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.events import Term
-from rlpg.gradients.tape import How, Subtract, Tape
+from rlpg.gradients.tape import How, Subtracted, Tape
 
 # A program writes its samples and terms on the tape. It may return a surrogate of its own making:
 # then that one is differentiated, and the tape says what the objective is.
@@ -146,13 +146,7 @@ class _Replay(Tape):
         self.generator_states: list[Tensor] = []
         self.lanes_meet = False
 
-    def sample(
-        self,
-        dist: Distribution,
-        how: How | None = None,
-        baseline: Subtract = None,
-        name: str | None = None,
-    ) -> Tensor:
+    def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
         k = len(self.samples)
         drawn = x = dist.sample()
         log_prob = None
@@ -167,7 +161,7 @@ class _Replay(Tape):
                 x[0] = drawn[0]
         else:
             self.generator_states.append(torch.default_generator.get_state())
-        self.names.append(name or f"sample {k}")
+        self.names.append(name)
         self.samples.append(x)
         self.log_probs.append(dist.log_prob(x) if log_prob is None else log_prob)
         return x

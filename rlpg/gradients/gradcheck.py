@@ -63,9 +63,9 @@ def gradcheck(
     Repeats the program, doubling the repeats, until a bias of `resolution` times the gradient's
     length would show. It fails where the difference is 4.5 standard errors and `tolerance` of the
     length; the error names a cause only if that was tested for. Where `max_repeats` do not suffice
-    to tell, it raises `InconclusiveError`: that says nothing against the gradient. The global
-    random numbers are as before afterwards; parameters are shifted for finite differences and put
-    back.
+    to tell, it raises `InconclusiveError`: that says nothing against the gradient. The state
+    of torch's global generator is restored afterwards, and so are the parameters, which finite
+    differences shift.
 
     Args:
         problem: writes samples and terms on the tape. If it returns a scalar, that one is

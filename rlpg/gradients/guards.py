@@ -159,6 +159,13 @@ def _edges_move(dist: Distribution) -> bool:
 
 def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: int | None) -> int:
     """Which dimension of a batch shape is the lane: how many branch dimensions precede it."""
+    if len(shape) == 0:
+        raise EstimatorError(
+            f"{name}: expected batch shape [lanes, ...], got []; expand the distribution to the "
+            "lanes (if its parameters are statistics of a batch: tape.resample)"
+        )
+    if not branches:
+        return 0
     fits = [
         lane
         for lane in range(min(len(branches), len(shape) - 1) + 1)
@@ -221,6 +228,16 @@ def checked_sample(name: str, x: Tensor) -> Tensor:
             "vanish there: give the distribution .float() parameters"
         )
     return x
+
+
+def checked_baseline(name: str, baseline: Tensor) -> Tensor:
+    """A copy, which the program may overwrite."""
+    if baseline.requires_grad:
+        raise EstimatorError(
+            f"{name}: expected a baseline without a gradient, got one with; detach it, or use "
+            "Value(net) to train a network on the side"
+        )
+    return baseline.clone()
 
 
 def checked_term(name: str, term: Tensor) -> Tensor:
@@ -290,6 +307,14 @@ def checked_discount(
             f"{name}: expected a discount in [0, 1], got {float(discount[outside][0])}"
         )
     return discount.clone()
+
+
+def refuse_blind(name: str | None) -> None:
+    if name is not None:
+        raise EstimatorError(
+            f"{name}: expected gradients to be enabled, got a sample drawn under no_grad or "
+            "inference_mode, whose gradient is lost; draw what needs none with torch.randn"
+        )
 
 
 def refuse_cut(name: str, discount: Tensor | float, path: str | None) -> None:

@@ -23,7 +23,7 @@ from rlpg.gradients.experiment import (
 )
 from rlpg.gradients.subtract import lanes_of, leaves_own_out
 from rlpg.gradients.surrogate import node_returns
-from rlpg.gradients.tape import How, Subtract, Tape
+from rlpg.gradients.tape import How, Subtracted, Tape
 
 MAX_DIRECTIONS = 12
 SAME = 8  # repeats in which a mistake made on purpose must give the same gradient
@@ -290,18 +290,11 @@ def _factor(got: Tensor, other: Tensor) -> float | None:
 class _Reparametrized(Tape):
     """A score tape whose samples keep their path while log_prob is taken."""
 
-    def sample(
-        self,
-        dist: Distribution,
-        how: How | None = None,
-        baseline: Subtract = None,
-        name: str | None = None,
-    ) -> Tensor:
-        self._num_samples += 1
+    def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
         x = dist.rsample()
         log_prob = dist.log_prob(x)
         log_prob = log_prob.reshape(len(log_prob), -1).sum(1)
-        self._node(name or "", dist, x.detach(), log_prob, None)
+        self._node(name, dist, x.detach(), log_prob, None)
         return x.detach()
 
 
@@ -312,14 +305,8 @@ class _Rewritten(Tape):
         super().__init__("score", baseline=LeaveOneOut() if left_out else NoBaseline())
         self.whole, self.discounted = whole, discounted
 
-    def sample(
-        self,
-        dist: Distribution,
-        how: How | None = None,
-        baseline: Subtract = None,
-        name: str | None = None,
-    ) -> Tensor:
-        return super().sample(dist, "score", self.baseline, name)
+    def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
+        return super()._draw(name, dist, "score", (self.baseline, None))
 
     def surrogate(self, order: int = 1) -> Tensor:
         nodes = [event for event in self.events if isinstance(event, Node)]

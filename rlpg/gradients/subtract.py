@@ -53,7 +53,15 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
             )
         if halves and not isinstance(given, ValueAt):
             return _by_halves(node, given, returns)
-        return _per_lane(node, given(lanes_of(node, returns), returns[None])[0], returns)
+        value = _per_lane(node, given(lanes_of(node, returns), returns[None])[0], returns)
+        if node.lanes_may_depend:
+            others = returns.flip(0) + 1.0 + returns.abs().max()
+            again = given(lanes_of(node, others), others[None])[0]
+            if not torch.equal(again, value):
+                raise _looks_at_lanes(node)
+        return value
+    if node.lanes_may_depend:
+        raise _looks_at_lanes(node)
     if halves:
         raise EstimatorError(
             f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
@@ -63,6 +71,14 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
     value = _per_lane(node, torch.as_tensor(given(returns)), returns)
     leaves_own_out(node, given, returns, value, state)
     return value
+
+
+def _looks_at_lanes(node: Node) -> EstimatorError:
+    return EstimatorError(
+        f"{node.name}: expected a baseline of past returns or of the state where uniforms are "
+        "given, got one of these lanes' returns, which may depend on each other; use "
+        "MovingAverage() or a Value"
+    )
 
 
 def leaves_own_out(

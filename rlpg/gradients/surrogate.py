@@ -47,7 +47,10 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     over lanes, where G is the return from the node on."""
     _check_paths(events)
     _check_lanes(events, lanes)
+    if gae_lambda < 1 or any(isinstance(event, Barrier) for event in events):
+        _refuse_ancestors(events)
     to_go = _zeros(events, lanes)  # G, times the weight of its branch
+    own = node_returns(events, lanes) if _has_ancestors(events) else {}
     shaped: Tensor | None = (
         None  # the part of G that lies beyond a barrier; centered, so no baseline is taken off
     )
@@ -71,7 +74,11 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
             earlier_nodes -= 1
-            returns = _returns_at(event, to_go)
+            returns = own[id(event)] if own else _returns_at(event, to_go)
+            if event.controlled is not None:
+                returns = returns - event.controlled.value
+                repaid = times(event.weight, event.controlled.repaid)
+                segment.anchors.append((repaid - repaid.detach()).sum() / lanes)
             baseline = baseline_of(event, returns, halves=mixed)
             learn.append((event, returns, baseline))
             left = returns if shaped is None else returns + shaped
@@ -111,6 +118,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
     """
     _check_paths(events)
     _check_lanes(events, lanes)
+    _refuse_ancestors(events)
     learn: list[tuple[Node, Tensor, Tensor | float]] = []
     returns_of = node_returns(events, lanes)
     total, history = torch.zeros(()), _zeros(events, lanes)
@@ -120,8 +128,10 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
                 f"{event.name}: expected order=1, got 2; it has no second derivative"
             )
         if isinstance(event, Node):
-            if event.mixture is not None:
-                raise EstimatorError(f"{event.name}: expected order=1, got 2; use 'score'")
+            if event.mixture is not None or event.controlled is not None:
+                raise EstimatorError(
+                    f"{event.name}: expected order=1, got 2; use 'score' without a control"
+                )
             after = history + event.log_prob
             returns = returns_of[id(event)]
             baseline = baseline_of(event, returns)
@@ -147,20 +157,46 @@ def _learn(learn: Sequence[tuple[Node, Tensor, Tensor | float]]) -> None:
     """Baselines learn once from each node; a second surrogate of the same tape subtracts what the
     first did, for what has been learned since contains these samples."""
     for node, returns, subtracted in learn:
-        if isinstance(node.baseline, Baseline) and node.subtracted is None:
+        if node.subtracted is not None:
+            continue
+        node.subtracted = torch.as_tensor(subtracted)
+        if isinstance(node.baseline, Baseline):
             node.baseline.update(
                 lanes_of(node, returns), returns[None], torch.ones_like(returns)[None]
             )
-            node.subtracted = torch.as_tensor(subtracted)
+        if node.controlled is not None:
+            node.controlled.learn(returns + node.controlled.value - subtracted)
 
 
 def node_returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
     """The return of every node, by its id."""
+    if not _has_ancestors(events):
+        return _walk(events, lanes, None)
+    nodes = [event for event in events if isinstance(event, Node)]
+    return {id(node): _walk(events, lanes, node)[id(node)] for node in nodes}
+
+
+def _has_ancestors(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, Term) and event.ancestors is not None for event in events)
+
+
+def _refuse_ancestors(events: Sequence[Event]) -> None:
+    if _has_ancestors(events):
+        raise EstimatorError(
+            "surrogate: expected order=1, gae_lambda=1 and no resample where terms say what they "
+            "depend on, got others; leave depends_on out"
+        )
+
+
+def _walk(events: Sequence[Event], lanes: int, only: Node | None) -> dict[int, Tensor]:
+    """The sums of the later terms at every node; of those that are paid to one node, if given."""
     to_go, found = _zeros(events, lanes), {}
     for event in reversed(events):
         if isinstance(event, Term):
             value = event.value if event.branch is None else event.value * event.branch
-            to_go = value.detach() + event.discount * to_go
+            to_go = times(event.discount, to_go)
+            if event.paid_to(only):
+                to_go = value.detach() + to_go
         elif isinstance(event, Branching):
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):

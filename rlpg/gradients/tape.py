@@ -21,16 +21,18 @@ starting again from 1 after an episode's end. Lanes are independent of each othe
 | "pathwise" | a sample that carries the gradient | if terms are continuous in it | rsample |
 | "expect" | the support `[K, lanes]`, terms weighted by probability | exact | enumerate_support |
 | "combine" | score and pathwise, mixed by their variance | as both | rsample |
-| "weak" | coupled pairs of points `[K, lanes]` | yes | see `weak.py` |
+| "weak" | coupled pairs of points `[K, lanes]` | yes | see `branches.py` |
+| "disarm" | an antithetic pair `[2, lanes]` | yes | Bernoulli |
+| "without_replacement" | different outcomes `[K, lanes]` | yes | Categorical |
 | "biased_straight_through", "biased_gumbel_softmax" | a stand-in | **no** | Bernoulli, OneHot |
 
-Random numbers come from torch's global generator: torch.distributions cannot be given another one.
-`compare` and `gradcheck` fork it, and so can you (`torch.random.fork_rng`).
+Random numbers come from torch's global generator, unless the tape is given `uniforms`. `compare`
+and `gradcheck` fork it, and so can you (`torch.random.fork_rng`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -39,13 +41,17 @@ from torch.distributions import Distribution, Normal
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, NoBaseline
-from rlpg.gradients.combine import Mixture
+from rlpg.gradients.branches import branches
+from rlpg.gradients.combine import LaneCopies, Mixture
+from rlpg.gradients.controls import Control, controlled
+from rlpg.gradients.draws import Uniforms
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
-from rlpg.gradients.events import Barrier, Branching, Event, Node, Path, Term
+from rlpg.gradients.events import Ancestry, Barrier, Branching, Event, Node, Path, Term
 from rlpg.gradients.guards import (
     check_distribution,
     check_support,
     check_term_shape,
+    checked_baseline,
     checked_discount,
     checked_sample,
     checked_term,
@@ -53,11 +59,11 @@ from rlpg.gradients.guards import (
     lane_dim,
     mean_and_deviation,
     naming,
+    refuse_blind,
     refuse_cut,
 )
 from rlpg.gradients.parameters import parameters_of
 from rlpg.gradients.surrogate import build, dice
-from rlpg.gradients.weak import weak_branches
 
 How = Literal[
     "score",
@@ -65,10 +71,14 @@ How = Literal[
     "expect",
     "combine",
     "weak",
+    "disarm",
+    "without_replacement",
     "biased_straight_through",
     "biased_gumbel_softmax",
 ]
+BRANCHING = ("expect", "weak", "disarm", "without_replacement")
 Subtract = Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
+Subtracted = tuple[Subtract, Control | None]
 
 
 class Tape:
@@ -79,13 +89,18 @@ class Tape:
         baseline: what score nodes subtract from their return unless they say otherwise: a number; a
             tensor `[lanes]` known before the sample; a `Baseline`; or a function of the lanes'
             returns `[lanes]` whose i-th value does not depend on the i-th return.
+        control: a control variate that score nodes subtract and pay back; see `controls.py`.
         num_lanes: checked if given, else taken from the first sample or term.
         gae_lambda: the credit rule. 1: the return as it was sampled. Below 1, a node whose baseline
             is a value of its state (`Value` or a tensor) stands in for what follows it, as in
             generalized advantage estimation; biased unless that value is exact.
         exact_ivw: "combine" with the published formula: inverse-variance weights from the same
-            samples (biased). Both kinds are measured on the node's own parameters.
+            samples (biased). Both kinds are measured on each node's own parameters, or as published
+            on those of `per_lane`.
         temperature: of "biased_gumbel_softmax".
+        num_draws: K of "without_replacement".
+        uniforms: `[lanes, D]` in (0, 1), of which score and pathwise nodes take the next columns
+            in place of random numbers of their own; see `draws.py`.
     """
 
     def __init__(
@@ -93,17 +108,24 @@ class Tape:
         how: How = "score",
         *,
         baseline: Subtract = None,
+        control: Control | None = None,
         num_lanes: int | None = None,
         gae_lambda: float = 1.0,
         exact_ivw: bool = False,
         temperature: float = 0.5,
+        num_draws: int = 2,
+        uniforms: Tensor | None = None,
     ) -> None:
         self.how = _known("Tape", how)
-        self.baseline = baseline
+        self.baseline, self.control = baseline, control
         self.num_lanes = num_lanes
         self.gae_lambda = gae_lambda
         self.exact_ivw = exact_ivw
         self.temperature = temperature
+        self.num_draws = num_draws
+        self.uniforms = None if uniforms is None else Uniforms(uniforms)
+        self._copies = LaneCopies()
+        self._ancestry = Ancestry()
         self.events: list[Event] = []
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
@@ -118,10 +140,13 @@ class Tape:
         how: How | None = None,
         baseline: Subtract = None,
         name: str | None = None,
+        *,
+        control: Control | None = None,
+        depends_on: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """A sample `[lanes, ...]` of `dist`, differentiated by `how`.
 
-        With "expect" and "weak" a tensor `[K, lanes, ...]`: one branch per point of the support.
+        Branching nodes ("expect", "weak", "disarm", "without_replacement") give `[K, lanes, ...]`.
         What is computed from it carries that leading dimension; further branching nodes put theirs
         to the left of it (with size 1 where they do not depend on it).
 
@@ -129,17 +154,48 @@ class Tape:
             dist: any torch distribution, batch shape `[lanes, ...]`.
             baseline: see `Tape`; for "score" and "combine".
             name: how errors call the node; "sample 3" by default.
+            control: see `Tape`; for "score".
+            depends_on: the earlier samples that the parameters of `dist` were computed from, as
+                `sample` returned them; all of them by default. See `add`.
         """
         name = self._next_name(name, "sample")
         how = _known(name, how or self.how)
         check_distribution(name, dist, how)
-        return checked_sample(name, self._draw(name, dist, how, baseline))
+        if control is not None and how != "score":
+            raise EstimatorError(
+                f"{name}: expected how='score' for a control, got {how!r}; leave it out"
+            )
+        draw, ancestors = self._num_samples - 1, self._ancestry.of(name, depends_on)
+        x = checked_sample(name, self._draw(name, dist, how, (baseline, control)))
+        self._ancestry.remember(x, draw, ancestors)
+        return x
 
-    def _draw(self, name: str, dist: Distribution, how: How, baseline: Subtract) -> Tensor:
+    def per_lane(self, parameter: Tensor) -> Tensor:
+        """`[lanes, *shape]`: the parameter once for every lane, with its gradient.
+
+        A program that uses these in its place has the same gradient, and that of each lane is
+        `lanes * torch.autograd.grad(tape.surrogate(), copies)[0]` for the copies returned here.
+        "combine" then weighs by the variance of that gradient, as total propagation was published.
+
+        Source: Parmas et al. 2018 (PIPPS), algorithm 1.
+        """
+        if self.num_lanes is None:
+            raise EstimatorError("per_lane: expected a Tape(num_lanes=...), got no number of lanes")
+        copies = parameter.expand(self.num_lanes, *parameter.shape)
+        if copies.requires_grad:
+            self._copies.copies.append(copies)
+        return copies
+
+    def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
         lane = self._lane_dim(name, dist)
+        if self.uniforms is not None and how not in ("score", "pathwise", "expect"):
+            raise EstimatorError(
+                f"{name}: expected how='score', 'pathwise' or 'expect' with uniforms, got {how!r}; "
+                "leave uniforms out"
+            )
         if how == "score":
-            return self._score(name, dist, baseline, lane)
-        if how in ("expect", "weak"):
+            return self._score(name, dist, subtract, lane)
+        if how in BRANCHING:
             return self._branching(name, dist, how, lane)
         with naming(name):
             if how == "biased_straight_through":
@@ -152,8 +208,9 @@ class Tape:
                 f"{type(dist).__name__}; use how='score' for this node"
             )
         if how == "combine" and parameters_of(dist):
-            return self._combine(name, dist, baseline)
-        return self._along_path(name, dist.rsample())
+            return self._combine(name, dist, subtract[0])
+        with naming(name):
+            return self._along_path(name, self._rsample(dist))
 
     def add(
         self,
@@ -162,6 +219,7 @@ class Tape:
         name: str | None = None,
         *,
         independent: bool = False,
+        depends_on: Sequence[Tensor] | None = None,
     ) -> None:
         """A term of the objective, to be maximized.
 
@@ -177,8 +235,17 @@ class Tape:
             independent: that the discount depends on no sample which carries its gradient
                 ("pathwise", "combine"). Where it may, as an ending at a threshold does, part of the
                 gradient is lost, and discounts that differ between lanes are refused.
+            depends_on: the samples that the term and the discounts before it were computed from, as
+                `sample` returned them. The term is then credited to them and to those that they
+                depend on themselves: exact, and its noise no longer reaches the others (its mean
+                was noise, too, or a baseline). A sample left out by mistake loses part of its
+                gradient, which `gradcheck` finds. All earlier samples by default.
+
+        Source: of depends_on Schulman et al. 2015, "Gradient estimation using stochastic
+        computation graphs", theorem 1.
         """
         name = name or f"term {self._num_terms}"
+        ancestors = self._ancestry.of(name, depends_on)
         self._num_terms += 1
         sizes = () if self._branch is None else self._branch.shape[:-1]
         check_term_shape(name, term, sizes, scored=self._num_nodes > 0)
@@ -186,7 +253,7 @@ class Tape:
         term = checked_term(name, term)
         discount = checked_discount(name, discount, term.shape[-1], sizes)
         refuse_cut(name, discount, None if independent else self._path)
-        self.events.append(Term(name, term, discount, self._weight, self._branch))
+        self.events.append(Term(name, term, discount, self._weight, self._branch, ancestors))
         if isinstance(discount, Tensor):
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
         else:
@@ -196,10 +263,8 @@ class Tape:
         """New samples `[lanes, ...]` from the Gaussian with the mean and deviation of `x`'s lanes.
 
         All that crosses is the batch's mean M and standard deviation (N - 1 in the denominator),
-        element by element; nothing else of a lane may be used after it together with the new
-        samples. Differentiated by "pathwise" (unbiased) or "score".
-
-        Earlier score nodes are credited with the *shaped* reward: with dM and dV the gradient of
+        by element; nothing else of a lane may be used after it. "pathwise" is unbiased; "score":
+        earlier score nodes are credited with the *shaped* reward, with dM and dV the gradient of
         everything later with respect to mean and variance,
 
             g_i = N / (N - 1) (dM (x_i - M) + dV ((x_i - M)^2 - V without i)),
@@ -217,10 +282,11 @@ class Tape:
                 f"{name}: expected how='score' or 'pathwise', got {how!r}; lanes that meet in a "
                 "batch statistic allow no other estimator"
             )
-        if self._branch is not None or any(_is_mixed(event) for event in self.events):
+        odd = self._branch is not None or self.uniforms is not None or self.control is not None
+        if odd or any(_is_mixed(event) for event in self.events):
             raise EstimatorError(
-                f"{name}: expected 'score' and 'pathwise' nodes before it, got another estimator; "
-                "their lanes must not meet in a batch statistic"
+                f"{name}: expected 'score' and 'pathwise' nodes before it, and a tape without "
+                "uniforms and control, got others; their lanes must not meet in a batch statistic"
             )
         self._count_lanes(name, x.shape[0])
         mean, deviation = mean_and_deviation(name, x)
@@ -230,7 +296,7 @@ class Tape:
         self.events.append(Barrier(name, x.detach().clone(), mean, deviation, self._weight))
         dist = Normal(mean.expand(x.shape), deviation.expand(x.shape))
         if how == "score":
-            return self._score(name, dist, None, 0)
+            return self._score(name, dist, (None, None), 0)
         return self._along_path(name, dist.rsample())
 
     def surrogate(self, order: int = 1) -> Tensor:
@@ -238,28 +304,23 @@ class Tape:
         the estimator. Maximize it; `J.backward()` once.
 
         With `order=2` J can be differentiated twice (`torch.autograd.grad(..., create_graph=True)`)
-        and both derivatives are estimators of the objective's: nodes enter as DiCE boxes, baselines
-        as in Mao et al. 2019. For "score", "pathwise" (if terms are differentiable twice: a kink
-        loses its second derivative) and "expect".
+        and both derivatives are unbiased (DiCE, baselines as in Mao et al. 2019): for "score",
+        "expect", and "pathwise" (a kink in a term loses its second derivative).
         """
-        if self.num_lanes is None or not self._num_terms:
-            raise EstimatorError("surrogate: expected at least one term, got none; call tape.add")
+        terms = self._terms("surrogate")
         if self._num_samples == 0:
             raise EstimatorError(
                 "surrogate: expected at least one node, got none; draw with tape.sample (what "
                 "torch.normal or dist.sample() draw carries no gradient)"
             )
-        if self._blind is not None:
-            raise EstimatorError(
-                f"{self._blind}: expected gradients to be enabled, got a sample drawn under no_grad"
-                " or inference_mode, whose gradient is lost; draw what needs none with torch.randn"
-            )
+        refuse_blind(self._blind)
         for name, dist in self._scored:
             check_support(name, dist)
+        lanes = terms[0].value.shape[-1]
         if order == 1:
-            return build(self.events, self.num_lanes, self.gae_lambda)
+            return build(self.events, lanes, self.gae_lambda)
         if order == 2 and self.gae_lambda == 1.0:
-            return dice(self.events, self.num_lanes)
+            return dice(self.events, lanes)
         raise EstimatorError(
             f"surrogate: expected order 1, or 2 with gae_lambda=1, got order={order} with "
             f"gae_lambda={self.gae_lambda}; higher derivatives need the sampled return"
@@ -267,10 +328,17 @@ class Tape:
 
     def objective(self) -> Tensor:
         """Scalar without a gradient: the mean over lanes of the discounted sum of terms."""
-        if self.num_lanes is None or not self._num_terms:
-            raise EstimatorError("objective: expected at least one term, got none; call tape.add")
-        terms = [event.weighted().detach() for event in self.events if isinstance(event, Term)]
-        return torch.stack([term.sum() for term in terms]).sum() / self.num_lanes
+        sums = [term.weighted().detach().sum() for term in self._terms("objective")]
+        return torch.stack(sums).sum() / float(self.num_lanes or 1)
+
+    def _terms(self, asked: str) -> list[Term]:
+        terms = [event for event in self.events if isinstance(event, Term)]
+        if not terms:
+            raise EstimatorError(f"{asked}: expected at least one term, got none; call tape.add")
+        return terms
+
+    def _rsample(self, dist: Distribution) -> Tensor:
+        return dist.rsample() if self.uniforms is None else self.uniforms.next_of(dist)
 
     def _along_path(self, name: str, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -285,8 +353,9 @@ class Tape:
             self._blind = name
         return name
 
-    def _score(self, name: str, dist: Distribution, baseline: Subtract, lane: int) -> Tensor:
-        x = dist.sample()
+    def _score(self, name: str, dist: Distribution, subtract: Subtracted, lane: int) -> Tensor:
+        with naming(name):
+            x = dist.sample() if self.uniforms is None else self._rsample(dist).detach()
         if x.requires_grad:
             raise EstimatorError(
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
@@ -299,7 +368,11 @@ class Tape:
         if log_prob.requires_grad:
             if log_prob.dim() > lane + 1:
                 log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
-            self._node(name, dist, kept, log_prob, baseline)
+            node = self._node(name, dist, kept, log_prob, subtract[0])
+            control = subtract[1] or self.control
+            if control is not None:
+                with naming(name):
+                    node.controlled = controlled(control, dist, kept, self._branch)
         return x
 
     def _node(
@@ -310,22 +383,18 @@ class Tape:
         log_prob: Tensor,
         baseline: Subtract,
         mixture: Mixture | None = None,
-    ) -> None:
+    ) -> Node:
         if baseline is None:
             baseline = self.baseline
-        if isinstance(baseline, NoBaseline):
-            baseline = None
-        if isinstance(baseline, Tensor) and baseline.requires_grad:
-            raise EstimatorError(
-                f"{name}: expected a baseline without a gradient, got one with; detach it, or use "
-                "Value(net) to train a network on the side"
-            )
         if isinstance(baseline, Tensor):
-            baseline = baseline.clone()
+            baseline = checked_baseline(name, baseline)
+        baseline = None if isinstance(baseline, NoBaseline) else baseline
         index, self._num_nodes = self._num_nodes, self._num_nodes + 1
-        self.events.append(
-            Node(name, index, x, log_prob, self._weight, self._branch, baseline, dist, mixture)
-        )
+        draw, tied = self._num_samples - 1, self.uniforms is not None
+        parts = (name, index, draw, x, log_prob, self._weight, self._branch, baseline, dist)
+        node = Node(*parts, mixture=mixture, lanes_may_depend=tied)
+        self.events.append(node)
+        return node
 
     def _combine(self, name: str, dist: Distribution, baseline: Subtract) -> Tensor:
         if self._branch is not None or any(isinstance(event, Barrier) for event in self.events):
@@ -333,29 +402,15 @@ class Tape:
                 f"{name}: expected independent lanes for how='combine', got branches or a resample "
                 "before it; use 'score' or 'pathwise'"
             )
-        if dist.batch_shape[0] < 4:
-            raise EstimatorError(
-                f"{name}: expected at least 4 lanes to mix, got {dist.batch_shape[0]}; two halves "
-                "have to show a variance"
-            )
         self._scored.append((name, dist))
         self._path = self._path or name
-        mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw)
+        mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw, lane_copies=self._copies)
         self._node(name, dist, mixture.path.detach(), mixture.log_prob, baseline, mixture)
         return mixture.sample
 
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
-        if how == "weak":
-            with naming(name):
-                x, weight = weak_branches(dist, lane)
-        else:
-            if not dist.has_enumerate_support or len(dist.batch_shape) != lane + 1:
-                raise EstimatorError(
-                    f"{name}: expected a finite support and batch shape [lanes] for how='expect', "
-                    f"got {type(dist).__name__} with {list(dist.batch_shape)}; use how='score'"
-                )
-            x = dist.enumerate_support()  # [K, *branches, lanes, *event]
-            weight = dist.log_prob(x.clone()).exp()
+        with naming(name):
+            x, weight = branches(dist, how, lane, self.num_draws)  # [K, *branches, lanes, ...]
         if self._branch is not None:
             missing = (1,) * (self._branch.dim() - 1 - lane)
             x = x.reshape(x.shape[0], *missing, *x.shape[1:])
@@ -366,16 +421,11 @@ class Tape:
 
     def _lane_dim(self, name: str, dist: Distribution) -> int:
         """Which dimension of the batch shape is the lane: how many branch dimensions precede it."""
-        shape = dist.batch_shape
-        if len(shape) == 0:
-            raise EstimatorError(
-                f"{name}: expected batch shape [lanes, ...], got []; expand the distribution to "
-                "the lanes (if its parameters are statistics of a batch: tape.resample)"
-            )
-        if self._branch is None:
-            self._count_lanes(name, shape[0])
-            return 0
-        return lane_dim(name, shape, self._branch.shape[:-1], self.num_lanes)
+        branches = () if self._branch is None else self._branch.shape[:-1]
+        lane = lane_dim(name, dist.batch_shape, branches, self.num_lanes)
+        if not branches:
+            self._count_lanes(name, dist.batch_shape[0])
+        return lane
 
     def _count_lanes(self, name: str, lanes: int) -> None:
         if lanes == 0:

@@ -24,7 +24,7 @@ from rlpg.rollouts.rollout import Rollout, rows
 
 @dataclass(frozen=True)
 class Batch:
-    """S samples of a rollout, on-policy when they were drawn; no gradient.
+    """S samples of a rollout, drawn by the policy that acted; they carry no gradient.
 
     With memory the samples stay in their order: each `[S]` is `[T, n]`, sequences of n
     environments, and slots that are not samples have weight 0.
@@ -34,6 +34,8 @@ class Batch:
     action: Tensor  # [S, *A]
     log_prob: Tensor  # [S] under the policy that acted; NaN where the learner asked for none
     advantage: Tensor  # [S] as the surrogate takes it
+    returns: Tensor  # [S] what a critic is to predict
+    value: Tensor  # [S] what the baseline predicted
     weight: Tensor  # [S] share in the mean; the weights of steps sum to 1
     carry: Carry  # [n, ...] before the first step; None without memory
     episode_start: Tensor | None  # [T, n] bool; None without memory
@@ -53,9 +55,12 @@ class Batch:
         """
         groups = environment_groups(*rollout.reward.shape)
         sizes = tuple(envs.stop - envs.start for envs in groups)
-        parts = (rollout.obs[:-1], rollout.action, advantages.normalized, advantages.weight)
+        parts = (
+            rollout.obs[:-1], rollout.action, advantages.normalized, advantages.returns,
+            advantages.returns - advantages.advantage, advantages.weight,
+        )  # fmt: skip
         if in_order:
-            obs, action, advantage, weight = parts
+            obs, action, advantage, returns, value, weight = parts
             ends = tuple(envs.stop for envs in groups)
             carry, starts = rollout.carry, rollout.episode_start[:-1]
         else:
@@ -66,13 +71,13 @@ class Batch:
             ]
             counts = torch.tensor([len(part) for part in laid[-1]])
             ends = tuple(counts.cumsum(0).tolist())
-            obs, action, advantage, weight = (
+            obs, action, advantage, returns, value, weight = (
                 part[0] if len(part) == 1 else torch.cat(part) for part in laid
             )
             carry = starts = None
         log_prob = torch.full_like(weight, torch.nan)
         return Batch(
-            obs, action, log_prob, advantage, weight, carry, starts, sizes, ends,
+            obs, action, log_prob, advantage, returns, value, weight, carry, starts, sizes, ends,
             advantages.weight > 0, rollout, advantages,
         )  # fmt: skip
 
@@ -96,6 +101,8 @@ class Batch:
             action=take(self.action),
             log_prob=take(self.log_prob),
             advantage=take(self.advantage),
+            returns=take(self.returns),
+            value=take(self.value),
             weight=take(self.weight),
             carry=map_carry(lambda part: part[index], self.carry),
             episode_start=None if self.episode_start is None else take(self.episode_start),
@@ -172,6 +179,8 @@ class Batch:
 
     def mean(self, per_sample: Tensor) -> Tensor:
         """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""
+        if not self.in_order:  # the samples of positive weight
+            return self.weight @ per_sample
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
 
 

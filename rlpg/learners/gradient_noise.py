@@ -1,4 +1,4 @@
-"""How noisy an update's gradient was. Observes, changes nothing."""
+"""How noisy the gradient of an update was; nothing here changes the update."""
 
 from __future__ import annotations
 

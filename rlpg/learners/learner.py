@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -32,13 +32,16 @@ from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import LearnerSettings
-from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state
+from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import scheduled
 
 KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at after a single step
 Schedules = Mapping[str, Callable[[float], float]]
+SEPARATE_CRITIC = (
+    "value_hidden", "value_learning_rate", "num_value_epochs", "num_value_minibatches",
+)  # fmt: skip
 _SUFFIX = "_schedule"
 
 
@@ -80,6 +83,8 @@ class Learner(ABC):
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
         own, s = baseline if isinstance(baseline, Baseline) else None, self.settings
+        if policy.shared_network is not None:
+            self._check_shared_torso()
         self.baseline = make_baseline(
             s.baseline if own is None else own,
             policy,
@@ -124,11 +129,26 @@ class Learner(ABC):
                 )
         return dict(schedules)
 
+    def _check_shared_torso(self) -> None:
+        """Raises UsageError where a setting, or the learner, has no use for a shared torso."""
+        if "value_coef" not in self.settings.names():
+            raise UsageError(
+                f"shared_torso: expected false for {type(self).__name__}, whose steps are measured "
+                "on the policy alone, got true; choose another learner, or a critic of its own"
+            )
+        defaults = {field.name: field.default for field in fields(self.settings)}
+        for name in SEPARATE_CRITIC:
+            if getattr(self.settings, name) != defaults[name]:
+                raise UsageError(
+                    f"{name}: expected nothing with shared_torso, where the value network has no "
+                    f"layers, optimizer and passes of its own, got {getattr(self.settings, name)}"
+                )
+
     def check_rollouts(self, num_steps: int | None, num_envs: int) -> None:
         """Raise UsageError where rollouts of this size are too small for the minibatches asked for.
 
         Args:
-            num_steps: of each environment; None: nobody knows.
+            num_steps: of each environment; None: unknown.
         """
         asked = [("num_minibatches", self.policy.has_memory)]
         if isinstance(self.baseline, ValueNetwork):
@@ -161,21 +181,21 @@ class Learner(ABC):
             Metrics to log, by TensorBoard tag.
         """
         # Independent groups of environments cost no extra pass and show the gradient's noise.
-        gradients, log_probs, entropy = [], [], torch.zeros((), dtype=torch.float64)
+        gradients, log_probs, sums = [], [], dict[str, Tensor]()
         for group in batch.groups:
             gradient = torch.zeros(())
             for chunk in group.chunks():
-                objective, log_prob, bonus = self.objective(chunk)
+                objective, log_prob, terms = self.objective(chunk)
                 gradient = self.optimizer.own_gradient(objective) + gradient
                 log_probs.append(log_prob)
-                entropy = entropy + bonus
+                for name, term in terms.items():
+                    sums[name] = sums.get(name, 0.0) + term.double()
             gradients.append(gradient)
         per_group = torch.stack(gradients)  # [K, P]
         gradient = self.optimizer.over_ranks(per_group.sum(dim=0))
         norm = self.optimizer.step(gradient, lr_scale)
         batch = replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
-        return {
-            "train/entropy": float(entropy / batch.weight.sum()),
+        return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {
             "train/approx_kl": self.approx_kl(batch, KL_SAMPLES),
             "gradient/norm": norm,
             "gradient/signal_to_noise": signal_to_noise(per_group, batch.group_sizes, gradient),
@@ -183,9 +203,20 @@ class Learner(ABC):
 
     # ---- what subclasses use
 
-    def objective(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The surrogate with its entropy bonus; `[S]` log-probs and the entropy, detached."""
-        distribution = batch.distribution(self.policy)
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Scalar to maximize: the surrogate, the entropy bonus, and a shared critic's loss.
+
+            surrogate + entropy_coef sum w H - value_coef sum w (V - G)^2
+
+        The last term is there where policy and critic share their layers. Also returns `[S]`
+        log-probs and the weighted sums of entropies and squared errors by tag, all detached.
+        """
+        value = None
+        if self.policy.shared_network is None:
+            distribution = batch.distribution(self.policy)
+        else:
+            parts = batch.obs, batch.carry, batch.episode_start
+            distribution, value = self.policy.forward_with_value(*parts)
         log_prob = batch.log_prob_of(distribution)  # [S]
         coef = self.scheduled("entropy_coef", self.entropy_coef)
         with torch.set_grad_enabled(torch.is_grad_enabled() and coef != 0.0):
@@ -193,7 +224,13 @@ class Learner(ABC):
         objective = self.surrogate(batch, log_prob)
         if coef != 0.0:
             objective = objective + coef * entropy
-        return objective, log_prob.detach(), entropy.detach()
+        terms = {"train/entropy": entropy.detach()}
+        if value is not None:
+            clip_range = getattr(self.settings, "value_clip_range", None)
+            loss = batch.mean(squares(value, batch.returns, batch.value, clip_range))
+            objective = objective - self.settings.value_coef * loss
+            terms["train/value_loss"] = loss.detach()
+        return objective, log_prob.detach(), terms
 
     def _entropy(self, batch: Batch, distribution: Distribution, *, is_needed: bool) -> Tensor:
         """Scalar: the weighted sum of entropies; nan where nobody knows a formula."""
@@ -218,7 +255,7 @@ class Learner(ABC):
 
         Args:
             batch: with log-probs.
-            num_samples: look at about so many, evenly spread; None: at all.
+            num_samples: use about this many, evenly spread; None: use all.
         """
         size = batch.weight.numel() if num_samples is not None else 0
         some = batch[slice(None, None, max(1, size // num_samples))] if num_samples else batch
@@ -322,8 +359,8 @@ class Learner(ABC):
     def compile(self) -> None:
         """Compiles the networks for learning, which takes half a minute, once.
 
-        Whether updates become shorter is for a measurement: those of two layers of 64 do not.
-        Acting is not touched. The bits of a compiled run are its own.
+        Measure whether updates become shorter: with two layers of 64 units they do not. Acting is
+        not compiled. A compiled run does not have the bits of one that is not.
         """
         network = getattr(self.policy, "network", self.policy)
         network.compile(dynamic=True)

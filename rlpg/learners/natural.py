@@ -39,10 +39,10 @@ class NaturalGradient(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Direction by conjugate gradients, length by the KL, and the line search."""
         s, optimizer = self.settings, self.optimizer
-        objective, _, entropy = self.objective(batch)
+        objective, _, terms = self.objective(batch)
         gradient = optimizer.gradient(objective)
         entropy, weight, start_value = sums_over_ranks(
-            entropy, batch.weight.sum(), objective.detach()
+            terms["train/entropy"], batch.weight.sum(), objective.detach()
         )
         metrics = {
             "train/entropy": float(entropy / weight),

@@ -23,8 +23,8 @@ class Optimizer:
     """Adam (Kingma & Ba 2015, algorithm 1) for some parameters, P numbers in all.
 
     The parameters become views of one flat vector `[P]`, so that a step is one call whatever their
-    number. `torch.optim.Adam` takes the same step; its first one imports half of a compiler (a
-    second and 77 MB), and each takes several times as long.
+    number. `torch.optim.Adam` takes the same step, but its first step imports torch's compiler (a
+    second and 77 MB), and every step takes several times as long.
 
     Args:
         parameters: by name; those that require a gradient are changed in place.

@@ -24,6 +24,7 @@ from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
+_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; sums; norm
 
 
 class PPO(Learner):
@@ -54,25 +55,21 @@ class PPO(Learner):
         number = batch.places.number
         num_samples = number * (len(batch.weight) if batch.in_order else 1)
         num_minibatches = rules.num_minibatches(s.num_minibatches, num_samples, number)
-        seen: list[dict[str, float]] = []
+        passes: list[dict[str, float]] = []
         for num_epochs in range(1, s.num_epochs + 1):
-            steps = [
-                self._step(minibatch, lr_scale * self._adapted)
-                for minibatch in batch.minibatches(num_minibatches, self.generator)
-            ]
-            seen.append(epoch := means(steps))
+            minibatches = batch.minibatches(num_minibatches, self.generator)
+            steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
+            passes.append(self._metrics(steps))
             if s.recompute_advantages:
                 fitted = super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
-            if s.target_kl is not None and epoch["train/approx_kl"] > s.target_kl:
+            if s.target_kl is not None and passes[-1]["train/approx_kl"] > s.target_kl:
                 break
             if s.recompute_advantages and num_epochs < s.num_epochs:
                 advantages = self.advantages(batch.rollout)
                 fresh = Batch.of(batch.rollout, advantages, in_order=batch.in_order)
                 batch = replace(fresh, log_prob=batch.log_prob)
-        metrics = fitted | {
-            name: sum(epoch[name] for epoch in seen) / len(seen) for name in seen[0]
-        }
-        metrics["train/approx_kl"] = epoch["train/approx_kl"]
+        metrics = fitted | {n: sum(p[n] for p in passes) / num_epochs for n in passes[0]}
+        metrics["train/approx_kl"] = passes[-1]["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
             self._adapt(metrics["train/approx_kl"], s.desired_kl)
@@ -86,20 +83,29 @@ class PPO(Learner):
             return {}
         return super().fit_baseline(rollout, advantages, lr_scale)
 
-    def _step(self, batch: Batch, lr_scale: float) -> tuple[Tensor, float]:
-        """One step; `[5]` sums of what is logged, and the gradient's norm."""
+    def _step(self, batch: Batch, lr_scale: float) -> _Step:
+        """One gradient step, and what is to be known about the policy before it."""
         if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
             batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
-        objective, log_prob, entropy = self.objective(batch)
+        objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        with torch.no_grad():
-            counts = batch.weight > 0
-            log_ratio = torch.where(counts, log_prob - batch.log_prob, 0.0)
-            ratio_less_one = torch.expm1(log_ratio)
-            is_clipped = ratio_less_one.abs() > self.clip_range
-            sums = (entropy, batch.weight.sum(), (ratio_less_one - log_ratio).sum(),
-                    is_clipped.sum(), counts.sum())  # fmt: skip
-            return torch.stack(sums), norm
+        log_ratio = (log_prob - batch.log_prob).flatten()
+        return log_ratio, batch.weight.flatten(), {**terms, "weight": batch.weight.sum()}, norm
+
+    def _metrics(self, steps: list[_Step]) -> dict[str, float]:
+        """Of a pass of all ranks: every minibatch before its step."""
+        log_ratios, weights, sums, norms = zip(*steps, strict=True)
+        log_ratio = torch.cat(log_ratios)[torch.cat(weights) > 0].double()
+        less_one = torch.expm1(log_ratio)
+        is_clipped = (less_one.abs() > self.clip_range).double()
+        own = (less_one - log_ratio).sum(), is_clipped.sum(), torch.ones_like(log_ratio).sum()
+        kl, clipped, count = sum_over_ranks(torch.stack(own))
+        *terms, weight = sum_over_ranks(torch.stack([torch.stack([*s.values()]) for s in sums])).T
+        return {n: float((x / weight).mean()) for n, x in zip(sums[0], terms, strict=False)} | {
+            "train/approx_kl": float(kl / count),
+            "train/clip_fraction": float(clipped / count),
+            "gradient/norm": sum(norms) / len(steps),
+        }
 
     def _adapt(self, kl: float, desired: float) -> None:
         """Raise or lower the learning rate by 1.5 where the KL is off by a factor of 2.
@@ -118,15 +124,3 @@ class PPO(Learner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._adapted = float(state["adapted"])
-
-
-def means(steps: list[tuple[Tensor, float]]) -> dict[str, float]:
-    """What is logged of the steps of an epoch, of all ranks: means over the steps."""
-    entropy, weight, kl, clipped, count = sum_over_ranks(torch.stack([s for s, _ in steps])).T
-    count = count.clamp(min=1)
-    return {
-        "train/entropy": float((entropy / weight).mean()),
-        "train/approx_kl": float((kl / count).mean()),
-        "train/clip_fraction": float((clipped / count).mean()),
-        "gradient/norm": sum(norm for _, norm in steps) / len(steps),
-    }

@@ -36,7 +36,7 @@ BaselineName = Annotated[
 
 @dataclass(frozen=True)
 class LearnerSettings(Settings):
-    """From experience to a better policy."""
+    """What every learner can be told."""
 
     table: ClassVar[str] = "learner"
 
@@ -76,6 +76,9 @@ class LearnerSettings(Settings):
     num_value_minibatches: Literal["auto"] | Count = 2
     """minibatches of the value network in each of its passes (auto: of about 64 samples; with
     memory of whole environments, so at most as many as there are)"""
+    value_coef: Positive = 0.5
+    """weight of the value loss in the objective, where policy and value network share their layers
+    (policy.shared_torso)"""
     reward_scaling: bool = True
     """the learner sees rewards divided by the running standard deviation of the return"""
 
@@ -156,7 +159,7 @@ class PPOSettings(LearnerSettings):
 class NaturalSettings(LearnerSettings):
     """Natural gradient: a step of a given KL divergence, with a line search where it is TRPO."""
 
-    unused: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm"})
+    unused: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm", "value_coef"})
 
     max_kl: Positive = 0.01
     """length of a step: the mean KL divergence between the policy before and after it"""

@@ -111,16 +111,83 @@ class LinearValue(StateValue):
         self.coefficients = state.get("coefficients")
 
 
-class ValueNetwork(StateValue):
+class NetworkValue(StateValue):
+    """V(s) by the last output of a network.
+
+    Args:
+        network: features `[..., F]` to outputs `[..., num_outputs]`, and a carry.
+        features: packed observations `[..., *O]` to features `[..., F]`; the policy's, so that
+            both see the same normalized numbers.
+    """
+
+    def __init__(self, network: Network, features: Callable[[Tensor], Tensor]) -> None:
+        self.network, self._features = network, features
+
+    @abstractmethod
+    def _carry_before(self, rollout: Rollout) -> Carry:
+        """With memory, the carry `[N, ...]` before the rollout's first step; None: zeros."""
+
+    @torch.no_grad()
+    def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """`(value, successor_value)`, each `[T, N]`."""
+        if self.network.memory is None:
+            values = [self._value(obs) for (obs,) in chunks(rollout.obs.flatten(0, 1))]
+            value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
+            return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
+        value, final, _ = self._in_order(rollout)
+        return value[:-1], rollout.successor(value, final)
+
+    def _value(self, obs: Tensor) -> Tensor:
+        value: Tensor = self.network(self._features(obs))[0]  # [..., num_outputs]
+        return value[..., -1]
+
+    @torch.no_grad()
+    def _in_order(self, rollout: Rollout) -> tuple[Tensor, Tensor, Carry]:
+        """With memory: values `[T + 1, N]` of obs, `[K]` of final_obs, the carry before obs[T]."""
+        network, memory = self.network, self.network.memory
+        assert memory is not None
+        inputs = network.encode(self._features(rollout.obs))  # [T + 1, N, E]
+        last_inputs = network.encode(self._features(rollout.final_obs))  # [K, E]
+        final = rollout.reward.new_zeros(len(rollout.final_step))  # [K]
+        values, before, num_steps = [], None, len(rollout.reward)
+        carry = self._carry_before(rollout)
+        for stop, outputs, after in memory.stretches(
+            inputs, carry, rollout.episode_start, cut=num_steps
+        ):
+            values.append(network.mlp(outputs)[..., -1])
+            if stop == num_steps:
+                before = after
+            # An episode ends where a stretch does, so its last observation follows this carry.
+            ended = (rollout.final_step == stop - 1).nonzero()[:, 0]  # [k]
+            if len(ended):
+                envs = rollout.final_env[ended]
+                own = map_carry(lambda part: part[envs], after)  # noqa: B023 (used at once)
+                shown, _ = memory(last_inputs[ended].unsqueeze(0), own, None)
+                final[ended] = network.mlp(shown)[0, :, -1]
+        return torch.cat(values), final, before
+
+
+class SharedValue(NetworkValue):
+    """V(s) by the policy's network, which learns it with the policy: see `Learner.objective`."""
+
+    def _carry_before(self, rollout: Rollout) -> Carry:
+        return rollout.carry
+
+    def update(
+        self, samples: object, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
+    ) -> dict[str, float]:
+        """Nothing: the policy's optimizer does it."""
+        return {}
+
+
+class ValueNetwork(NetworkValue):
     """V(s) by a network, regressed on the returns by Adam.
 
     A network with memory sees the observations in their order, from a carry of its own that goes
     on from rollout to rollout.
 
     Args:
-        network: features `[..., F]` to `[..., 1]`, and a carry.
-        features: packed observations `[..., *O]` to features `[..., F]`; the policy's, so that
-            both see the same normalized numbers.
+        network, features: see `NetworkValue`.
         learning_rate: Adam's.
         num_epochs: passes over the batch per update.
         num_minibatches: gradient steps per pass; 1 is full batch, auto: of about 64 samples.
@@ -140,8 +207,7 @@ class ValueNetwork(StateValue):
         clip_range: float | None = None,
         generator: torch.Generator,
     ) -> None:
-        self.network = network
-        self._features = features
+        super().__init__(network, features)
         self._num_epochs, self._num_minibatches = num_epochs, num_minibatches
         self._clip_range = clip_range
         self._generator = generator
@@ -153,49 +219,11 @@ class ValueNetwork(StateValue):
         )
         self._carry: Carry = None  # [N, ...] before the next rollout
 
-    @torch.no_grad()
-    def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """`(value, successor_value)`, each `[T, N]`."""
-        if self.network.memory is None:
-            values = [self._value(obs) for (obs,) in chunks(rollout.obs.flatten(0, 1))]
-            value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
-            return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
-        value, final, _ = self._in_order(rollout)
-        return value[:-1], rollout.successor(value, final)
-
-    def _value(self, obs: Tensor) -> Tensor:
-        value: Tensor = self.network(self._features(obs))[0]  # [..., 1]
-        return value[..., 0]
-
-    @torch.no_grad()
-    def _in_order(self, rollout: Rollout) -> tuple[Tensor, Tensor, Carry]:
-        """With memory: values `[T + 1, N]` of obs, `[K]` of final_obs, the carry before obs[T]."""
-        network, memory = self.network, self.network.memory
-        assert memory is not None
-        inputs = network.encode(self._features(rollout.obs))  # [T + 1, N, E]
-        last_inputs = network.encode(self._features(rollout.final_obs))  # [K, E]
-        final = rollout.reward.new_zeros(len(rollout.final_step))  # [K]
-        values, before, num_steps = [], None, len(rollout.reward)
-        carry = self._carry_for(inputs.shape[1])
-        for stop, outputs, after in memory.stretches(
-            inputs, carry, rollout.episode_start, cut=num_steps
-        ):
-            values.append(network.mlp(outputs)[..., 0])
-            if stop == num_steps:
-                before = after
-            # An episode ends where a stretch does, so its last observation follows this carry.
-            ended = (rollout.final_step == stop - 1).nonzero()[:, 0]  # [k]
-            if len(ended):
-                envs = rollout.final_env[ended]
-                own = map_carry(lambda part: part[envs], after)  # noqa: B023 (used at once)
-                shown, _ = memory(last_inputs[ended].unsqueeze(0), own, None)
-                final[ended] = network.mlp(shown)[0, :, 0]
-        return torch.cat(values), final, before
-
-    def _carry_for(self, num_envs: int) -> Carry:
-        """The carry that the rollout before ended with, if it was of as many environments."""
+    def _carry_before(self, rollout: Rollout) -> Carry:
+        # That which the rollout before ended with, if it was of as many environments.
         first = self._carry[0] if isinstance(self._carry, tuple) else self._carry
-        return self._carry if first is not None and len(first) == num_envs else None
+        same = first is not None and len(first) == rollout.reward.shape[1]
+        return self._carry if same else None
 
     def update(  # type: ignore[override]  # the samples of a learner are a rollout
         self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
@@ -211,21 +239,23 @@ class ValueNetwork(StateValue):
             return {}
         old = returns if self._clip_range is None else self.predict(samples)[0]
         select = rows(keep)
-        obs, targets = select(samples.obs[:-1]), (select(returns), select(old))  # [S, *O], [S]
-        carry = self._carry_for(returns.shape[1])
+        parts = select(samples.obs[:-1]), select(returns), select(old)  # [S, *O], [S], [S]
+        carry = self._carry_before(samples)
         loss = torch.zeros(())
         places = columns(keep.shape[1]) if has_memory else Places(number)
         if not (is_alone() or has_memory):
             places = Places(number, select(place))
         for _ in range(self._num_epochs):
-            for index, size in self._minibatches(places, len(returns) if has_memory else 1):
+            order, cuts = self._cut(places, len(returns) if has_memory else 1)
+            laid = parts if has_memory or order is None else tuple(part[order] for part in parts)
+            for cut, size in cuts:
                 if has_memory:
+                    envs = cut if order is None else order[cut]
                     loss, gradient = self._gradient_in_order(
-                        samples, index, carry, keep, returns, old
+                        samples, envs, carry, keep, returns, old
                     )
                 else:
-                    parts = (part[index] for part in targets)
-                    loss, gradient = self._gradient(obs[index], *parts, size=size)
+                    loss, gradient = self._gradient(*(part[cut] for part in laid), size=size)
                 self._optimizer.step(self._optimizer.over_ranks(gradient), lr_scale)
         return {"train/value_loss": loss.item() * num_ranks()}
 
@@ -233,20 +263,13 @@ class ValueNetwork(StateValue):
         if self.network.memory is not None:
             self._carry = self._in_order(rollout)[2]
 
-    def _squares(self, value: Tensor, target: Tensor, old: Tensor) -> Tensor:
-        square = (value - target).square()
-        if self._clip_range is None:
-            return square
-        clipped = old + (value - old).clamp(-self._clip_range, self._clip_range)
-        return torch.maximum(square, (clipped - target).square())
-
     def _gradient(
         self, obs: Tensor, target: Tensor, old: Tensor, *, size: int
     ) -> tuple[Tensor, Tensor]:
         """The sum of S squared errors over `size`, and the gradient `[P]` of its negative."""
         total, gradient = torch.zeros(()), torch.zeros(())
         for seen, wanted, before in chunks(obs, target, old):
-            loss = self._squares(self._value(seen), wanted, before).sum() / size
+            loss = squares(self._value(seen), wanted, before, self._clip_range).sum() / size
             gradient = self._optimizer.own_gradient(-loss) + gradient
             total = loss.detach() + total
         return total, gradient
@@ -266,29 +289,28 @@ class ValueNetwork(StateValue):
             map_carry(lambda part: part[envs], carry),
             rollout.episode_start[:-1, envs],
         )
-        squares = self._squares(outputs[..., 0], target[:, envs], old[:, envs])  # [T, n]
+        parts = outputs[..., -1], target[:, envs], old[:, envs]  # [T, n]
         counts = keep[:, envs]
         size = sum_over_ranks(counts.sum()).clamp(min=1)
-        loss = torch.where(counts, squares, 0.0).sum() / size
+        loss = torch.where(counts, squares(*parts, self._clip_range), 0.0).sum() / size
         return loss.detach(), self._optimizer.own_gradient(-loss)
 
     def compile(self) -> None:
         """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _minibatches(self, places: Places, num_steps: int) -> Iterator[tuple[Tensor | slice, int]]:
-        """This rank's samples, or sequences of so many steps, of each minibatch, and how many all
-        ranks have in it."""
+    def _cut(self, places: Places, num_steps: int) -> tuple[Tensor | None, list[tuple[slice, int]]]:
+        """A random order of this rank's samples, or sequences of so many steps; and where each
+        minibatch is in it, with the number that all ranks have in the minibatch. None: no order."""
         number = places.number
         count = rules.num_minibatches(self._num_minibatches, num_steps * number, number)
         if count == 1:
-            yield slice(None), number
-            return
+            return None, [(slice(None), number)]
         size = -(-number // count)
         bounds = [*range(0, number, size), number]
         order, cuts = shuffled(places, bounds, self._generator)
-        for (start, stop), (a, b) in zip(pairwise(bounds), pairwise(cuts), strict=True):
-            yield order[a:b], stop - start
+        pairs = zip(pairwise(bounds), pairwise(cuts), strict=True)
+        return order, [(slice(a, b), stop - start) for (start, stop), (a, b) in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
@@ -310,6 +332,21 @@ class ValueNetwork(StateValue):
         self._carry = carry[0] if len(carry) == 1 else carry or None
 
 
+def squares(value: Tensor, target: Tensor, old: Tensor, clip_range: float | None) -> Tensor:
+    """Squared errors `[...]`, of the value or, where that is worse, of the value near the old one.
+
+    Args:
+        value, target, old: `[...]`; `old` is the value before the update.
+        clip_range: how far the value may leave the old one without losing its gradient; None: as
+            far as it likes.
+    """
+    square = (value - target).square()
+    if clip_range is None:
+        return square
+    clipped = old + (value - old).clamp(-clip_range, clip_range)
+    return torch.maximum(square, (clipped - target).square())
+
+
 def make_baseline(
     baseline: str | Baseline,
     policy: Policy,
@@ -324,8 +361,16 @@ def make_baseline(
     """The baseline of that name, or the one given; the options are the value network's.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or the policy has a value network in itself.
     """
+    if policy.shared_network is not None:
+        if baseline != "value":
+            got = baseline if isinstance(baseline, str) else type(baseline).__name__
+            raise UsageError(
+                f"baseline: expected value, which shares the policy's torso, got {got}; set "
+                "policy.shared_torso to false"
+            )
+        return SharedValue(policy.shared_network, policy.features)
     if isinstance(baseline, Baseline) and not isinstance(baseline, Value):
         return baseline
     if isinstance(baseline, Value) or baseline == "value":

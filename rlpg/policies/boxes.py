@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Beta, Distribution, Normal
 
 from rlpg.errors import SpaceError
-from rlpg.policies.distributions import SquashedNormal
+from rlpg.policies.distributions import DiagonalNormal, SquashedNormal
 from rlpg.policies.heads import Array, Head, independent
 
 _LARGEST_WIDTH = 1e15  # bounds further apart mean "unbounded"; float32 could not map them
@@ -126,30 +126,32 @@ class GaussianHead(Head):
     _half_width: Tensor  # [*A], of the squashed action's interval
 
     def _moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, `[..., *A]` and broadcastable to it."""
+        """Mean and log standard deviation, `[..., *A]` and broadcastable to it."""
         if self.raw_log_std is None:
             mean, deviation = _halves(outputs, self.action_shape)
             raw = deviation + self._raw_init
         else:
             mean, raw = _shaped(outputs, self.action_shape), self.raw_log_std
-        return mean, self._std(raw)
+        return mean, self._log_std(raw)
 
-    def _std(self, raw: Tensor) -> Tensor:
-        return (F.softplus(raw - self._floor) + self._floor).exp()
+    def _log_std(self, raw: Tensor) -> Tensor:
+        return F.softplus(raw - self._floor) + self._floor
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        mean, std = self._moments(outputs)
-        std = std.expand_as(mean)
+        mean, log_std = self._moments(outputs)
+        rank = len(self.action_shape)
+        if not self._is_squashed and rank > 0:
+            return DiagonalNormal(mean, log_std, rank)
+        std = log_std.exp().expand_as(mean)
+        law: Distribution = Normal(mean, std, validate_args=False)
         if self._is_squashed:
-            law: Distribution = SquashedNormal(mean, std, self._half_width.expand_as(mean))
-        else:
-            law = Normal(mean, std, validate_args=False)
-        return independent(law, len(self.action_shape))
+            law = SquashedNormal(mean, std, self._half_width.expand_as(mean))
+        return independent(law, rank)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
         if self.raw_log_std is None:
             return None
-        std = self._std(self.raw_log_std.detach()).reshape(self._size)
+        std = self._log_std(self.raw_log_std.detach()).exp().reshape(self._size)
         return std * _normal((*shape, self._size), generator)
 
     def draw(
@@ -157,8 +159,8 @@ class GaussianHead(Head):
     ) -> Tensor:
         if self.raw_log_std is not None:
             return super().draw(outputs, generator, mask)
-        mean, std = self._moments(outputs)
-        return torch.addcmul(mean, std, _normal(mean.shape, generator)).detach()
+        mean, log_std = self._moments(outputs)
+        return torch.addcmul(mean, log_std.exp(), _normal(mean.shape, generator)).detach()
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return self._moments(outputs)[0].detach()

@@ -78,7 +78,8 @@ def make_own_policy(
 
 
 def _standard_policy(description: dict[str, Any], parts: UserParts) -> StandardPolicy:
-    _require(description, _STANDARD_SHAPE, "policy description")
+    shares = {"shared_torso": bool} if "shared_torso" in description else {}
+    _require(description, _STANDARD_SHAPE | shares, "policy description")
     network = description["network"]
     hidden = network["hidden"]
     if len(hidden) > 64 or not all(type(size) is int for size in hidden):
@@ -98,6 +99,7 @@ def _standard_policy(description: dict[str, Any], parts: UserParts) -> StandardP
         memory=network["memory"],
         memory_size=network["memory_size"],
         critic_only=description["critic_only"],
+        shared_torso=description.get("shared_torso", False),
         normalize_observations=description["normalize_observations"],
         observation_clip=description["observation_clip"],
         images=description["observations"].get("images", "auto"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Distribution,
+    Independent,
     Normal,
     constraints,
     kl_divergence,
@@ -105,6 +107,34 @@ class IntegerBernoulli(Bernoulli):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         support: Tensor = Bernoulli.enumerate_support(self, expand)
         return support.long()
+
+
+class DiagonalNormal(Independent):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Independent Normals over the last axes, whose log-prob takes half of torch's operations.
+
+    Args:
+        mean: `[..., *A]`.
+        log_std: broadcastable to the mean, with all axes of `*A`.
+        rank: number of axes of `*A`, at least 1.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, rank: int) -> None:
+        self._std, self._log_std = log_std.exp(), log_std
+        law = Normal(mean, self._std.expand_as(mean), validate_args=False)
+        super().__init__(law, rank, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        axes = tuple(range(-len(self.event_shape), 0))
+        distance = ((value - self.base_dist.loc) / self._std).square().sum(axes)  # [...]
+        constant = (
+            self._log_std.sum(axes) + 0.5 * math.log(2.0 * math.pi) * self.event_shape.numel()
+        )
+        log_prob: Tensor = -0.5 * distance - constant
+        return log_prob
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Distribution:
+        shape = torch.Size((*batch_shape, *self.event_shape))
+        return Independent(self.base_dist.expand(shape), len(self.event_shape), validate_args=False)
 
 
 class SquashedNormal(Distribution):

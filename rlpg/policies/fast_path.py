@@ -43,7 +43,7 @@ def array_actor(
     noisy = generator is not None
     if noisy and head.noise((0, num_envs), torch.Generator()) is None:
         return None
-    normalize, mlp = _normalize(normalizer), _mlp(network.mlp, num_envs)
+    normalize, mlp = _normalize(normalizer), _mlp(network.mlp, num_envs, head.num_outputs)
     noise, t, left = np.empty(0), 0, num_steps
 
     def act(obs: Array, carry: Carry, episode_start: Tensor | None) -> tuple[Array, Carry]:
@@ -80,10 +80,13 @@ def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:
     return forward
 
 
-def _mlp(mlp: MLP, num_rows: int) -> Callable[[Array], Array]:
-    """`MLP.forward` of `[num_rows, num_inputs]` for the weights as they are."""
+def _mlp(mlp: MLP, num_rows: int, num_outputs: int) -> Callable[[Array], Array]:
+    """The first outputs of `MLP.forward` of `[num_rows, num_inputs]`; weights as they are."""
     activation = _IN_NUMPY.get(mlp.activation) or _by_torch(ACTIVATIONS[mlp.activation])
-    *first, last = (_linear(layer, num_rows) for layer in mlp.linears)
+    *first, last = (
+        _linear(layer, num_rows, num_outputs if layer is mlp.linears[-1] else layer.out_features)
+        for layer in mlp.linears
+    )
 
     def forward(inputs: Array) -> Array:
         for linear in first:
@@ -93,8 +96,9 @@ def _mlp(mlp: MLP, num_rows: int) -> Callable[[Array], Array]:
     return forward
 
 
-def _linear(layer: nn.Linear, num_rows: int) -> Callable[[Array], Array]:
-    weight, bias = layer.weight.detach().t().contiguous(), layer.bias.detach()
+def _linear(layer: nn.Linear, num_rows: int, num_outputs: int) -> Callable[[Array], Array]:
+    weight = layer.weight.detach()[:num_outputs].t().contiguous()
+    bias = layer.bias.detach()[:num_outputs]
     if num_rows * weight.numel() > _ONE_THREAD:
         return _by_torch(lambda inputs: torch.addmm(bias, inputs, weight))
     factor, summand = weight.numpy(), bias.numpy()

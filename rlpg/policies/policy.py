@@ -1,7 +1,7 @@
 """`Policy`: observations in, a distribution over actions out.
 
 Subclass `Policy`, define `forward`, and it acts, learns, is saved, resumed and evaluated by what
-`forward` says. There is no second path: only `StandardPolicy`, the one that ships, may take one.
+`forward` says. Only `StandardPolicy`, the one that ships, may act by another path (NumPy).
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class Policy(nn.Module, ABC):
         head: says how actions look, and translates them for the environment.
         normalizer: running moments of the features, which a learner updates; None: no
             normalization. A subclass may set one.
+        shared_network: the network whose last output is the value of the state, where policy and
+            critic share it (`StandardPolicy(shared_torso=True)`); None: the critic has its own.
     """
+
+    shared_network: Network | None = None
 
     def __init__(
         self,
@@ -106,6 +110,18 @@ class Policy(nn.Module, ABC):
         """Normalized features `[..., F]` of packed obs `[..., *O]`, also for value networks."""
         features = self.observations.features(obs)
         return features if self.normalizer is None else self.normalizer.forward(features)
+
+    def forward_with_value(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """The distribution of `forward`, and the values `[...]` of a policy that shares its torso.
+
+        Raises:
+            UsageError: its critic has a network of its own.
+        """
+        raise UsageError(
+            f"{type(self).__name__}: expected a torso shared with the critic, got none"
+        )
 
     def make_critic(
         self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
@@ -236,9 +252,10 @@ class Policy(nn.Module, ABC):
         A policy with memory remembers from call to call; `reset` makes it forget.
 
         Args:
-            obs: as an environment or a vector environment returned it; which, its shape says.
+            obs: one observation of an environment, or a batch of a vector environment; its shape
+                tells which.
             deterministic: the mode of the distribution instead of a draw (see `Head.mode`). Draws
-                come from the policy's own generator: `seed` it, or the operating system does.
+                come from the policy's own generator, which `seed` seeds, else the operating system.
             action_mask: `info["action_mask"]`, `[M]` or `[B, M]`, where the policy was trained so.
 
         Raises:

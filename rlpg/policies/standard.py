@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlpg.errors import SpaceError
+from rlpg.errors import SpaceError, UsageError
 from rlpg.policies.actions import make_head
 from rlpg.policies.fast_path import array_actor
 from rlpg.policies.networks import Carry, Network
@@ -40,6 +40,7 @@ class StandardPolicy(Policy):
         network: Part | None = None,
         memory: str | None = None,
         memory_size: int = 64,
+        shared_torso: bool = False,
         critic_only: Sequence[str] = (),
         images: bool | Literal["auto"] = "auto",
         normalize_observations: bool = True,
@@ -60,6 +61,7 @@ class StandardPolicy(Policy):
             hidden, activation: of the network; see `Network`.
             network: `network(num_features, num_outputs)` makes another module; or `module:Name`.
             memory, memory_size: `gru` or `lstm` before the network, and its width.
+            shared_torso: the network has one more output, the last: the value of the state.
             critic_only: entries of a Dict observation that only value networks see.
             images: which uint8 arrays are images; see `Observations`.
             normalize_observations, observation_clip: see `Normalizer`.
@@ -105,15 +107,22 @@ class StandardPolicy(Policy):
             "critic_only": list(critic_only),
             "normalize_observations": normalize_observations,
             "observation_clip": float(observation_clip),
-        }
+        } | ({"shared_torso": True} if shared_torso else {})
         normalized = self.observations.normalized
         if normalize_observations and bool(normalized.any()):
             self.normalizer = Normalizer(normalized, clip=observation_clip)
         self._factory = factory
+        if shared_torso and critic_only:
+            raise UsageError(
+                f"critic_only: expected no entry with shared_torso, got {', '.join(critic_only)}; "
+                "a critic that shares the policy's layers sees what the policy sees"
+            )
         self._seen = self.observations.features_without(critic_only)
+        num_outputs = self.head.num_outputs + shared_torso
         self.network = self._make_network(
-            self.head.num_outputs, hidden, generator, seen=self._seen, output_gain=_OUTPUT_GAIN
+            num_outputs, hidden, generator, seen=self._seen, output_gain=_OUTPUT_GAIN
         )
+        self._shares = shared_torso
         self._has_mask = self.observations.mask_slice is not None
 
     def __init_subclass__(cls) -> None:
@@ -154,6 +163,10 @@ class StandardPolicy(Policy):
 
     # ---- torch
 
+    @property
+    def shared_network(self) -> Network | None:  # type: ignore[override]  # read-only here
+        return self.network if self._shares else None
+
     def initial_carry(self, num_envs: int) -> Carry:
         return None if self.network.memory is None else self.network.memory.initial_carry(num_envs)
 
@@ -165,7 +178,19 @@ class StandardPolicy(Policy):
         self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
     ) -> tuple[Distribution, Carry]:
         outputs, carry = self.network(self.features(obs), carry, episode_start)  # may be compiled
-        return self.head.forward(outputs, self.observations.mask(obs)), carry
+        return self.head.forward(self._for_head(outputs), self.observations.mask(obs)), carry
+
+    def forward_with_value(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        if not self._shares:
+            return super().forward_with_value(obs, carry, episode_start)
+        outputs, _ = self.network(self.features(obs), carry, episode_start)
+        law = self.head.forward(self._for_head(outputs), self.observations.mask(obs))
+        return law, outputs[..., -1]
+
+    def _for_head(self, outputs: Tensor) -> Tensor:
+        return outputs[..., : self.head.num_outputs] if self._shares else outputs
 
     def _outputs(
         self, obs: Tensor, carry: Carry, episode_start: Tensor | None
@@ -174,10 +199,10 @@ class StandardPolicy(Policy):
         features = self.features(obs)
         mask = self.observations.mask(obs) if self._has_mask else None
         if self.network.memory is None:
-            return self.network.forward(features)[0], mask, None
+            return self._for_head(self.network.forward(features)[0]), mask, None
         starts = None if episode_start is None else episode_start.unsqueeze(0)  # [1, N]
         outputs, carry = self.network.forward(features.unsqueeze(0), carry, starts)
-        return outputs[0], mask, carry
+        return self._for_head(outputs[0]), mask, carry
 
     def draw(
         self,

@@ -296,7 +296,7 @@ def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
 
 
 class LeftOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Who made an environment closes it, not who borrowed it."""
+    """A vector environment that the caller made, and closes: `close()` here does nothing."""
 
     def close(self) -> None:
         """Does nothing."""

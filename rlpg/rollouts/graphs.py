@@ -14,7 +14,7 @@ class Replayed:
     call runs as it is: libraries choose their algorithms and memory in it. On any other device
     every call does.
 
-    Not run on a GPU yet: what is covered is the code that runs on the CPU.
+    Not run on a GPU yet: the tests cover the code that runs on a CPU.
 
     Args:
         function: reads and writes the same tensors in every call, waits for nothing, and takes

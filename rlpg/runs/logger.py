@@ -27,7 +27,8 @@ class Logger(ABC):
     """Takes the metrics of a run. Subclass it for a tracker of your own and pass an instance to
     `rlpg.train(..., loggers=[...])`.
 
-    What it raises does not stop the run; at the end the run raises a `SaveError` that names it.
+    What a logger raises does not stop the run; at the end the run raises a `SaveError` that names
+    the logger.
     """
 
     @abstractmethod
@@ -39,7 +40,7 @@ class Logger(ABC):
         """
 
     def close(self) -> None:  # noqa: B027 (there may be nothing to do)
-        """The run has ended, in whatever way."""
+        """Called when the run has ended, also by an error or a signal."""
 
 
 class JSONLLogger(Logger):

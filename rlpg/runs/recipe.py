@@ -1,4 +1,4 @@
-"""Everything a run can be told, as frozen dataclasses <-> TOML; the only place with defaults.
+"""All settings of a run, as frozen dataclasses and as TOML; the only place with defaults.
 
 A recipe is checked when it is made, whatever it is made from: Python, TOML (`loads`,
 `load_recipe`), or dotted keys with typed values or command-line text (`override`). What does not
@@ -37,7 +37,7 @@ Resolve = Callable[[str], type[LearnerSettings]]
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """Everything that, with the versions, determines a run."""
+    """All settings of a run. Together with the versions they determine its bits."""
 
     agent: AgentName = "reinforce"
     """the learner"""

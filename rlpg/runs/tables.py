@@ -63,6 +63,9 @@ class PolicySettings(Settings):
     replaces everything else in this table"""
     kwargs: Arguments = field(default_factory=dict)
     """more keyword arguments for the factory"""
+    shared_torso: bool = False
+    """policy and value network share all layers but the last, and one objective trains both, in
+    which learner.value_coef weighs the value loss"""
     critic_only: tuple[str, ...] = ()
     """entries of a Dict observation that only the value network sees"""
     images: Literal["auto"] | bool = "auto"

@@ -35,10 +35,12 @@ SETTINGS = {
     "checkpoint.keep_last": 1,
     "environment.max_episode_steps": 30,
 }
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "discrete": ("CartPole-v1", {}),
-    "continuous": ("Pendulum-v1", {"environment.backend": "sync", "policy.gaussian": "squashed"}),
-}
+RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "discrete": ("CartPole-v1", "reinforce", {}),
+    "continuous": (
+        "Pendulum-v1", "ppo", {"environment.backend": "sync", "policy.gaussian": "squashed"},
+    ),
+}  # fmt: skip
 
 
 def digests(tree: Any) -> Any:
@@ -57,9 +59,9 @@ def make(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     platform.platform = lambda *_: "Linux"  # which machine made them is nobody's business
     expected: dict[str, Any] = {}
-    for name, (env, settings) in RUNS.items():
+    for name, (env, agent, settings) in RUNS.items():
         run = rlpg.train(
-            env, seed=7, total_steps=192, run_dir=folder / name, recipe="default",
+            env, agent, seed=7, total_steps=192, run_dir=folder / name, recipe="default",
             overrides=SETTINGS | settings,
         )  # fmt: skip
         (run.path / "run.lock").unlink()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma, Independent, Normal
 
+from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut, OptimalConstant
 from rlpg.gradients.combine import mixing_weight
 from rlpg.gradients.tape import How, Tape
@@ -134,3 +135,87 @@ def test_an_exploding_path_leaves_the_score() -> None:
     tape.surrogate().backward()
     assert theta.grad is not None
     assert bool(torch.isfinite(theta.grad))
+
+
+# ---- variances measured in the policy's gradient -----------------------------------------------
+
+
+def steps(tape: Tape, gain: Tensor, num_steps: int = 3) -> None:
+    """x' ~ N(gain x + sin(3 x), 0.3); `gain` is a number per lane."""
+    x = torch.ones(len(gain), dtype=torch.float64)
+    for _ in range(num_steps):
+        x = tape.sample(Normal(gain * x + torch.sin(3 * x), 0.3))
+    tape.add(-(x**2))
+
+
+def test_lane_gradients_are_those_of_every_lane_and_their_mean_is_the_gradient() -> None:
+    theta = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    for how in ("score", "pathwise", "combine"):
+        tape = Tape(how, num_lanes=6)  # type: ignore[arg-type]
+        copies = tape.per_lane(theta)
+        assert copies.shape == (6,)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            steps(tape, copies)
+        surrogate = tape.surrogate()
+        (lanes,) = torch.autograd.grad(surrogate, copies, retain_graph=True)
+        (whole,) = torch.autograd.grad(surrogate, theta)
+        torch.testing.assert_close(lanes.sum(), whole)
+        if how == "pathwise":  # the lane's own derivative, by autograd without a tape
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                free = theta.detach().expand(6).clone().requires_grad_()
+                x = torch.ones(6, dtype=torch.float64)
+                for _ in range(3):
+                    x = Normal(free * x + torch.sin(3 * x), 0.3).rsample()
+            torch.testing.assert_close(6 * lanes, torch.autograd.grad(-(x**2).sum(), free)[0])
+    with pytest.raises(EstimatorError, match=r"per_lane: expected a Tape\(num_lanes="):
+        Tape().per_lane(theta)
+
+
+def test_policy_weights_are_the_recursion_written_by_hand() -> None:
+    """Each step's weight from the variances of its share of the gradient for the gain, lane by
+    lane, samples before it held fixed: `exact_ivw`, so with the published formula."""
+    lanes, num_steps = 50, 3
+    gain = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        tape = Tape("combine", num_lanes=lanes, exact_ivw=True)
+        steps(tape, tape.per_lane(gain))
+        (found,) = torch.autograd.grad(tape.surrogate(), gain)
+        torch.manual_seed(4)
+        noise = [torch.randn(lanes, dtype=torch.float64) for _ in range(num_steps)]
+    x, seen = torch.ones(lanes, dtype=torch.float64), []
+    for e in noise:
+        seen.append((x, e))
+        x = 0.6 * x + torch.sin(3 * x) + 0.3 * e
+    paid, carried, total = -(x**2), -2 * x, torch.zeros(lanes).double()
+    for before, e in reversed(seen):
+        score = paid * e / 0.3
+        path, mine = carried * before, score * before  # of the gain: d mean / d gain = x
+        k = float(path.var() / (path.var() + mine.var()))
+        mixed = k * score + (1 - k) * carried
+        total += mixed * before
+        carried = mixed * (0.6 + 3 * torch.cos(3 * before))
+    assert float(found) == pytest.approx(float(total.mean()))
+
+
+def test_policy_weights_are_unbiased_and_calmer_where_steps_are_many() -> None:
+    """The gain enters every step; against the pathwise gradient, which is exact on average."""
+    gain = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def gradients(how: str, *, policy: bool, repeats: int = 150) -> Tensor:
+        found = []
+        for _ in range(repeats):
+            tape = Tape(how, baseline=0.0 if how == "combine" else None, num_lanes=40)  # type: ignore[arg-type]
+            steps(tape, tape.per_lane(gain) if policy else gain.expand(40), num_steps=8)
+            found.append(torch.autograd.grad(tape.surrogate(), gain)[0])
+        return torch.stack(found)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        own = gradients("combine", policy=False)
+        policy = gradients("combine", policy=True)
+    error = math.sqrt(float(own.var() + policy.var()) / len(own))
+    assert abs(float(own.mean() - policy.mean())) < 4 * error
+    assert float(policy.var()) < float(own.var())

@@ -9,7 +9,17 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Exponential, Normal, Poisson, Uniform
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Exponential,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    Normal,
+    Poisson,
+    Uniform,
+)
 
 from rlpg.errors import EstimatorError, InconclusiveError
 from rlpg.gradients.baselines import (
@@ -20,6 +30,9 @@ from rlpg.gradients.baselines import (
     Samples,
     Scored,
 )
+from rlpg.gradients.controls import KnownMean, Relax
+from rlpg.gradients.draws import antithetic, sobol
+from rlpg.gradients.experiment import TapeMaker
 from rlpg.gradients.gradcheck import gradcheck
 from rlpg.gradients.tape import How, Tape
 
@@ -416,7 +429,49 @@ MISTAKES: dict[str, tuple[Surrogate, str]] = {
         lambda log_prob, reward: (log_prob.detach() * to_go(reward)).sum(0).mean(),
         "the gradient is 0 in every repeat",
     ),
+    "another lane's log-probability": (
+        lambda log_prob, reward: (log_prob.roll(1, 1) * to_go(reward)).sum(0).mean(),
+        NOT_KNOWN,
+    ),
+    "squared advantages": (
+        lambda log_prob, reward: (log_prob * to_go(reward).square()).sum(0).mean(),
+        NOT_KNOWN,
+    ),
+    "clipped advantages": (
+        lambda log_prob, reward: (log_prob * to_go(reward).clamp(-0.3, 0.3)).sum(0).mean(),
+        NOT_KNOWN,
+    ),
+    "first step only": (
+        lambda log_prob, reward: (log_prob[0] * to_go(reward)[0]).mean(),
+        NOT_KNOWN,
+    ),
+    "twice": (
+        lambda log_prob, reward: 2 * (log_prob * to_go(reward)).sum(0).mean(),
+        NOT_KNOWN,
+    ),
+    "no discount at all": (
+        lambda log_prob, reward: (log_prob * (reward - reward.mean(1, True)).sum(0)).sum(0).mean(),
+        NOT_KNOWN,
+    ),
+    "sign of one step": (
+        lambda log_prob, reward: (
+            (log_prob * torch.tensor([[-1.0], [1], [1], [1]]) * to_go(reward)).sum(0).mean()
+        ),
+        NOT_KNOWN,
+    ),
+    "steps in reverse": (
+        lambda log_prob, reward: (log_prob * to_go(reward).flip(0)).sum(0).mean(),
+        NOT_KNOWN,
+    ),
+    "only lanes that did well": (
+        lambda log_prob, reward: (log_prob * to_go(reward))[:, to_go(reward)[0] > 0].sum(0).mean(),
+        NOT_KNOWN,
+    ),
 }
+
+
+def test_the_lists_are_as_long_as_they_are_said_to_be() -> None:
+    assert (len(tried(leaf(0.3, 0.9))), len(MISTAKES)) == (25, 24)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -439,12 +494,12 @@ def test_a_step_plus_a_smooth_term_has_no_baseline_to_blame() -> None:
         gradcheck(problem, theta, "pathwise")
 
 
-def tried(theta: Tensor) -> dict[str, tuple[How, Callable[[Tape, int], None]]]:
+def tried(theta: Tensor) -> dict[str, tuple[How | TapeMaker, Callable[[Tape, int], None]]]:
     """Right programs of the kinds that the docs show."""
 
     def coins(tape: Tape, lanes: int) -> None:
         b = tape.sample(Bernoulli(logits=theta[:1].expand(lanes, 3)))
-        tape.add(b.sum(1) ** 2 * theta[1])
+        tape.add(b.sum(-1) ** 2 * theta[1])
 
     def choice(tape: Tape, lanes: int) -> None:
         logits = torch.stack([theta[0], theta[1], -theta[0]])
@@ -473,7 +528,40 @@ def tried(theta: Tensor) -> dict[str, tuple[How, Callable[[Tape, int], None]]]:
     def stepped(tape: Tape, lanes: int) -> None:
         tape.add((tape.sample(Normal(theta[0].expand(lanes), theta[1])) > 0).double())
 
+    def apart(tape: Tape, lanes: int) -> None:
+        x = tape.sample(Normal(theta[0].expand(lanes), theta[1]))
+        b = tape.sample(Bernoulli(logits=theta[1].expand(lanes)), depends_on=[])
+        tape.add(x**2, depends_on=[x])
+        tape.add(b, depends_on=[b])
+
+    def cloud(tape: Tape, lanes: int) -> None:
+        x = tape.sample(Normal(theta[0].expand(lanes), theta[1]))
+        tape.add(tape.resample(2 * x) ** 2)
+
+    def skewed(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(LogNormal(theta[0].expand(lanes), 0.3 * theta[1])))
+
+    def two_modes(tape: Tape, lanes: int) -> None:
+        logits = torch.stack([theta[0], -theta[0]]).expand(lanes, 2)
+        parts = Normal(torch.stack([theta[1], theta[0] - 1]).expand(lanes, 2), 0.5)
+        tape.add(tape.sample(MixtureSameFamily(Categorical(logits=logits), parts)))
+
+    def vectors(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Independent(Normal(theta.expand(lanes, 2), 0.5), 1)).prod(1))
+
+    known = KnownMean(lambda x: 3 * x, lambda dist: 3 * dist.mean)
+    soft = Relax(lambda z: torch.sigmoid(z).sum(1) ** 2)
+    grouped = LeaveOneOut(groups=4)
     return {
+        "coins in pairs": ("disarm", coins), "choice of two": ("without_replacement", choice),
+        "coins, controlled": (lambda: Tape(control=soft), coins),
+        "counts, controlled": (lambda: Tape(control=known), counts),
+        "stepped, grouped": (lambda: Tape(baseline=grouped), stepped),
+        "kinked in pairs": (
+            lambda: Tape("pathwise", uniforms=antithetic(1000, 1, torch.float64)), kinked),
+        "waits, even": (lambda: Tape("pathwise", uniforms=sobol(1000, 1, torch.float64)), waits),
+        "apart": ("score", apart), "cloud": ("pathwise", cloud), "skewed": ("score", skewed),
+        "two modes": ("score", two_modes), "vectors": ("combine", vectors),
         "coins": ("score", coins), "choice": ("score", choice), "choice, exact": ("expect", choice),
         "counts": ("score", counts), "counts, weak": ("weak", counts), "waits": ("pathwise", waits),
         "waits, weak": ("weak", waits), "edge": ("pathwise", edge), "ended": ("score", ended),
@@ -486,8 +574,12 @@ def tried(theta: Tensor) -> dict[str, tuple[How, Callable[[Tape, int], None]]]:
 def test_right_programs_are_never_accused(name: str) -> None:
     theta = leaf(0.3, 0.9)
     how, problem = tried(theta)[name]
-    scored = how in ("score", "combine")
-    make = lambda: Tape(how, baseline=LeaveOneOut() if scored else None)  # noqa: E731
+
+    def make() -> Tape:
+        if callable(how):
+            return how()
+        return Tape(how, baseline=LeaveOneOut() if how in ("score", "combine") else None)
+
     gradcheck(problem, theta, make, resolution=0.2, step=0.1, tolerance=0.03)
 
 

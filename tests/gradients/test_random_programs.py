@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, constraints
 
 import rlpg
+from rlpg.gradients.controls import KnownMean
 from rlpg.gradients.tape import Tape
 
 THETA = torch.tensor([0.4, -0.7, 0.9], dtype=torch.float64)
@@ -37,6 +38,7 @@ class NodeSpec:
     parents: tuple[int, int]  # samples its logits depend on, -1: none
     thetas: tuple[int, int]
     baseline: str
+    control: float  # slope of a control variate in the sample; 0: none
 
 
 @dataclass
@@ -52,12 +54,14 @@ class TermSpec:
 class Program:
     steps: list[NodeSpec | TermSpec]
     together: bool  # lanes that look at each other, two at a time; else each outcome is a lane
+    declared: bool  # whether samples and terms say what they depend on
     order: int = 1
     text: str = field(default="", repr=False)
 
 
 def drawn(seed: int) -> Program:
     pick = random.Random(seed)
+    more = random.Random(-1 - seed)  # of what was added later: programs keep their seeds
     together = pick.random() < 0.35
     num_nodes = pick.randint(2, 3 if together else 4)
     steps: list[NodeSpec | TermSpec] = []
@@ -83,6 +87,7 @@ def drawn(seed: int) -> Program:
                 parents=(pick.choice(before), pick.choice(before)),
                 thetas=(pick.randrange(3), pick.randrange(3)),
                 baseline=pick.choice(TOGETHER if together else LONE),
+                control=more.choice([0.0, 0.0, 0.8, -1.1]),
             )
         )
         for _ in range(pick.choice([0, 1, 1, 2]) if k < num_nodes - 1 else 1):
@@ -98,7 +103,10 @@ def drawn(seed: int) -> Program:
                 begin = k + 1
                 break
     order = 2 if "weak" not in hows and pick.random() < 0.25 else 1
-    return Program(steps, together, order, f"seed {seed}")
+    declared = more.random() < 0.4
+    if declared or any(isinstance(step, NodeSpec) and step.control for step in steps):
+        order = 1
+    return Program(steps, together, declared, order, f"seed {seed}")
 
 
 def distribution(spec: NodeSpec, logits: Tensor, mixin: type) -> Distribution:
@@ -134,7 +142,9 @@ class Noise(Distribution):
 def play(program: Program, machine: Any, theta: Callable[[int], Tensor], mixin: type) -> None:
     """The program on a machine with `sample` and `add`, lanes as `theta` has them."""
     samples: list[Tensor] = []
-    paths: list[Tensor] = []
+    drawn: list[Tensor] = []  # the samples as the machine gave them
+    paths: list[int] = []
+    discounted: list[int] = []  # samples that the weight of the next term depends on
     plain: list[bool] = []  # drawn without branches or a path: usable as discount and baseline
     lanes = theta(0).shape[-1]
     buffer = torch.zeros(lanes, dtype=torch.float64)
@@ -142,6 +152,9 @@ def play(program: Program, machine: Any, theta: Callable[[int], Tensor], mixin: 
     with torch.no_grad():
         net.weight.fill_(0.3)
         net.bias.fill_(-0.2)
+
+    def said(*ks: int) -> list[Tensor] | None:
+        return [drawn[k] for k in ks if k >= 0] if program.declared else None
 
     def at(k: int) -> Tensor:
         return samples[k] if k >= 0 else torch.ones(lanes, dtype=torch.float64)
@@ -158,7 +171,14 @@ def play(program: Program, machine: Any, theta: Callable[[int], Tensor], mixin: 
             if isinstance(baseline, Tensor) and step.weights[0] > 0:
                 buffer.copy_(baseline)
                 baseline = buffer
-            x = machine.sample(distribution(step, logits, mixin), step.how, baseline)
+            x = machine.sample(
+                distribution(step, logits, mixin),
+                step.how,
+                baseline,
+                control=_control(step, in_branches),
+                depends_on=said(*step.parents),
+            )
+            drawn.append(x)
             buffer.fill_(99.0)
             x = x.double()
             if step.family == "pair" and step.how == "score":
@@ -166,19 +186,25 @@ def play(program: Program, machine: Any, theta: Callable[[int], Tensor], mixin: 
             in_branches |= step.how in ("expect", "weak")
             plain.append(step.how == "score" and not in_branches)
             samples.append(x)
-            paths += [x] if step.how == "pathwise" else []
+            paths += [len(samples) - 1] if step.how == "pathwise" else []
             continue
         a, b, c, d = step.weights
         one, two = (samples[k] for k in step.samples)
         value = a + b * one * two + c * theta(step.theta) * one + d * (two - 0.5) ** 2
         if step.reuse and not _has_path(one, two):
             value = (a + b * one * two).detach()
+        needed = [*step.samples, *discounted, *paths]
         while paths:  # that reach no term are refused
-            value = value + 0.3 * paths.pop()
+            value = value + 0.3 * samples[paths.pop()]
         if step.reuse and not value.requires_grad and value.dim() == 1:
             value = buffer.copy_(value)
-        machine.add(value, _discount(step, samples, plain, lanes), independent=True)
+        usable = [k for k in range(len(samples)) if plain[k]]
+        discount = _discount(step, samples, usable, lanes)
+        machine.add(value, discount, independent=True, depends_on=said(*needed))
+        if step.discount == "sample":
+            discounted += usable[-1:]
         if step.discount == "end":
+            discounted = []
             plain = [False] * len(plain)
         buffer.fill_(99.0)
 
@@ -187,11 +213,15 @@ def _has_path(*samples: Tensor) -> bool:
     return any(sample.requires_grad for sample in samples)
 
 
-def _discount(step: TermSpec, samples: list[Tensor], plain: list[bool], lanes: int) -> Any:
-    if step.discount == "sample":
-        usable = [k for k in range(len(samples)) if plain[k]]
-        if usable:
-            return 0.5 + 0.15 * samples[usable[-1]].detach()
+def _control(step: NodeSpec, in_branches: bool) -> KnownMean | None:
+    if step.how != "score" or in_branches or not step.control or "coin" not in step.family:
+        return None
+    return KnownMean(lambda b: step.control * b - 0.2, lambda dist: step.control * dist.mean - 0.2)
+
+
+def _discount(step: TermSpec, samples: list[Tensor], usable: list[int], lanes: int) -> Any:
+    if step.discount == "sample" and usable:
+        return 0.5 + 0.15 * samples[usable[-1]].detach()
     return {
         "one": 1.0,
         "number": 0.7,
@@ -233,7 +263,7 @@ class Oracle:
         self.weight = torch.ones((), dtype=torch.float64)
         self.total = torch.zeros((), dtype=torch.float64)
 
-    def sample(self, dist: Any, how: str, baseline: Any) -> Tensor:
+    def sample(self, dist: Any, how: str, baseline: Any, **ignored: Any) -> Tensor:
         x = next(self.choices)
         if how == "pathwise":
             self.log_prob = self.log_prob + math.log(0.5)
@@ -242,7 +272,7 @@ class Oracle:
         self.log_prob = self.log_prob + (log_prob.sum(-1) if log_prob.dim() == 2 else log_prob)
         return x
 
-    def add(self, value: Tensor, discount: Any, *, independent: bool) -> None:
+    def add(self, value: Tensor, discount: Any, **ignored: Any) -> None:
         self.total = self.total + self.weight * value
         factor = torch.as_tensor(discount, dtype=torch.float64)
         self.weight = torch.where(factor == 0, 1.0, self.weight * factor)

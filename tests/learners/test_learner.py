@@ -65,9 +65,9 @@ class Penalty(Learner):
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         for _ in range(self.settings.num_epochs):
-            objective, _, entropy = self.objective(batch)
+            objective, _, terms = self.objective(batch)
             norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        return {"train/entropy": float(entropy), "gradient/norm": norm}
+        return {"train/entropy": float(terms["train/entropy"]), "gradient/norm": norm}
 
 
 # ---- end

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlpg.learners.values import LinearValue, ValueNetwork
+from rlpg.learners.values import LinearValue, ValueNetwork, squares
 from rlpg.policies import Network, Observations, map_carry
 from rlpg.rollouts import Rollout
 
@@ -386,10 +386,8 @@ class TestClipRange:
         ],
     )
     def test_by_hand(self, value: float, old: float, target: float, slope: float) -> None:
-        network = make_network()
-        network._clip_range = 0.1
         v = torch.tensor(value, requires_grad=True)
-        square = network._squares(v, torch.tensor(target), torch.tensor(old))
+        square = squares(v, torch.tensor(target), torch.tensor(old), 0.1)
         (got,) = torch.autograd.grad(square, v)
         assert got.item() == pytest.approx(slope)
 

@@ -19,11 +19,36 @@ from torch.distributions import (
 )
 
 from rlpg.policies import IntegerBernoulli, Product, SquashedNormal
-from rlpg.policies.distributions import Part, masked_logits
+from rlpg.policies.distributions import DiagonalNormal, Part, masked_logits
 
 
 def squashed(loc: float, scale: float, half_width: float = 1.0, dtype=torch.float64):
     return SquashedNormal(*(torch.tensor([x], dtype=dtype) for x in (loc, scale, half_width)))
+
+
+class TestDiagonalNormal:
+    @pytest.mark.parametrize("shape", [(3,), (2, 2)])
+    @pytest.mark.parametrize("is_dependent", [False, True])
+    def test_is_what_torch_makes_of_normals(self, shape: tuple[int, ...], is_dependent: bool):
+        generator = torch.Generator().manual_seed(0)
+        batch = (5, 4)
+        mean = torch.randn(*batch, *shape, generator=generator, requires_grad=True)
+        log_std = torch.randn(*(batch if is_dependent else ()), *shape, generator=generator)
+        log_std.requires_grad_()
+        ours = DiagonalNormal(mean, log_std, len(shape))
+        theirs = Independent(Normal(mean, log_std.exp().expand_as(mean)), len(shape))
+        value = torch.randn(*batch, *shape, generator=generator)
+        for got, expected in (
+            (ours.log_prob(value), theirs.log_prob(value)),
+            (ours.entropy(), theirs.entropy()),
+            (ours.expand((2, *batch)).log_prob(value), theirs.expand((2, *batch)).log_prob(value)),
+            (kl_divergence(ours, theirs), torch.zeros(batch)),
+        ):
+            torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(ours.log_prob(value).sum(), [mean, log_std]),
+            torch.autograd.grad(theirs.log_prob(value).sum(), [mean, log_std]),
+        )
 
 
 class TestSquashedNormal:

@@ -21,7 +21,8 @@ from rlpg.loading import load_saved
 from rlpg.rollouts import environment_name, make_envs, record_of
 from rlpg.runs.recipe import load_recipe
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "agent": "reinforce",
     "rollout.num_envs": 2,
     "rollout.num_steps": 16,
     "policy.hidden": (8,),

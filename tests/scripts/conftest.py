@@ -1,4 +1,4 @@
-"""The studies import each other by name, as they do when they are run."""
+"""The scripts are imported by name, as they are when they are run."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Policy search through a model: cart-pole swing-up, known simulator or one learned from episodes.
 
-    scripts/policy_search.py                      # both parts, two seeds: 10 minutes of one core
-    scripts/policy_search.py --quick              # one seed, far too few updates: one minute
-    scripts/policy_search.py --part simulator --seeds 0 1
-    scripts/policy_search.py --part learned --seeds 0
+    studies/policy_search.py                      # both parts, two seeds: 10 minutes of one core
+    studies/policy_search.py --quick              # one seed, far too few updates: one minute
+    studies/policy_search.py --part simulator --seeds 0 1
+    studies/policy_search.py --part learned --seeds 0
 
 300 particles fall, swing and balance for 3 seconds; the policy climbs the gradient of what they
 earn. The program is written once; "score", "pathwise" and "combine" differentiate it. Writes
@@ -313,14 +313,14 @@ def _rounded(curve: list[list[float]]) -> list[list[float]]:
 
 def draw(report: dict[str, dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
+    from study import COLORS
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    colors = {"score": "tab:blue", "pathwise": "tab:red", "combine": "tab:green"}
     for key, run in report.items():
         part, how, _ = key.split("/")
         first = not any(k.startswith(f"{part}/{how}/") and k < key for k in report)
-        label, color = how if first else None, colors[how]
+        label, color = how if first else None, COLORS[how]
         if part == "simulator":
             left.plot(*zip(*run["curve"], strict=True), color=color, lw=1.2, label=label)
         else:

@@ -15,14 +15,14 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.gradcheck import gradcheck
 from rlpg.gradients.tape import Tape
 
-SCRIPTS = str(Path(__file__).parents[2] / "scripts")
+STUDIES = str(Path(__file__).parents[2] / "studies")
 PATHS = 20_000
 
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
+        patch.syspath_prepend(STUDIES)
         yield importlib.import_module("price_sensitivities")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """One linear-quadratic problem, seven estimators of its policy gradient, each variance exact.
 
-    scripts/lqr_ladder.py [--seed 0] [--quick] [--out docs/pictures]
+    studies/lqr_ladder.py [--seed 0] [--quick] [--out docs/pictures]
 
 `x' = 1.1 x + 0.5 u + 0.1 w`, cost `x^2 + 0.1 u^2` for 5 steps from x = 1; the policy draws
 `u = K x + 0.4 eps` with K = -0.6, and the gradient is that of the expected return with respect to

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Figures 2 and 3 of the survey of Monte-Carlo gradients, with exact curves under the points.
 
-    scripts/survey_figures.py [--seed 0] [--quick] [--out docs/pictures]
+    studies/survey_figures.py [--seed 0] [--quick] [--out docs/pictures]
 
 The variance of one sample's estimate of `d/d theta E f(x; k)`, x ~ N(mu, sigma^2) at mu = sigma =
 1, for theta = mu and theta = sigma and three costs f: `(x - k)^2`, `exp(-k x^2)`, `cos(k x)`.
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import study
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -202,7 +203,10 @@ def measure(*, num_lanes: int, seed: int) -> dict[tuple[str, str, str, float], L
     return lines
 
 
-COLORS = dict(zip(TAPES, ("#c0504d", "#e8a33d", "#2a6f97", "#5a9c5a"), strict=True))
+COLORS = {
+    name: study.COLORS[kind]
+    for name, kind in zip(TAPES, ("score", "score, baseline", "pathwise", "weak"), strict=True)
+}
 
 
 def draw(lines: Mapping[tuple[str, str, str, float], Line]) -> Figure:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Fifty particles, their mean and deviation, fifty new ones: whom does the loss belong to?
 
-    scripts/fifty_particles.py [--seed 0] [--quick] [--out docs/pictures]
+    studies/fifty_particles.py [--seed 0] [--quick] [--out docs/pictures]
 
 x_i ~ N(mu, 1); the network makes z_i = w x_i of them; K times the batch's mean and standard
 deviation give new particles that go through the network again; the loss is the mean of z_i^2 at
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import study
 import torch
 from matplotlib.figure import Figure
 from scipy.special import roots_genlaguerre, roots_hermitenorm
@@ -217,10 +218,10 @@ def bent_network(num: int, *, repeats: int, seed: int) -> list[Bent]:
 
 
 COLORS = {
-    "score, batch loss": "#c0504d",
-    "score, batch loss, baseline": "#e8a33d",
-    "score, shaped": "#5a9c5a",
-    "pathwise": "#2a6f97",
+    "score, batch loss": study.COLORS["score"],
+    "score, batch loss, baseline": study.COLORS["score, baseline"],
+    "score, shaped": study.COLORS["score, shaped"],
+    "pathwise": study.COLORS["pathwise"],
 }
 RESAMPLES = (0, 1, 2, 3)
 COUNTS = (3, 5, 10, 20, 50, 100)
@@ -273,7 +274,7 @@ def draw(
     fine = np.geomspace(COUNTS[0], COUNTS[-1], 60)
     mu, w = (torch.tensor(value, dtype=torch.float64) for value in START.values())
     curve = [float(objective(mu, w, resamples=resamples, num=n)) for n in fine]
-    objectives.plot(fine, curve, color="#2a6f97", label="N particles, exact")
+    objectives.plot(fine, curve, color="0.45", label="N particles, exact")
     infinite = float(objective(mu, w, resamples=resamples, num=math.inf))
     objectives.axhline(infinite, color="#222222", linestyle="--", label="infinitely many")
     objectives.errorbar(

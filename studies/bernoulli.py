@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Why Bernoulli needs REINFORCE: every estimator of d/d eta E (b - t)^2, its bias and its variance.
 
-    scripts/bernoulli.py [--seed 0] [--quick] [--out docs/pictures]
+    studies/bernoulli.py [--seed 0] [--quick] [--out docs/pictures]
 
 b ~ Bernoulli(p), p = sigmoid(eta). A coin has no path: straight-through and Gumbel-softmax put one
 in its place, and at eta = -1.5, t = 0.45 both point the wrong way. Then a softmax bandit, whose
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
+import study
 import torch
 from matplotlib.figure import Figure
 from rlpg.envs.bandit import REWARDS, value_and_gradient
@@ -150,12 +151,12 @@ def descend(name: str, *, steps: int, seed: int, rate: float = 10.0) -> list[flo
 
 
 COLORS = {
-    "score": "#c0504d",
-    "score, leave one out": "#e8a33d",
-    "expect": "#222222",
-    "straight-through": "#7b4fa3",
-    "Gumbel, 0.5": "#2a6f97",
-    "Gumbel, 0.1": "#58a4c8",
+    "score": study.COLORS["score"],
+    "score, leave one out": study.COLORS["score, baseline"],
+    "expect": study.COLORS["expect"],
+    "straight-through": study.COLORS["straight-through"],
+    "Gumbel, 0.5": study.COLORS["Gumbel"],
+    "Gumbel, 0.1": study.COLORS["Gumbel, colder"],
 }
 
 

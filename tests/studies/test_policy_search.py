@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-SCRIPTS = str(Path(__file__).parents[2] / "scripts")
+STUDIES = str(Path(__file__).parents[2] / "studies")
 
 
 @pytest.fixture(scope="module")
 def search() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
+        patch.syspath_prepend(STUDIES)
         yield importlib.import_module("policy_search")
 
 

@@ -19,6 +19,19 @@ from torch import Tensor
 import rlpg
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+COLORS = {  # of each estimator, in all pictures
+    "score": "#c0504d",
+    "score, baseline": "#e8a33d",
+    "score, shaped": "#8c564b",
+    "pathwise": "#2a6f97",
+    "combine": "#5a9c5a",
+    "combine, published weights": "#a3c585",
+    "weak": "#2f9e9e",
+    "expect": "#222222",
+    "straight-through": "#7b4fa3",
+    "Gumbel": "#c2559d",
+    "Gumbel, colder": "#e2a3cc",
+}
 Program = Callable[[rlpg.Tape, Mapping[str, Tensor]], None]
 
 

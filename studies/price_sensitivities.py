@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Price sensitivities of three options, by every estimator that is valid, against exact answers.
 
-    scripts/price_sensitivities.py [--seed 0] [--quick] [--out docs/pictures]
+    studies/price_sensitivities.py [--seed 0] [--quick] [--out docs/pictures]
 
 A call, a digital call and an arithmetic Asian call under Black-Scholes with a dividend: delta,
 vega, rho, theta and gamma at the settings of Broadie & Glasserman 1996. Prints tables of mean and
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from study import Line, arguments, layout, line, per_lane, save, table
+from study import COLORS, Line, arguments, layout, line, per_lane, save, table
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -440,13 +440,13 @@ def draw(lines: list[Line], paths: int, seed: int) -> Figure:
     figure = Figure(figsize=(9.5, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
     marks = {
-        "call, pathwise": ("o", "tab:red"),
-        "call, score": ("s", "tab:blue"),
-        "call, score, price as baseline": ("s", "tab:cyan"),
-        "call, score of score": ("s", "tab:blue"),
-        "call, path of score": ("^", "tab:green"),
-        "call, score of path": ("v", "tab:olive"),
-        "call, surrogate(order=2), price as baseline": ("s", "tab:cyan"),
+        "call, pathwise": ("o", COLORS["pathwise"]),
+        "call, score": ("s", COLORS["score"]),
+        "call, score, price as baseline": ("s", COLORS["score, baseline"]),
+        "call, score of score": ("s", COLORS["score"]),
+        "call, path of score": ("^", COLORS["combine"]),
+        "call, score of path": ("v", COLORS["combine, published weights"]),
+        "call, surrogate(order=2), price as baseline": ("s", COLORS["score, baseline"]),
     }
     names = ("delta", "vega", "rho", "theta", "gamma")
     labeled = set()
@@ -469,11 +469,12 @@ def draw(lines: list[Line], paths: int, seed: int) -> Figure:
     left.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
     left.set_ylim(top=left.get_ylim()[1] * 8)
     shares = np.geomspace(0.01, 1, 40)
-    right.plot(shares, [digital_delta_variance(MARKET, float(x)) for x in shares], color="tab:blue")
+    exact_shares = [digital_delta_variance(MARKET, float(x)) for x in shares]
+    right.plot(shares, exact_shares, color=COLORS["combine"])
     for share in (0.01, 0.03, 0.1, 0.3, 1.0):
         program = partial(digital, last=share)
         samples = first_order("pathwise", program, MARKET, paths, seed)["delta"]
-        right.plot(share, float(samples.var()), "s", color="tab:blue")
+        right.plot(share, float(samples.var()), "s", color=COLORS["combine"])
     right.set(xscale="log", yscale="log", xlabel="last step's share of the time to maturity")
     right.set(ylabel="variance per path", title="Digital delta, score on the last step")
     return figure

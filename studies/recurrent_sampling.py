@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Sampling inside a recurrent model: each step's sample is the next step's input.
 
-    scripts/recurrent_sampling.py [--seed 0] [--quick] [--out docs/pictures]
+    studies/recurrent_sampling.py [--seed 0] [--quick] [--out docs/pictures]
 
 Linear case: x' ~ N(a x + b, s^2) from x = 1, and the loss is the squared distance to a sine, along
 the way and fourfold at the end. Its expectation follows from the recursions of mean and variance;
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import study
 import torch
 from gaussian_polynomials import Polynomial, normals
 from matplotlib.figure import Figure
@@ -204,7 +205,10 @@ def train(name: str, *, updates: int, seed: int, lanes: int = 50) -> tuple[Recur
     return model, losses
 
 
-COLORS = dict(zip(TAPES, ("#c0504d", "#e8a33d", "#2a6f97"), strict=True))
+COLORS = {
+    name: study.COLORS[kind]
+    for name, kind in zip(TAPES, ("score", "score, baseline", "pathwise"), strict=True)
+}
 HORIZONS = (1, 2, 3, 4, 6, 8, 10)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Total propagation through a chaotic recurrent network, against exact answers.
 
-    scripts/total_propagation.py              # all horizons, some 5 minutes of one core
-    scripts/total_propagation.py --quick      # fewer repeats, one minute
+    studies/total_propagation.py              # all horizons, some 5 minutes of one core
+    studies/total_propagation.py --quick      # fewer repeats, one minute
 
     s' = sigmoid(beta s W) + 0.001 noise,  W = [[-5, -25], [5, 25]],  s_0 = (0.35, 0.55)
 
@@ -30,7 +30,8 @@ from torch.distributions import Normal
 from rlpg.gradients.baselines import LeaveOneOut
 from rlpg.gradients.combine import mixing_weight
 from rlpg.gradients.compare import compare
-from rlpg.gradients.tape import Tape
+from rlpg.gradients.experiment import Problem, TapeMaker
+from rlpg.gradients.tape import How, Tape
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 Array = NDArray[np.float64]
@@ -44,7 +45,7 @@ PUBLISHED = {"pathwise": 163.0, "score": 79.0, "mixed": 0.53}
 
 
 def network(tape: Tape, num_lanes: int, beta: Tensor, horizon: int) -> None:
-    """The program; `beta` is a number that requires grad."""
+    """The program; `beta` is a number that requires grad, `[1]` or `[num_lanes, 1]`."""
     weight = torch.tensor(WEIGHT, dtype=beta.dtype)
     state = torch.tensor(FIRST_STATE, dtype=beta.dtype).expand(num_lanes, 2)
     for _ in range(horizon):
@@ -179,9 +180,9 @@ def by_hand(
 
     Args:
         noise: `[H, N, 2]` standard normal.
-        measured_on: what the variances are those of: the gradient of each step's mean (as the
-            tape does, which knows nothing of what lies upstream), or that mean's contribution to
-            beta's gradient, lane by lane (as published).
+        measured_on: what the variances are those of: the gradient of each step's mean, or that
+            mean's contribution to beta's gradient, lane by lane: as published, and as the tape does
+            with `per_lane(beta)`.
         crossed: weights swapped between even and odd lanes, with the covariance; else published.
     """
     weight = torch.tensor(WEIGHT, dtype=noise.dtype)
@@ -231,15 +232,21 @@ def measure(horizon: int, repeats: int, seed: int) -> dict[str, dict[str, float]
     """Mean, standard error and variance times batch of every estimator, beside what is exact."""
     beta = torch.tensor([BETA], dtype=torch.float64, requires_grad=True)
     truth = exact(BETA, horizon)
+    tapes: dict[str, How | TapeMaker] = {
+        "pathwise": "pathwise",
+        "score": lambda: Tape("score", baseline=LeaveOneOut()),
+        "combine": lambda: Tape("combine", baseline=LeaveOneOut()),
+        "exact_ivw": lambda: Tape("combine", baseline=LeaveOneOut(), exact_ivw=True),
+        "per lane": lambda: Tape("combine", baseline=LeaveOneOut()),
+    }
+    programs: dict[str, Problem] = dict.fromkeys(
+        tapes, lambda tape, lanes: network(tape, lanes, beta, horizon)
+    )
+    programs["per lane"] = lambda tape, lanes: network(tape, lanes, tape.per_lane(beta), horizon)
     table = compare(
-        lambda tape, lanes: network(tape, lanes, beta, horizon),
+        programs,
         {"beta": beta},
-        {
-            "pathwise": "pathwise",
-            "score": lambda: Tape("score", baseline=LeaveOneOut()),
-            "combine": lambda: Tape("combine", baseline=LeaveOneOut()),
-            "exact_ivw": lambda: Tape("combine", baseline=LeaveOneOut(), exact_ivw=True),
-        },
+        tapes,
         num_lanes=BATCH,
         repeats=repeats,
         reference={"beta": torch.tensor([truth.gradient])},
@@ -254,18 +261,17 @@ def measure(horizon: int, repeats: int, seed: int) -> dict[str, dict[str, float]
         }
         for row in table.rows
     }
-    for label, crossed in (("published, measured on beta", False), ("crossed, on beta", True)):
-        generator = torch.Generator().manual_seed(seed)
-        means = [
-            float(by_hand(_noise(horizon, BATCH, generator), BETA, "beta", crossed=crossed).mean())
-            for _ in range(repeats)
-        ]
-        error = float(np.std(means, ddof=1)) / math.sqrt(repeats)
-        found[label] = {
-            "mean": float(np.mean(means)),
-            "z": (float(np.mean(means)) - truth.gradient) / error,
-            "variance": error**2 * repeats * BATCH,
-        }
+    generator = torch.Generator().manual_seed(seed)
+    means = [
+        float(by_hand(_noise(horizon, BATCH, generator), BETA, "beta", crossed=False).mean())
+        for _ in range(repeats)
+    ]
+    error = float(np.std(means, ddof=1)) / math.sqrt(repeats)
+    found["published, measured on beta"] = {
+        "mean": float(np.mean(means)),
+        "z": (float(np.mean(means)) - truth.gradient) / error,
+        "variance": error**2 * repeats * BATCH,
+    }
     found["exact"] = {
         "mean": truth.gradient,
         "pathwise variance": truth.pathwise_variance,
@@ -308,20 +314,21 @@ def noiseless(betas: Array, horizon: int) -> Array:
 
 def draw(report: dict[str, Any], sweep: list[list[float]]) -> None:
     from matplotlib.figure import Figure
+    from study import COLORS
 
     figure = Figure(figsize=(9.5, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     horizons = [int(h) for h in report]
-    colors = {"pathwise": "tab:red", "score": "tab:blue"}
-    for name, color in colors.items():
+    for name in ("pathwise", "score"):
         line = [report[str(h)]["exact"][f"{name} variance"] for h in horizons]
-        left.plot(horizons, line, color=color, lw=1.2)
+        left.plot(horizons, line, color=COLORS[name], lw=1.2)
     marks = {
-        "pathwise": ("o", "tab:red", "pathwise"),
-        "score": ("s", "tab:blue", "score"),
-        "exact_ivw": ("v", "0.6", "combine, exact_ivw=True"),
-        "combine": ("^", "tab:green", "combine, cross-fitted"),
-        "published, measured on beta": ("D", "black", "published weights, taken on beta"),
+        "pathwise": ("o", COLORS["pathwise"], "pathwise"),
+        "score": ("s", COLORS["score"], "score"),
+        "exact_ivw": ("v", COLORS["combine, published weights"], "combine, exact_ivw=True"),
+        "combine": ("^", COLORS["combine"], "combine"),
+        "per lane": ("P", COLORS["combine"], "combine, per_lane(beta)"),
+        "published, measured on beta": ("D", "0.2", "published weights, by hand"),
     }
     for name, (marker, color, label) in marks.items():
         dots = [report[str(h)][name]["variance"] for h in horizons]
@@ -336,7 +343,9 @@ def draw(report: dict[str, Any], sweep: list[list[float]]) -> None:
     right.plot(betas, objective, color="black", lw=1.2, label="expectation, exact")
     tangent = np.array([-0.025, 0.025])
     here = int(np.abs(betas - BETA).argmin())
-    right.plot(BETA + tangent, objective[here] + slope[here] * tangent, color="tab:green", lw=2.5)
+    right.plot(
+        BETA + tangent, objective[here] + slope[here] * tangent, color=COLORS["pathwise"], lw=2.5
+    )
     right.annotate("exact gradient", (BETA, objective[here] - 0.007), ha="center", fontsize=8)
     right.set(xlabel="beta", ylabel="objective", title="horizon 100: order, then chaos")
     right.legend(fontsize=8, loc="lower left", frameon=False)
