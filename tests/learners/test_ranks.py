@@ -60,6 +60,9 @@ CASES += [
         {"num_value_epochs": 3, "num_value_minibatches": 5},
     )
 ]
+CASES.append(
+    {"agent": "ppo", "baseline": "value", "memory": None, "normalize": True, "shared_torso": True}
+)
 # More samples than go through a network at once. (Adam would divide the rounding of gradients that
 # are nearly 0 by nearly 0.)
 CASES.append(
@@ -78,6 +81,7 @@ def updated(case: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     policy = make_policy(
         None, SPACE, memory=options.pop("memory"), memory_size=4,
         normalize_observations=options.pop("normalize"),
+        shared_torso=options.pop("shared_torso", False),
     )  # fmt: skip
     num_steps = options.pop("num_steps", 9)
     settings: dict[str, Any] = {"num_value_epochs": 2, "num_value_minibatches": 3}
