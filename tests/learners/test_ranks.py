@@ -81,10 +81,12 @@ def updated(case: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     policy = make_policy(
         None, SPACE, memory=options.pop("memory"), memory_size=4,
         normalize_observations=options.pop("normalize"),
-        shared_torso=options.pop("shared_torso", False),
+        shared_torso=options.get("shared_torso", False),
     )  # fmt: skip
     num_steps = options.pop("num_steps", 9)
     settings: dict[str, Any] = {"num_value_epochs": 2, "num_value_minibatches": 3}
+    if options.pop("shared_torso", False):
+        settings = {}
     settings |= OPTIONS.get(agent, {}) | options
     learner: Learner = CLASSES[agent](policy, baseline, **settings)
     metrics: dict[str, float] = {}
