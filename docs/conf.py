@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import rlpg
@@ -27,7 +28,14 @@ SECTION = re.compile(r"(Args|Returns|Raises|Yields):")
 
 
 def tables_of_contents(text: str) -> str:
-    """index.md with a hidden table of contents for the list of links below each heading."""
+    """index.md with a hidden table of contents for the list of links below each heading.
+
+    Pages that the lists leave out come last.
+    """
+    linked = {f"{name}.md" for name in re.findall(r"\]\(([\w/]+)\.md\)", text)} | {"index.md"}
+    others = sorted(page.name for page in Path(__file__).parent.glob("*.md"))
+    text += "\n## More\n\n" * bool(set(others) - linked)
+    text += "\n".join(f"- [{name}]({name})" for name in others if name not in linked)
 
     def with_contents(section: re.Match[str]) -> str:
         names = "\n".join(re.findall(r"\]\(([\w/]+)\.md\)", section[2]))

@@ -62,13 +62,20 @@ class Batched(ABC):
         )
 
 
+def normal(uniform: Tensor) -> Tensor:
+    """Standard normal numbers of uniform ones in [0, 1), in shape and dtype; never infinite."""
+    least = torch.finfo(uniform.dtype).eps / 2
+    drawn: Tensor = torch.special.ndtri(uniform.clamp(least, 1 - least))
+    return drawn
+
+
 class TorchVectorEnv(ArrayVectorEnv):
     """A `Batched` environment as a Gymnasium vector environment: torch inside, NumPy outside.
 
     Seeds, `SAME_STEP` autoreset, time limit and `state_dict` are those of `ArrayVectorEnv`. The
     state is kept in float64, which holds float32 exactly. Every step moves all data to the device
     and back: use it where Gymnasium's interface is expected. Steps that stay on a device are those
-    of `rlpg.rollouts.tensor_collector.TensorCollector`.
+    of `rlpg.TensorCollector`, which takes a `Batched` or one of these.
 
     Args:
         dynamics: the environment.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from .vectorized import Array, ArrayVectorEnv, SingleEnv
+from .batched import Batched, TorchVectorEnv, normal
+from .vectorized import SingleEnv
 
 Matrix = Sequence[Sequence[float]]
 
@@ -130,46 +131,70 @@ class LinearQuadratic:
         return -(self.start @ p @ self.start + drift)
 
 
-class LQRVectorEnv(ArrayVectorEnv):
-    """N copies of `LQR`; see there."""
+class LQRDynamics(Batched):
+    """`rlpg/LQR-v0` as functions of tensors.
 
-    # S = n + k T: the state, and the noise of every step
+    State `[..., n + 1 + k T]`: x, the step, and the noise of every step. Smooth everywhere.
+    """
+
+    def __init__(
+        self, problem: LinearQuadratic | None = None, *, observe_time: bool = False
+    ) -> None:
+        self.problem = LinearQuadratic.scalar() if problem is None else problem
+        self.observe_time = observe_time
+        self._num_states, num_actions = self.problem.b.shape
+        self._num_noises = self.problem.c.shape[1]
+        self.num_uniforms = self._num_noises * self.problem.num_steps
+        self.max_episode_steps = self.problem.num_steps + 1
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self._num_states + observe_time,))
+        self.action_space = spaces.Box(-np.inf, np.inf, (num_actions,))
+        self._as_given: dict[tuple[torch.dtype, torch.device], LinearQuadratic] = {}
+
+    def _problem(self, like: Tensor) -> LinearQuadratic:
+        """The problem in the dtype and on the device of a tensor; copied there once."""
+        key = (like.dtype, like.device)
+        if key not in self._as_given:
+            parts = {
+                name: getattr(self.problem, name).to(like)
+                for name in ("a", "b", "c", "q", "r", "start")
+            }
+            self._as_given[key] = replace(self.problem, **parts)
+        return self._as_given[key]
+
+    def start(self, uniform: Tensor) -> Tensor:
+        x = self._problem(uniform).start.detach().expand(*uniform.shape[:-1], -1)
+        return torch.cat([x, torch.zeros_like(x[..., :1]), normal(uniform)], dim=-1)
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, k, last = self._num_states, self._num_noises, self.problem.num_steps - 1
+        x, clock, noises = state[..., :n], state[..., n], state[..., n + 1 :]
+        place = k * clock.round().long().clamp(max=last).unsqueeze(-1)
+        noise = noises.gather(-1, place + torch.arange(k, device=state.device))  # [..., k]
+        x, reward = self._problem(state).step(x, action.to(state.dtype), noise)
+        after = torch.cat([x, (clock + 1).unsqueeze(-1), noises], dim=-1)
+        return after, reward, clock >= last
+
+    def observe(self, state: Tensor) -> Tensor:
+        n = self._num_states
+        if not self.observe_time:
+            return state[..., :n]
+        return torch.cat([state[..., :n], state[..., n : n + 1] / self.problem.num_steps], dim=-1)
+
+
+class LQRVectorEnv(TorchVectorEnv):
+    """N copies of `LQR`; see there."""
 
     def __init__(
         self,
         num_envs: int = 1,
         max_episode_steps: int | None = None,
         problem: LinearQuadratic | None = None,
+        observe_time: bool = False,
+        device: str = "cpu",
+        dtype: str = "float64",
     ) -> None:
-        self.problem = LinearQuadratic.scalar() if problem is None else problem
-        num_states, num_actions = self.problem.b.shape
-        self._num_states, self._num_noises = self.problem.c.shape
-        super().__init__(
-            num_envs,
-            spaces.Box(-np.inf, np.inf, (num_states,)),
-            spaces.Box(-np.inf, np.inf, (num_actions,)),
-            max_episode_steps,
-        )
-
-    def _start(self, generator: np.random.Generator) -> Array:
-        noise = generator.standard_normal(self.problem.num_steps * self._num_noises)
-        return np.concatenate((self.problem.start.detach().cpu().numpy(), noise))
-
-    def _advance(self, action: Array) -> tuple[Array, Array]:
-        n, k = self._num_states, self._num_noises
-        rows = n + k * self.elapsed[:, None] + np.arange(k)  # [N, k]
-        noise = self.state[rows, np.arange(self.num_envs)[:, None]]  # [N, k]
-        like = self.problem.a
-        with torch.no_grad():
-            state, reward = self.problem.step(
-                *(torch.as_tensor(x).to(like) for x in (self.state[:n].T, action, noise))
-            )
-        self.state[:n] = state.cpu().numpy().T
-        done: Array = self.elapsed == self.problem.num_steps - 1
-        return reward.cpu().numpy().astype(np.float64), done
-
-    def _observe(self, state: Array, elapsed: Array) -> Array:
-        return np.ascontiguousarray(state[: self._num_states].T, dtype=np.float32)
+        dynamics = LQRDynamics(problem, observe_time=observe_time)
+        super().__init__(dynamics, num_envs, max_episode_steps, device, dtype)
 
 
 class LQR(SingleEnv):
@@ -184,7 +209,8 @@ class LQR(SingleEnv):
     `Box(-inf, inf, (1,))` float32: u, not bounded, so that no clipping spoils the closed forms.
 
     ## Observation space
-    `Box(-inf, inf, (1,))` float32: x. The time is not observed.
+    `Box(-inf, inf, (1,))` float32: x. The time is not observed, unless `observe_time` adds the
+    share of it that is over.
 
     ## Reward
     `-(x^2 + 0.1 u^2)`, of the state in which u is chosen.
@@ -200,10 +226,8 @@ class LQR(SingleEnv):
     -0.6 x + 0.4 eps` returns -3.011 on average, and `dJ/dgain` there is -3.719.
 
     ## Arguments
-    `problem`: a `LinearQuadratic`.
+    `problem`: a `LinearQuadratic`; `observe_time`; `device` and `dtype`.
     """
 
-    def __init__(
-        self, render_mode: str | None = None, problem: LinearQuadratic | None = None
-    ) -> None:
-        super().__init__(LQRVectorEnv(problem=problem), render_mode)
+    def __init__(self, render_mode: str | None = None, **options: Any) -> None:
+        super().__init__(LQRVectorEnv(**options), render_mode)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from rlpg.gradients.compare import compare
     from rlpg.gradients.gradcheck import gradcheck
     from rlpg.gradients.tape import Tape
-    from rlpg.learners import PPO, Batch, Learner, NaturalGradient, Reinforce
+    from rlpg.learners import PPO, Batch, Learner, NaturalGradient, Pathwise, Reinforce
     from rlpg.learners.settings import LearnerSettings
     from rlpg.loading import load
     from rlpg.policies import Policy, StandardPolicy, make_head
-    from rlpg.rollouts import Collector, Rollout, make_envs
+    from rlpg.rollouts import Collector, Rollout, TensorCollector, make_envs
     from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
     from rlpg.several import train_seeds
@@ -53,6 +53,7 @@ __all__ = [
     "NaturalGradient",
     "NoBaseline",
     "OptimalConstant",
+    "Pathwise",
     "PerTimeStep",
     "Policy",
     "Recipe",
@@ -64,6 +65,7 @@ __all__ = [
     "StandardPolicy",
     "Tape",
     "TensorBoardLogger",
+    "TensorCollector",
     "Value",
     "check_env",
     "compare",
@@ -110,6 +112,7 @@ _HOME = {
     "NoBaseline": "rlpg.gradients.baselines",
     "OptimalConstant": "rlpg.gradients.baselines",
     "PPO": "rlpg.learners",
+    "Pathwise": "rlpg.learners",
     "PerTimeStep": "rlpg.gradients.baselines",
     "Policy": "rlpg.policies",
     "Recipe": "rlpg.runs.recipe",
@@ -121,6 +124,7 @@ _HOME = {
     "StandardPolicy": "rlpg.policies",
     "Tape": "rlpg.gradients.tape",
     "TensorBoardLogger": "rlpg.runs.logger",
+    "TensorCollector": "rlpg.rollouts",
     "Value": "rlpg.gradients.baselines",
     "check_env": "rlpg.checking",
     "compare": "rlpg.gradients.compare",

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import torch
 
-from rlpg.components import make_learner, make_policy, training_envs
+from rlpg.components import make_collector, make_learner, make_policy, training_envs
 from rlpg.distributed import gather, num_ranks, rank, sum_over_ranks
 from rlpg.evaluation import Evaluator
 from rlpg.learners import Learner
 from rlpg.metrics import MetricsAccumulator
 from rlpg.references import UserParts
 from rlpg.restore import fitting, restore, restore_tensors
-from rlpg.rollouts import Collector, EnvSource
+from rlpg.rollouts import BaseCollector, EnvSource
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe
 from rlpg.runs.store import Checkpoint
-from rlpg.sharding import action_seed, own_collector_state
+from rlpg.sharding import own_collector_state
 from rlpg.terminal import Display
 from rlpg.threads import cpu_threads
 
@@ -33,6 +33,7 @@ class Hooks:
     on_log: OnLog | None = None
     loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
+    verbose: bool = False  # print where the time goes, and the metrics of learning
     say: Callable[[str], None] | None = None  # is told what a person should see, in a line
 
 
@@ -41,7 +42,7 @@ class Components:
     """All that a run consists of, while it goes on."""
 
     recipe: Recipe
-    collector: Collector
+    collector: BaseCollector
     learner: Learner
     evaluator: Evaluator
     accumulator: MetricsAccumulator
@@ -89,13 +90,14 @@ def assembled(
         evaluator = stack.enter_context(Evaluator(env, recipe))
         notes = description, policy.observations.describe_in_words(), evaluator.note
         title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(title, recipe.total_steps, notes=notes, quiet=quiet or rank() > 0)
-        seed = action_seed(recipe.seed)
-        collector = Collector(envs, policy, seed, log_prob=False, warn=display.warn)
+        display = Display(
+            title, recipe.total_steps, notes=notes, quiet=quiet or rank() > 0, verbose=hooks.verbose
+        )
+        collector = make_collector(envs, learner, recipe, display.warn)
         accumulator = MetricsAccumulator(collector)
         yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
 
 
-def steps_of_all(collector: Collector) -> int:
+def steps_of_all(collector: BaseCollector) -> int:
     """Environment steps so far, of all ranks."""
     return int(sum_over_ranks(torch.tensor(collector.env_steps)))

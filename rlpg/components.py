@@ -25,7 +25,10 @@ from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.references import Reference, UserParts, imported, reference_to
 from rlpg.rollouts import (
+    BaseCollector,
+    Collector,
     EnvSource,
+    TensorCollector,
     environment_name,
     find_spec,
     make_envs,
@@ -34,6 +37,7 @@ from rlpg.rollouts import (
     wrapped,
 )
 from rlpg.rollouts.ids import own_words
+from rlpg.rollouts.tensor_collector import dynamics_of
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
 from rlpg.shipped import recipe_for
@@ -180,6 +184,11 @@ def with_record(env: EnvSource, recipe: Recipe) -> tuple[EnvSource, Recipe]:
 def seed_sequence(seed: int, name: str, *key: int) -> np.random.SeedSequence:
     """One of a run's independent random streams, or a numbered branch of it."""
     return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(name), *key))
+
+
+def rank_key() -> tuple[int, ...]:
+    """What tells the streams of a rank from those of the others; nothing when alone."""
+    return () if num_ranks() == 1 else (num_ranks(), rank())
 
 
 def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
@@ -336,3 +345,27 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
         schedules=parts.schedules,
         **values,
     )
+
+
+def make_collector(
+    envs: VectorEnv[Any, Any, Any], learner: Learner, recipe: Recipe, warn: Callable[[str], None]
+) -> BaseCollector:
+    """What collects for the learner: with gradients, where the learner asks for them.
+
+    Raises:
+        UsageError: the environment cannot give them, or not in this machine's memory.
+    """
+    seed = seed_sequence(recipe.seed, "actions", *rank_key())
+    if learner.gradient is None:
+        return Collector(envs, learner.policy, seed, log_prob=False, warn=warn)
+    dynamics_of(envs, recipe.environment.id)
+    if recipe.rollout.episodes_per_env is not None:
+        raise UsageError(
+            f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, which learns "
+            f"from windows of rollout.num_steps, got {recipe.rollout.episodes_per_env}"
+        )
+    collector = TensorCollector(
+        envs, learner.policy, seed, gradient=learner.gradient, log_prob=False
+    )
+    collector.require_memory(recipe.rollout.num_steps)
+    return collector

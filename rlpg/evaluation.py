@@ -106,12 +106,16 @@ class Evaluation:
             for value, length in zip(self.returns, self.lengths, strict=True)
         ]
 
+    @property
+    def short(self) -> str:
+        """Mean and deviation in a few words."""
+        return f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes"
+
     def __str__(self) -> str:
         low, high = self.ci
         how = "deterministic actions" if self.deterministic else "sampled actions"
         return (
-            f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes "
-            f"(95 % interval of the mean {low:.2f} to {high:.2f}; median length "
+            f"{self.short} (95 % interval of the mean {low:.2f} to {high:.2f}; median length "
             f"{self.median_length:.0f}; {how})"
         )
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlpg.distributed import num_ranks
-from rlpg.rollouts import Collector, Episodes
+from rlpg.learners import Learner
+from rlpg.rollouts import BaseCollector, Episodes, Rollout
 
 RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
 
@@ -42,10 +43,23 @@ class Every:
         return due
 
 
+def histograms(learner: Learner, rollout: Rollout) -> dict[str, np.ndarray[Any, Any]]:
+    """What a rollout's actions, advantages and value errors are now, by tag; changes nothing."""
+    rollout = rollout.to(learner.policy.device)
+    advantages = learner.advantages(rollout)
+    counts = advantages.weight > 0
+    found = {
+        "rollout/actions": rollout.action[rollout.valid],
+        "train/advantages": advantages.normalized[counts],
+        "train/value_errors": advantages.advantage[counts],
+    }
+    return {tag: values.cpu().numpy() for tag, values in found.items()}
+
+
 class MetricsAccumulator:
     """What happened since the last log entry, and where the time went."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: BaseCollector) -> None:
         self._collector = collector
         self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)

@@ -16,15 +16,18 @@ NATIVE_VERSIONS = {
 }
 
 # id -> module:class of the single environment (its vector version is classVectorEnv), and its
-# number of steps. All terminate by themselves.
+# time limit. Where the class terminates by itself the limit is one step more than it ever takes: it
+# says that episodes are finite, and never cuts one.
 _OWN = {
-    "rlpg/Bandit-v0": ("rlpg.envs.bandit:Bandit", 1),
-    "rlpg/Catch-v0": ("rlpg.envs.catch:Catch", 75),
-    "rlpg/Chain-v0": ("rlpg.envs.chain:Chain", 4),
-    "rlpg/LQR-v0": ("rlpg.envs.lqr:LQR", 5),
-    "rlpg/Replenishment-v0": ("rlpg.envs.replenishment:Replenishment", 30),
-    "rlpg/TMaze-v0": ("rlpg.envs.t_maze:TMaze", 2 * (1000 + 1)),  # of its longest corridor
-    "rlpg/UnitCommitment-v0": ("rlpg.envs.unit_commitment:UnitCommitment", 24),
+    "rlpg/Bandit-v0": ("rlpg.envs.bandit:Bandit", 1 + 1),
+    "rlpg/Catch-v0": ("rlpg.envs.catch:Catch", 75 + 1),
+    "rlpg/Chain-v0": ("rlpg.envs.chain:Chain", 4 + 1),
+    "rlpg/Hedging-v0": ("rlpg.envs.hedging:Hedging", 30 + 1),
+    "rlpg/LQR-v0": ("rlpg.envs.lqr:LQR", 5 + 1),
+    "rlpg/Replenishment-v0": ("rlpg.envs.replenishment:Replenishment", 30 + 1),
+    "rlpg/SwingUp-v0": ("rlpg.envs.swing_up:SwingUp", 50),
+    "rlpg/TMaze-v0": ("rlpg.envs.t_maze:TMaze", 2 * (1000 + 1) + 1),  # of its longest corridor
+    "rlpg/UnitCommitment-v0": ("rlpg.envs.unit_commitment:UnitCommitment", 24 + 1),
 }
 
 # Name -> number of steps: differentiable environments on torch tensors, as `rlpg/TorchNAME`. The
@@ -47,8 +50,7 @@ def register_environments() -> None:
                 env_id,
                 entry_point,
                 vector_entry_point=f"{entry_point}VectorEnv",
-                # One more than it ever takes: it says that episodes are finite, and never cuts one.
-                max_episode_steps=num_steps + 1,
+                max_episode_steps=num_steps,
             )
     for name, num_steps in _TORCH.items():
         if f"rlpg/Torch{name}" not in gymnasium.registry:

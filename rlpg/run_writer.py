@@ -17,7 +17,7 @@ from rlpg.rollouts import Episodes
 from rlpg.runs import files
 from rlpg.runs.curves import Curves
 from rlpg.runs.logger import Logger
-from rlpg.runs.recipe import Recipe, dumps
+from rlpg.runs.recipe import Recipe, dumps, flatten
 from rlpg.runs.run import RunFolder, versions
 from rlpg.runs.store import Checkpoint, save_checkpoint, save_policy
 from rlpg.runs.trees import to_json
@@ -67,6 +67,7 @@ class RunWriter:
                 env_id=recipe.environment.id,
                 tensorboard=recipe.log.tensorboard,
                 loggers=loggers,
+                settings=_hyperparameters(recipe),
                 texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
                 state=None if saved is None else saved.state["curves"],
                 check=self._anchor.check,
@@ -84,6 +85,10 @@ class RunWriter:
         """Points of the curves at an environment step."""
         self.latest |= metrics
         self._curves.log(step, metrics)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Values of a rollout, by tag."""
+        self._curves.histograms(step, values)
 
     def evaluated(self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]) -> None:
         """Evaluations during training, by name; the one called `eval` decides which is the best."""
@@ -204,6 +209,8 @@ class NoWriter(RunWriter):
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None: ...
     def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None: ...
 
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None: ...
+
     def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
         return []
 
@@ -211,6 +218,17 @@ class NoWriter(RunWriter):
         return ""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
+
+
+def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
+    """The settings that one compares runs by."""
+    tables = ("environment.id", "policy.", "rollout.", "learner.")
+    names = ("agent", "seed", "total_steps")
+    return {
+        key: value
+        for key, value in flatten(recipe).items()
+        if (key in names or key.startswith(tables)) and not isinstance(value, Mapping)
+    }
 
 
 def _best(best: object) -> tuple[float, int] | None:

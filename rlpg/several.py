@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -40,6 +40,7 @@ from rlpg.learners import Learner
 from rlpg.loading import load
 from rlpg.references import Part, UserParts
 from rlpg.rollouts import EnvSource
+from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.stopping import SIGNALS, StopSignals
 from rlpg.terminal import Displays
@@ -76,11 +77,14 @@ class Training:
     run_dir: Path | None = None  # holds a folder for each seed
     parts: UserParts = field(default_factory=UserParts)
     stop_at_return: float | None = None
+    trackers: Callable[[int], Sequence[Logger]] | None = None  # loggers of a seed, besides
 
     def run(self, seed: int, hooks: Hooks, *, quiet: bool) -> Finished:
         """Train with one seed, here."""
         from rlpg import training
 
+        if self.trackers is not None:
+            hooks = replace(hooks, loggers=self.trackers(seed))
         run_dir = None if self.run_dir is None else self.run_dir / str(seed)
         recipe = override(self.recipe, {"seed": seed})
         run = training.run_recipe(

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlpg.components import seed_sequence
+from rlpg.components import rank_key, seed_sequence
 from rlpg.distributed import gather, is_alone, num_ranks, rank
 from rlpg.errors import TrainingError
-from rlpg.rollouts import Collector, Episodes
+from rlpg.rollouts import BaseCollector, Episodes
 
 PER_ENV = ("obs", "ended", "returns", "lengths", "starts", "carry")  # [N, ...] of a collector
 
 
 def action_seed(seed: int, *key: int) -> np.random.SeedSequence:
     """The stream of a rank's actions."""
-    own = () if num_ranks() == 1 else (num_ranks(), rank())
-    return seed_sequence(seed, "actions", *own, *key)
+    return seed_sequence(seed, "actions", *rank_key(), *key)
 
 
-def collector_state(collector: Collector) -> dict[str, Any]:
+def collector_state(collector: BaseCollector) -> dict[str, Any]:
     """Where the environments of all ranks stand; call it on all of them."""
     states = gather(collector.state_dict())
     return states[0] if len(states) == 1 else {"ranks": states}

@@ -54,7 +54,7 @@ def agent_for(env_id: str) -> str:
 
     Of several the one with the highest median return, of equals the one that took less time.
     """
-    start = f"{safe_name(env_id.rpartition(':')[2])}-"
+    start = f"{_folder_name(env_id)}-"
     shipped = [name for name in shipped_agents() if name.removeprefix(start) in AGENTS]
 
     def rank(name: str) -> tuple[float, float]:
@@ -64,6 +64,11 @@ def agent_for(env_id: str) -> str:
         return median(row["mean"] for row in seeds), -median(row["cpu_seconds"] for row in seeds)
 
     return max(shipped, key=rank).removeprefix(start) if shipped else DEFAULT_AGENT
+
+
+def _folder_name(env_id: str) -> str:
+    """What the folders of an environment's agents begin with, also of an object `Wrapper(id)`."""
+    return safe_name(env_id.rpartition("(")[2].rstrip(")").rpartition(":")[2])
 
 
 def results_of(name: str) -> dict[str, Any] | None:
@@ -84,14 +89,13 @@ def shipped_agents() -> list[str]:
 
 def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
     """The recipe that comes with the library for this environment and learner, if there is one."""
-    bare = env_id.rpartition("(")[2].rstrip(")")  # of an object like Wrapper(id)
-    name = f"{safe_name(bare.rpartition(':')[2])}-{agent}"
+    name = f"{_folder_name(env_id)}-{agent}"
     return load_recipe(shipped_folder(name) / "recipe.toml") if name in shipped_agents() else None
 
 
 def latest_shipped(env_id: str) -> str:
     """The id with the version of a shipped agent, where it has none; nothing is imported."""
-    start = safe_name(env_id.rpartition(":")[2])
+    start = _folder_name(env_id)
     pattern = re.compile(rf"{re.escape(start)}(-v\d+)-\w+")
     versions = [found[1] for name in shipped_agents() if (found := pattern.fullmatch(name))]
     return env_id + (versions[-1] if versions else "")

@@ -22,7 +22,8 @@ try:
 finally:
     random.setstate(_state)
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES = 30.0
+TABLE_COLUMNS = 2  # of metrics, 39 characters each
 
 
 def duration(seconds: float) -> str:
@@ -32,7 +33,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def described(step: int, total: int, rate: float, metrics: Mapping[str, float]) -> tuple[str, str]:
+def described(
+    step: int, total: int, rate: float, metrics: Mapping[str, float], *, verbose: bool = False
+) -> tuple[str, str]:
     """How much time is left at so many steps per second, and everything else about a run."""
     left = f"{duration(max(total - step, 0) / rate)} left" if rate > 0 else ""
     whole = f"{total:,}"
@@ -47,7 +50,7 @@ def described(step: int, total: int, rate: float, metrics: Mapping[str, float]) 
         for name in ("env", "policy", "learn")
         if f"time/{name}_share" in metrics
     ]
-    if shares:
+    if shares and verbose:
         parts.append("time: " + ", ".join(shares))
     return left, "  ".join(parts)
 
@@ -80,28 +83,45 @@ class Forgiving:
         return getattr(self._stream, name)
 
 
+def _table(metrics: Mapping[str, float]) -> str:
+    """The metrics of learning, some on each line."""
+    cells = [
+        f"{tag.partition('/')[2]:>28} {value:10.4g}"
+        for tag, value in metrics.items()
+        if tag.startswith(("train/", "gradient/"))
+    ]
+    return "".join(f"{'' if k % TABLE_COLUMNS else chr(10)}{cell}" for k, cell in enumerate(cells))
+
+
 class Display:
-    """Progress of one run: steps, return, steps per second, time left, and where the time goes.
+    """Progress of one run: steps, return, steps per second and time left.
 
     Args:
         title: what is being trained.
         total_steps: environment steps of the whole run.
         notes: lines to print when it starts; empty ones are left out.
         quiet: print nothing at all; a warning is a Python warning then.
+        verbose: show where the time goes, and every metric of learning.
     """
 
     def __init__(
-        self, title: str, total_steps: int, *, notes: tuple[str, ...] = (), quiet: bool = False
+        self,
+        title: str,
+        total_steps: int,
+        *,
+        notes: tuple[str, ...] = (),
+        quiet: bool = False,
+        verbose: bool = False,
     ) -> None:
         self._title, self._total, self.notes = title, total_steps, notes
         self.done_steps = 0  # before this display, by an earlier session of the run
-        self._silent = quiet
+        self._silent, self._verbose = quiet, verbose
         self._console = Console(file=cast(TextIO, Forgiving(sys.stderr)), highlight=False)
         self._is_live = self._console.is_terminal and not quiet
         self._start = time.perf_counter()
         self._last_line = -float("inf")
         self._unsaid = ""  # the newest state, if no line has shown it yet
-        self._state = ""
+        self._state, self._learning = "", ""
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
@@ -118,7 +138,7 @@ class Display:
             self._task = self._bar.add_task(self._title, total=self._total, at="")
             # The metrics have lines of their own: they wrap where the window is narrow.
             self._live = Live(
-                get_renderable=lambda: Group(self._bar, Text(self._state)),
+                get_renderable=lambda: Group(self._bar, Text(self._state + self._learning)),
                 console=self._console,
                 refresh_per_second=4,
             )
@@ -134,11 +154,13 @@ class Display:
         if self._silent:
             return
         left, state = self._describe(step, metrics)
+        if self._verbose:
+            self._learning = _table(metrics)
         if self._live is not None:
             self._state = state
             self._bar.update(self._task, completed=step, at=left)
             return
-        self._unsaid = f"{self._title}  {state}  {left}"
+        self._unsaid = f"{self._title}  {state}  {left}{self._learning}"
         if time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._say_last()
 
@@ -161,8 +183,8 @@ class Display:
         self.line(text)
 
     def _describe(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str]:
-        elapsed = time.perf_counter() - self._start
-        return described(step, self._total, (step - self.done_steps) / max(elapsed, 1e-9), metrics)
+        rate = (step - self.done_steps) / max(time.perf_counter() - self._start, 1e-9)
+        return described(step, self._total, rate, metrics, verbose=self._verbose)
 
     def __exit__(
         self,

@@ -36,12 +36,12 @@ from rlpg.evaluation import Evaluation
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.loading import environment_to_make
-from rlpg.metrics import Every
+from rlpg.metrics import Every, histograms
 from rlpg.policies import Policy
 from rlpg.references import Part, UserParts, reference_to
 from rlpg.restore import fitting
 from rlpg.rollouts import (
-    Collector,
+    BaseCollector,
     EnvSource,
     Episodes,
     Rollout,
@@ -59,6 +59,7 @@ from rlpg.sharding import (
     require_equal,
 )
 from rlpg.stopping import StopSignals
+from rlpg.trouble import Trouble
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
@@ -111,8 +112,9 @@ def train(
             that makes a `gymnasium.Env`, a `gymnasium.Env`, or a vector environment. An object
             without a registered id, or in a wrapper that Gymnasium cannot make again, cannot be
             copied, so it is not evaluated.
-        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, or a subclass of `Learner`.
-            None and `auto`: the recipe's, else the one shipped for the environment, else `ppo`.
+        agent: the learner: `reinforce`, `a2c`, `ppo`, `npg`, `trpo`, `pathwise`, or a subclass of
+            `Learner`. None and `auto`: the recipe's, else the one shipped for the environment, else
+            `ppo`.
         seed: of every random stream of the run.
         total_steps: environment steps to train for.
         run_dir: where the run is kept; None: `runs/<env>/<agent>/<seed>`, numbered if taken.
@@ -357,6 +359,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
     between = recipe.checkpoint.every or total // EVALUATIONS
     checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
     display.done_steps = step = done
+    trouble = Trouble(recipe, policy.head, display.warn)
     is_stopping = False
     ended: list[Episodes] = []  # of this rank, not yet told
 
@@ -373,21 +376,25 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
         with accumulator.timing("learn"):
             metrics = learner.update(rollout, progress=progress)
         step = steps_of_all(collector)
-        accumulator.add(metrics)
+        parts = {f"rollout/{name}": mean for name, mean in rollout.reward_parts.items()}
+        accumulator.add(metrics | parts)
         ended.append(rollout.episodes)
         is_logging = log_due(step)
         if is_logging or is_alone():
             tell_episodes()
         if is_logging:
-            writer.log(step, accumulator.take())
+            entry = accumulator.take()
+            writer.log(step, entry)
+            trouble(step, entry)
             display.update(step, writer.latest)
             if hooks.on_log is not None and rank() == 0:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
-        if evaluation_due(step) and components.evaluator.is_worth(
-            step, writer.evaluation_lengths()
+        if evaluation_due(step) and from_first(
+            lambda: components.evaluator.is_worth(step, writer.evaluation_lengths())  # noqa: B023
         ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
+            writer.histograms(step, histograms(learner, rollout))
             display.update(step, writer.latest)
             if hooks.stop_at_return is not None and "eval" in evaluations:
                 is_stopping |= evaluations["eval"].mean >= hooks.stop_at_return
@@ -419,7 +426,7 @@ def decided(is_stopping: bool, is_due: bool, stop: StopSignals) -> tuple[bool, b
     return is_stopping or stop.received is not None, is_due
 
 
-def collect(collector: Collector, recipe: Recipe) -> Rollout:
+def collect(collector: BaseCollector, recipe: Recipe) -> Rollout:
     """One update's worth of experience."""
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)

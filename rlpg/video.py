@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,32 @@ from rlpg.errors import EnvironmentSetupError, UsageError, install
 from rlpg.evaluation import Evaluation, environment_of, evaluate
 from rlpg.loading import Saved
 from rlpg.rollouts import find_spec
-from rlpg.rollouts.ids import own_words
+from rlpg.rollouts.ids import own_words, quietly
 
 FRAMES_PER_SECOND = 30  # where the environment does not say
+SMALLEST_LABELED = 120  # pixels of a picture's shorter side
+
+
+def has_display() -> bool:
+    """Whether an X or Wayland server is there to open windows on."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@contextmanager
+def without_display() -> Iterator[None]:
+    """Where there is no display, pygame looks for none: it would print errors about it."""
+    if has_display():
+        yield
+        return
+    names = ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: value or "dummy" for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -29,6 +54,7 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._show = show
         self._first: np.ndarray[Any, Any] | None = None
         self._over = False
+        self._steps, self._return = 0, 0.0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -36,6 +62,7 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         """The environment's own reset."""
         result = self.env.reset(seed=seed, options=options)
         if not self._over:
+            self._steps, self._return = 0, 0.0
             self._first = self._picture()  # shown when a step follows: resets may come in a row
         return result
 
@@ -43,6 +70,7 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         """The environment's own step."""
         result = self.env.step(action)
         if not self._over:
+            self._steps, self._return = self._steps + 1, self._return + float(result[1])
             if self._first is not None:
                 self._show(self._first)
                 self._first = None
@@ -57,7 +85,28 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
                 f"video: expected pictures [height, width, 3] from {self.env}, got "
                 f"{type(frame).__name__}; it has no render_mode rgb_array"
             )
-        return np.ascontiguousarray(frame[:, :, :3], dtype=np.uint8)
+        picture = np.array(frame[:, :, :3], dtype=np.uint8)
+        return labeled(picture, f"step {self._steps}   return {self._return:.1f}")
+
+
+def labeled(picture: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
+    """The picture `[height, width, 3]` with a line of text in its upper left corner, in place.
+
+    Without pygame, or where the picture is too small to read it, without the line.
+    """
+    try:
+        import pygame.freetype
+    except ImportError:
+        return picture
+    if min(picture.shape[:2]) < SMALLEST_LABELED:
+        return picture
+    pygame.freetype.init()
+    size = max(12, picture.shape[0] // 25)
+    drawn, place = pygame.freetype.Font(None, size).render(text, (0, 0, 0), (255, 255, 255))
+    pixels = pygame.surfarray.array3d(drawn).swapaxes(0, 1)  # [height, width, 3]
+    corner = picture[4 : 4 + place.height, 4 : 4 + place.width]
+    corner[...] = pixels[: corner.shape[0], : corner.shape[1]]
+    return picture
 
 
 class Film:
@@ -115,24 +164,59 @@ def film(
     Raises:
         UsageError: imageio-ffmpeg is missing, or the environment gives no pictures.
     """
-    env_id, options, _ = environment_of(saved, env, env_kwargs)
-    with own_words(env_id):
-        spec, _ = find_spec(env_id)
-        original = gymnasium.make(
-            spec,
-            max_episode_steps=options.get("max_episode_steps"),
-            disable_env_checker=True,
-            **options["kwargs"] | {"render_mode": "rgb_array"},
-        )
-    rate = original.metadata.get("render_fps") or FRAMES_PER_SECOND
-    try:
-        if "rgb_array" not in original.metadata.get("render_modes", ()):
-            raise UsageError(f"video: expected an environment with pictures, {spec.id} has none")
+    made = made_for_pictures(saved, "rgb_array", env, env_kwargs)
+    with without_display(), made as (original, cap):
+        rate = original.metadata.get("render_fps") or FRAMES_PER_SECOND
         with Film(path, rate) as shooting:
             filmed = Filmed(original, shooting.show)
-            cap = options.get("episode_cap", 1000)
             return evaluate(
                 saved.policy, filmed, 1, seed, deterministic=deterministic, episode_cap=cap
             )
+
+
+def watch(
+    saved: Saved,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 1,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Play episodes of a policy from disk in a window; see `evaluate_saved` for the environment.
+
+    Raises:
+        UsageError: there is no display, or the environment has no window.
+    """
+    if sys.platform.startswith("linux") and not has_display():
+        raise UsageError(
+            "watch: expected a display, got none; `rlpg evaluate RUN --video` films an episode"
+        )
+    with made_for_pictures(saved, "human", env, env_kwargs) as (original, cap):
+        return evaluate(
+            saved.policy, original, episodes, seed, deterministic=deterministic, episode_cap=cap
+        )
+
+
+@contextmanager
+def made_for_pictures(
+    saved: Saved, render_mode: str, env: str | None, env_kwargs: Mapping[str, Any] | None
+) -> Iterator[tuple[gymnasium.Env[Any, Any], int]]:
+    """The environment of a policy from disk in a render mode, and the cap of its episodes."""
+    env_id, options, _ = environment_of(saved, env, env_kwargs)
+    with own_words(env_id):
+        spec, _ = find_spec(env_id)
+        made = quietly(
+            gymnasium.make,
+            spec,
+            max_episode_steps=options.get("max_episode_steps"),
+            disable_env_checker=True,
+            **options["kwargs"] | {"render_mode": render_mode},
+        )
+    try:
+        if render_mode not in made.metadata.get("render_modes", ()):
+            what = "pictures" if render_mode == "rgb_array" else "a window"
+            raise UsageError(f"video: expected an environment with {what}, {spec.id} has none")
+        yield made, options.get("episode_cap", 1000)
     finally:
-        original.close()
+        made.close()

@@ -28,8 +28,7 @@ from rlpg.envs.batched_classic import FAMILY
 from rlpg.learners import Reinforce
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, make_envs
-from rlpg.rollouts.graphs import Replayed
-from rlpg.rollouts.tensor_collector import TensorCollector
+from rlpg.rollouts.tensor_collector import Replayed, TensorCollector
 from rlpg.runs.run import versions
 
 SIZES = (1024, 4096, 16384, 65536)

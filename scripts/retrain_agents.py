@@ -17,21 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from training_seeds import Job, evaluated, number, rows_of, train_all, without_machine
 
 import rlpg
-from rlpg.runs.recipe import flatten, load_recipe
+from rlpg.runs.recipe import load_recipe
 from rlpg.runs.run import versions
 from rlpg.runs.store import load_policy, save_policy
 from rlpg.scores import interquartile_mean
@@ -40,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 AGENTS, TABLE = ROOT / "agents", ROOT / "docs" / "results.md"
 SEEDS = [100, 101, 102, 103, 104]  # no recipe was tuned on them
 EPISODES, EVALUATION_SEED = 100, 0  # what `rlpg evaluate NAME` does when told nothing else
-# Curves that nobody will look at; without them a run comes to the same policy, sooner.
-UNWATCHED = {"evaluation.stochastic": False, "log.tensorboard": False, "checkpoint.keep_last": 1}
 
 
 @dataclass(frozen=True)
@@ -90,91 +84,26 @@ def main() -> int:
         parser.error(f"{unknown[0]}: expected one of {', '.join(TARGETS)}")
     if arguments.check:
         return 0 if sum(map(check, names)) == len(names) else 1
-    train_all(dict.fromkeys(names, arguments.seeds), arguments.work, arguments.jobs)
+
+    def done(job: Job) -> None:
+        publish(job, arguments.seeds, arguments.work)
+        write_table()
+
+    jobs = dict.fromkeys(map(job_of, names), arguments.seeds)
+    train_all(jobs, arguments.work, arguments.jobs, done)
     return 0
 
 
-def train_all(seeds: dict[str, list[int]], work: Path, jobs: int) -> None:
-    """Train what is missing; write an agent's results as soon as its last seed is done."""
-    todo = {name: set(wanted) for name, wanted in seeds.items()}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(train_one, name, seed, work): (name, seed)
-            for name, wanted in seeds.items()
-            for seed in wanted
-        }
-        for future in as_completed(futures):
-            name, seed = futures[future]
-            print(f"{name} seed {seed}: {future.result()['mean']:.2f}", flush=True)
-            todo[name].remove(seed)
-            if not todo[name]:
-                publish(name, seeds[name], work)
-                write_table()
+def job_of(name: str) -> Job:
+    """The training of an agent that ships."""
+    recipe, target = load_recipe(AGENTS / name / "recipe.toml"), TARGETS[name].mean
+    return Job(name, recipe.environment.id, recipe, target, EPISODES, EVALUATION_SEED)
 
 
-def train_one(name: str, seed: int, work: Path) -> dict[str, Any]:
-    """The row of one seed: trained now, or read from the work folder if that recipe was trained."""
-    recipe = load_recipe(AGENTS / name / "recipe.toml")
-    settings = plain(flatten(recipe) | {"seed": seed})
-    folder, done = work / name / str(seed), work / name / f"{seed}.json"
-    if done.exists():
-        row: dict[str, Any] = json.loads(done.read_text())
-        if row["recipe"].items() <= settings.items():  # a newer setting changes nothing
-            return row
-    done.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    wall, cpu = time.perf_counter(), time.process_time()
-    run = rlpg.train(
-        recipe.environment.id,
-        recipe.agent,
-        seed=seed,
-        run_dir=folder,
-        recipe=recipe,
-        overrides=UNWATCHED,
-    )
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    summary = evaluated(run.policy, recipe.environment.id)
-    row = {
-        "seed": seed,
-        **{key: summary[key] for key in ("mean", "std", "ci", "median", "min", "max")},
-        "first_step_at_target": first_step(run.path, TARGETS[name].mean),
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(cpu, 1),
-        "steps_per_second": round(recipe.total_steps / wall),
-        "commit": commit(),
-        "recipe": settings,
-    }
-    done.write_text(json.dumps(row))
-    return row
-
-
-def commit() -> str:
-    """The commit of the code that trains, with a + where files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "rlpg", "envs"], capture_output=True, text=True
-    )
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def evaluated(policy: rlpg.Policy, env: str) -> dict[str, Any]:
-    """What `rlpg evaluate NAME` would measure."""
-    result = rlpg.evaluate(policy, env, EPISODES, EVALUATION_SEED).summary()
-    return {key: round_all(value) for key, value in result.items()}
-
-
-def first_step(run: Path, target: float) -> int | None:
-    """The first evaluation during training whose mean reached the target."""
-    with np.load(run / "evaluations.npz") as file:
-        reached = file["results"].mean(axis=1) >= target
-        return int(file["timesteps"][reached.argmax()]) if reached.any() else None
-
-
-def publish(name: str, seeds: list[int], work: Path) -> None:
+def publish(job: Job, seeds: list[int], work: Path) -> None:
     """Write agents/NAME/results.json and the median seed's policy beside it."""
-    recipe, target = load_recipe(AGENTS / name / "recipe.toml"), TARGETS[name]
-    rows = [json.loads((work / name / f"{seed}.json").read_text()) for seed in sorted(seeds)]
+    name, recipe, target = job.name, job.recipe, TARGETS[job.name]
+    rows = rows_of(job, seeds, work)
     settings = {key: value for key, value in rows[0]["recipe"].items() if key != "seed"}
     rows = [{key: value for key, value in row.items() if key != "recipe"} for row in rows]
     ordered = sorted(rows, key=lambda row: row["mean"])
@@ -201,11 +130,6 @@ def publish(name: str, seeds: list[int], work: Path) -> None:
     description, arrays = load_policy(work / name / str(chosen) / "policy")
     description["versions"] = without_machine(description["versions"])
     save_policy(AGENTS / name / "policy", description, arrays)
-
-
-def without_machine(known: dict[str, str]) -> dict[str, str]:
-    """Versions that mean something to others."""
-    return {key: known[key] for key in known if key not in ("platform", "machine")}
 
 
 def write_table() -> None:
@@ -258,29 +182,12 @@ def summary_row(name: str, results: dict[str, Any]) -> str:
     )
 
 
-def number(value: float) -> str:
-    """Two decimals for small numbers, one for large ones."""
-    return f"{value:.2f}" if abs(value) < 20 else f"{value:.1f}"
-
-
-def round_all(value: Any) -> Any:
-    """Numbers as they are worth reading: six decimals."""
-    if isinstance(value, list):
-        return [round_all(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as they come back from JSON."""
-    result: dict[str, Any] = json.loads(json.dumps(settings))
-    return result
-
-
 def check(name: str) -> bool:
     """Whether the shipped policy still does what its results say."""
     results = json.loads((AGENTS / name / "results.json").read_text())
     row = next(row for row in results["seeds"] if row["seed"] == results["policy_seed"])
-    mean = evaluated(rlpg.load(name), results["environment"])["mean"]
+    policy = rlpg.load(name)
+    mean = evaluated(policy, results["environment"], EPISODES, EVALUATION_SEED)["mean"]
     low, high = row["ci"]
     fits = bool(low <= mean <= high)
     verdict = "reproduced" if fits else "NOT REPRODUCED"

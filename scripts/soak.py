@@ -149,8 +149,13 @@ def complaints(samples: Sequence[Sample]) -> list[str]:
     return found
 
 
-def soak(backend: str, folder: Path, minutes: float, every: float) -> tuple[list[Sample], str]:
-    """Train for some minutes and end with SIGTERM.
+def soak(
+    backend: str, folder: Path, minutes: float, every: float, patience: float = 10.0
+) -> tuple[list[Sample], str]:
+    """Train for some minutes, from the first entry of its log on, and end with SIGTERM.
+
+    Args:
+        patience: seconds that it may take to end.
 
     Returns:
         the samples, and what was not clean about the end, "" if nothing.
@@ -166,6 +171,7 @@ def soak(backend: str, folder: Path, minutes: float, every: float) -> tuple[list
     try:
         while time.monotonic() < began + 60 * minutes and process.poll() is None:
             time.sleep(every)
+            began = began if samples else time.monotonic()
             with suppress(OSError):  # a process below it ended while it was looked at
                 sample = look(process.pid, folder, began)
                 samples += [sample] if sample.steps else []
@@ -173,12 +179,12 @@ def soak(backend: str, folder: Path, minutes: float, every: float) -> tuple[list
         shared = shared_memory(processes)
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
-        code = process.wait(60)
+        code = process.wait(max(patience, 60))
     finally:
         process.kill()
         process.wait()
     seconds = time.monotonic() - asked
-    if code != 143 or seconds > 10:
+    if code != 143 or seconds > patience:
         return samples, f"exit code {code} after {seconds:.1f} s: {errors.read_text()[-500:]}"
     time.sleep(1)
     alive = [pid for pid in processes if (PROC / str(pid)).exists()]

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"}
     | {"rlpg.distributed"},
     "rlpg.rollouts": NUMERIC
-    | {"gymnasium", "envpool", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
+    | {"gymnasium", "envpool", "mujoco", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
     | {"rlpg.rollouts", "rlpg.registration"},
     "rlpg.learners.settings": {"msgspec", "rlpg.errors", "rlpg.settings"},
     "rlpg.learners": NUMERIC

@@ -79,7 +79,8 @@ def test_a_run_and_its_policies_are_found(run: rlpg.Run) -> None:
 def test_what_is_known_about_a_policy(folder: Path) -> None:
     saved = loading.load_saved(folder)
     assert saved.environment == {
-        "id": "CartPole-v1", "kwargs": {}, "max_episode_steps": None, "episode_cap": 1000,
+        "id": "CartPole-v1", "kwargs": {}, "wrappers": {}, "max_episode_steps": None,
+        "episode_cap": 1000,
     }  # fmt: skip
     assert saved.training["agent"] == "reinforce"
     assert saved.training["steps"] >= 400

@@ -49,21 +49,35 @@ def test_durations() -> None:
     ]  # fmt: skip
 
 
-def test_lines_come_every_few_seconds_and_the_last_state_once(
+def test_lines_come_every_half_minute_and_the_last_state_once(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Display("title", 1000, notes=("a note", "")) as display:
         for step in range(100, 1001, 100):
-            clock[0] += 1.0
+            clock[0] += 6.0
             display.update(step, METRICS)
             display.update(step, METRICS)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "a note"
     assert [line.split("/")[0].split()[-1] for line in lines[1:]] == ["100", "600", "1,000"]
     assert lines[2] == (
-        "title    600/1,000 steps  return 12.3  evaluated 500.0  100 steps/s  "
-        "time: env 25 %, policy 25 %, learn 50 %  0:04 left"
+        "title    600/1,000 steps  return 12.3  evaluated 500.0  17 steps/s  0:24 left"
     )
+
+
+def test_where_the_time_goes_and_the_losses_are_for_developers(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {"train/entropy": 0.5, "gradient/norm": 0.25, "train/value_loss": 12345.678}
+    with Display("title", 1000, verbose=True) as display:
+        clock[0] += 1.0
+        display.update(100, METRICS | losses)
+    lines = capsys.readouterr().err.splitlines()
+    assert "time: env 25 %, policy 25 %, learn 50 %" in lines[0]
+    assert [line.split() for line in lines[1:]] == [
+        ["entropy", "0.5", "norm", "0.25"],
+        ["value_loss", "1.235e+04"],
+    ]
 
 
 def test_a_resumed_run_counts_its_own_steps(
@@ -91,7 +105,8 @@ def test_a_terminal_shows_everything_at_any_width(
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    with Display("CartPole-v1 reinforce seed 0", 1000, notes=("a note",)) as display:
+    title = "CartPole-v1 reinforce seed 0"
+    with Display(title, 1000, notes=("a note",), verbose=True) as display:
         display.update(600, METRICS)
         display.line("[a] line with [brackets]")
     shown = screen.getvalue()

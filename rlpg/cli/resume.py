@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from rlpg.cli.streams import report
+from rlpg.cli.streams import quoted, report
 from rlpg.cli.verb import EnvironmentId, Importing, RunFolder, WithEnvironment
 from rlpg.settings import Count, Finite
 
@@ -51,6 +51,6 @@ class Resume(Importing, WithEnvironment):
             import_modules=self.import_modules,
             quiet=self.quiet,
         )
-        report(run.evaluation or "trained")
-        report(f"saved in {run.path}")
+        report(run.evaluation.short if run.evaluation else "trained")
+        report(f"saved in {quoted(run.path)}")
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from contextlib import suppress
@@ -32,6 +33,11 @@ def report(line: object) -> None:
         print(_encodable(str(line), sys.stdout), flush=True)
     except (OSError, ValueError):
         silence_broken_output()
+
+
+def quoted(path: object) -> str:
+    """The path so that it can be pasted into a shell."""
+    return shlex.quote(str(path))
 
 
 def say_warnings_in_one_line() -> None:

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from rlpg.cli.streams import EXIT_FAILED, complain, report
-from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing
+from rlpg.cli.streams import EXIT_FAILED, complain, quoted, report
+from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing, check_extra
 from rlpg.cli.words import Given
 from rlpg.errors import RlpgError, UsageError
-from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.settings import Count, Finite, Natural
 from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
     from rlpg.references import UserParts
+    from rlpg.runs.logger import Logger
 
 OWN = (
     "agent",
@@ -64,8 +65,12 @@ class Train(Importing):
     """where the run is kept (none: runs/ENV/AGENT/SEED)"""
     quiet: bool = False
     """print the result only"""
+    verbose: bool = False
+    """print where the time goes and the metrics of learning, too; or -v"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """hand the metrics to this tracker, too"""
     explain: bool = False
     """train nothing; print every setting, its value, and why it has this value"""
     settings: Recipe = field(default_factory=Recipe)
@@ -105,6 +110,18 @@ class Train(Importing):
             raise UsageError("--seeds: expected at least one seed, got none")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
+        if self.track is not None:
+            check_extra("--track", self.track, "track" if self.track == "wandb" else self.track)
+
+    def _trackers(self, seed: int) -> list[Logger]:
+        """The tracker that was asked for."""
+        if self.track is None:
+            return []
+        from rlpg.runs.trackers import TrackerLogger
+
+        recipe = override(self.settings, {"seed": seed})
+        name = f"{recipe.environment.id} {recipe.agent} seed {seed}"
+        return [TrackerLogger(self.track, name, flatten(recipe))]
 
     def run(self) -> int:
         """Train once per seed; say what was trained and what to do next.
@@ -118,7 +135,7 @@ class Train(Importing):
         from rlpg.training import Run, run_recipe
 
         def say(seed: int, run: Run | Finished) -> None:
-            report(f"seed {seed}: {run.evaluation or 'trained'}")
+            report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
 
         def complain_of(seed: int, error: RlpgError) -> None:
             error.args = (f"seed {seed}: {error}",)
@@ -130,12 +147,18 @@ class Train(Importing):
         errors: Mapping[int, RlpgError] = {}
         if len(seeds) == 1:
             recipe = override(self.settings, {"seed": seeds[0]})
-            hooks = Hooks(stop_at_return=self.stop_at_return)
+            hooks = Hooks(
+                stop_at_return=self.stop_at_return,
+                loggers=self._trackers(seeds[0]),
+                verbose=self.verbose,
+            )
             run = run_recipe(self.env, recipe, folder, parts=own, hooks=hooks, quiet=self.quiet)
             runs = {seeds[0]: run}
             say(seeds[0], run)
         else:
-            training = Training(self.env, self.settings, folder, own, self.stop_at_return)
+            training = Training(
+                self.env, self.settings, folder, own, self.stop_at_return, self._trackers
+            )
             runs, errors = run_seeds(
                 training, seeds, jobs=self.jobs, quiet=self.quiet, done=say, failed=complain_of
             )
@@ -147,10 +170,10 @@ class Train(Importing):
             )
         paths = [run.path for run in runs.values()]
         if paths:
-            report(f"saved in {', '.join(map(str, paths))}")
+            report(f"saved in {', '.join(map(quoted, paths))}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-            report(f"       tensorboard --logdir {paths[0] if folder else 'runs'}")
+            report(f"next:  rlpg evaluate {quoted(paths[0])} --episodes 100")
+            report(f"       tensorboard --logdir {quoted(paths[0]) if folder else 'runs'}")
         return EXIT_FAILED if errors else 0
 
     def _explain(self) -> int:

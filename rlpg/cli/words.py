@@ -42,6 +42,7 @@ def read(name: str, verb: type[Verb], words: Sequence[str]) -> Given:
     rest, key = [word for word in words if word not in HELP], ""
     while rest:
         word = rest.pop(0)
+        word = "--verbose" if word == "-v" else word
         if not word.startswith("--") or word == "--":
             loose.append((word, key))
             continue

@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from rlpg.learners.batch import Batch
     from rlpg.learners.learner import Learner
     from rlpg.learners.natural import NaturalGradient
+    from rlpg.learners.pathwise import Pathwise
     from rlpg.learners.ppo import PPO
     from rlpg.learners.reinforce import Reinforce
 
-__all__ = ["PPO", "Batch", "Learner", "NaturalGradient", "Reinforce"]
+__all__ = ["PPO", "Batch", "Learner", "NaturalGradient", "Pathwise", "Reinforce"]
 
 _HOME = {
     "Batch": "rlpg.learners.batch",
     "Learner": "rlpg.learners.learner",
     "NaturalGradient": "rlpg.learners.natural",
     "PPO": "rlpg.learners.ppo",
+    "Pathwise": "rlpg.learners.pathwise",
     "Reinforce": "rlpg.learners.reinforce",
 }
 

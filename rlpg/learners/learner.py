@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from rlpg.distributed import means_over_ranks, num_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
+from rlpg.gradients.tape import How
 from rlpg.learners import rules
 from rlpg.learners.advantages import (
     AdvantageRule,
@@ -66,6 +67,7 @@ class Learner(ABC):
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
     uses_log_prob: ClassVar[bool] = True  # `batch.log_prob` is that of the policy that acted
+    gradient: How | None = None  # that rollouts are to come with; see `TensorCollector`
 
     def __init__(
         self,

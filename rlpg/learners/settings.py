@@ -176,6 +176,29 @@ class NaturalSettings(LearnerSettings):
 
 
 @dataclass(frozen=True)
+class PathwiseSettings(LearnerSettings):
+    """Pathwise: short windows differentiated through the environment, and a value at their end."""
+
+    unused: ClassVar[frozenset[str]] = frozenset({
+        "average", "gamma_weight", "normalize_advantages", "truncated_return"
+    })  # fmt: skip
+
+    gradient: Literal["pathwise", "score", "combine"] = "pathwise"
+    """how a window is differentiated: through the environment, by the score function of the
+    actions, or by both, mixed at every step by their variance"""
+    target_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.2
+    """share of itself that the value network which ends the windows keeps at every update"""
+
+    def check(self) -> None:
+        super().check()
+        if self.baseline != "value":
+            raise RecipeError(
+                f"{self.key('baseline')}: expected value, got {self.baseline}; a window needs the "
+                "value of the state that it ends in, and its derivative"
+            )
+
+
+@dataclass(frozen=True)
 class Agent:
     """What a name of an agent stands for."""
 
@@ -203,6 +226,19 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
         NaturalSettings,
         "rlpg.learners.natural:NaturalGradient",
         {"rollout.num_steps": 128, "learner.line_search": True},
+    ),
+    "pathwise": Agent(
+        PathwiseSettings,
+        "rlpg.learners.pathwise:Pathwise",
+        {
+            "policy.gaussian": "squashed",  # beyond a bound, no gradient comes along the path
+            "policy.log_std_init": -0.7,
+            "rollout.num_envs": 64,
+            "rollout.num_steps": 16,
+            "learner.max_grad_norm": 1.0,
+            "learner.num_value_epochs": 8,
+            "learner.num_value_minibatches": 4,
+        },
     ),
 })  # fmt: skip
 

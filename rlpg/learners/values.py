@@ -131,13 +131,14 @@ class NetworkValue(StateValue):
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """`(value, successor_value)`, each `[T, N]`."""
         if self.network.memory is None:
-            values = [self._value(obs) for (obs,) in chunks(rollout.obs.flatten(0, 1))]
+            values = [self.value(obs) for (obs,) in chunks(rollout.obs.flatten(0, 1))]
             value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
-            return value[:-1], rollout.successor(value, self._value(rollout.final_obs))
+            return value[:-1], rollout.successor(value, self.value(rollout.final_obs))
         value, final, _ = self._in_order(rollout)
         return value[:-1], rollout.successor(value, final)
 
-    def _value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor) -> Tensor:
+        """V `[...]` of observations `[..., *O]`, differentiable in them; not with memory."""
         value: Tensor = self.network(self._features(obs))[0]  # [..., num_outputs]
         return value[..., -1]
 
@@ -269,7 +270,7 @@ class ValueNetwork(NetworkValue):
         """The sum of S squared errors over `size`, and the gradient `[P]` of its negative."""
         total, gradient = torch.zeros(()), torch.zeros(())
         for seen, wanted, before in chunks(obs, target, old):
-            loss = squares(self._value(seen), wanted, before, self._clip_range).sum() / size
+            loss = squares(self.value(seen), wanted, before, self._clip_range).sum() / size
             gradient = self._optimizer.own_gradient(-loss) + gradient
             total = loss.detach() + total
         return total, gradient

@@ -101,7 +101,7 @@ class ProductHead(Head):
         super().__init__()
         self.space = space
         self.heads = nn.ModuleList(heads)
-        self._heads = tuple(heads)  # the same, typed
+        self.parts = tuple(heads)  # the same, typed
         self._parts = tuple(Part(head.action_shape, head.action_dtype) for head in heads)
         self.num_outputs = sum(head.num_outputs for head in heads)
         self.num_mask = sum(head.num_mask for head in heads)
@@ -109,40 +109,47 @@ class ProductHead(Head):
         self.action_shape = (sum(part.size for part in self._parts),)
         self.action_dtype = torch.float32
 
-    def _inputs(
+    def inputs(
         self, outputs: Tensor, mask: Tensor | None
     ) -> Iterator[tuple[Head, Tensor, Tensor | None]]:
-        pieces = outputs.split([head.num_outputs for head in self._heads], -1)
+        """Each head with its stretch of the outputs and of the mask."""
+        pieces = outputs.split([head.num_outputs for head in self.parts], -1)
         start = 0
-        for head, piece in zip(self._heads, pieces, strict=True):
+        for head, piece in zip(self.parts, pieces, strict=True):
             stop = start + head.num_mask
             yield head, piece, mask[..., start:stop] if mask is not None and stop > start else None
             start = stop
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        factors = [head.forward(piece, part) for head, piece, part in self._inputs(outputs, mask)]
+        factors = [head.forward(piece, part) for head, piece, part in self.inputs(outputs, mask)]
         return Product(factors, self._parts)
 
     def draw(
         self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
     ) -> Tensor:
-        return self._join(
-            [head.draw(piece, generator, part) for head, piece, part in self._inputs(outputs, mask)]
+        return self.join(
+            [head.draw(piece, generator, part) for head, piece, part in self.inputs(outputs, mask)]
         )
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._join(
-            [head.mode(piece, part) for head, piece, part in self._inputs(outputs, mask)]
+        return self.join(
+            [head.mode(piece, part) for head, piece, part in self.inputs(outputs, mask)]
         )
 
-    def _join(self, actions: list[Tensor]) -> Tensor:
+    def join(self, actions: list[Tensor]) -> Tensor:
+        """Actions `[..., D]` of the heads' own."""
         joined = [part.join(action) for part, action in zip(self._parts, actions, strict=True)]
         return torch.cat(joined, -1)
+
+    def split(self, action: Tensor) -> list[Tensor]:
+        """The heads' own actions of actions `[..., D]`."""
+        pieces = action.split([part.size for part in self._parts], -1)
+        return [part.split(piece) for part, piece in zip(self._parts, pieces, strict=True)]
 
     def to_env(self, action: Array) -> Any:
         pieces = []
         start = 0
-        for head, part in zip(self._heads, self._parts, strict=True):
+        for head, part in zip(self.parts, self._parts, strict=True):
             piece = action[:, start : start + part.size].reshape(-1, *part.shape)
             pieces.append(head.to_env(piece.astype(head.numpy_dtype, copy=False)))
             start += part.size

@@ -66,11 +66,14 @@ class _Bounds:
         return inside.astype(self.dtype, copy=False)
 
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """`to_env` for tensors on a device; SpaceError for an integer Box."""
-        if self.is_integer:
-            raise SpaceError("action: expected a Box of floats, got integers; use to_env")
+        """`to_env` for tensors on a device."""
         parts = (self.half_width, self.center, self.low, self.high)
         half_width, center, low, high = (torch.as_tensor(part, device=device) for part in parts)
+        if self.is_integer:
+            dtype = torch.from_numpy(np.empty(0, self.dtype)).dtype
+            return lambda unit: torch.clamp(torch.round(unit * half_width + center), low, high).to(
+                dtype
+            )
         return lambda unit: torch.clamp(unit * half_width + center, low, high)
 
 
@@ -125,7 +128,7 @@ class GaussianHead(Head):
 
     _half_width: Tensor  # [*A], of the squashed action's interval
 
-    def _moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, `[..., *A]` and broadcastable to it."""
         if self.raw_log_std is None:
             mean, deviation = _halves(outputs, self.action_shape)
@@ -138,7 +141,7 @@ class GaussianHead(Head):
         return F.softplus(raw - self._floor) + self._floor
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        mean, log_std = self._moments(outputs)
+        mean, log_std = self.moments(outputs)
         rank = len(self.action_shape)
         if not self._is_squashed and rank > 0:
             return DiagonalNormal(mean, log_std, rank)
@@ -159,11 +162,11 @@ class GaussianHead(Head):
     ) -> Tensor:
         if self.raw_log_std is not None:
             return super().draw(outputs, generator, mask)
-        mean, log_std = self._moments(outputs)
+        mean, log_std = self.moments(outputs)
         return torch.addcmul(mean, log_std.exp(), _normal(mean.shape, generator)).detach()
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._moments(outputs)[0].detach()
+        return self.moments(outputs)[0].detach()
 
     def mode_array(self, outputs: Array) -> Array:
         mean = outputs[..., : self._size]

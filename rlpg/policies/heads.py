@@ -102,7 +102,7 @@ class Head(nn.Module, ABC):
         Raises:
             SpaceError: actions of this kind cannot be given to an environment as one tensor.
         """
-        raise SpaceError(f"action: expected Discrete or a float Box, got {self.space}")
+        raise SpaceError(f"action: expected no Dict and no Tuple, got {self.space}")
 
 
 class CategoricalHead(Head):
@@ -224,6 +224,10 @@ class MultiCategoricalHead(Head):
     def to_env(self, action: Array) -> Array:
         return (action + self._start).astype(self._dtype, copy=False)
 
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        start = torch.from_numpy(self._start).to(device)
+        return lambda action: action + start
+
 
 class MultiBinaryHead(Head):
     """MultiBinary: one logit per bit. A masked bit stays 0."""
@@ -250,6 +254,9 @@ class MultiBinaryHead(Head):
 
     def to_env(self, action: Array) -> Array:
         return action.astype(np.int8)
+
+    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        return lambda action: action.to(torch.int8)
 
 
 def independent(distribution: Distribution, rank: int) -> Distribution:

@@ -153,7 +153,7 @@ class Policy(nn.Module, ABC):
         distribution, carry = self._step(obs, carry, episode_start)
         with global_generator_from(generator):  # torch's distributions take no generator
             action = distribution.sample()
-        return self._action(action, len(obs)), carry
+        return self._action(action, obs.shape[0]), carry
 
     def mode(
         self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
@@ -164,7 +164,7 @@ class Policy(nn.Module, ABC):
             action = distribution.mode
         except NotImplementedError:
             action = distribution.mean
-        return self._action(action, len(obs)), carry
+        return self._action(action, obs.shape[0]), carry  # len(obs) could not be exported
 
     def _step(
         self, obs: Tensor, carry: Carry, episode_start: Tensor | None
@@ -280,6 +280,41 @@ class Policy(nn.Module, ABC):
             action.cpu().numpy().astype(self.head.numpy_dtype, copy=False)
         )
         return first(self.head.space, env_action) if batch_size is None else env_action
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[Array, ...] | None = None,
+        episode_start: object = None,
+        deterministic: bool = False,
+        *,
+        action_mask: object = None,
+    ) -> tuple[Any, tuple[Array, ...] | None]:
+        """`act` as scripts for Stable-Baselines3 call it: the memory comes and goes with the call.
+
+        Args:
+            observation, deterministic, action_mask: see `act`.
+            state: what the last call returned; None: the memory at the start of an episode.
+            episode_start: `[B]` bool, or one for one observation: the memory starts again there.
+
+        Returns:
+            The action, and the state for the next call; None without memory.
+        """
+        remembered = self._carry, self._starts
+        self._carry = self._starts = None
+        if state is not None and self.has_memory:
+            tensors = tuple(torch.from_numpy(np.array(part)).to(self.device) for part in state)
+            is_pair = isinstance(self.initial_carry(1), tuple)
+            self._carry = tensors if is_pair else tensors[0]
+            if episode_start is not None:
+                self.reset(np.reshape(np.asarray(episode_start, dtype=bool), -1))
+        try:
+            action = self.act(observation, deterministic, action_mask)
+            after = self._carry
+        finally:
+            self._carry, self._starts = remembered
+        parts = after if isinstance(after, tuple) else () if after is None else (after,)
+        return action, tuple(part.cpu().numpy() for part in parts) or None
 
     def _carry_of_act(self, batch_size: int) -> tuple[Carry, Tensor | None]:
         carry = self._carry

@@ -192,8 +192,8 @@ class StandardPolicy(Policy):
     def _for_head(self, outputs: Tensor) -> Tensor:
         return outputs[..., : self.head.num_outputs] if self._shares else outputs
 
-    def _outputs(
-        self, obs: Tensor, carry: Carry, episode_start: Tensor | None
+    def outputs(
+        self, obs: Tensor, carry: Carry, episode_start: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Carry]:
         """Outputs `[N, num_outputs]` of one step, the action mask and the next carry."""
         features = self.features(obs)
@@ -211,13 +211,13 @@ class StandardPolicy(Policy):
         generator: torch.Generator,
         episode_start: Tensor | None = None,
     ) -> tuple[Tensor, Carry]:
-        outputs, mask, carry = self._outputs(obs, carry, episode_start)
+        outputs, mask, carry = self.outputs(obs, carry, episode_start)
         return self.head.draw(outputs, generator, mask), carry
 
     def mode(
         self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
     ) -> tuple[Tensor, Carry]:
-        outputs, mask, carry = self._outputs(obs, carry, episode_start)
+        outputs, mask, carry = self.outputs(obs, carry, episode_start)
         return self.head.mode(outputs, mask), carry
 
     def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Actor:

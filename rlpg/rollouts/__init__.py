@@ -1,6 +1,7 @@
 """From environments to rollouts: `make_envs`, `Collector`, `Rollout`."""
 
 from rlpg.registration import register_environments
+from rlpg.rollouts.base import BaseCollector
 from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import (
     BACKENDS,
@@ -10,19 +11,23 @@ from rlpg.rollouts.environments import (
 )
 from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
 from rlpg.rollouts.records import record_of, wrapped
-from rlpg.rollouts.rollout import Episodes, Rollout
+from rlpg.rollouts.rollout import Episodes, Rollout, Window
 from rlpg.rollouts.seeds import EpisodeSeeds, derived_seed, reseed
+from rlpg.rollouts.tensor_collector import TensorCollector
 from rlpg.rollouts.vector import autoreset_mode, probe_action_mask
 from rlpg.rollouts.watchdog import hangs_end_the_process
 
 __all__ = [
     "BACKENDS",
+    "BaseCollector",
     "Collector",
     "EnvSource",
     "EpisodeSeeds",
     "Episodes",
     "MadeEnvs",
     "Rollout",
+    "TensorCollector",
+    "Window",
     "another_like",
     "autoreset_mode",
     "derived_seed",

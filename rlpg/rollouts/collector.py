@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rlpg.errors import EnvironmentFault, RlpgError, UsageError
-from rlpg.policies.distributions import checked_log_prob
+from rlpg.errors import EnvironmentFault, RlpgError
 from rlpg.policies.networks import Carry, map_carry
+from rlpg.rollouts.base import BaseCollector
 from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
+from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Rollout
-from rlpg.rollouts.seeds import is_seeded, seed_sequence, seed_streams
+from rlpg.rollouts.seeds import is_seeded, seed_streams
 from rlpg.rollouts.validation import Bounds
 from rlpg.rollouts.vector import (
     autoreset_mode,
@@ -43,17 +44,13 @@ if TYPE_CHECKING:
 _FIRST_CHUNK = 128  # steps; episodes() does not know how long they will be, so its buffers double
 
 
-class Collector:
-    """Collects rollouts, each continuing where the last one stopped.
+class Collector(BaseCollector):
+    """Collects rollouts from Gymnasium's vector environments, step by step.
 
     Args:
         envs: any `gymnasium.vector.VectorEnv`. If nothing has seeded it yet (`make_envs` does),
             the first reset does, from `seed`.
-        policy: draws the actions; on its device before the collector is made.
-        seed: of the actions.
-        log_prob: whether rollouts carry `log_prob`; a learner that computes it anyway saves the
-            pass by turning it off.
-        deterministic: take the policy's deterministic action (`Policy.mode`) instead of a draw.
+        policy, seed, log_prob, deterministic: see `BaseCollector`.
         warn: is told once if an observation is out of the bounds of its space; None: a Python
             warning.
 
@@ -71,20 +68,12 @@ class Collector:
         deterministic: bool = False,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self.envs = envs
-        self.policy = policy
-        self.num_envs = envs.num_envs
-        self.env_steps = 0  # real transitions so far
-        self.vector_steps = 0  # calls of envs.step so far
-        self.env_seconds = 0.0  # spent in envs.step so far
+        super().__init__(
+            envs, policy, seed,
+            num_envs=envs.num_envs, log_prob=log_prob, deterministic=deterministic,
+        )  # fmt: skip
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
-        self._log_prob = log_prob
-        self._seed = seed_sequence(seed)
-        self._device = policy.device
-        self._generator = torch.Generator(self._device)
-        self._generator.manual_seed(int(self._seed.generate_state(1, np.uint64)[0]))
-        self._drawing = None if deterministic else self._generator
         self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
         self._running = RunningEpisodes.none(self.num_envs)
@@ -94,10 +83,7 @@ class Collector:
         self._bounds = Bounds(self._observations)
         self._checks_bounds = self._bounds.exist  # until there was something to say
 
-    def steps(self, num_steps: int) -> Rollout:
-        """The next `num_steps` steps of every environment; episodes run on into the next call."""
-        if num_steps < 1:
-            raise UsageError(f"steps: expected at least 1, got {num_steps}")
+    def _steps(self, num_steps: int) -> Rollout:
         if self._obs is None:
             self._start()
         buffer, carry = self._buffer(num_steps), self._carry
@@ -108,22 +94,7 @@ class Collector:
                 self._step(buffer, t)
         return self._rollout(buffer, num_steps, ended_before, carry, quota=None)
 
-    def episodes(self, per_env: int = 1, *, max_steps: int = 100_000) -> Rollout:
-        """Exactly `per_env` whole episodes of every environment, from a fresh reset.
-
-        "The first k to finish" would over-represent short episodes. Environments that are done
-        early step on, but those slots are not `valid`. Episodes that were running are dropped.
-
-        Args:
-            per_env: episodes per environment.
-            max_steps: mean length of an environment's episodes beyond which they count as never
-                ending.
-
-        Raises:
-            EnvironmentFault: an environment lacks an episode after `per_env * max_steps` steps.
-        """
-        if per_env < 1:
-            raise UsageError(f"episodes: expected at least 1 per environment, got {per_env}")
+    def _episodes(self, per_env: int, max_steps: int) -> Rollout:
         self._start()
         buffer, carry = self._buffer(_FIRST_CHUNK), self._carry
         ended_before = self._ended
@@ -148,24 +119,14 @@ class Collector:
                     )
                 if t == buffer.capacity:
                     buffer.grow()
-        rollout = self._rollout(buffer, t, ended_before, carry, quota=per_env)
-        self.restart()  # episodes beyond the quota are discarded
-        return rollout
+        return self._rollout(buffer, t, ended_before, carry, quota=per_env)
 
     def restart(self) -> None:
         """Makes the next rollout begin with a reset; running episodes are dropped."""
         self._obs = None
 
-    def close(self) -> None:
-        """Closes the environments."""
-        self.envs.close()
-
     def state_dict(self) -> dict[str, Any]:
-        """All that decides what is collected next, but the policy: plain values, numpy arrays."""
-        return {
-            "env_steps": self.env_steps,
-            "vector_steps": self.vector_steps,
-            "generator": self._generator.get_state().numpy().copy(),
+        return super().state_dict() | {
             "obs": None if self._obs is None else self._obs.copy(),
             "ended": self._ended.copy(),
             "returns": self._running.returns.copy(),
@@ -176,15 +137,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str:
-        """Continue from a `state_dict`, with environments made as those were.
-
-        Returns:
-            "", or in one line why the environments could not be brought back; collecting then goes
-            on with fresh episodes.
-        """
-        self.env_steps = int(state["env_steps"])
-        self.vector_steps = int(state["vector_steps"])
-        self._generator.set_state(torch.from_numpy(np.array(state["generator"], dtype=np.uint8)))
+        super().load_state_dict(state)
         self._obs = None if state["obs"] is None else np.array(state["obs"])
         self._ended = np.array(state["ended"], dtype=bool)
         self._running = RunningEpisodes(
@@ -226,6 +179,7 @@ class Collector:
             num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
         )
         buffer.obs[0] = self._obs
+        self._parts = RewardParts()
         return buffer
 
     def _step(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
@@ -242,6 +196,8 @@ class Collector:
             began = perf_counter()
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
+            if info:
+                self._parts.add(info)
             ended = buffer.put_outcome(t, reward, terminated, truncated)  # [N]
             maskless = None if self._mode is AutoresetMode.SAME_STEP else ended
             packed = self._pack(raw, info, maskless, out=buffer.obs[t + 1])  # [N, *O]
@@ -306,6 +262,7 @@ class Collector:
             first_step=first,
             carry=map_carry(torch.clone, carry),
         )
+        rollout = replace(rollout, reward_parts=self._parts.means())
         self._obs = buffer.obs[num_steps].copy()
         # What inference_mode has made cannot be saved for a backward pass; a copy can.
         self._carry = map_carry(torch.clone, self._carry)
@@ -313,13 +270,7 @@ class Collector:
         if self._checks_bounds and (remark := self._bounds.remark(rollout, first)):
             self._checks_bounds = False
             self._warn(remark)
-        if not self._log_prob:
-            return rollout
-        shown = rollout.to(self._device)
-        with torch.no_grad():
-            distribution, _ = self.policy(shown.obs[:-1], shown.carry, shown.episode_start[:-1])
-            found = checked_log_prob(distribution, shown.action, shown.reward.shape)
-        return replace(rollout, log_prob=found.cpu())
+        return self._with_log_prob(rollout)
 
 
 def carry_to_arrays(carry: Carry) -> Any:

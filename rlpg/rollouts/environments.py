@@ -21,6 +21,7 @@ from rlpg.rollouts.ids import (
     environment_name,
     find_spec,
     own_words,
+    quietly,
     unknown_id,
 )
 from rlpg.rollouts.seeds import (
@@ -204,8 +205,9 @@ def _from_id(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
         # place.
         steps = -1 if limit is None else limit
         make = partial(
-            gymnasium.make, spec, max_episode_steps=steps, disable_env_checker=True, **options
-        )
+            quietly, gymnasium.make, spec, max_episode_steps=steps, disable_env_checker=True,
+            **options,
+        )  # fmt: skip
         envs = (_async if backend == "async" else _sync)([make] * num_envs, wanted)
     return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
 
@@ -313,7 +315,7 @@ def _repeated(env: AnyEnv) -> Factory | None:
     """Makes the object again; None where it has no id, or a wrapper without a record."""
     if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
         return None
-    return partial(gymnasium.make, env.spec)
+    return partial(quietly, gymnasium.make, env.spec)
 
 
 def made_by(factory: Factory, **options: Any) -> AnyEnv:

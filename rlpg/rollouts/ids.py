@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -143,3 +144,33 @@ def own_words(env: object) -> Iterator[None]:
         raise EnvironmentSetupError(
             f"env: expected {name} to start, got {type(error).__name__}: {text}; {advice}"
         ) from error
+
+
+def quietly(make: Callable[..., AnyEnv], /, *arguments: Any, **options: Any) -> AnyEnv:
+    """The environment that `make` makes, without MuJoCo's remark about Gymnasium's own models.
+
+    The remark is printed for each environment and looks like an error. What else MuJoCo has to say
+    is printed as ever.
+    """
+    entry = str(getattr(arguments[0], "entry_point", "")) if arguments else ""
+    if "mujoco" not in entry:
+        return make(*arguments, **options)
+    try:
+        from mujoco import get_mju_user_warning, set_mju_user_warning
+    except ImportError:  # which making says better
+        return make(*arguments, **options)
+    before = get_mju_user_warning()
+
+    def tell(message: str) -> None:
+        if "settotalmass" in message:
+            return
+        if before is not None:
+            before(message)
+        else:
+            print(f"WARNING: {message}", file=sys.stderr)
+
+    set_mju_user_warning(tell)
+    try:
+        return make(*arguments, **options)
+    finally:
+        set_mju_user_warning(before)

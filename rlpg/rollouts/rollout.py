@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlpg.policies.networks import Carry, map_carry
+
+if TYPE_CHECKING:
+    from rlpg.gradients.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,20 @@ class Episodes:
 
     def __len__(self) -> int:
         return len(self.returns)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What of a rollout carries a gradient, where its environments can be differentiated.
+
+    The tape's samples are the T actions `[N, *A]`, in order; its terms are the learner's to add
+    (`Tape.add_terms`). An episode that ends inside the rollout passes no gradient to the next one.
+    """
+
+    tape: Tape
+    reward: Tensor  # [T, N] float32
+    last_obs: Tensor  # [N, *O], as `Rollout.obs[-1]`
+    final_obs: Tensor  # [K, *O], as `Rollout.final_obs`
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,8 @@ class Rollout:
     final_step: Tensor  # [K] int64, their time index
     final_env: Tensor  # [K] int64, their environment index
     episodes: Episodes
+    window: Window | None = None  # where a gradient was asked for
+    reward_parts: Mapping[str, float] = field(default_factory=dict)  # means of info's reward_*
 
     @property
     def done(self) -> Tensor:

@@ -1,24 +1,29 @@
-"""`TensorCollector`: environments, policy and rollout on one device, without a trip to NumPy."""
+"""`TensorCollector`: environments, policy and rollout on one device; differentiable on request."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, UsageError
-from rlpg.policies.distributions import checked_log_prob
-from rlpg.rollouts.graphs import Replayed
-from rlpg.rollouts.rollout import Episodes, Rollout
+from rlpg.gradients.tape import How, Tape
+from rlpg.policies.networks import global_generator_from
+from rlpg.rollouts.base import BaseCollector, set_stream, stream
+from rlpg.rollouts.rollout import Episodes, Rollout, Window
 
 if TYPE_CHECKING:
     from rlpg.policies import Policy
 
 _STARTS = 0x737461  # keeps the stream of first states apart from that of the actions
+_CHUNK = 64  # steps; episodes() does not know how long they will be
+T_co = TypeVar("T_co", covariant=True)
 
 
 class TensorEnv(Protocol):
@@ -42,218 +47,262 @@ class TensorEnv(Protocol):
         ...
 
 
-class TensorCollector:
-    """Collects rollouts on the policy's device; `Collector` for environments made of tensors.
+@runtime_checkable
+class HasDynamics(Protocol):
+    """A vector environment that steps a `TensorEnv`."""
+
+    dynamics: TensorEnv
+    max_episode_steps: int
+
+
+class TensorCollector(BaseCollector):
+    """Collects rollouts from environments made of tensors, on the policy's device.
 
     The rollouts are those of `Collector`, with tensors on that device: an episode that ends is
     replaced within the step. Nothing waits for the device before the T steps are done; then the
     ends are counted, and their statistics cross to NumPy in one copy. On CUDA the T steps are one
-    graph (see `graphs.py`).
+    graph (see `Replayed`), unless they are to be differentiated.
 
     Args:
-        env: the environment, as functions of tensors.
-        policy: draws the actions; on its device before the collector is made.
-        seed: of the actions, and of how episodes start.
-        num_envs: N.
+        envs: a `TensorEnv`, or a vector environment that steps one (the ids `rlpg/Torch...`).
+        policy, seed, log_prob, deterministic: see `BaseCollector`; the seed also says how episodes
+            start.
+        num_envs: N; as many as `envs` has, where it is a vector environment.
         dtype: of the environments' state.
-        log_prob: whether rollouts carry `log_prob`.
-        deterministic: take the policy's deterministic action (`Policy.mode`) instead of a draw.
+        gradient: rollouts come with a `Window`: a tape whose samples are the actions, drawn so,
+            and the rewards and observations that follow from them, with their gradient. None:
+            without.
 
     Raises:
-        UsageError: the policy was made for other observations or actions.
+        UsageError: the policy was made for other observations or actions; the environment cannot
+            be differentiated; actions that are discrete carry no such gradient.
     """
 
     def __init__(
         self,
-        env: TensorEnv,
+        envs: TensorEnv | VectorEnv[Any, Any, Any],
         policy: Policy,
         seed: int | np.random.SeedSequence = 0,
         *,
-        num_envs: int,
+        num_envs: int | None = None,
         dtype: torch.dtype = torch.float32,
+        gradient: How | None = None,
         log_prob: bool = True,
         deterministic: bool = False,
     ) -> None:
+        self.env, self._limit = dynamics_of(envs, type(getattr(envs, "unwrapped", envs)).__name__)
+        if num_envs is None:
+            num_envs = envs.num_envs if isinstance(envs, VectorEnv) else 1
         if num_envs < 1:
             raise UsageError(f"num_envs: expected at least 1, got {num_envs}")
-        expected, got = policy.observations.space, env.observation_space
-        if expected != got or policy.observations.info_mask:
-            raise UsageError(f"policy: expected observations {got} without a mask, got {expected}")
-        if policy.has_memory:
-            raise UsageError("policy: expected one without memory, got one with; use Collector")
-        if policy.head.space != env.action_space:
-            raise UsageError(f"policy: expected {env.action_space}, got {policy.head.space}")
-        self.env = env
-        self.policy = policy
-        self.num_envs = num_envs
-        self.env_steps = 0  # transitions so far
-        self.vector_steps = 0  # steps of all environments at once so far
-        self._log_prob = log_prob
-        self._deterministic = deterministic
-        self._device = policy.device
+        super().__init__(
+            envs, policy, seed, num_envs=num_envs, log_prob=log_prob, deterministic=deterministic
+        )
+        _check_policy(policy, self.env, gradient)
+        self.gradient = gradient
         self._dtype = dtype
         self._to_env = policy.head.to_env_on(self._device)
-        run = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        run = self._seed
         starts = np.random.SeedSequence(run.entropy, spawn_key=(*run.spawn_key, _STARTS))
-        self._generator, self._starts = (_stream(source, self._device) for source in (run, starts))
+        self._starts = stream(starts, self._device)
         self._standing: _Standing | None = None
-        self._slots: _Slots | None = None
-        self._work: Replayed | None = None
-        self._was_identity = False  # the work was recorded while the normalizer did nothing
+        self._work: Replayed[_Steps] | None = None
+        self._recorded: tuple[int, bool] | None = None  # T, and whether the normalizer did nothing
 
-    def steps(self, num_steps: int) -> Rollout:
-        """The next `num_steps` steps of every environment; episodes run on into the next call.
+    def require_memory(self, num_steps: int) -> None:
+        """Refuses windows that could not be differentiated in this machine's memory.
+
+        One step is taken, whose tensors that wait for the backward pass are counted, and undone.
 
         Raises:
-            EnvironmentFault: a number that is not finite, with its step and environment.
+            UsageError: `num_steps` times as much is more than there is.
         """
-        if num_steps < 1:
-            raise UsageError(f"steps: expected at least 1, got {num_steps}")
-        if self._standing is None:
-            self._standing = self._begin()
-        slots, work = self._prepared(num_steps, self._standing)
-        with torch.inference_mode():
-            work()
-        rollout = self._rollout(slots)
-        self.vector_steps += num_steps
-        self.env_steps += num_steps * self.num_envs
-        return rollout
+        saved, sizes = self.state_dict(), dict[int, int]()
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.policy.parameters()}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            kept = self.steps(1)  # alive to the end, so that no memory is counted as another's
+        self.load_state_dict(saved)
+        per_step, memory = sum(sizes.values()) + kept.obs.nbytes, memory_of(self._device)
+        if per_step * num_steps > memory:
+            raise UsageError(
+                f"rollout.num_steps: expected at most {memory // per_step}, got {num_steps}: a "
+                f"step of {self.num_envs} environments keeps {per_step / 1e6:.3g} MB for the "
+                f"backward pass, and there are {memory / 1e9:.3g} GB; shorten the window, or lower "
+                "rollout.num_envs"
+            )
 
     def restart(self) -> None:
-        """Makes the next rollout begin with a reset; running episodes are dropped."""
         self._standing = self._work = None
 
+    def close(self) -> None:
+        if isinstance(self.envs, VectorEnv):
+            self.envs.close()
+
     def state_dict(self) -> dict[str, Any]:
-        """All that decides what is collected next, but the policy: plain values, numpy arrays."""
         standing = None if self._standing is None else vars(self._standing)
-        return {
-            "env_steps": self.env_steps,
-            "vector_steps": self.vector_steps,
-            "generator": self._generator.get_state().numpy().copy(),
+        return super().state_dict() | {
             "starts": self._starts.get_state().numpy().copy(),
             "standing": standing and {k: v.cpu().numpy().copy() for k, v in standing.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of a collector made as this one."""
-        self.env_steps = int(state["env_steps"])
-        self.vector_steps = int(state["vector_steps"])
-        for generator, name in ((self._generator, "generator"), (self._starts, "starts")):
-            generator.set_state(torch.from_numpy(np.array(state[name], dtype=np.uint8)))
+    def load_state_dict(self, state: Mapping[str, Any]) -> str:
+        super().load_state_dict(state)
+        set_stream(self._starts, state["starts"])
         self.restart()
         if state["standing"] is not None:
             arrays = {k: torch.from_numpy(np.array(v)) for k, v in state["standing"].items()}
+            fresh = self._begin(torch.rand((self.num_envs, self.env.num_uniforms)))
+            for name, value in vars(fresh).items():  # numpy would repeat one that stands for all
+                if arrays[name].shape != value.shape:
+                    raise ValueError(
+                        f"{name}: expected {list(value.shape)}, got {list(arrays[name].shape)}"
+                    )
             self._standing = _Standing(**{k: v.to(self._device) for k, v in arrays.items()})
+        return ""
 
     # ------------------------------------------------------------------------------- internals
 
-    def _begin(self) -> _Standing:
-        shape = (self.num_envs, self.env.num_uniforms)
+    def _steps(self, num_steps: int) -> Rollout:
+        if self._standing is None:
+            self._standing = self._begin(self._uniform(1)[0])
+        tape = None if self.gradient is None else Tape(self.gradient)
+        if tape is None:
+            steps = self._replayed(num_steps, self._standing)
+        else:
+            with torch.enable_grad(), global_generator_from(self._generator):
+                steps = self._play(num_steps, self._standing, tape)
+        rollout = self._rollout(steps, torch.ones_like(steps.terminated), tape)
+        self.vector_steps += num_steps
+        self.env_steps += num_steps * self.num_envs
+        return self._with_log_prob(rollout)
+
+    def _episodes(self, per_env: int, max_steps: int) -> Rollout:
+        if self.gradient is not None:
+            raise UsageError(
+                "episodes: expected steps where the rollout is to be differentiated, got whole "
+                "episodes; call steps(num_steps)"
+            )
+        self._standing = standing = self._begin(self._uniform(1)[0])
+        parts: list[_Steps] = []
+        ends, limit = torch.zeros(self.num_envs, dtype=torch.int64), per_env * max_steps
+        while int(ends.min()) < per_env:
+            if len(parts) * _CHUNK >= limit:
+                raise EnvironmentFault(
+                    f"environment {int(ends.argmin())}: expected {per_env} episodes to end within "
+                    f"{limit} steps, got {int(ends.min())}; give it a time limit "
+                    "(max_episode_steps) or raise max_steps"
+                )
+            parts.append(self._replayed(_CHUNK, standing))
+            ends = ends + parts[-1].done.sum(0).cpu()
+        steps = _Steps.joined(parts)
+        before = steps.done.long().cumsum(0) - steps.done.long()  # [T, N] ends before the step
+        valid = before < per_env
+        num_steps = int(valid.any(1).sum())
+        rollout = self._rollout(steps[:num_steps], valid[:num_steps], None)
+        self.vector_steps += len(valid)
+        self.env_steps += rollout.num_steps
+        return self._with_log_prob(rollout)
+
+    def _uniform(self, num_steps: int) -> Tensor:
+        shape = (num_steps, self.num_envs, self.env.num_uniforms)
         uniform = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return uniform.uniform_(generator=self._starts)
+
+    def _begin(self, uniform: Tensor) -> _Standing:
         return _Standing(
-            state=self.env.start(uniform.uniform_(generator=self._starts)),
+            state=self.env.start(uniform.to(self._device, self._dtype)),
             returns=torch.zeros(self.num_envs, dtype=torch.float64, device=self._device),
             lengths=torch.zeros(self.num_envs, dtype=torch.int64, device=self._device),
         )
 
-    def _prepared(self, num_steps: int, standing: _Standing) -> tuple[_Slots, Replayed]:
-        """Fixed memory for T steps, and the work that fills it; kept while nothing changes."""
+    def _replayed(self, num_steps: int, standing: _Standing) -> _Steps:
+        """T steps without gradient, recorded where that saves time; in memory of their own."""
         normalizer = self.policy.normalizer
         # An untrained normalizer leaves its work out, and what was recorded then stays without it.
-        is_identity = normalizer is not None and normalizer.is_identity
-        slots, work = self._slots, self._work
-        if slots is None or len(slots.reward) != num_steps:
-            slots, work = self._new_slots(num_steps), None
-        if work is None or is_identity != self._was_identity:
+        kind = (num_steps, normalizer is not None and normalizer.is_identity)
+        if self._work is None or kind != self._recorded:
             generators = (self._generator, self._starts)
-            filled = slots  # for the closure
-            work = Replayed(lambda: self._fill(filled, standing), self._device, generators)
-        self._slots, self._work, self._was_identity = slots, work, is_identity
-        return slots, work
+            play = lambda: self._play(num_steps, standing, None)  # noqa: E731
+            self._work, self._recorded = Replayed(play, self._device, generators), kind
+        with torch.inference_mode():
+            steps = self._work()
+        return steps.copied()
 
-    def _new_slots(self, num_steps: int) -> _Slots:
-        head, observations = self.policy.head, self.policy.observations
-
-        def memory(dtype: torch.dtype, *shape: int, extra: int = 0) -> Tensor:
-            size = (num_steps + extra, self.num_envs, *shape)
-            return torch.empty(size, dtype=dtype, device=self._device)
-
-        return _Slots(
-            uniform=memory(self._dtype, self.env.num_uniforms),
-            obs=memory(observations.torch_dtype, *observations.shape, extra=1),
-            last_obs=memory(observations.torch_dtype, *observations.shape),
-            action=memory(head.action_dtype, *head.action_shape),
-            reward=memory(torch.float32),
-            terminated=memory(torch.bool),
-            truncated=memory(torch.bool),
-            returns=memory(torch.float64),
-            lengths=memory(torch.int64),
-        )
-
-    def _fill(self, slots: _Slots, standing: _Standing) -> None:
-        """T steps. Launches work and waits for none of it; the memory it touches is fixed."""
-        env, policy, limit = self.env, self.policy, self.env.max_episode_steps
-        state, returns, lengths = standing.state, standing.returns, standing.lengths
-        slots.uniform.uniform_(generator=self._starts)
-        slots.obs[0] = env.observe(state)
-        for t in range(len(slots.reward)):
-            obs = slots.obs[t]  # [N, *O]
-            if self._deterministic:
-                action, _ = policy.mode(obs)
-            else:
-                action, _ = policy.draw(obs, None, self._generator)
-            slots.action[t] = action
+    def _play(self, num_steps: int, standing: _Standing, tape: Tape | None) -> _Steps:
+        """T steps. Launches work and waits for none of it; `standing` is written in place."""
+        env = self.env
+        state = standing.state.clone()  # the graph keeps it, and `standing` goes on
+        returns, lengths = standing.returns, standing.lengths
+        uniform = self._uniform(num_steps)  # how an episode would start after each step
+        obs = self._shown(state)
+        shown, taken = [obs], []
+        for t in range(num_steps):
+            action = self._action(obs, tape)
             state, reward, terminated = env.step(state, self._to_env(action))
-            returns, lengths = returns + reward, lengths + 1  # [N], of the running episodes
-            truncated = lengths >= limit
+            returns, lengths = returns + reward.detach(), lengths + 1  # [N], running episodes
+            truncated = lengths >= self._limit
             done = terminated | truncated
-            last_obs = env.observe(state)
-            slots.reward[t], slots.last_obs[t] = reward, last_obs
-            slots.terminated[t], slots.truncated[t] = terminated, truncated
-            slots.returns[t], slots.lengths[t] = returns, lengths
-            first = env.start(slots.uniform[t])
-            state = torch.where(done.unsqueeze(-1), first, state)
-            slots.obs[t + 1] = env.observe(state)
+            reward, last_obs = reward.float(), self._shown(state)
+            taken.append((last_obs, action, reward, terminated, truncated, returns, lengths))
+            state = torch.where(done.unsqueeze(-1), env.start(uniform[t]), state)
             returns, lengths = returns.masked_fill(done, 0.0), lengths.masked_fill(done, 0)
-        standing.state.copy_(state)
-        standing.returns.copy_(returns)
-        standing.lengths.copy_(lengths)
+            obs = self._shown(state)
+            shown.append(obs)
+        with torch.no_grad():
+            standing.state.copy_(state)
+            standing.returns.copy_(returns)
+            standing.lengths.copy_(lengths)
+        return _Steps(torch.stack(shown), *(torch.stack(p) for p in zip(*taken, strict=True)))
 
-    def _rollout(self, slots: _Slots) -> Rollout:
-        """The rollout in memory of its own: the slots are written again by the next one."""
-        self._check_finite(slots)
-        end = (slots.terminated | slots.truncated).nonzero()  # [E, 2], in the order of the ends
-        step, env = end.unbind(1)
-        found = [slots.returns[step, env], slots.lengths[step, env], step, env]
+    def _shown(self, state: Tensor) -> Tensor:
+        return self.env.observe(state).to(self.policy.observations.torch_dtype)
+
+    def _action(self, obs: Tensor, tape: Tape | None) -> Tensor:
+        """`[N, *A]` for observations `[N, *O]`."""
+        if tape is not None:
+            return tape.sample(self.policy(obs)[0])
+        if self._drawing is None:
+            return self.policy.mode(obs)[0]
+        return self.policy.draw(obs, None, self._drawing)[0]
+
+    def _rollout(self, graph: _Steps, valid: Tensor, tape: Tape | None) -> Rollout:
+        """The rollout of T steps, and its window if there is a tape."""
+        steps = graph.detached()
+        self._check_finite(steps)
+        step, env = (steps.done & valid).nonzero().unbind(1)  # [E], in the order of the ends
+        found = [steps.returns[step, env], steps.lengths[step, env], step, env]
         returns, *counts = torch.stack([part.double() for part in found]).cpu().numpy()
         length, at, where = (part.astype(np.int64) for part in counts)
-        rollout = Rollout(
-            obs=slots.obs.clone(),
-            action=slots.action.clone(),
+        window = None
+        if tape is not None:
+            window = Window(tape, graph.reward, graph.obs[-1], graph.last_obs[step, env])
+        return Rollout(
+            obs=steps.obs,
+            action=steps.action,
             log_prob=None,
-            reward=slots.reward.clone(),
-            terminated=slots.terminated.clone(),
-            truncated=slots.truncated & ~slots.terminated,  # both at once: termination
-            valid=torch.ones_like(slots.terminated),
-            time=slots.lengths - 1,
-            episode_start=torch.cat(
-                [slots.lengths == 1, (slots.terminated | slots.truncated)[-1:]]
-            ),
+            reward=steps.reward,
+            terminated=steps.terminated,
+            truncated=steps.truncated & ~steps.terminated,  # both at once: termination
+            valid=valid,
+            time=steps.lengths - 1,
+            episode_start=torch.cat([steps.lengths == 1, steps.done[-1:]]),
             carry=None,
-            final_obs=slots.last_obs[step, env],
+            final_obs=steps.last_obs[step, env],
             final_step=step,
             final_env=env,
             episodes=Episodes(returns, length, where, at),
+            window=window,
         )
-        if not self._log_prob:
-            return rollout
-        with torch.no_grad():
-            distribution, _ = self.policy(rollout.obs[:-1])
-            log_prob = checked_log_prob(distribution, rollout.action, rollout.reward.shape)
-            return replace(rollout, log_prob=log_prob)
 
-    def _check_finite(self, slots: _Slots) -> None:
-        named = (("reward", slots.reward), ("observation", slots.last_obs))
+    def _check_finite(self, steps: _Steps) -> None:
+        named = (("reward", steps.reward), ("observation", steps.last_obs))
         if torch.stack([values.isfinite().all() for _, values in named]).all():
             return
         wrong: list[tuple[int, int, str]] = []  # step, environment, what
@@ -266,6 +315,46 @@ class TensorCollector:
         raise EnvironmentFault(f"step {self.vector_steps + t}, environment {n}: {what}")
 
 
+def dynamics_of(envs: Any, name: str) -> tuple[TensorEnv, int]:
+    """The environment as functions of tensors, and its time limit in steps.
+
+    Raises:
+        UsageError: `envs`, which the message calls by `name`, steps no such environment.
+    """
+    if not isinstance(envs, VectorEnv):
+        return envs, envs.max_episode_steps
+    base = envs.unwrapped
+    if not isinstance(base, HasDynamics):
+        raise UsageError(
+            f"environment: expected one that can be differentiated (rlpg/TorchPendulum-v1, "
+            f"rlpg/LQR-v0, rlpg/Hedging-v0, ...), got {name}; use it with another agent (ppo), or "
+            "write its step as functions of tensors"
+        )
+    return base.dynamics, base.max_episode_steps
+
+
+def _check_policy(policy: Policy, env: TensorEnv, gradient: How | None) -> None:
+    expected, got = policy.observations.space, env.observation_space
+    if expected != got or policy.observations.info_mask:
+        raise UsageError(f"policy: expected observations {got} without a mask, got {expected}")
+    if policy.has_memory:
+        raise UsageError("policy: expected one without memory, got one with; use Collector")
+    if policy.head.space != env.action_space:
+        raise UsageError(f"policy: expected {env.action_space}, got {policy.head.space}")
+    if gradient in ("pathwise", "combine") and policy.head.is_discrete:
+        raise UsageError(
+            f"action: expected a Box for the gradient {gradient}, got {policy.head.space}: no "
+            "gradient comes along the path of a choice; use the gradient score"
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that the device has; of a GPU those that are free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @dataclass(frozen=True)
 class _Standing:
     """Where the environments stand between two rollouts; written in place."""
@@ -276,10 +365,9 @@ class _Standing:
 
 
 @dataclass(frozen=True)
-class _Slots:
-    """Memory for T steps."""
+class _Steps:
+    """T steps."""
 
-    uniform: Tensor  # [T, N, U] how an episode would start after each step
     obs: Tensor  # [T + 1, N, *O] what the policy is shown
     last_obs: Tensor  # [T, N, *O] what each step led to
     action: Tensor  # [T, N, *A]
@@ -289,6 +377,71 @@ class _Slots:
     returns: Tensor  # [T, N] float64, sum of rewards of the episode so far
     lengths: Tensor  # [T, N] int64, steps of the episode so far
 
+    @property
+    def done(self) -> Tensor:
+        return self.terminated | self.truncated
 
-def _stream(seed: np.random.SeedSequence, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+    def _map(self, function: Callable[[Tensor], Tensor]) -> _Steps:
+        return _Steps(**{name: function(value) for name, value in vars(self).items()})
+
+    def detached(self) -> _Steps:
+        return self._map(torch.detach)
+
+    def copied(self) -> _Steps:
+        """Ordinary tensors, which no replay writes again."""
+        return self._map(torch.clone)
+
+    def __getitem__(self, first: slice) -> _Steps:
+        cut = self._map(lambda part: part[first])
+        return replace(cut, obs=self.obs[: len(cut.reward) + 1])
+
+    @staticmethod
+    def joined(parts: Sequence[_Steps]) -> _Steps:
+        names = [field.name for field in fields(_Steps)]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return _Steps(
+            **joined | {"obs": torch.cat([*(p.obs[:-1] for p in parts), parts[-1].obs[-1:]])}
+        )
+
+
+class Replayed(Generic[T_co]):
+    """Calls a function; on CUDA, from the second call on, as one CUDA graph.
+
+    A graph is launched as a whole, so that the Python between its kernels costs nothing. The first
+    call runs as it is: libraries choose their algorithms and memory in it. On any other device
+    every call does.
+
+    Not run on a GPU yet: the tests cover the code that runs on a CPU.
+
+    Args:
+        function: reads the same tensors in every call, waits for nothing, and takes every random
+            number from `generators`. What it returns is written again by the next call.
+        device: of its tensors.
+        generators: on that device; each replay continues their streams.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], T_co],
+        device: torch.device,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self._function, self._generators = function, generators
+        self._is_recording = device.type == "cuda"
+        self._was_called = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> T_co:
+        """Does the work once."""
+        if not self._is_recording or not self._was_called:
+            self._was_called = True
+            return self._function()
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                graph.register_generator_state(generator)
+            with torch.cuda.graph(graph):  # records, and runs nothing
+                self._result = self._function()
+            self._graph = graph
+        self._graph.replay()
+        return self._result

@@ -39,6 +39,7 @@ class Curves:
         tensorboard: write events too.
         loggers: take the metrics too; what they raise is kept for `missing`.
         texts: by name, shown as they are in TensorBoard's text tab.
+        settings: by dotted key, for TensorBoard's HParams.
         state: the `state_dict` of the checkpoint the run continues from; None begins the curves.
         check: raises OSError where the folder is no longer the run's.
         warn: is told, once per file, what cannot be written.
@@ -52,6 +53,7 @@ class Curves:
         tensorboard: bool = True,
         loggers: Sequence[Logger] = (),
         texts: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
         check: Callable[[], None] = lambda: None,
         warn: Warn = log_warning,
@@ -96,7 +98,7 @@ class Curves:
         if tensorboard:
             start = self._step + 1
             self._tensorboard = TensorBoardLogger(
-                folder, start, texts=texts, check=check, warn=warn
+                folder, start, texts=texts, settings=settings, check=check, warn=warn
             )
         own = [self._progress, self._tensorboard]
         self._loggers = [*(logger for logger in own if logger is not None), *loggers]
@@ -112,6 +114,11 @@ class Curves:
         self._entry |= {
             tag: value if type(value) is int else float(value) for tag, value in metrics.items()
         }
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Values of a rollout, by tag, for the loggers that show histograms."""
+        for logger in self._loggers:
+            self._call(logger, logger.histograms, step, values)
 
     def episodes(self, returns: Iterable[SupportsFloat], lengths: Iterable[int]) -> None:
         """Add finished training episodes, in the order in which they ended."""

@@ -55,8 +55,8 @@ def find_histories(path: Path) -> list[History]:
     if not found:
         raise UsageError(
             f"{path}: expected a run or a folder with runs in it, got "
-            f"{'neither' if path.exists() else 'nothing there'}; `rlpg train ENV` keeps its runs "
-            "in runs/"
+            f"{'neither' if files.exists(path) else 'nothing there'}; `rlpg train ENV` keeps its "
+            "runs in runs/"
         )
     return found
 
@@ -152,8 +152,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     with zipfile.ZipFile(data) as archive:
         if sum(info.file_size for info in archive.infolist()) > LARGEST:
             raise ValueError(f"{path.name} unpacks to more than {LARGEST} bytes")
-    with np.load(data, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("timesteps", "results")}
+        return {
+            name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")))
+            for name in ("timesteps", "results")
+        }
 
 
 def _curve(points: Iterable[tuple[int, float]]) -> Curve:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from rlpg.runs import files
+import numpy as np
+
+from rlpg.runs import dashboard, files
 
 WAITING: Final = 16 << 20  # bytes of entries kept for a disk that is full; older ones are dropped
 FLUSH_SECONDS: Final = 5.0
@@ -37,6 +39,15 @@ class Logger(ABC):
 
         Args:
             metrics: NaN or infinity where there is no number.
+        """
+
+    def histograms(  # noqa: B027 (there may be no place for them)
+        self, step: int, values: Mapping[str, np.ndarray[Any, Any]]
+    ) -> None:
+        """Take the values of a rollout, by tag; at most some twenty times in a run.
+
+        Args:
+            values: finite, of any shape.
         """
 
     def close(self) -> None:  # noqa: B027 (there may be nothing to do)
@@ -86,6 +97,7 @@ class TensorBoardLogger(Logger):
         start: the first step to come; readers forget the points from there on that an earlier,
             interrupted session left.
         texts: by name, shown as they are in TensorBoard's text tab.
+        settings: by dotted key, for the tab HParams.
         check: see `GrowingFile`.
         warn: is told, once, that it cannot be written.
     """
@@ -96,9 +108,11 @@ class TensorBoardLogger(Logger):
         start: int = 0,
         *,
         texts: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
         check: Callable[[], None] = lambda: None,
         warn: Warn = log_warning,
     ) -> None:
+        self._described: set[str] = set()
         self._warn = once(folder / "events.out.tfevents", warn)
         self.file: GrowingFile | None = None
         self.failure = ""  # of TensorBoard itself
@@ -115,9 +129,16 @@ class TensorBoardLogger(Logger):
             self._put(Event(wall_time=now, file_version="brain.Event:2"))
             session = SessionLog(status=SessionLog.START)
             self._put(Event(wall_time=now, step=start, session_log=session))
-            for name, text in (texts or {}).items():
-                summary = text_pb(f"{name}/text_summary", _verbatim(text))
-                self._put(Event(wall_time=now, step=start, summary=summary))
+            if start == 0:  # a run that goes on has them where they were
+                for name, text in (texts or {}).items():
+                    summary = text_pb(f"{name}/text_summary", _verbatim(text))
+                    self._put(Event(wall_time=now, summary=summary))
+                self._put(Event(wall_time=now, summary=dashboard.layout()))
+                if settings:
+                    trial = "/".join(folder.absolute().parts[-3:])
+                    self._put(
+                        Event(wall_time=now, summary=dashboard.hyperparameters(settings, trial))
+                    )
             self.file = GrowingFile(_next_name(folder, int(now)), 0, check=check, warn=warn)
             self.flush()
         except Exception as error:  # nothing in TensorBoard is worth a training run
@@ -130,14 +151,28 @@ class TensorBoardLogger(Logger):
         try:
             points = [
                 self._summary.Value(
-                    tag=tag, simple_value=value if math.isfinite(value) else math.nan
+                    tag=tag,
+                    simple_value=value if math.isfinite(value) else math.nan,
+                    metadata=None if tag in self._described else dashboard.described(tag),
                 )
                 for tag, value in metrics.items()
             ]
+            self._described.update(metrics)
             summary = self._summary(value=points)
             self._put(self._event(wall_time=time.time(), step=step, summary=summary))
             if time.monotonic() > self._due:
                 self.flush()
+        except Exception as error:
+            self._fail(error)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """One event with all histograms."""
+        if self.file is None:
+            return
+        try:
+            found = [dashboard.histogram(tag, array) for tag, array in values.items() if array.size]
+            summary = self._summary(value=found)
+            self._put(self._event(wall_time=time.time(), step=step, summary=summary))
         except Exception as error:
             self._fail(error)
 

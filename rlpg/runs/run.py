@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+import shlex
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -111,7 +112,7 @@ class RunFolder:
             except (UsageError, FileError, SaveError):
                 raise
             except KeyboardInterrupt as stop:
-                stop.add_note(f"`rlpg resume {self.path}` goes on")
+                stop.add_note(f"`rlpg resume {shlex.quote(str(self.path))}` goes on")
                 raise
             except RlpgError as error:
                 self._keep_traceback(error)

@@ -260,7 +260,7 @@ def test_what_train_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert first == "CartPole-v1: 4 environments, native (its own vector version)"
     assert lines[-1].startswith("CartPole-v1 reinforce seed 0  256/200 steps  return ")
     assert len(lines) == len(set(lines)), "no line twice"
-    assert "env" in lines[-1]
+    assert "time:" not in err, "where the time goes is for developers: -v"
     result, saved, evaluate, board = out.splitlines()
     assert result.startswith("seed 0: return ")
     assert "over 3 episodes" in result
@@ -268,6 +268,16 @@ def test_what_train_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate == "next:  rlpg evaluate runs/CartPole-v1/reinforce/0 --episodes 100"
     assert board.split() == ["tensorboard", "--logdir", "runs"]
     assert cli.main(evaluate.split("rlpg ")[1].split()) == 0, "the advice works"
+
+
+def test_verbose_training_says_where_the_time_goes_and_the_losses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", "CartPole-v1", *FAST, "-v", "--run-dir", "a folder"]) == 0
+    out, err = capsys.readouterr()
+    assert "time: env" in err
+    assert "explained_variance" in err
+    assert "saved in 'a folder'" in out, "it can be pasted into a shell"
 
 
 def test_several_seeds_and_numbered_runs(capsys: pytest.CaptureFixture[str]) -> None:

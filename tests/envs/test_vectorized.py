@@ -12,16 +12,20 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rlpg.envs.bandit import Bandit, BanditVectorEnv
 from rlpg.envs.catch import Catch, CatchVectorEnv
 from rlpg.envs.chain import Chain, ChainVectorEnv
+from rlpg.envs.hedging import Hedging, HedgingVectorEnv
 from rlpg.envs.lqr import LQR, LQRVectorEnv
 from rlpg.envs.replenishment import Replenishment, ReplenishmentVectorEnv
+from rlpg.envs.swing_up import SwingUp, SwingUpVectorEnv
 from rlpg.envs.unit_commitment import UnitCommitment, UnitCommitmentVectorEnv
 
 OWN = [
     (Bandit, BanditVectorEnv),
     (Catch, CatchVectorEnv),
     (Chain, ChainVectorEnv),
+    (Hedging, HedgingVectorEnv),
     (LQR, LQRVectorEnv),
     (Replenishment, ReplenishmentVectorEnv),
+    (SwingUp, SwingUpVectorEnv),
     (UnitCommitment, UnitCommitmentVectorEnv),
 ]
 

@@ -41,7 +41,7 @@ def test_the_bounds_of_the_adaptive_learning_rate_are_in_order() -> None:
 
 def test_a_setting_without_meaning_is_not_there() -> None:
     assert not {"learning_rate", "max_grad_norm"} & set(NaturalSettings().values())
-    assert agents_with("learning_rate") == ["reinforce", "a2c", "ppo"]
+    assert agents_with("learning_rate") == ["reinforce", "a2c", "ppo", "pathwise"]
     assert agents_with("clip_range") == ["ppo"]
     assert agents_with("nothing") == []
 

@@ -44,7 +44,7 @@ SPACES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any], dict[str, Any]]] =
 each_memory = pytest.mark.parametrize("kind", KINDS)
 
 
-def make(kind: str, spaces_of: str = "choice", **options: Any) -> StandardPolicy:
+def make(kind: str | None, spaces_of: str = "choice", **options: Any) -> StandardPolicy:
     """A policy whose outputs differ, and that remembers for long."""
     observation_space, action_space, of_head = SPACES[spaces_of]
     policy = StandardPolicy(
@@ -404,3 +404,30 @@ class TestRefusals:
             match=r"num_minibatches: expected at most the 3 environments \(a sequence stays",
         ):
             learner.update(rollout)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_predict_hands_the_memory_through_the_caller(kind: str) -> None:
+    """As scripts for Stable-Baselines3 call it; `act` remembers by itself."""
+    policy = make(kind)
+    obs = np.random.default_rng(0).normal(size=(6, 2, 4)).astype(np.float32)  # [T, B, O]
+    starts = np.array([[1, 1], [0, 0], [0, 1], [0, 0], [1, 0], [0, 0]], bool)  # [T, B]
+    state = None
+    for t in range(6):
+        policy.reset(starts[t])
+        expected = policy.act(obs[t], deterministic=True)
+        remembered = policy._carry
+        action, state = policy.predict(obs[t], state, starts[t], deterministic=True)
+        assert np.array_equal(action, expected)
+        assert policy._carry is remembered  # of `act`, untouched
+        assert isinstance(state, tuple)
+        assert [part.shape[0] for part in state] == [2] * (2 if kind == "lstm" else 1)
+
+
+def test_predict_without_memory_has_no_state() -> None:
+    obs, policy = np.ones(4, np.float32), make(None)
+    action, state = policy.predict(obs, deterministic=True)
+    assert state is None
+    assert action == policy.act(obs, deterministic=True)
+    batch, _ = policy.predict(np.ones((3, 4), np.float32), None, np.ones(3, bool), True)
+    assert batch.shape == (3,)

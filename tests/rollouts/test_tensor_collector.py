@@ -21,10 +21,9 @@ from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.learners import Reinforce
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import Policy, StandardPolicy
-from rlpg.rollouts import Collector, Rollout
-from rlpg.rollouts.graphs import Replayed
+from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.rollouts.seeds import mark_seeded
-from rlpg.rollouts.tensor_collector import TensorCollector
+from rlpg.rollouts.tensor_collector import Replayed, TensorCollector
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 each_env = pytest.mark.parametrize("name", sorted(FAMILY))
@@ -272,16 +271,15 @@ def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
     policy = policy_for(env, gaussian=gaussian)
     assert policy.normalizer is not None
     policy.normalizer.update(env.observe(env.reset(9, torch.Generator())))
-    monkeypatch.setattr(
-        "rlpg.rollouts.tensor_collector._stream", lambda seed, device: torch.Generator()
-    )
+    for room in ("base", "tensor_collector"):
+        monkeypatch.setattr(f"rlpg.rollouts.{room}.stream", lambda seed, device: torch.Generator())
     collector = TensorCollector(env, policy.to("meta"), num_envs=4, deterministic=True)
-    slots, standing = collector._new_slots(2), collector._begin()
+    standing = collector._begin(collector._uniform(1)[0])
     with torch.inference_mode():
-        collector._fill(slots, standing)
-    assert {value.device.type for value in vars(slots).values()} == {"meta"}
+        steps = collector._play(2, standing, None)
+    assert {value.device.type for value in vars(steps).values()} == {"meta"}
     with pytest.raises(RuntimeError, match="device"):
-        _ = slots.reward + torch.zeros(4)  # this is what the test would have seen
+        _ = steps.reward + torch.zeros(4)  # this is what the test would have seen
 
 
 def test_the_value_network_is_made_on_the_policys_device() -> None:
@@ -385,9 +383,9 @@ def test_refuses_what_does_not_fit() -> None:
         ), num_envs=1)  # fmt: skip
     with pytest.raises(UsageError, match="steps: expected at least 1"):
         TensorCollector(Pendulum(), policy, num_envs=1).steps(0)
-    several = gymnasium.spaces.MultiBinary(2)
+    several = gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)] * 2)
     head = StandardPolicy(several, several, generator=torch.Generator()).head
-    with pytest.raises(SpaceError, match="expected Discrete or a float Box"):
+    with pytest.raises(SpaceError, match="expected no Dict and no Tuple"):
         head.to_env_on(torch.device("cpu"))
 
 
@@ -452,3 +450,84 @@ def test_the_learner_works_on_the_gpu(baseline: str) -> None:
     collector = TensorCollector(env, policy, num_envs=64)
     for _ in range(3):
         assert np.isfinite(learner.update(collector.steps(16))["gradient/norm"])
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "score", "combine"])
+def test_a_window_is_the_rollout_with_its_gradient(gradient: Any) -> None:
+    env = limited("Pendulum-v1", 5)
+    policy = policy_for(env, gaussian="squashed")
+    collector = TensorCollector(env, policy, num_envs=4, gradient=gradient)
+    rollout = collector.steps(7)
+    window = rollout.window
+    assert window is not None
+    pairs = [
+        (window.reward, rollout.reward),
+        (window.last_obs, rollout.obs[-1]),
+        (window.final_obs, rollout.final_obs),
+    ]
+    for with_gradient, without in pairs:
+        assert with_gradient.requires_grad == (gradient != "score")
+        assert torch.equal(with_gradient.detach(), without)
+    assert not any(v.requires_grad for v in vars(rollout).values() if isinstance(v, Tensor))
+    assert len(window.tape.events) == 7
+
+
+def test_measuring_memory_changes_nothing() -> None:
+    env = limited("Pendulum-v1", 5)
+    collector, twin = (
+        TensorCollector(env, policy_for(env), seed=4, num_envs=4, gradient="pathwise")
+        for _ in range(2)
+    )
+    collector.require_memory(16)
+    assert_same(collector.steps(9), twin.steps(9))
+    assert collector.env_steps == twin.env_steps == 36
+
+
+@pytest.mark.parametrize("per_env", [1, 3])
+def test_whole_episodes_are_the_first_of_every_environment(per_env: int) -> None:
+    """They are what `steps` gives, up to each environment's quota, and the rest is not valid."""
+    env = limited("CartPole-v1", 40)
+    policy = policy_for(env)
+    whole = TensorCollector(env, policy, seed=3, num_envs=5)
+    rollout = whole.episodes(per_env)
+    steps = TensorCollector(env, policy, seed=3, num_envs=5).steps(64)
+    num_steps = min(64, len(rollout.reward))
+    ends = steps.done.long().cumsum(0) - steps.done.long()
+    assert torch.equal(rollout.valid[:num_steps], (ends < per_env)[:num_steps])
+    keep = rollout.valid[:num_steps]
+    assert torch.equal(rollout.obs[:num_steps][keep], steps.obs[:num_steps][keep])
+    assert np.bincount(rollout.episodes.env).tolist() == [per_env] * 5
+    assert int(rollout.episodes.lengths.sum()) == rollout.num_steps == whole.env_steps
+    assert rollout.valid[-1].any()
+    assert (whole.episodes(1).time[0] == 0).all()
+
+
+def test_episodes_that_never_end_are_told() -> None:
+    env = limited("Pendulum-v1", 10_000)
+    collector = TensorCollector(env, policy_for(env), num_envs=2)
+    with pytest.raises(EnvironmentFault, match="expected 1 episodes to end within 100 steps, got"):
+        collector.episodes(max_steps=100)
+    differentiable = TensorCollector(env, policy_for(env), num_envs=2, gradient="pathwise")
+    with pytest.raises(UsageError, match="expected steps where the rollout is to be diff"):
+        differentiable.episodes()
+
+
+def test_takes_the_environments_of_an_id() -> None:
+    made = make_envs("rlpg/TorchPendulum-v1", 3, seed=0, max_episode_steps=7).envs
+    policy = policy_for(Pendulum())
+    rollout = TensorCollector(made, policy).steps(9)
+    assert rollout.reward.shape == (9, 3)
+    assert rollout.episodes.lengths.tolist() == [7, 7, 7]
+    other = make_envs("Pendulum-v1", 3, seed=0).envs
+    with pytest.raises(UsageError, match="got PendulumVectorEnv; use it with another agent"):
+        TensorCollector(other, policy)
+    made.close()
+
+
+def test_a_state_of_other_environments_does_not_fit() -> None:
+    env = Pendulum()
+    collector = TensorCollector(env, policy_for(env), num_envs=3)
+    collector.steps(1)
+    state = collector.state_dict()
+    with pytest.raises(ValueError, match=r"state: expected \[2, 2\], got \[3, 2\]"):
+        TensorCollector(env, policy_for(env), num_envs=2).load_state_dict(state)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import rlpg
-from rlpg.runs import logger
+from rlpg.runs import dashboard, logger
 
 
 def points(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -84,3 +90,76 @@ def test_a_log_that_waits_says_why_until_it_is_written(
     file.write(b"four\n")
     assert file.failure == "No space left on device"  # an entry was dropped for ever
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\nfour\n"
+
+
+def summaries(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """Every summary value of the event files in the folder, with its step, by tag."""
+    found: dict[str, list[tuple[int, Any]]] = {}
+    for path in sorted(folder.glob("events.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value))
+    return found
+
+
+def test_a_resumed_run_keeps_its_texts_where_they_were(tmp_path: Path) -> None:
+    """They were written again at each resume, at its step."""
+    for start in (0, 100):
+        rlpg.TensorBoardLogger(tmp_path, start, texts={"recipe": "x"}, settings={"a": 1}).close()
+    found = summaries(tmp_path)
+    assert {tag: [step for step, _ in values] for tag, values in found.items()} == {
+        "recipe/text_summary": [0],
+        "custom_scalars__config__": [0],
+        "_hparams_/session_start_info": [0],
+    }
+
+
+def test_the_cards_of_custom_scalars_begin_with_the_return(tmp_path: Path) -> None:
+    rlpg.TensorBoardLogger(tmp_path).close()
+    ((_, value),) = summaries(tmp_path)["custom_scalars__config__"]
+    layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+    titles = [category.title for category in layout.category]
+    assert titles == ["Learning", "Gradient", "Policy", "Time"]
+    first = layout.category[0].chart[0]
+    assert first.title == "return"
+    assert any(re.match(pattern, "rollout/ep_rew_mean") for pattern in first.multiline.tag)
+    assert any(re.match(pattern, "eval/mean_reward") for pattern in first.multiline.tag)
+
+
+def test_settings_are_hyperparameters(tmp_path: Path) -> None:
+    settings = {"agent": "ppo", "rate": 0.5, "flag": True, "hidden": (64, 32), "kl": None, "n": 3}
+    rlpg.TensorBoardLogger(tmp_path, settings=settings).close()
+    ((_, value),) = summaries(tmp_path)["_hparams_/session_start_info"]
+    content = value.metadata.plugin_data.content
+    session = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    found = {key: getattr(v, v.WhichOneof("kind")) for key, v in session.hparams.items()}
+    assert found == {
+        "agent": "ppo", "rate": 0.5, "flag": True, "hidden": "64,32", "kl": "none", "n": 3,
+    }  # fmt: skip
+
+
+def test_the_first_value_of_a_tag_describes_it(tmp_path: Path) -> None:
+    log = rlpg.TensorBoardLogger(tmp_path)
+    for step in (1, 2):
+        log.log(step, {"train/entropy": 0.5, "rollout/reward_run": 1.0, "own": 2.0})
+    log.close()
+    found = summaries(tmp_path)
+    texts = {tag: [v.metadata.summary_description for _, v in found[tag]] for tag in found}
+    assert texts["train/entropy"] == [dashboard.DESCRIPTIONS["train/entropy"], ""]
+    assert "info" in texts["rollout/reward_run"][0]
+    assert texts["own"] == ["", ""]
+
+
+def test_histograms_hold_all_values(tmp_path: Path) -> None:
+    log = rlpg.TensorBoardLogger(tmp_path)
+    values = np.random.default_rng(0).normal(size=(50, 2))
+    log.histograms(7, {"a": values, "same": np.ones(3), "none": np.ones(0)})
+    log.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Histograms("a")
+    assert event.step == 7
+    assert sum(event.histogram_value.bucket) == event.histogram_value.num == 100
+    assert event.histogram_value.max == values.max()
+    assert events.Histograms("same")[0].histogram_value.sum == 3
+    assert events.Tags()["histograms"] == ["a", "same"]

@@ -48,9 +48,9 @@ def test_too_short_is_no_proof() -> None:
 
 
 def test_a_real_training_is_watched_ended_and_resumed(tmp_path: Path) -> None:
-    seen, unclean = soak.soak("native", tmp_path / "run", minutes=0.15, every=0.3)
+    seen, unclean = soak.soak("native", tmp_path / "run", minutes=0.1, every=0.3, patience=100)
     assert unclean == ""
-    assert seen[-1].steps >= 10_000
+    assert seen[-1].steps >= 1_000
     assert 100 < seen[-1].memory < 2000
     assert {sample.children for sample in seen} == {0}
     assert "| minutes | steps |" in soak.table(seen, 3)

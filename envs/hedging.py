@@ -1,0 +1,213 @@
+"""Hedging an option that was sold: proportional costs, and the risk of what is left at the end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from .batched import Batched, TorchVectorEnv, normal
+from .vectorized import SingleEnv
+
+OBJECTIVES = ("mean_variance", "cvar")
+
+
+def black_scholes(spot: Tensor, years: Tensor, strike: float, volatility: float) -> Tensor:
+    """Price `[...]` of a call, without interest; at expiry what it pays.
+
+    Args:
+        spot, years: `[...]` price of the stock, and time to expiry.
+        volatility: per square root of a year.
+    """
+    alive = years > 0
+    width = volatility * torch.where(alive, years, 1.0).sqrt()
+    d1 = (spot / strike).log() / width + width / 2
+    price = spot * torch.special.ndtr(d1) - strike * torch.special.ndtr(d1 - width)
+    return torch.where(alive, price, (spot - strike).clamp(min=0.0))
+
+
+def black_scholes_delta(spot: Tensor, years: Tensor, strike: float, volatility: float) -> Tensor:
+    """`[...]` dprice/dspot: the hedge that would leave no risk, if trading were continuous."""
+    width = volatility * years.clamp(min=1e-12).sqrt()
+    delta: Tensor = torch.special.ndtr((spot / strike).log() / width + width / 2)
+    return delta
+
+
+def leland_volatility(volatility: float, cost: float, years_per_step: float) -> float:
+    """The volatility whose delta pays the expected costs of rebalancing (Leland 1985).
+
+    `sigma^2 (1 + sqrt(2 / pi) 2 cost / (sigma sqrt(dt)))`, for an option that was sold; `cost` is
+    that of one way.
+    """
+    added = math.sqrt(2 / math.pi) * 2 * cost / (volatility * math.sqrt(years_per_step))
+    return volatility * math.sqrt(1 + added)
+
+
+class HedgingDynamics(Batched):
+    """`rlpg/Hedging-v0` as functions of tensors; see `Hedging`.
+
+    State `[..., 4 + T]`: log of the price over the strike, stocks held, wealth, step, and the
+    standard normal numbers that move the price. Kinks: the costs where nothing is traded; a payoff
+    or a shortfall of exactly 0. All are continuous.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 30,
+        cost: float = 0.0,
+        objective: str = "mean_variance",
+        risk_aversion: float = 1.0,
+        tail: float = 0.05,
+        level: float = 0.0,
+        volatility: float = 0.2,
+        years: float = 30 / 252,
+        price: float = 100.0,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
+        if not (num_steps >= 1 and cost >= 0 and 0 < tail < 1 and volatility > 0 and years > 0):
+            raise ValueError(
+                f"num_steps, cost, tail, volatility, years: expected at least 1, at least 0, "
+                f"between 0 and 1, above 0, above 0, got {num_steps}, {cost}, {tail}, "
+                f"{volatility}, {years}"
+            )
+        self.num_steps, self.cost, self.objective = num_steps, cost, objective
+        self.risk_aversion, self.tail, self.level = risk_aversion, tail, level
+        self.volatility, self.years, self.price = volatility, years, price
+        self.num_uniforms, self.max_episode_steps = num_steps, num_steps + 1
+        self.observation_space = spaces.Box(-np.inf, np.inf, (4,))
+        self.action_space = spaces.Box(-0.5, 1.5, (1,))
+
+    def start(self, uniform: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(uniform[..., :1].expand(*uniform.shape[:-1], 4)),
+                          normal(uniform)], dim=-1)  # fmt: skip
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_price, held, wealth, clock = state[..., :4].unbind(-1)
+        draws = state[..., 4:]
+        holding = action[..., 0].to(state.dtype)
+        place = clock.round().long().clamp(max=self.num_steps - 1).unsqueeze(-1)
+        z = draws.gather(-1, place)[..., 0]
+        width = self.volatility * math.sqrt(self.years / self.num_steps)
+        after = log_price + width * z - width**2 / 2  # a martingale: no drift to speculate on
+        terminated = clock >= self.num_steps - 1
+        spot, next_spot = self.price * log_price.exp(), self.price * after.exp()
+        # Wealth marks the option at its Black-Scholes price; what is held at the end is sold.
+        traded = (holding - held).abs() * spot
+        traded = traded + torch.where(terminated, holding.abs() * next_spot, 0.0)
+        change = self._option(next_spot, clock + 1) - self._option(spot, clock)
+        richer = wealth + holding * (next_spot - spot) - change - self.cost * traded
+        reward = self.utility(richer) - self.utility(wealth)
+        head = torch.stack([after, holding, richer, clock + 1], dim=-1)
+        return torch.cat([head, draws], dim=-1), reward, terminated
+
+    def observe(self, state: Tensor) -> Tensor:
+        log_price, held, wealth, clock = state[..., :4].unbind(-1)
+        over = clock / self.num_steps
+        return torch.stack([log_price / self._width(over), held, wealth, over], dim=-1)
+
+    def utility(self, wealth: Tensor) -> Tensor:
+        """What a wealth `[...]` at the end is worth; see `Hedging`."""
+        below = self.level - wealth
+        if self.objective == "cvar":
+            return -below.clamp(min=0.0) / self.tail
+        return wealth - self.risk_aversion / 2 * below.square()
+
+    def delta(self, obs: Tensor, volatility: float | None = None) -> Tensor:
+        """`[..., 1]` actions of who holds the Black-Scholes delta, for `[..., 4]` observations."""
+        spot = self.price * (obs[..., 0] * self._width(obs[..., 3])).exp()
+        left = self.years * (1 - obs[..., 3])
+        return black_scholes_delta(spot, left, self.price, volatility or self.volatility)[..., None]
+
+    def _width(self, over: Tensor) -> Tensor:
+        """`[...]` volatility sqrt(time left), for the share of the time that is over; above 0."""
+        return self.volatility * (self.years * (1 - over).clamp(min=0.1 / self.num_steps)).sqrt()
+
+    def discretization_error(self) -> float:
+        """Standard deviation of wealth at the end of who holds the delta, without costs.
+
+        `sqrt(pi / 4) vega sigma / sqrt(T)`, at the money (Derman & Kamal 1999, eq. 9), to leading
+        order in 1 / T.
+        """
+        width = self.volatility * math.sqrt(self.years)
+        vega_sigma = self.price * width * math.exp(-(width**2) / 8) / math.sqrt(2 * math.pi)
+        return math.sqrt(math.pi / 4) * vega_sigma / math.sqrt(self.num_steps)
+
+    def _option(self, spot: Tensor, clock: Tensor) -> Tensor:
+        years = self.years * (1 - clock / self.num_steps)
+        return black_scholes(spot, years, self.price, self.volatility)
+
+
+class HedgingVectorEnv(TorchVectorEnv):
+    """N copies of `Hedging`; see there."""
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str = "float64",
+        num_steps: int = 30,
+        cost: float = 0.0,
+        objective: str = "mean_variance",
+        risk_aversion: float = 1.0,
+        tail: float = 0.05,
+        level: float = 0.0,
+        volatility: float = 0.2,
+        years: float = 30 / 252,
+        price: float = 100.0,
+    ) -> None:
+        dynamics = HedgingDynamics(
+            num_steps, cost, objective, risk_aversion, tail, level, volatility, years, price
+        )
+        super().__init__(dynamics, num_envs, max_episode_steps, device, dtype)
+
+
+class Hedging(SingleEnv):
+    """Hedge a call that was sold at its Black-Scholes price, 30 times until it expires.
+
+    ## Description
+    The stock is a geometric Brownian motion without drift and interest. In every step the agent
+    says how many stocks to hold, and pays `cost` times the value of what it trades; at the end it
+    sells what it holds, and pays what the option pays.
+
+    ## Action space
+    `Box(-0.5, 1.5, (1,))` float32: the stocks to hold until the next step.
+
+    ## Observation space
+    `Box(4,)` float32: log(price / strike) in units of volatility sqrt(years left), stocks held,
+    wealth, share of the time that is over. Wealth marks the option at its Black-Scholes price.
+
+    ## Reward
+    `U(wealth after) - U(wealth before)`, so that the return is `U(wealth at the end) - U(0)`:
+
+        mean_variance   U(w) = w - risk_aversion / 2 (w - level)^2
+        cvar            U(w) = -max(level - w, 0) / tail
+
+    At the level that is the mean of the final wealth, the expected U is mean - risk_aversion / 2
+    variance; at the level that is its `tail` quantile, it is the mean of the worst `tail` of cases,
+    less the level (Rockafellar & Uryasev 2000). Use it with `learner.gamma` 1.
+
+    ## Starting state
+    Price and strike 100, nothing held, wealth 0.
+
+    ## Episode end
+    Terminated after `num_steps`.
+
+    ## Known
+    Without costs, who holds the Black-Scholes delta ends with a standard deviation of about
+    sqrt(pi / 4) vega sigma / sqrt(num_steps), 0.445 (Derman & Kamal 1999).
+
+    ## Arguments
+    `num_steps`; `cost`, as a share of the value that is traded (0); `objective`, `mean_variance` or
+    `cvar`; `risk_aversion` (1), `tail` (0.05), `level` (0); `volatility` per year (0.2), `years`
+    (30 / 252), `price` (100); `device` and `dtype`.
+    """
+
+    def __init__(self, render_mode: str | None = None, **options: Any) -> None:
+        super().__init__(HedgingVectorEnv(**options), render_mode)

@@ -1,0 +1,114 @@
+"""Warnings, each once, when the metrics of a run say that it is in trouble."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
+
+from rlpg.policies.heads import Head
+from rlpg.runs.recipe import Recipe
+
+ENTRIES = 20  # of the log that a verdict is the mean of
+EARLY = 0.05  # share of the budget after which the value network should predict something
+HALF = 0.5  # share of the budget before which a policy should still explore
+GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
+MOST_KL = 3.0  # times the target
+
+
+class Trouble:
+    """Called with every entry of the log; says what is wrong and which setting to try.
+
+    Entropies are compared with the first one that this process has seen.
+
+    Args:
+        recipe: the run's.
+        head: of its policy.
+        warn: is told, each trouble once.
+    """
+
+    def __init__(self, recipe: Recipe, head: Head, warn: Callable[[str], None]) -> None:
+        self._recipe, self._warn = recipe, warn
+        self._is_discrete, self._numbers = head.is_discrete, max(math.prod(head.action_shape), 1)
+        self._recent: dict[str, deque[float]] = {}
+        self._first: float | None = None  # entropy
+        self._told: set[str] = set()
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at an entry of the log, by tag."""
+        for tag, value in metrics.items():
+            if math.isfinite(value):
+                self._recent.setdefault(tag, deque(maxlen=ENTRIES)).append(value)
+        if self._first is None:
+            self._first = self._recent.get("train/entropy", [None])[0]
+        share = step / self._recipe.total_steps
+        for name, verdict in (
+            ("value", self._value(share)),
+            ("step", self._step()),
+            ("clip", self._clip()),
+            ("entropy", self._entropy(share)),
+        ):
+            if verdict and name not in self._told:
+                self._told.add(name)
+                self._warn(f"step {step:,}: {verdict}")
+
+    def _mean(self, tag: str) -> float:
+        """Over the last entries; NaN before there are enough."""
+        values = self._recent.get(tag, ())
+        return fmean(values) if len(values) == ENTRIES else math.nan
+
+    def _setting(self, name: str) -> Any:
+        return getattr(self._recipe.learner, name, None)
+
+    def _value(self, share: float) -> str:
+        explained = self._mean("train/explained_variance")
+        if share < EARLY or self._setting("baseline") != "value" or not explained < EARLY:
+            return ""
+        return (
+            f"the value network explains {max(explained, 0.0):.0%} of the returns' variance after "
+            f"{share:.0%} of the budget; try a higher learner.value_learning_rate (it is "
+            f"{self._setting('value_learning_rate')}) or more learner.num_value_epochs"
+        )
+
+    def _step(self) -> str:
+        names = ("target_kl", "desired_kl", "max_kl")
+        target = next(((name, v) for name in names if (v := self._setting(name))), None)
+        kl = self._mean("train/approx_kl")
+        if target is None or not kl > MOST_KL * target[1]:
+            return ""
+        return (
+            f"updates move the policy by a KL divergence of {kl:.2g}, learner.{target[0]} is "
+            f"{target[1]:g}; try a lower learner.learning_rate (it is "
+            f"{self._setting('learning_rate')})"
+        )
+
+    def _clip(self) -> str:
+        clipped = self._mean("train/clip_fraction")
+        if not clipped > 0.4:
+            return ""
+        return (
+            f"{clipped:.0%} of the probability ratios are out of the clip range; try a lower "
+            f"learner.learning_rate (it is {self._setting('learning_rate')}) or fewer "
+            f"learner.num_epochs (it is {self._setting('num_epochs')})"
+        )
+
+    def _entropy(self, share: float) -> str:
+        """Of choices it falls to 0; of a Gaussian it is log(std) plus a constant, per number."""
+        now, first, coef = self._mean("train/entropy"), self._first, self._setting("entropy_coef")
+        if first is None or math.isnan(now):
+            return ""
+        grown = (now - first) / self._numbers
+        if share < HALF and (now < 0.01 * first if self._is_discrete else grown < -SHRUNK):
+            return (
+                f"the policy's entropy has collapsed from {first:.2f} to {now:.2f} after "
+                f"{share:.0%} of the budget; try a higher learner.entropy_coef (it is {coef}) or a "
+                "lower learner.learning_rate"
+            )
+        if not self._is_discrete and grown > GROWN:
+            return (
+                f"the standard deviation of the actions has grown {math.exp(grown):.1f}-fold; try "
+                f"a lower learner.entropy_coef (it is {coef}) or policy.log_std_init"
+            )
+        return ""

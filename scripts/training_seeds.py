@@ -1,0 +1,146 @@
+"""Several seeds of a recipe, each trained once: what `retrain_agents` and `learner_figures` share.
+
+A seed that is done is kept in a work folder and not trained again unless its settings changed, so
+a program that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rlpg
+from rlpg.rollouts import EnvSource
+from rlpg.runs.recipe import Recipe, flatten
+
+# Curves that nobody will look at; without them a run comes to the same policy, sooner.
+UNWATCHED = {"evaluation.stochastic": False, "log.tensorboard": False, "checkpoint.keep_last": 1}
+
+
+@dataclass(frozen=True, eq=False)  # a recipe holds tables, so jobs are told apart by identity
+class Job:
+    """A recipe to train with several seeds."""
+
+    name: str
+    env: EnvSource  # an id, or a function at the top of a module
+    recipe: Recipe
+    target: float  # mean return
+    episodes: int = 100  # of deterministic actions, after training
+    evaluation_seed: int = 0
+
+
+def train_all(
+    jobs: Mapping[Job, Sequence[int]], work: Path, processes: int, done: Callable[[Job], None]
+) -> None:
+    """Train what is missing, one process per run; `done` when a job's last seed is there."""
+    todo = {job.name: set(seeds) for job, seeds in jobs.items()}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {
+            pool.submit(train_one, job, seed, work): (job, seed)
+            for job, seeds in jobs.items()
+            for seed in seeds
+        }
+        for future in as_completed(futures):
+            job, seed = futures[future]
+            print(f"{job.name} seed {seed}: {future.result()['mean']:.2f}", flush=True)
+            todo[job.name].remove(seed)
+            if not todo[job.name]:
+                done(job)
+
+
+def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
+    """The row of one seed: trained now, or read from the work folder if that recipe was trained."""
+    settings = plain(flatten(job.recipe) | {"seed": seed})
+    folder, file = work / job.name / str(seed), work / job.name / f"{seed}.json"
+    if file.exists():
+        row: dict[str, Any] = json.loads(file.read_text())
+        if row["recipe"].items() <= settings.items():  # a newer setting changes nothing
+            return row
+    file.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    wall, cpu = time.perf_counter(), time.process_time()
+    run = rlpg.train(
+        job.env,
+        job.recipe.agent,
+        seed=seed,
+        run_dir=folder,
+        recipe=job.recipe,
+        overrides=UNWATCHED,
+        quiet=True,
+    )
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    summary = evaluated(run.policy, job.env, job.episodes, job.evaluation_seed)
+    row = {
+        "seed": seed,
+        **{key: summary[key] for key in ("mean", "std", "ci", "median", "min", "max")},
+        "first_step_at_target": first_step(run.path, job.target),
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "steps_per_second": round(job.recipe.total_steps / wall),
+        "commit": commit(),
+        "recipe": settings,
+    }
+    file.write_text(json.dumps(row))
+    return row
+
+
+def rows_of(job: Job, seeds: Sequence[int], work: Path) -> list[dict[str, Any]]:
+    """The rows of the seeds that are done, in order."""
+    files = [work / job.name / f"{seed}.json" for seed in sorted(seeds)]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def commit() -> str:
+    """The commit of the code that trains, with a + where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "rlpg", "envs"], capture_output=True, text=True
+    )
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def evaluated(policy: rlpg.Policy, env: EnvSource, episodes: int, seed: int) -> dict[str, Any]:
+    """What `rlpg evaluate` would measure."""
+    result = rlpg.evaluate(policy, env, episodes, seed).summary()
+    return {key: round_all(value) for key, value in result.items()}
+
+
+def first_step(run: Path, target: float) -> int | None:
+    """The first evaluation during training whose mean reached the target."""
+    with np.load(run / "evaluations.npz") as file:
+        reached = file["results"].mean(axis=1) >= target
+        return int(file["timesteps"][reached.argmax()]) if reached.any() else None
+
+
+def without_machine(known: dict[str, str]) -> dict[str, str]:
+    """Versions that mean something to others."""
+    return {key: known[key] for key in known if key not in ("platform", "machine")}
+
+
+def number(value: float) -> str:
+    """Two decimals for small numbers, one for large ones."""
+    return f"{value:.2f}" if abs(value) < 20 else f"{value:.1f}"
+
+
+def round_all(value: Any) -> Any:
+    """Numbers as they are worth reading: six decimals."""
+    if isinstance(value, list):
+        return [round_all(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from JSON."""
+    result: dict[str, Any] = json.loads(json.dumps(settings))
+    return result
