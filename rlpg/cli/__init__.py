@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 VERBS = {
     "train": "rlpg.cli.train:Train",
     "resume": "rlpg.cli.resume:Resume",
+    "sweep": "rlpg.cli.sweep:Sweep",
     "evaluate": "rlpg.cli.evaluate:Evaluate",
     "watch": "rlpg.cli.watch:Watch",
     "plot": "rlpg.cli.plot:Plot",

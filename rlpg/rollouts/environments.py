@@ -57,6 +57,7 @@ def make_envs(
     max_episode_steps: int | None = None,
     episode_cap: int | None = 1000,
     timeout: float = 60.0,
+    first_env: int = 0,
 ) -> MadeEnvs:
     """`num_envs` copies of an environment in one seeded vector environment.
 
@@ -73,6 +74,8 @@ def make_envs(
         episode_cap: time limit for environments that have none, in steps; None for no cap.
         timeout: seconds that a step or reset may take before it counts as hanging: of all
             environments together, or of each where they run one after the other.
+        first_env: index of the first of them among all environments of the run, which decides on
+            their seeds; others are in other processes.
 
     EnvPool reports an episode that terminates on the very step of its time limit as truncated
     only; every other backend keeps both flags.
@@ -93,7 +96,7 @@ def make_envs(
         )
     environment_name(env)  # or it is nothing that makes environments
     wanted = _Wanted(int(num_envs), seed_sequence(seed), dict(kwargs or {}), backend,
-                     max_episode_steps, episode_cap, timeout)  # fmt: skip
+                     max_episode_steps, episode_cap, timeout, first_env)  # fmt: skip
     with own_words(env):
         if isinstance(env, VectorEnv):
             return _given_vector(env, wanted)
@@ -117,6 +120,7 @@ class _Wanted:
     max_episode_steps: int | None
     episode_cap: int | None
     timeout: float
+    first_env: int
 
 
 def _is_count(value: object) -> bool:
@@ -235,29 +239,29 @@ def _make_native(native: EnvSpec, wanted: _Wanted, limit: int | None) -> VectorE
     )
     autoreset_mode(made)
     envs = WatchedEnvs(made, wanted.timeout)
-    seed_streams(envs, wanted.run)
+    seed_streams(envs, wanted.run, wanted.first_env)
     return envs
 
 
 def _sync(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
     calls = Calls()
-    seeded = [partial(_seeded, make, wanted.run, n, calls) for n, make in enumerate(makers)]
+    seeded = [partial(_seeded, make, wanted, n, calls) for n, make in enumerate(makers)]
     envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     mark_seeded(envs, by_episode=True)
     return WatchedEnvs(envs, wanted.timeout, calls)
 
 
 def _async(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
-    seeded = [partial(_seeded, make, wanted.run, n) for n, make in enumerate(makers)]
+    seeded = [partial(_seeded, make, wanted, n) for n, make in enumerate(makers)]
     envs = WorkerEnvs(seeded, timeout=wanted.timeout)
     mark_seeded(envs, by_episode=True)
     return envs
 
 
 def _seeded(
-    make: Callable[[], AnyEnv], run: np.random.SeedSequence, index: int, calls: Calls | None = None
+    make: Callable[[], AnyEnv], wanted: _Wanted, place: int, calls: Calls | None = None
 ) -> AnyEnv:
-    return EpisodeSeeds(make(), run, index, calls)
+    return EpisodeSeeds(make(), wanted.run, wanted.first_env + place, calls, place)
 
 
 def _limited(make: Callable[[], AnyEnv], limit: int | None) -> AnyEnv:
@@ -284,7 +288,7 @@ def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
     limit, note = _limit(registered, wanted.max_episode_steps, wanted.episode_cap)
     options = wanted.kwargs | ({} if limit is None else {"max_episode_steps": limit})
     num_envs = wanted.num_envs
-    seeds = [derived_seed(wanted.run, n, 0) for n in range(num_envs)]
+    seeds = [derived_seed(wanted.run, wanted.first_env + n, 0) for n in range(num_envs)]
     envs: Any = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **options)
     _ = envs.single_observation_space, envs.single_action_space  # built once, and may warn
     return MadeEnvs(WatchedEnvs(envs, wanted.timeout), _describe(env_id, num_envs, "envpool", note))
