@@ -75,6 +75,7 @@ def to_restructured_text(lines: list[str]) -> list[str]:
 
 def setup(app: Any) -> None:
     def read(app: Any, name: str, source: list[str]) -> None:
+        source[0] = source[0].replace("](../README.md", "](index.md")  # it has the same headings
         if name == "index":
             source[0] = tables_of_contents(source[0])
 

@@ -4,11 +4,11 @@ import os
 
 import rlpg
 
-steps = int(os.environ.get("STEPS", "150_000"))
+steps = int(os.environ.get("STEPS", "50_000"))
 for memory in ("none", "gru"):
     run = rlpg.train(
         "rlpg/TMaze-v0",
-        agent="ppo",
+        agent="reinforce",
         total_steps=steps,
         seed=0,
         overrides={"policy.memory": memory, "environment.kwargs": {"length": 5}},

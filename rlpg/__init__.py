@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rlpg.rollouts import Collector, Rollout, TensorCollector, make_envs
     from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
+    from rlpg.several import train_seeds
     from rlpg.training import Run, resume, train
 
 __version__ = "0.2.0"
@@ -77,6 +78,7 @@ __all__ = [
     "make_head",
     "resume",
     "train",
+    "train_seeds",
 ]
 
 
@@ -133,6 +135,7 @@ _HOME = {
     "make_head": "rlpg.policies",
     "resume": "rlpg.training",
     "train": "rlpg.training",
+    "train_seeds": "rlpg.several",
 }
 
 

@@ -16,6 +16,7 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
+from rlpg.distributed import num_ranks, rank, share
 from rlpg.errors import RlpgError, UsageError
 from rlpg.gradients.baselines import Baseline, Value
 from rlpg.learners import Learner, rules
@@ -186,6 +187,11 @@ def seed_sequence(seed: int, name: str, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(name), *key))
 
 
+def rank_key() -> tuple[int, ...]:
+    """What tells the streams of a rank from those of the others; nothing when alone."""
+    return () if num_ranks() == 1 else (num_ranks(), rank())
+
+
 def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
     """A generator at the start of a stream."""
     return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
@@ -202,9 +208,15 @@ def training_envs(
     name, told = environment_name(env), recipe.environment.id
     if name != told:
         raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
-    options, num_envs = environment_options(env, recipe), recipe.rollout.num_envs
-    why = ""
-    if not isinstance(env, VectorEnv):  # once per run; evaluations take what needs no trial
+    num_envs = share("rollout.num_envs", recipe.rollout.num_envs)
+    if num_ranks() > 1 and isinstance(env, VectorEnv | gymnasium.Env):
+        raise UsageError(
+            f"env: expected an id, a class or a function, of which {num_ranks()} processes can "
+            f"make environments of their own, got {env}"
+        )
+    options, why = environment_options(env, recipe), ""
+    # Once per run; evaluations take what needs no trial, and ranks would disturb each other's.
+    if not isinstance(env, VectorEnv) and num_ranks() == 1:
         options["backend"], why = faster_backend(
             env,
             num_envs,
@@ -213,7 +225,13 @@ def training_envs(
             lambda envs: make_policy(envs, recipe, parts),
             whole_episodes=recipe.rollout.episodes_per_env is not None,
         )
-    made = make_envs(env, num_envs, seed=seed_sequence(recipe.seed, "environments"), **options)
+    made = make_envs(
+        env,
+        num_envs,
+        seed=seed_sequence(recipe.seed, "environments"),
+        first_env=rank() * num_envs,
+        **options,
+    )
     try:
         yield made.envs, ", ".join(filter(None, (made.description, why)))
     finally:
@@ -352,7 +370,7 @@ def make_collector(
     Raises:
         UsageError: the environment cannot give them, or not in this machine's memory.
     """
-    seed = seed_sequence(recipe.seed, "actions")
+    seed = seed_sequence(recipe.seed, "actions", *rank_key())
     if learner.gradient is None:
         return Collector(envs, learner.policy, seed, log_prob=False, warn=warn)
     dynamics_of(envs, recipe.environment.id)

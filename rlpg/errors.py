@@ -12,7 +12,8 @@
     └── TrainingError           a run that had to stop (exit code 1)
         ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
         ├── NumericalFault      a loss, gradient or parameter stopped being finite
-        └── SaveError           a run that is done, but not everything of it could be saved
+        ├── SaveError           a run that is done, but not everything of it could be saved
+        └── SeedsError          of several runs, some failed; the others are done
 
     RlpgWarning (a UserWarning)     what a run that prints nothing would have printed as a warning
 
@@ -21,6 +22,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -83,6 +85,24 @@ class SaveError(TrainingError):
     def __init__(self, message: str, run: Any = None) -> None:
         super().__init__(message)
         self.run = run
+
+
+class SeedsError(TrainingError):
+    """Some of several runs failed; the others went on to their end.
+
+    Attributes:
+        runs: what `train` would have returned, by seed, of those that are done.
+        errors: what `train` would have raised, by seed, of the others.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        runs: Mapping[int, Any] | None = None,
+        errors: Mapping[int, RlpgError] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.runs, self.errors = dict(runs or {}), dict(errors or {})
 
 
 class RlpgWarning(UserWarning):

@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rlpg.components import environment_options, seed_sequence
+from rlpg.distributed import rank
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.loading import Saved, environment_to_make
 from rlpg.policies import Policy
@@ -313,7 +314,7 @@ class Evaluator:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self._envs: VectorEnv[Any, Any, Any] | None = None
         another = another_like(env)
-        if another is None:
+        if another is None or rank() != 0:  # the others are told what follows from it
             return
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = seed_sequence(recipe.seed, "evaluation")

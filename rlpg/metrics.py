@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpg.distributed import num_ranks
 from rlpg.learners import Learner
 from rlpg.rollouts import BaseCollector, Episodes, Rollout
 
@@ -77,10 +78,15 @@ class MetricsAccumulator:
         yield
         self._seconds[what] += perf_counter() - began
 
-    def add(self, metrics: Mapping[str, float], episodes: Episodes) -> None:
-        """An update's metrics and the episodes that ended before it."""
+    def add(self, metrics: Mapping[str, float], *episodes: Episodes) -> None:
+        """An update's metrics, and the episodes that ended before it."""
         for tag, value in metrics.items():
             self._metrics.setdefault(tag, []).append(value)
+        for some in episodes:
+            self.add_episodes(some)
+
+    def add_episodes(self, episodes: Episodes) -> None:
+        """Episodes that have ended."""
         self._returns.extend(episodes.returns.tolist())
         self._lengths.extend(episodes.lengths.tolist())
 
@@ -97,7 +103,7 @@ class MetricsAccumulator:
         collect, learn = self._seconds["collect"], self._seconds["learn"]
         seconds = max(collect + learn, 1e-9)
         metrics |= {
-            "time/fps": (self._collector.env_steps - self._steps) / seconds,
+            "time/fps": num_ranks() * (self._collector.env_steps - self._steps) / seconds,
             "time/env_share": env / seconds,
             "time/policy_share": (collect - env) / seconds,
             "time/learn_share": learn / seconds,

@@ -194,6 +194,32 @@ class RunWriter:
             error.add_note(f"not saved: {missing}")
 
 
+class NoWriter(RunWriter):
+    """What the ranks have that are not the first: nothing is written."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.latest: dict[str, float] = {}
+
+    def episodes(self, episodes: Episodes) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def evaluated(
+        self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]
+    ) -> None: ...
+    def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None: ...
+    def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None: ...
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None: ...
+
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        return []
+
+    def missing(self) -> str:
+        return ""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
+
+
 def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
     """The settings that one compares runs by."""
     tables = ("environment.id", "policy.", "rollout.", "learner.")

@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM, SIGHUP: the first lets the iteration end and saves, the second stops at once."""
+"""SIGINT, SIGTERM, SIGHUP: the first lets the iteration end and saves, the second stops at once.
+
+Under torchrun the second does nothing; torchrun kills after 30 seconds what has not ended.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import signal
 import threading
 from types import FrameType
 from typing import Any
+
+from rlpg.distributed import is_started_by_torchrun
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,7 +35,8 @@ class StopSignals:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._restore()
+        if not is_started_by_torchrun():  # which sends again what the terminal has sent already
+            self._restore()
         self.received = signal.Signals(number)
 
     def _restore(self) -> None:

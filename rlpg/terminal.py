@@ -6,7 +6,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -31,6 +31,28 @@ def duration(seconds: float) -> str:
     minutes, s = divmod(int(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+def described(
+    step: int, total: int, rate: float, metrics: Mapping[str, float], *, verbose: bool = False
+) -> tuple[str, str]:
+    """How much time is left at so many steps per second, and everything else about a run."""
+    left = f"{duration(max(total - step, 0) / rate)} left" if rate > 0 else ""
+    whole = f"{total:,}"
+    parts = [f"{step:>{len(whole)},}/{whole} steps"]
+    if "rollout/ep_rew_mean" in metrics:
+        parts.append(f"return {metrics['rollout/ep_rew_mean']:.1f}")
+    if "eval/mean_reward" in metrics:
+        parts.append(f"evaluated {metrics['eval/mean_reward']:.1f}")
+    parts.append(f"{rate:,.0f} steps/s")
+    shares = [
+        f"{name} {100 * metrics[f'time/{name}_share']:.0f} %"
+        for name in ("env", "policy", "learn")
+        if f"time/{name}_share" in metrics
+    ]
+    if shares and verbose:
+        parts.append("time: " + ", ".join(shares))
+    return left, "  ".join(parts)
 
 
 class Forgiving:
@@ -161,25 +183,8 @@ class Display:
         self.line(text)
 
     def _describe(self, step: int, metrics: Mapping[str, float]) -> tuple[str, str]:
-        """How much time is left, and everything else."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rate = (step - self.done_steps) / elapsed
-        left = f"{duration(max(self._total - step, 0) / rate)} left" if rate > 0 else ""
-        total = f"{self._total:,}"
-        parts = [f"{step:>{len(total)},}/{total} steps"]
-        if "rollout/ep_rew_mean" in metrics:
-            parts.append(f"return {metrics['rollout/ep_rew_mean']:.1f}")
-        if "eval/mean_reward" in metrics:
-            parts.append(f"evaluated {metrics['eval/mean_reward']:.1f}")
-        parts.append(f"{rate:,.0f} steps/s")
-        shares = [
-            f"{name} {100 * metrics[f'time/{name}_share']:.0f} %"
-            for name in ("env", "policy", "learn")
-            if f"time/{name}_share" in metrics
-        ]
-        if shares and self._verbose:
-            parts.append("time: " + ", ".join(shares))
-        return left, "  ".join(parts)
+        rate = (step - self.done_steps) / max(time.perf_counter() - self._start, 1e-9)
+        return described(step, self._total, rate, metrics, verbose=self._verbose)
 
     def __exit__(
         self,
@@ -190,3 +195,55 @@ class Display:
         if self._live is not None:
             self._live.stop()
         self._say_last()
+
+
+class Displays:
+    """Progress of several runs at once: a line each, by name.
+
+    Args:
+        names: of the runs.
+        total_steps: environment steps of each.
+        quiet: print nothing; a warning is a Python warning then.
+    """
+
+    def __init__(self, names: Sequence[str], total_steps: int, *, quiet: bool) -> None:
+        self._total, self._silent = total_steps, quiet
+        self._console = Console(file=cast(TextIO, Forgiving(sys.stderr)), highlight=False)
+        is_live = self._console.is_terminal and not quiet
+        columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[at]}")
+        self._bars = Progress(*columns, console=self._console, disable=not is_live)
+        self._tasks = {name: self._bars.add_task(name, total=total_steps, at="") for name in names}
+        self._is_live = is_live
+        self._began: dict[str, float] = {}
+        self._last_line = dict.fromkeys(names, -float("inf"))
+
+    def __enter__(self) -> Displays:
+        self._bars.start()
+        return self
+
+    def begin(self, name: str) -> None:
+        """The run has begun."""
+        self._began[name] = time.perf_counter()
+
+    def update(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the state of one run; see `Display.update`."""
+        now = time.perf_counter()
+        left, state = described(step, self._total, step / (now - self._began[name]), metrics)
+        self._bars.update(self._tasks[name], completed=step, at=f"{left}  {state}")
+        if not self._is_live and now - self._last_line[name] >= SECONDS_BETWEEN_LINES:
+            self._last_line[name] = now
+            self.line(f"{name}  {state}  {left}")
+
+    def line(self, text: str) -> None:
+        """Print one line above the progress."""
+        if not self._silent:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print a line that the user should see; `RlpgWarning` where nothing is printed."""
+        if self._silent:
+            warnings.warn(text, RlpgWarning, stacklevel=2)
+        self.line(text)
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()

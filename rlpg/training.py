@@ -3,55 +3,67 @@
 from __future__ import annotations
 
 import html
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rlpg.assembly import Components, Hooks, OnLog, assembled, bring_back, steps_of_all
 from rlpg.components import (
     find_recipe,
     learner_settings,
-    make_collector,
-    make_learner,
-    make_policy,
     resolved,
     settings_of,
-    training_envs,
     with_record,
     with_usable_kwargs,
     with_what_auto_came_to,
 )
+from rlpg.distributed import (
+    from_first,
+    is_alone,
+    joined,
+    max_over_ranks,
+    rank,
+    restarts,
+)
 from rlpg.errors import EnvironmentFault, SaveError, UsageError
-from rlpg.evaluation import Evaluation, Evaluator
+from rlpg.evaluation import Evaluation
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.loading import environment_to_make
-from rlpg.metrics import Every, MetricsAccumulator, histograms
+from rlpg.metrics import Every, histograms
 from rlpg.policies import Policy
 from rlpg.references import Part, UserParts, reference_to
-from rlpg.restore import fitting, restore, restore_tensors
+from rlpg.restore import fitting
 from rlpg.rollouts import (
     BaseCollector,
     EnvSource,
+    Episodes,
     Rollout,
     hangs_end_the_process,
 )
-from rlpg.run_writer import RunWriter, differences, versions_now
+from rlpg.run_writer import NoWriter, RunWriter, differences, versions_now
+from rlpg.runs import files
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
-from rlpg.runs.run import create_run, open_run
-from rlpg.runs.store import Checkpoint, newest_checkpoint
+from rlpg.runs.run import RunFolder, create_run, open_run
+from rlpg.runs.store import newest_checkpoint
+from rlpg.sharding import (
+    collector_state,
+    merged,
+    require_equal,
+)
 from rlpg.stopping import StopSignals
-from rlpg.terminal import Display
-from rlpg.threads import cpu_threads
 from rlpg.trouble import Trouble
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
 
-OnLog = Callable[[int, dict[str, float]], bool | None]
 Schedules = Mapping[str, Callable[[float], float]]
 
 
@@ -69,16 +81,6 @@ class Run:
     def _repr_html_(self) -> str:
         path, result = html.escape(str(self.path)), html.escape(str(self.evaluation or ""))
         return f"<b>Run</b> <code>{path}</code><br>{result}"
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a caller wants to see of a run, and when it shall end before its budget."""
-
-    on_log: OnLog | None = None
-    loggers: Sequence[Logger] = ()
-    stop_at_return: float | None = None  # mean return of an evaluation
-    verbose: bool = False  # print where the time goes, and the metrics of learning
 
 
 def train(
@@ -181,19 +183,37 @@ def run_recipe(
     parts, hooks = parts or UserParts(), hooks or Hooks()
     env, recipe = with_record(env, resolved(recipe, parts))
     path = None if run_dir is None else Path(run_dir)
-    with ExitStack() as stack:
+    attempt, most = restarts()
+    if path is None and most > 0:
+        raise UsageError(
+            "run_dir: expected a folder, in which processes that torchrun restarts find the run, "
+            "got none; give one, or start torchrun without --max-restarts"
+        )
+    if path is not None and attempt > 0 and files.exists(path / "recipe.toml"):
+        return resume_run(path, env, parts, hooks, quiet=quiet)
+    with joined(), ExitStack() as stack:
         try:
             components = stack.enter_context(assembled(env, recipe, parts, hooks, quiet=quiet))
         except EnvironmentFault:  # in its first reset: the traceback needs a place
+            if rank() > 0:
+                raise
             with create_run(recipe, versions_now(), path=path).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
         recipe = with_what_auto_came_to(recipe, components.learner)
-        folder = create_run(recipe, versions_now(), path=path)
-        with folder.held():
-            warn = components.display.warn
-            writer = RunWriter(folder, recipe, warn, loggers=hooks.loggers)
+        folder = from_first(lambda: create_run(recipe, versions_now(), path=path))
+        with _held(folder):
+            warn, loggers = components.display.warn, hooks.loggers
+            is_writing = rank() == 0
+            writer = (
+                RunWriter(folder, recipe, warn, loggers=loggers) if is_writing else NoWriter(folder)
+            )
             return finish(components, writer)
+
+
+def _held(folder: RunFolder) -> AbstractContextManager[None]:
+    """The first rank holds the run's folder."""
+    return folder.held() if rank() == 0 else nullcontext()
 
 
 def resume(
@@ -242,92 +262,67 @@ def resume(
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     hooks = Hooks(on_log, loggers, stop_at_return)
-    folder = open_run(Path(path))
-    recipe = before = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
-    recipe = before = with_usable_kwargs(recipe, folder.path, env_kwargs)
-    if total_steps is not None:
-        recipe = override(recipe, {"total_steps": total_steps})
-    if env is None:
-        env = environment_to_make(recipe.environment.id, None, folder.path)
-    env, recipe = with_record(env, recipe)
     quiet = is_quiet(quiet)
-    with assembled(env, recipe, parts, hooks, quiet=quiet) as components, folder.held():
-        saved, skipped = newest_checkpoint(folder.checkpoints)
-        notes = [f"skipped {reason}" for reason in skipped]
-        if saved is not None:
-            notes += differences(saved.versions, versions_now())
-            problem = bring_back(components, saved)
-            if problem:
-                notes.append(f"bits may differ: going on with fresh episodes, because {problem}")
-        if exact and notes:
-            raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
-        with fitting(folder.checkpoints):
-            warn = components.display.warn
-            writer = RunWriter(folder, recipe, warn, saved, hooks.loggers)
-        folder.save_recipe(recipe, before=before, step=components.collector.env_steps)
-        at = f"step {components.collector.env_steps:,}" if saved else "the start"
-        components.display.notes += (f"resumed from {at}",)
-        for note in notes:
-            warn(note)
-        return finish(components, writer)
+    return resume_run(
+        Path(path), env, parts, hooks,
+        env_kwargs=env_kwargs, total_steps=total_steps, exact=exact, quiet=quiet,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Components:
-    """All that a run consists of, while it goes on."""
-
-    recipe: Recipe
-    collector: BaseCollector
-    learner: Learner
-    evaluator: Evaluator
-    accumulator: MetricsAccumulator
-    display: Display
-    hooks: Hooks
-
-
-def bring_back(components: Components, saved: Checkpoint) -> str:
-    """Bring fresh components to where they were saved.
-
-    Returns:
-        "", or in one line why the environments could not be brought back; collecting then goes on
-        with fresh episodes.
-
-    Raises:
-        FileError: the state is not that of such components, which cannot be used any more.
-    """
-    with fitting(saved.path):
-        state = saved.state
-        restore_tensors(components.learner, state["learner"], "learner")
-        problem = restore(components.collector, state["collector"], "collector")
-        restore(components.accumulator, state["metrics"], "metrics")
-        if components.collector.env_steps != saved.step:
-            raise ValueError(f"env_steps: expected {saved.step}, got others")
-    return problem
-
-
-@contextmanager
-def assembled(
-    env: EnvSource, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
-) -> Iterator[Components]:
-    """The components at the start of a run; closed at the end."""
-    with ExitStack() as stack:
-        stack.enter_context(cpu_threads(recipe.threads))
-        envs, description = stack.enter_context(training_envs(env, recipe, parts))
-        policy = make_policy(envs, recipe, parts)
-        learner = make_learner(policy, recipe, parts)
-        is_cut = recipe.rollout.episodes_per_env is None
-        learner.check_rollouts(recipe.rollout.num_steps if is_cut else None, envs.num_envs)
-        if recipe.compile:
-            learner.compile()
-        evaluator = stack.enter_context(Evaluator(env, recipe))
-        notes = description, policy.observations.describe_in_words(), evaluator.note
-        title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
-        display = Display(
-            title, recipe.total_steps, notes=notes, quiet=quiet, verbose=hooks.verbose
+def resume_run(
+    path: Path,
+    env: EnvSource | None,
+    parts: UserParts,
+    hooks: Hooks,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    total_steps: int | None = None,
+    exact: bool = False,
+    quiet: bool,
+) -> Run:
+    """`resume` with the caller's parts and hooks put together."""
+    with joined():
+        folder = from_first(lambda: open_run(path))
+        recipe = before = from_first(
+            lambda: with_usable_kwargs(
+                folder.load_recipe(resolve=lambda name: learner_settings(name, parts)),
+                folder.path,
+                env_kwargs,
+            )
         )
-        collector = make_collector(envs, learner, recipe, display.warn)
-        accumulator = MetricsAccumulator(collector)
-        yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
+        if total_steps is not None:
+            recipe = override(recipe, {"total_steps": total_steps})
+        if env is None:
+            env = environment_to_make(recipe.environment.id, None, folder.path)
+        env, recipe = with_record(env, recipe)
+        with assembled(env, recipe, parts, hooks, quiet=quiet) as components, _held(folder):
+            return _continued(folder, components, before, exact=exact)
+
+
+def _continued(folder: RunFolder, components: Components, before: Recipe, *, exact: bool) -> Run:
+    recipe, path = components.recipe, folder.path
+    saved, skipped = from_first(lambda: newest_checkpoint(folder.checkpoints))
+    notes = [f"skipped {reason}" for reason in skipped]
+    if saved is not None:
+        notes += differences(saved.versions, versions_now())
+        problem = bring_back(components, saved)
+        if problem:
+            notes.append(f"bits may differ: {problem}")
+    if exact and notes:
+        raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
+    with fitting(folder.checkpoints):
+        warn, loggers = components.display.warn, components.hooks.loggers
+        writer = (
+            RunWriter(folder, recipe, warn, saved, loggers) if rank() == 0 else NoWriter(folder)
+        )
+    step = saved.step if saved else 0
+    if rank() == 0:
+        folder.save_recipe(recipe, before=before, step=step)
+    at = f"step {step:,}" if saved else "the start"
+    components.display.notes += (f"resumed from {at}",)
+    for note in notes:
+        warn(note)
+    return finish(components, writer)
 
 
 def finish(components: Components, writer: RunWriter) -> Run:
@@ -338,9 +333,8 @@ def finish(components: Components, writer: RunWriter) -> Run:
     fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
     run = None
     with writer, components.display, fatal_hangs, StopSignals() as stop:
-        loop(components, writer, stop)
+        step = loop(components, writer, stop)
         if stop.received is None:
-            step = components.collector.env_steps
             evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
             writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
@@ -352,37 +346,51 @@ def finish(components: Components, writer: RunWriter) -> Run:
     return run
 
 
-def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
-    """Collect and learn until `total_steps` environment steps are done, or something says stop."""
+def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
+    """Collect and learn until `total_steps` environment steps are done, or something says stop.
+
+    What several ranks decide, they decide together: by numbers that all of them have.
+    """
     recipe, collector, learner = components.recipe, components.collector, components.learner
     accumulator, display, hooks = components.accumulator, components.display, components.hooks
-    policy, total, done = learner.policy, recipe.total_steps, collector.env_steps
+    policy, total, done = learner.policy, recipe.total_steps, steps_of_all(collector)
     log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
     evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
     between = recipe.checkpoint.every or total // EVALUATIONS
     checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
-    display.done_steps = done
+    display.done_steps = step = done
     trouble = Trouble(recipe, policy.head, display.warn)
     is_stopping = False
-    while collector.env_steps < total and not is_stopping:
-        progress = collector.env_steps / total
+    ended: list[Episodes] = []  # of this rank, not yet told
+
+    def tell_episodes() -> None:
+        episodes = merged(ended, collector.num_envs)
+        ended.clear()
+        accumulator.add_episodes(episodes)
+        writer.episodes(episodes)
+
+    while step < total and not is_stopping:
+        progress = step / total
         with accumulator.timing("collect"):
             rollout = collect(collector, recipe)
         with accumulator.timing("learn"):
             metrics = learner.update(rollout, progress=progress)
-        step = collector.env_steps
+        step = steps_of_all(collector)
         parts = {f"rollout/{name}": mean for name, mean in rollout.reward_parts.items()}
-        accumulator.add(metrics | parts, rollout.episodes)
-        writer.episodes(rollout.episodes)
-        if log_due(step):
+        accumulator.add(metrics | parts)
+        ended.append(rollout.episodes)
+        is_logging = log_due(step)
+        if is_logging or is_alone():
+            tell_episodes()
+        if is_logging:
             entry = accumulator.take()
             writer.log(step, entry)
             trouble(step, entry)
             display.update(step, writer.latest)
-            if hooks.on_log is not None:
+            if hooks.on_log is not None and rank() == 0:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
-        if evaluation_due(step) and components.evaluator.is_worth(
-            step, writer.evaluation_lengths()
+        if evaluation_due(step) and from_first(
+            lambda: components.evaluator.is_worth(step, writer.evaluation_lengths())  # noqa: B023
         ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
@@ -390,14 +398,32 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> None:
             display.update(step, writer.latest)
             if hooks.stop_at_return is not None and "eval" in evaluations:
                 is_stopping |= evaluations["eval"].mean >= hooks.stop_at_return
-        is_stopping |= stop.received is not None  # read once: what ends the loop is what saves
-        if checkpoint_due(step) or is_stopping:
+        # Read once: what ends the loop is what saves.
+        is_stopping, is_due = decided(is_stopping, checkpoint_due(step), stop)
+        if is_due or is_stopping:
+            if ended:
+                tell_episodes()
+            require_equal(learner.optimizer.flat())
             state = {
                 "learner": learner.state_dict(),
-                "collector": collector.state_dict(),
+                "collector": collector_state(collector),
                 "metrics": accumulator.state_dict(),
             }
             writer.checkpoint(step, state, policy)
+    return step
+
+
+def decided(is_stopping: bool, is_due: bool, stop: StopSignals) -> tuple[bool, bool]:
+    """Whether to stop, and whether to save: the same in all ranks.
+
+    Any rank may have been sent a signal, which counts as sent to all; the rest the first decides.
+    """
+    if not is_alone():
+        own = [is_stopping, is_due and rank() == 0, stop.received or 0]
+        is_stopping_any, is_due_first, number = max_over_ranks(torch.tensor(own)).tolist()
+        is_stopping, is_due = bool(is_stopping_any), bool(is_due_first)
+        stop.received = signal.Signals(number) if number else None
+    return is_stopping or stop.received is not None, is_due
 
 
 def collect(collector: BaseCollector, recipe: Recipe) -> Rollout:

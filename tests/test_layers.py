@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "rlpg.errors": set(),
     "rlpg.settings": {"msgspec", "rlpg.errors"},
     "rlpg.references": {"rlpg.errors"},
-    "rlpg.distributed": {"torch"},
+    "rlpg.distributed": {"torch", "rlpg.errors"},
     "rlpg.scores": {"numpy"},
     "rlpg.plotting": {"numpy", "matplotlib", "rlpg.errors", "rlpg.scores", "rlpg.runs.history"},
-    "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "matplotlib"},
+    "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "rlpg.distributed", "matplotlib"},
     "rlpg.policies": NUMERIC
-    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"},
+    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"}
+    | {"rlpg.distributed"},
     "rlpg.rollouts": NUMERIC
     | {"gymnasium", "envpool", "mujoco", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
     | {"rlpg.rollouts", "rlpg.registration"},

@@ -9,6 +9,7 @@ import warnings
 from contextlib import suppress
 from typing import TextIO
 
+from rlpg.distributed import is_first
 from rlpg.errors import RlpgWarning
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -22,7 +23,12 @@ def complain(error: BaseException, code: int) -> int:
 
 
 def report(line: object) -> None:
-    """Print about what is on disk already: if nobody can read it, nothing else is lost."""
+    """Print about what is on disk already: if nobody can read it, nothing else is lost.
+
+    Of several processes that train one policy, the first one prints.
+    """
+    if not is_first():
+        return
     try:
         print(_encodable(str(line), sys.stdout), flush=True)
     except (OSError, ValueError):

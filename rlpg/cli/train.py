@@ -13,17 +13,14 @@ from msgspec import Meta
 from rlpg.cli.streams import EXIT_FAILED, complain, quoted, report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing, check_extra
 from rlpg.cli.words import Given
-from rlpg.errors import EstimatorError, FileError, SaveError, TrainingError, UsageError
+from rlpg.errors import RlpgError, UsageError
 from rlpg.runs.recipe import Recipe, flatten, override
-from rlpg.settings import Finite, Natural
+from rlpg.settings import Count, Finite, Natural
 from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rlpg.references import UserParts
     from rlpg.runs.logger import Logger
-    from rlpg.training import Run
 
 OWN = (
     "agent",
@@ -62,6 +59,8 @@ class Train(Importing):
     shipped recipe, if there is one)"""
     seeds: tuple[Natural, ...] | None = None
     """train once with each of these seeds"""
+    jobs: Count | None = None
+    """how many of the seeds train at the same time, a process each (none: as many as cores)"""
     run_dir: Folder | None = None
     """where the run is kept (none: runs/ENV/AGENT/SEED)"""
     quiet: bool = False
@@ -131,38 +130,51 @@ class Train(Importing):
         """
         if self.explain:
             return self._explain()
-        seeds = self.seeds or (self.settings.seed,)
-        paths: list[Path] = []
-        means: list[float] = []
-        failed: list[int] = []
-        for seed in seeds:
-            run: Run | None
-            try:
-                run = self._train(seed, is_alone=len(seeds) == 1)
-            except (TrainingError, EstimatorError, UsageError, FileError) as error:
-                is_refused = isinstance(error, UsageError | FileError)
-                is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
-                if len(seeds) == 1 or is_stopped or (is_refused and not paths + failed):
-                    raise
-                error.args = (f"seed {seed}: {error}",)
-                complain(error, EXIT_FAILED)
-                failed.append(seed)
-                run = error.run if isinstance(error, SaveError) else None
-            if run is not None:
-                paths.append(run.path)
-                means += [run.evaluation.mean] if run.evaluation else []
-                report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
+        from rlpg.assembly import Hooks
+        from rlpg.several import Finished, Training, run_seeds
+        from rlpg.training import Run, run_recipe
+
+        def say(seed: int, run: Run | Finished) -> None:
+            report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
+
+        def complain_of(seed: int, error: RlpgError) -> None:
+            error.args = (f"seed {seed}: {error}",)
+            complain(error, EXIT_FAILED)
+
+        own = parts(self.typed, self.import_modules)
+        seeds, folder = self.seeds or (self.settings.seed,), self.run_dir
+        runs: Mapping[int, Run | Finished]
+        errors: Mapping[int, RlpgError] = {}
+        if len(seeds) == 1:
+            recipe = override(self.settings, {"seed": seeds[0]})
+            hooks = Hooks(
+                stop_at_return=self.stop_at_return,
+                loggers=self._trackers(seeds[0]),
+                verbose=self.verbose,
+            )
+            run = run_recipe(self.env, recipe, folder, parts=own, hooks=hooks, quiet=self.quiet)
+            runs = {seeds[0]: run}
+            say(seeds[0], run)
+        else:
+            training = Training(
+                self.env, self.settings, folder, own, self.stop_at_return, self._trackers
+            )
+            runs, errors = run_seeds(
+                training, seeds, jobs=self.jobs, quiet=self.quiet, done=say, failed=complain_of
+            )
+        means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
             low, high = min(means), max(means)
             report(
                 f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
             )
+        paths = [run.path for run in runs.values()]
         if paths:
             report(f"saved in {', '.join(map(quoted, paths))}")
         if paths and not self.quiet:
             report(f"next:  rlpg evaluate {quoted(paths[0])} --episodes 100")
-            report(f"       tensorboard --logdir {quoted(paths[0]) if self.run_dir else 'runs'}")
-        return EXIT_FAILED if failed else 0
+            report(f"       tensorboard --logdir {quoted(paths[0]) if folder else 'runs'}")
+        return EXIT_FAILED if errors else 0
 
     def _explain(self) -> int:
         """Print what would be trained with."""
@@ -173,26 +185,6 @@ class Train(Importing):
         for line in explained(self.settings, self.base, name, self.given, own):
             report(line)
         return 0
-
-    def _train(self, seed: int, *, is_alone: bool) -> Run:
-        """One of the runs."""
-        from rlpg.training import Hooks, run_recipe
-
-        run_dir = self.run_dir
-        if run_dir is not None and not is_alone:
-            run_dir = run_dir / str(seed)
-        return run_recipe(
-            self.env,
-            override(self.settings, {"seed": seed}),
-            run_dir,
-            parts=parts(self.typed, self.import_modules),
-            hooks=Hooks(
-                stop_at_return=self.stop_at_return,
-                loggers=self._trackers(seed),
-                verbose=self.verbose,
-            ),
-            quiet=self.quiet,
-        )
 
 
 def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rlpg.distributed import max_over_ranks, sums_over_ranks
 from rlpg.errors import EstimatorError
 
 
@@ -120,9 +121,10 @@ class MovingAverage(Baseline):
         self, samples: Samples, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         counts = weight > 0
-        total = int(counts.sum())
+        paid = torch.where(counts, returns, 0.0).double().sum()
+        total, whole = sums_over_ranks(counts.sum(), paid)
         if total > 0:
-            mean = float(torch.where(counts, returns, 0.0).double().sum()) / total
+            mean = float(whole) / int(total)
             self._sum = self.decay * self._sum + (1 - self.decay) * mean
             self._weight = self.decay * self._weight + (1 - self.decay)
         return {}
@@ -163,7 +165,7 @@ class PerTimeStep(Baseline):
         self, samples: Samples, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         total, count = _by_time(returns, samples.time, weight > 0)
-        total, count = total.sum(1).cpu(), count.sum(1).cpu()  # [K]
+        total, count = (part.cpu() for part in sums_over_ranks(total.sum(1), count.sum(1)))  # [K]
         longer = len(count) - len(self._weight)
         if longer > 0:
             self._sum = torch.cat([self._sum, self._sum.new_zeros(longer)])
@@ -215,7 +217,11 @@ class LeaveOneOut(Baseline):
             return others.reshape(returns.shape)
         parts = [part.split(size, dim=1) for part in (returns, samples.time, samples.valid)]
         return torch.cat(
-            [leave_one_out(r, time=t, valid=v) for r, t, v in zip(*parts, strict=True)], dim=1
+            [
+                leave_one_out(r, time=t, valid=v, is_whole=self.groups is not None)
+                for r, t, v in zip(*parts, strict=True)
+            ],
+            dim=1,
         )
 
 
@@ -321,7 +327,7 @@ class Lanes:
 
 
 def leave_one_out(
-    returns: Tensor, *, time: Tensor, valid: Tensor, leave_out: str = "environment"
+    returns: Tensor, *, time: Tensor, valid: Tensor, is_whole: bool = False
 ) -> Tensor:
     """`[T, N]` mean of the returns that *others* in the batch had from the same time on.
 
@@ -330,10 +336,8 @@ def leave_one_out(
     has got as far as k: the mean over all their valid slots; without other environments: 0.
 
     Environments are independent given the policy, so this is unbiased however long the episodes
-    are and wherever the rollout cuts them. It is not enough to leave out the sample's own episode:
-    in a rollout of fixed length the action decides how much room the environment's next episode
-    has. With a fixed number of complete episodes per environment that is no matter, and
-    `leave_out="episode"` uses the environment's other episodes as well.
+    are and wherever the rollout cuts them. To leave out only the sample's own episode would not be
+    enough: the action decides how much room the environment's next episode has.
 
     Variance: as with the true mean at each time, plus 1/(number of others).
 
@@ -341,23 +345,16 @@ def leave_one_out(
         returns: `[T, N]`, reward-to-go; a gradient is ignored.
         time: `[T, N]` int64 index of the step within its episode.
         valid: `[T, N]` bool.
-        leave_out: "environment", or "episode" for batches of whole episodes.
+        is_whole: whether these are all the environments, also where there are other ranks.
     """
-    if leave_out not in ("environment", "episode"):
-        raise EstimatorError(
-            f"leave_out: expected 'environment' or 'episode', got {leave_out!r}; "
-            "'environment' is always unbiased"
-        )
     total, count = _by_time(returns, time, valid)  # [K, N]
-    returns, time = returns.detach(), torch.where(valid, time, 0)
+    time = torch.where(valid, time, 0)
     all_total, all_count = total.sum(0), count.sum(0)  # [N]
-    if leave_out == "environment":
-        others, number = total.sum(1, keepdim=True) - total, count.sum(1, keepdim=True) - count
-        others, number = others.gather(0, time), number.gather(0, time)  # [T, N]
-    else:
-        others = total.sum(1)[time] - returns.double()
-        number = count.sum(1)[time] - 1
-    fallback = (all_total.sum() - all_total) / (all_count.sum() - all_count).clamp(min=1)
+    sums = total.sum(1), count.sum(1), all_total.sum(), all_count.sum()
+    by_time, count_by_time, whole, size = sums if is_whole else sums_over_ranks(*sums)
+    others, number = by_time[:, None] - total, count_by_time[:, None] - count
+    others, number = others.gather(0, time), number.gather(0, time)  # [T, N]
+    fallback = (whole - all_total) / (size - all_count).clamp(min=1)
     mean = torch.where(number > 0, others / number.clamp(min=1), fallback.expand(time.shape))
     return torch.where(valid, mean, 0.0).to(returns.dtype)
 
@@ -371,7 +368,7 @@ def _by_time(returns: Tensor, time: Tensor, valid: Tensor) -> tuple[Tensor, Tens
             "give one entry per step and environment"
         )
     time = torch.where(valid, time, 0)
-    shape = (int(time.max()) + 1, time.shape[1])
+    shape = (int(max_over_ranks(time.max())) + 1, time.shape[1])
     zeros = torch.zeros(shape, dtype=torch.float64, device=returns.device)
     paid = torch.where(valid, returns.detach(), 0.0).double()
     return zeros.scatter_add(0, time, paid), zeros.scatter_add(0, time, valid.double())

@@ -53,29 +53,12 @@ class Comparison:
     reference: str
 
     def __str__(self) -> str:
-        head = (
-            "estimator",
-            "parameter",
-            "mean",
-            "var per lane",
-            "SNR",
-            "bias z",
-            "lanes for SNR 1",
-            "ms per lane",
-        )
-        body = [
-            (
-                row.estimator,
-                row.parameter,
-                f"{row.mean:.4g}",
-                f"{row.variance_per_lane:.4g}",
-                f"{row.signal_to_noise:.3g}",
-                f"{row.bias_z:+.1f}",
-                f"{row.lanes_needed:.3g}",
-                f"{row.ms_per_lane:.3g}",
-            )
-            for row in self.rows
-        ]
+        names = "estimator,parameter,mean,var per lane,SNR,bias z,lanes for SNR 1,ms per lane"
+        head, body = names.split(","), []
+        for row in self.rows:
+            numbers = f"{row.mean:.4g} {row.variance_per_lane:.4g} {row.signal_to_noise:.3g}"
+            rest = f"{row.bias_z:+.1f} {row.lanes_needed:.3g} {row.ms_per_lane:.3g}"
+            body.append([row.estimator, row.parameter, *numbers.split(), *rest.split()])
         widths = [max(len(line[k]) for line in [head, *body]) for k in range(len(head))]
         lines = [
             "  ".join(

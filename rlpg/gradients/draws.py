@@ -62,13 +62,13 @@ class Uniforms:
             )
         self._numbers, self._used = numbers.clone(), 0
 
-    def next_of(self, dist: Distribution) -> Tensor:
+    def next_of(self, name: str, dist: Distribution) -> Tensor:
         """A sample by the inverse of the distribution function, with the gradient of its path."""
         shape = dist.batch_shape + dist.event_shape
         begin, self._used = self._used, self._used + math.prod(shape[1:])
         if len(self._numbers) != shape[0] or self._used > self._numbers.shape[1]:
             raise EstimatorError(
-                f"expected uniforms [{shape[0]}, {self._used}] or wider, got "
+                f"{name}: expected uniforms [{shape[0]}, {self._used}] or wider, got "
                 f"{list(self._numbers.shape)}; every number that a lane draws takes a column"
             )
         while isinstance(dist, Independent):
@@ -77,6 +77,6 @@ class Uniforms:
             return dist.icdf(self._numbers[:, begin : self._used].reshape(shape))
         except NotImplementedError:
             raise EstimatorError(
-                "expected a distribution with icdf where uniforms are given, got "
+                f"{name}: expected a distribution with icdf where uniforms are given, got "
                 f"{type(dist).__name__}; leave uniforms out"
             ) from None

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import Node as GradFn
 from torch.distributions import (
     Bernoulli,
     Binomial,
@@ -86,19 +87,25 @@ def _twin(
     return twins[id(part)]
 
 
+def graph_of(*outputs: Tensor, seen: set[GradFn] | None = None) -> set[GradFn]:
+    """The autograd nodes that the outputs were computed by, and `seen`, which is added to."""
+    seen = set() if seen is None else seen
+    roots = {output.grad_fn for output in outputs} - seen - {None}
+    stack = [root for root in roots if root is not None]
+    seen.update(stack)
+    while stack:
+        for child, _ in stack.pop().next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return seen
+
+
 def leaves_of(*outputs: Tensor) -> list[Tensor]:
     """The leaf tensors with a gradient that the outputs were computed from."""
-    stack = [output.grad_fn for output in outputs]
     leaves = {id(output): output for output in outputs if output.requires_grad and output.is_leaf}
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        if node is None:
-            continue
+    for node in graph_of(*outputs):
         variable = getattr(node, "variable", None)  # of AccumulateGrad
         if isinstance(variable, Tensor):
             leaves[id(variable)] = variable
-        new = {child for child, _ in node.next_functions} - seen
-        seen |= new
-        stack += new
     return list(leaves.values())

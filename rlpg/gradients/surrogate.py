@@ -15,7 +15,7 @@ from rlpg.gradients.combine import Mixture, measure
 from rlpg.gradients.estimators import magic_box, score_function
 from rlpg.gradients.events import Barrier, Branching, Event, Node, Path, Term, times
 from rlpg.gradients.guards import refuse_standardized
-from rlpg.gradients.parameters import parameters_of
+from rlpg.gradients.parameters import graph_of, parameters_of
 from rlpg.gradients.subtract import baseline_of, in_branches, lanes_of
 
 
@@ -280,11 +280,4 @@ def _check_paths(events: Sequence[Event]) -> None:
                 )
         elif isinstance(event, Term | Node):
             terms_follow |= isinstance(event, Term)
-            root = event.value.grad_fn if isinstance(event, Term) else event.log_prob.grad_fn
-            stack = [root] if root is not None and root not in seen else []
-            seen.update(stack)
-            while stack:
-                for child, _ in stack.pop().next_functions:
-                    if child is not None and child not in seen:
-                        seen.add(child)
-                        stack.append(child)
+            graph_of(event.value if isinstance(event, Term) else event.log_prob, seen=seen)

@@ -33,8 +33,6 @@ and `gradcheck` fork it, and so can you (`torch.random.fork_rng`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -47,7 +45,19 @@ from rlpg.gradients.combine import LaneCopies, Mixture
 from rlpg.gradients.controls import Control, controlled
 from rlpg.gradients.draws import Uniforms
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
-from rlpg.gradients.events import Ancestry, Barrier, Branching, Event, Node, Path, Term
+from rlpg.gradients.events import (
+    BRANCHING,
+    Ancestry,
+    Barrier,
+    Branching,
+    Event,
+    Node,
+    Path,
+    Term,
+    interleaved,
+    known_how,
+)
+from rlpg.gradients.events import How as How
 from rlpg.gradients.guards import (
     check_distribution,
     check_support,
@@ -66,18 +76,6 @@ from rlpg.gradients.guards import (
 from rlpg.gradients.parameters import parameters_of
 from rlpg.gradients.surrogate import build, dice
 
-How = Literal[
-    "score",
-    "pathwise",
-    "expect",
-    "combine",
-    "weak",
-    "disarm",
-    "without_replacement",
-    "biased_straight_through",
-    "biased_gumbel_softmax",
-]
-BRANCHING = ("expect", "weak", "disarm", "without_replacement")
 Subtract = Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
 Subtracted = tuple[Subtract, Control | None]
 
@@ -117,13 +115,10 @@ class Tape:
         num_draws: int = 2,
         uniforms: Tensor | None = None,
     ) -> None:
-        self.how = _known("Tape", how)
+        self.how = known_how("Tape", how)
         self.baseline, self.control = baseline, control
-        self.num_lanes = num_lanes
-        self.gae_lambda = gae_lambda
-        self.exact_ivw = exact_ivw
-        self.temperature = temperature
-        self.num_draws = num_draws
+        self.num_lanes, self.num_draws = num_lanes, num_draws
+        self.gae_lambda, self.exact_ivw, self.temperature = gae_lambda, exact_ivw, temperature
         self.uniforms = None if uniforms is None else Uniforms(uniforms)
         self._copies = LaneCopies()
         self._ancestry = Ancestry()
@@ -160,7 +155,7 @@ class Tape:
                 `sample` returned them; all of them by default. See `add`.
         """
         name = self._next_name(name, "sample")
-        how = _known(name, how or self.how)
+        how = known_how(name, how or self.how)
         check_distribution(name, dist, how)
         if control is not None and how != "score":
             raise EstimatorError(
@@ -210,8 +205,7 @@ class Tape:
             )
         if how == "combine" and parameters_of(dist):
             return self._combine(name, dist, subtract[0])
-        with naming(name):
-            return self._along_path(name, self._rsample(dist))
+        return self._along_path(name, self._rsample(name, dist))
 
     def add(
         self,
@@ -276,21 +270,7 @@ class Tape:
             discounts: `[lanes]` each, in [0, 1]; see `add`. They are taken as `independent`.
             baselines: `[lanes]` each: what the samples subtract, known before them.
         """
-        samples = self.events
-        if len(samples) != len(terms) or not all(isinstance(s, Node | Path) for s in samples):
-            raise EstimatorError(
-                f"add_terms: expected one term for each of the tape's samples and nothing else on "
-                f"it, got {len(terms)} terms and {len(samples)} entries; call it once, after all "
-                "samples"
-            )
-        self.events = []
-        weight = torch.ones_like(terms[0].detach())
-        for k, (sample, term, discount) in enumerate(zip(samples, terms, discounts, strict=True)):
-            if isinstance(sample, Node):
-                given = sample.baseline if baselines is None else baselines[k]
-                sample = replace(sample, weight=weight, baseline=given)
-            self.events += [sample, Term(f"term {k}", term, discount, weight, None)]
-            weight = torch.where(discount == 0, 1.0, weight * discount)
+        self.events = interleaved(self.events, terms, discounts, baselines)
         self._num_terms += len(terms)
 
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
@@ -310,14 +290,14 @@ class Tape:
         Source: moment matching as in Gal et al. 2016; batch shaping after Parmas 2018.
         """
         name = self._next_name(name, "resample")
-        how = _known(name, how or self.how)
+        how = known_how(name, how or self.how)
         if how not in ("score", "pathwise"):
             raise EstimatorError(
                 f"{name}: expected how='score' or 'pathwise', got {how!r}; lanes that meet in a "
                 "batch statistic allow no other estimator"
             )
         odd = self._branch is not None or self.uniforms is not None or self.control is not None
-        if odd or any(_is_mixed(event) for event in self.events):
+        if odd or any(isinstance(e, Node) and e.mixture for e in self.events):
             raise EstimatorError(
                 f"{name}: expected 'score' and 'pathwise' nodes before it, and a tape without "
                 "uniforms and control, got others; their lanes must not meet in a batch statistic"
@@ -371,8 +351,8 @@ class Tape:
             raise EstimatorError(f"{asked}: expected at least one term, got none; call tape.add")
         return terms
 
-    def _rsample(self, dist: Distribution) -> Tensor:
-        return dist.rsample() if self.uniforms is None else self.uniforms.next_of(dist)
+    def _rsample(self, name: str, dist: Distribution) -> Tensor:
+        return dist.rsample() if self.uniforms is None else self.uniforms.next_of(name, dist)
 
     def _along_path(self, name: str, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -388,8 +368,7 @@ class Tape:
         return name
 
     def _score(self, name: str, dist: Distribution, subtract: Subtracted, lane: int) -> Tensor:
-        with naming(name):
-            x = dist.sample() if self.uniforms is None else self._rsample(dist).detach()
+        x = dist.sample() if self.uniforms is None else self._rsample(name, dist).detach()
         if x.requires_grad:
             raise EstimatorError(
                 f"{name}: expected sample() without a gradient, got {type(dist).__name__}.sample() "
@@ -418,8 +397,7 @@ class Tape:
         baseline: Subtract,
         mixture: Mixture | None = None,
     ) -> Node:
-        if baseline is None:
-            baseline = self.baseline
+        baseline = self.baseline if baseline is None else baseline
         if isinstance(baseline, Tensor):
             baseline = checked_baseline(name, baseline)
         baseline = None if isinstance(baseline, NoBaseline) else baseline
@@ -470,15 +448,3 @@ class Tape:
             raise EstimatorError(
                 f"{name}: expected {self.num_lanes} lanes, got {lanes}; dim 0 is the lane"
             )
-
-
-def _is_mixed(event: Event) -> bool:
-    return isinstance(event, Node) and event.mixture is not None
-
-
-def _known(name: str, how: str) -> How:
-    if how not in get_args(How):
-        raise EstimatorError(
-            f"{name}: expected how in {', '.join(get_args(How))}, got {how!r}; choose one of them"
-        )
-    return how  # type: ignore[return-value]

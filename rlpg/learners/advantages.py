@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlpg.distributed import sum_over_ranks
+from rlpg.distributed import is_alone, moments_over_ranks, sum_over_ranks, sums_over_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.gradients.baselines import Baseline
@@ -27,6 +27,7 @@ class Advantages:
     normalized: Tensor  # the advantage as the surrogate takes it: normalized on request
     weight: Tensor  # share of the step in the mean; 0 where a slot is not real or was dropped
     objective: Tensor  # scalar: the Monte-Carlo estimate of the expected return
+    number: int  # steps of positive weight, of all ranks
 
 
 class AdvantageRule:
@@ -107,13 +108,15 @@ class AdvantageRule:
         weight = keep.to(reward.dtype)
         first = keep & (rollout.time == 0)
         first[0] |= keep[0]  # an episode that began in an earlier rollout counts from here
-        count = sum_over_ranks((first if self.average == "episodes" else keep).sum())
-        count = count.clamp(min=1)
-        objective = (to_go * first).sum() / count
+        number, episodes = sums_over_ranks(keep.sum(), first.sum())
+        count = (episodes if self.average == "episodes" else number).clamp(min=1).to(reward.dtype)
+        objective = sum_over_ranks((to_go * first).sum()) / count
         normalized = normalize(advantage, weight) if self.normalize else advantage
         if self.gamma_weight:
             weight = weight * self.gamma ** rollout.time.to(reward.dtype)
-        return Advantages(to_go, advantage, normalized, weight / count, objective)
+        return Advantages(
+            to_go, advantage, normalized, weight / count, objective, number=int(number)
+        )
 
 
 def normalize(x: Tensor, weight: Tensor) -> Tensor:
@@ -128,14 +131,18 @@ def normalize(x: Tensor, weight: Tensor) -> Tensor:
     """
     keep = weight > 0
     wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
-    count = sum_over_ranks(keep.sum())
+    total = wide.sum()
+    centered = torch.where(keep, wide - total / keep.sum().clamp(min=1), 0.0)
+    largest = wide.abs().max() if wide.numel() else total
+    count, mean, square, largest = moments_over_ranks(
+        keep.sum(), total, centered.square().sum(), largest
+    )
     if count < 2:
         return wide.to(x.dtype)
-    mean = sum_over_ranks(wide.sum()) / count
-    centered = torch.where(keep, wide - mean, 0.0)
-    square = sum_over_ranks(centered.square().sum())
+    if not is_alone():
+        centered = torch.where(keep, wide - mean, 0.0)
     deviation = (square / (count - 1)).sqrt()
-    is_rounding = deviation <= 1e-6 * wide.abs().max()
+    is_rounding = deviation <= 1e-6 * largest
     return (centered / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from rlpg.distributed import is_alone, num_ranks
 from rlpg.errors import UsageError
 from rlpg.learners.advantages import Advantages
 from rlpg.learners.gradient_noise import environment_groups
+from rlpg.learners.shuffling import Places, columns, grid, shuffled
 from rlpg.learners.values import CHUNK
 from rlpg.policies import Carry, Policy, map_carry
 from rlpg.policies.distributions import checked_log_prob
@@ -38,6 +41,7 @@ class Batch:
     episode_start: Tensor | None  # [T, n] bool; None without memory
     group_sizes: tuple[int, ...]  # environments in each of the groups that the samples are laid in
     group_ends: tuple[int, ...]  # where each group ends: samples, or environments with memory
+    kept: Tensor  # [T, N] bool, the steps of positive weight
     rollout: Rollout  # where the samples are from
     advantages: Advantages  # of the rollout, [T, N]
 
@@ -74,7 +78,7 @@ class Batch:
         log_prob = torch.full_like(weight, torch.nan)
         return Batch(
             obs, action, log_prob, advantage, returns, value, weight, carry, starts, sizes, ends,
-            rollout, advantages,
+            advantages.weight > 0, rollout, advantages,
         )  # fmt: skip
 
     @property
@@ -106,6 +110,22 @@ class Batch:
             group_ends=(len(self),),
         )
 
+    @cached_property
+    def places(self) -> Places:
+        """Where the samples, or the sequences, of the whole batch are among those of all ranks."""
+        num_steps, num_envs = self.kept.shape
+        if self.in_order:
+            return columns(num_envs)
+        if is_alone():
+            return Places(len(self))
+        groups = environment_groups(num_steps, num_envs * num_ranks())
+        number, place = grid(self.kept, [envs.stop - envs.start for envs in groups])
+        laid = [
+            rows(self.kept[:, envs])(place[:, envs])
+            for envs in environment_groups(num_steps, num_envs)
+        ]
+        return Places(number, torch.cat(laid))
+
     @property
     def groups(self) -> list[Batch]:
         """The batch by groups of environments, which are independent of each other."""
@@ -133,16 +153,17 @@ class Batch:
         Raises:
             UsageError: there are fewer samples, or sequences, than that.
         """
-        refuse_too_many("num_minibatches", num_minibatches, len(self), in_order=self.in_order)
+        number = self.places.number
+        refuse_too_many("num_minibatches", num_minibatches, number, in_order=self.in_order)
         if num_minibatches == 1:
             yield self
             return
-        order = torch.randperm(len(self), generator=generator).to(self.weight.device)
-        shuffled = self[order]  # once; its parts are views
-        bounds = [len(self) * k // num_minibatches for k in range(num_minibatches + 1)]
-        for start, stop in pairwise(bounds):
-            part = shuffled[slice(start, stop)]
-            yield replace(part, weight=part.weight * (len(self) / (stop - start)))
+        bounds = [number * k // num_minibatches for k in range(num_minibatches + 1)]
+        order, cuts = shuffled(self.places, bounds, generator)
+        laid = self[order.to(self.weight.device)]  # once; its parts are views
+        for (start, stop), (a, b) in zip(pairwise(bounds), pairwise(cuts), strict=True):
+            part = laid[slice(a, b)]
+            yield replace(part, weight=part.weight * (number / (stop - start)))
 
     def distribution(self, policy: Policy) -> Distribution:
         """The policy's distributions at the observations, with their history where it has one."""
@@ -159,7 +180,7 @@ class Batch:
     def mean(self, per_sample: Tensor) -> Tensor:
         """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""
         if not self.in_order:  # the samples of positive weight
-            return self.weight @ per_sample
+            return (self.weight * per_sample).sum()
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
 
 

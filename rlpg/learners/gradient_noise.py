@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rlpg.distributed import num_ranks
+
 FOUR_GROUPS = 2048  # samples from which on the noise of the gradient is told from four groups
 
 
@@ -19,7 +21,9 @@ def environment_groups(num_steps: int, num_envs: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(bounds)]
 
 
-def signal_to_noise(per_group: Tensor, sizes: Sequence[int]) -> float:
+def signal_to_noise(
+    per_group: Tensor, sizes: Sequence[int], gradient: Tensor | None = None
+) -> float:
     """|E g|^2 / tr Cov g, from K gradients that independent groups contributed to g = sum of them.
 
     With N environments in all, n_k and g_k of group k, and C an environment's covariance / N^2,
@@ -31,13 +35,17 @@ def signal_to_noise(per_group: Tensor, sizes: Sequence[int]) -> float:
 
     Args:
         per_group: `[K, P]`. With K = 1 there is nothing to compare: nan.
-        sizes: `[K]`, the number of environments in each group.
+        sizes: `[K]`, the number of environments in each group; the same on all ranks.
+        gradient: `[P]`, the sum of the groups of all ranks, whose noise is estimated from this
+            rank's groups; None: the sum of these.
     """
     if len(per_group) < 2:
         return math.nan
     size = torch.tensor(sizes, dtype=per_group.dtype, device=per_group.device).unsqueeze(1)
-    gradient, num_envs = per_group.sum(dim=0), size.sum()
-    spread = (size * (per_group / size - gradient / num_envs).square()).sum()
+    own, num_envs = per_group.sum(dim=0), size.sum()
+    spread = (size * (per_group / size - own / num_envs).square()).sum()
     noise = float(num_envs * spread) / (len(per_group) - 1)
-    signal = float(gradient.square().sum()) - noise
+    if gradient is not None:
+        own, noise = gradient, noise * num_ranks()
+    signal = float(own.square().sum()) - noise
     return signal / noise if noise > 0 else math.nan

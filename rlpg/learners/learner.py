@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from rlpg.distributed import means_over_ranks, num_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.tape import How
@@ -182,23 +183,24 @@ class Learner(ABC):
             Metrics to log, by TensorBoard tag.
         """
         # Independent groups of environments cost no extra pass and show the gradient's noise.
-        gradients, log_probs, sums = [], [], dict[str, float]()
+        gradients, log_probs, sums = [], [], dict[str, Tensor]()
         for group in batch.groups:
             gradient = torch.zeros(())
             for chunk in group.chunks():
                 objective, log_prob, terms = self.objective(chunk)
-                gradient = self.optimizer.gradient(objective) + gradient
+                gradient = self.optimizer.own_gradient(objective) + gradient
                 log_probs.append(log_prob)
                 for name, term in terms.items():
-                    sums[name] = sums.get(name, 0.0) + float(term)
+                    sums[name] = sums.get(name, 0.0) + term.double()
             gradients.append(gradient)
         per_group = torch.stack(gradients)  # [K, P]
-        norm = self.optimizer.step(per_group.sum(dim=0), lr_scale)
+        gradient = self.optimizer.over_ranks(per_group.sum(dim=0))
+        norm = self.optimizer.step(gradient, lr_scale)
         batch = replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
-        return {name: value / float(batch.weight.sum()) for name, value in sums.items()} | {
+        return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {
             "train/approx_kl": self.approx_kl(batch, KL_SAMPLES),
             "gradient/norm": norm,
-            "gradient/signal_to_noise": signal_to_noise(per_group, batch.group_sizes),
+            "gradient/signal_to_noise": signal_to_noise(per_group, batch.group_sizes, gradient),
         }
 
     # ---- what subclasses use
@@ -261,8 +263,8 @@ class Learner(ABC):
         some = batch[slice(None, None, max(1, size // num_samples))] if num_samples else batch
         log_ratio = some.log_prob_of(some.distribution(self.policy)) - some.log_prob
         kl = torch.expm1(log_ratio) - log_ratio
-        count = (some.weight > 0).sum().clamp(min=1)
-        return float(torch.where(some.weight > 0, kl, 0.0).sum() / count)
+        counts = some.weight > 0
+        return float(torch.where(counts, kl, 0.0).sum() / counts.sum().clamp(min=1))
 
     def batch(self, rollout: Rollout) -> Batch:
         """The rollout's samples with their advantages as they are now; changes nothing."""
@@ -309,8 +311,9 @@ class Learner(ABC):
         lr_scale *= self.scheduled("learning_rate", 1.0)
         advantages = self.advantages(rollout)
         weight = advantages.weight
+        own_loss = -float((weight * advantages.normalized).sum())
         metrics = {
-            "train/policy_loss": -float((weight * advantages.normalized).sum()),
+            "train/policy_loss": own_loss * num_ranks(),
             "train/entropy": math.nan,
             "train/explained_variance": explained_variance(
                 advantages.returns, advantages.advantage, weight
@@ -323,7 +326,7 @@ class Learner(ABC):
         }
         if "learning_rate" in self.settings.names():
             metrics["train/learning_rate"] = self.settings.learning_rate * lr_scale
-        if bool((weight > 0).any()):  # else every episode was dropped: no step at all
+        if advantages.number > 0:  # else every episode was dropped: no step at all
             metrics |= self.improve(self._batch(rollout, advantages), lr_scale)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
         if isinstance(self.baseline, StateValue):
@@ -334,7 +337,7 @@ class Learner(ABC):
             seen = rows(rollout.valid)(rollout.obs[:-1])  # [S, *O]
             self.policy.normalizer.update(self.policy.observations.features(seen))
         self.num_updates += 1
-        return metrics
+        return means_over_ranks(metrics)
 
     def fit_baseline(
         self, rollout: Rollout, advantages: Advantages, lr_scale: float

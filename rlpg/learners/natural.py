@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from rlpg.distributed import sum_over_ranks, sums_over_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
@@ -40,8 +41,11 @@ class NaturalGradient(Learner):
         s, optimizer = self.settings, self.optimizer
         objective, _, terms = self.objective(batch)
         gradient = optimizer.gradient(objective)
+        entropy, weight, start_value = sums_over_ranks(
+            terms["train/entropy"], batch.weight.sum(), objective.detach()
+        )
         metrics = {
-            "train/entropy": float(terms["train/entropy"] / batch.weight.sum()),
+            "train/entropy": float(entropy / weight),
             "gradient/norm": optimizer.norm(gradient),
             "train/approx_kl": 0.0,
             "train/line_search_steps": 0.0,
@@ -57,11 +61,12 @@ class NaturalGradient(Learner):
         if not curvature > 0.0:
             return metrics
         step = math.sqrt(2.0 * max_kl / curvature) * direction
-        start, before = optimizer.flat(), float(objective.detach())
+        start, before = optimizer.flat(), float(start_value)
         for k in range(s.num_backtracks if s.line_search else 1):
             optimizer.move_to(start + s.backtrack_factor**k * step)
             with torch.no_grad():
-                after, kl = float(self.objective(batch)[0]), float(self.kl(batch, acted))
+                found = sums_over_ranks(self.objective(batch)[0], self.kl(batch, acted))
+            after, kl = map(float, found)
             metrics |= {"train/approx_kl": kl, "train/line_search_steps": float(k)}
             if not s.line_search or (after > before and kl <= max_kl):
                 return metrics
@@ -69,7 +74,7 @@ class NaturalGradient(Learner):
         return metrics | {"train/approx_kl": 0.0, "train/line_search_steps": float(k + 1)}
 
     def kl(self, batch: Batch, acted: Distribution) -> Tensor:
-        """Mean KL(policy that acted || policy now).
+        """Mean KL(policy that acted || policy now): this rank's part of the sum over all ranks.
 
         Raises:
             UsageError: the distributions have no analytic divergence.
@@ -83,16 +88,16 @@ class NaturalGradient(Learner):
                 f"{type(now).__name__}; register one (torch.distributions.kl.register_kl), or "
                 "choose ppo"
             ) from None
-        return batch.mean(divergence) / batch.weight.sum()
+        return batch.mean(divergence) / sum_over_ranks(batch.weight.sum())
 
     def fisher_product(self, batch: Batch, acted: Distribution) -> Callable[[Tensor], Tensor]:
         """`v -> F v + damping v`, F the Hessian of `kl` at the policy that acted, `[P, P]`."""
         with torch.backends.cudnn.flags(enabled=False):  # it differentiates memory only once
-            slope = self.optimizer.gradient(self.kl(batch, acted), create_graph=True)
+            slope = self.optimizer.own_gradient(self.kl(batch, acted), create_graph=True)
 
         def product(v: Tensor) -> Tensor:
-            curved = self.optimizer.gradient(slope @ v, retain_graph=True)
-            return curved + self.settings.damping * v
+            curved = self.optimizer.own_gradient(slope @ v, retain_graph=True)
+            return self.optimizer.over_ranks(curved) + self.settings.damping * v
 
         return product
 

@@ -65,10 +65,14 @@ class Optimizer:
         self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)  # [P]
         self._count = torch.zeros((), device=self._flat.device)  # steps so far
 
-    def gradient(
+    def gradient(self, objective: Tensor) -> Tensor:
+        """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0."""
+        return self.over_ranks(self.own_gradient(objective))
+
+    def own_gradient(
         self, objective: Tensor, *, create_graph: bool = False, retain_graph: bool = False
     ) -> Tensor:
-        """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0.
+        """`[P]`: `gradient` of this rank alone; `over_ranks` sums it.
 
         Args:
             create_graph: the gradient can be differentiated in turn.
@@ -82,7 +86,11 @@ class Optimizer:
             allow_unused=True,
             materialize_grads=True,
         )
-        return sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def over_ranks(self, gradient: Tensor) -> Tensor:
+        """The sum over ranks, `[P]`: one message for a sum of gradients."""
+        return sum_over_ranks(gradient)
 
     def step(self, gradient: Tensor, lr_scale: float = 1.0) -> float:
         """One step up the gradient `[P]` of what is maximized; the gradient's norm.

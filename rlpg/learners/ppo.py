@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rlpg.distributed import sum_over_ranks
 from rlpg.gradients import estimators
 from rlpg.learners import rules
 from rlpg.learners.advantages import Advantages, normalize
@@ -23,7 +24,7 @@ from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
-_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; means; norm
+_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; sums; norm
 
 
 class PPO(Learner):
@@ -51,7 +52,9 @@ class PPO(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted = self.settings, dict[str, float]()
-        num_minibatches = rules.num_minibatches(s.num_minibatches, batch.weight.numel(), len(batch))
+        number = batch.places.number
+        num_samples = number * (len(batch.weight) if batch.in_order else 1)
+        num_minibatches = rules.num_minibatches(s.num_minibatches, num_samples, number)
         passes: list[dict[str, float]] = []
         for num_epochs in range(1, s.num_epochs + 1):
             minibatches = batch.minibatches(num_minibatches, self.generator)
@@ -87,17 +90,20 @@ class PPO(Learner):
         objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
         log_ratio = (log_prob - batch.log_prob).flatten()
-        total = batch.weight.sum()
-        return log_ratio, batch.weight.flatten(), {n: v / total for n, v in terms.items()}, norm
+        return log_ratio, batch.weight.flatten(), {**terms, "weight": batch.weight.sum()}, norm
 
     def _metrics(self, steps: list[_Step]) -> dict[str, float]:
-        """Of a pass: every minibatch before its step."""
-        log_ratios, weights, terms, norms = zip(*steps, strict=True)
+        """Of a pass of all ranks: every minibatch before its step."""
+        log_ratios, weights, sums, norms = zip(*steps, strict=True)
         log_ratio = torch.cat(log_ratios)[torch.cat(weights) > 0].double()
-        ratio_less_one = torch.expm1(log_ratio)
-        return {name: float(sum(t[name] for t in terms)) / len(steps) for name in terms[0]} | {
-            "train/approx_kl": float((ratio_less_one - log_ratio).mean()),
-            "train/clip_fraction": float((ratio_less_one.abs() > self.clip_range).double().mean()),
+        less_one = torch.expm1(log_ratio)
+        is_clipped = (less_one.abs() > self.clip_range).double()
+        own = (less_one - log_ratio).sum(), is_clipped.sum(), torch.ones_like(log_ratio).sum()
+        kl, clipped, count = sum_over_ranks(torch.stack(own))
+        *terms, weight = sum_over_ranks(torch.stack([torch.stack([*s.values()]) for s in sums])).T
+        return {n: float((x / weight).mean()) for n, x in zip(sums[0], terms, strict=False)} | {
+            "train/approx_kl": float(kl / count),
+            "train/clip_fraction": float(clipped / count),
             "gradient/norm": sum(norms) / len(steps),
         }
 

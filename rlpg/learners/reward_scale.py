@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rlpg.distributed import gather_columns, moments_over_ranks, own_columns
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.rollouts.rollout import Rollout, rows
@@ -47,11 +49,13 @@ class RewardScale:
             rollout.reward, done=rollout.done, valid=rollout.valid, gamma=self._gamma, before=before
         )
         batch = rows(rollout.valid)(so_far).double()
-        count = len(batch)
+        size, own = torch.tensor(len(batch)), batch.sum()
+        own_m2 = (batch - own / max(len(batch), 1)).square().sum()
+        found = moments_over_ranks(size, own, own_m2, own_m2)
+        count = int(found[0])
         if count == 0:
             return
-        mean = float(batch.mean())
-        m2 = float((batch - mean).square().sum())
+        mean, m2 = float(found[1]), float(found[2])
         # Chan, Golub & LeVeque 1979: moments of two sets from the moments of each.
         total, delta = self._count + count, mean - self._mean
         self._m2 += m2 + delta**2 * self._count * count / total
@@ -61,9 +65,12 @@ class RewardScale:
     def state_dict(self) -> dict[str, Any]:
         """The moments and the unfinished sums."""
         moments = {"count": self._count, "mean": self._mean, "m2": self._m2}
-        return moments if self._running is None else {**moments, "running": self._running}
+        if self._running is None:
+            return moments
+        return {**moments, "running": gather_columns(self._running)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._count, self._mean, self._m2 = state["count"], state["mean"], state["m2"]
-        self._running = state.get("running")
+        running = state.get("running")
+        self._running = None if running is None else own_columns(running)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from rlpg.distributed import (
+    gather_columns,
+    is_alone,
+    num_ranks,
+    own_columns,
+    sum_over_ranks,
+    sums_over_ranks,
+)
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
 from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer
+from rlpg.learners.shuffling import Places, columns, grid, shuffled
 from rlpg.policies import Network, Policy, map_carry
 from rlpg.policies.networks import Carry
 from rlpg.rollouts.rollout import Rollout, rows
@@ -79,11 +89,11 @@ class LinearValue(StateValue):
         keep = weight > 0
         design = self._design(samples.obs[:-1], samples.time)[keep]  # [S, 2 F + 4]
         target = returns[keep].double()  # [S]
-        if len(target) == 0:
+        size, gram, moment = sums_over_ranks(keep.sum(), design.T @ design, design.T @ target)
+        if size == 0:
             return {}
-        gram, moment = design.T @ design, design.T @ target
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        ridge = self._ridge * len(target)
+        ridge = self._ridge * float(size)
         for _ in range(6):
             solution, _ = torch.linalg.solve_ex(gram + ridge * identity, moment)
             if bool(torch.isfinite(solution).all()):
@@ -221,34 +231,47 @@ class ValueNetwork(NetworkValue):
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
         keep = weight > 0
-        if not bool(keep.any()):
+        has_memory = self.network.memory is not None
+        if is_alone() or has_memory:
+            number = int(sum_over_ranks(keep.sum()))
+        else:
+            number, place = grid(keep, [keep.shape[1] * num_ranks()])
+        if number == 0:
             return {}
         old = returns if self._clip_range is None else self.predict(samples)[0]
         select = rows(keep)
         parts = select(samples.obs[:-1]), select(returns), select(old)  # [S, *O], [S], [S]
         carry = self._carry_before(samples)
         loss = torch.zeros(())
+        places = columns(keep.shape[1]) if has_memory else Places(number)
+        if not (is_alone() or has_memory):
+            places = Places(number, select(place))
         for _ in range(self._num_epochs):
-            if self.network.memory is None:
-                for batch in self._minibatches(*parts):
-                    loss, gradient = self._gradient(*batch)
-                    self._optimizer.step(gradient, lr_scale)
-                continue
-            for index in self._sequences(*returns.shape):
-                loss, gradient = self._gradient_in_order(samples, index, carry, keep, returns, old)
-                self._optimizer.step(gradient, lr_scale)
-        return {"train/value_loss": loss.item()}
+            order, cuts = self._cut(places, len(returns) if has_memory else 1)
+            laid = parts if has_memory or order is None else tuple(part[order] for part in parts)
+            for cut, size in cuts:
+                if has_memory:
+                    envs = cut if order is None else order[cut]
+                    loss, gradient = self._gradient_in_order(
+                        samples, envs, carry, keep, returns, old
+                    )
+                else:
+                    loss, gradient = self._gradient(*(part[cut] for part in laid), size=size)
+                self._optimizer.step(self._optimizer.over_ranks(gradient), lr_scale)
+        return {"train/value_loss": loss.item() * num_ranks()}
 
     def advance(self, rollout: Rollout) -> None:
         if self.network.memory is not None:
             self._carry = self._in_order(rollout)[2]
 
-    def _gradient(self, obs: Tensor, target: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean squared error of S samples, and the gradient `[P]` of its negative."""
+    def _gradient(
+        self, obs: Tensor, target: Tensor, old: Tensor, *, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of S squared errors over `size`, and the gradient `[P]` of its negative."""
         total, gradient = torch.zeros(()), torch.zeros(())
         for seen, wanted, before in chunks(obs, target, old):
-            loss = squares(self.value(seen), wanted, before, self._clip_range).sum() / len(target)
-            gradient = self._optimizer.gradient(-loss) + gradient
+            loss = squares(self.value(seen), wanted, before, self._clip_range).sum() / size
+            gradient = self._optimizer.own_gradient(-loss) + gradient
             total = loss.detach() + total
         return total, gradient
 
@@ -269,29 +292,26 @@ class ValueNetwork(NetworkValue):
         )
         parts = outputs[..., -1], target[:, envs], old[:, envs]  # [T, n]
         counts = keep[:, envs]
-        loss = torch.where(
-            counts, squares(*parts, self._clip_range), 0.0
-        ).sum() / counts.sum().clamp(min=1)
-        return loss.detach(), self._optimizer.gradient(-loss)
+        size = sum_over_ranks(counts.sum()).clamp(min=1)
+        loss = torch.where(counts, squares(*parts, self._clip_range), 0.0).sum() / size
+        return loss.detach(), self._optimizer.own_gradient(-loss)
 
     def compile(self) -> None:
         """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _minibatches(self, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The same samples of every part `[S, ...]`, shuffled once; minibatches are views."""
-        count = rules.num_minibatches(self._num_minibatches, len(parts[0]), len(parts[0]))
-        if count > 1:
-            order = torch.randperm(len(parts[0]), generator=self._generator)
-            parts = tuple(part[order] for part in parts)
-        return zip(*(part.chunk(count) for part in parts), strict=True)
-
-    def _sequences(self, num_steps: int, num_envs: int) -> list[Tensor] | list[slice]:
-        """The environments of each minibatch."""
-        count = rules.num_minibatches(self._num_minibatches, num_steps * num_envs, num_envs)
+    def _cut(self, places: Places, num_steps: int) -> tuple[Tensor | None, list[tuple[slice, int]]]:
+        """A random order of this rank's samples, or sequences of so many steps; and where each
+        minibatch is in it, with the number that all ranks have in the minibatch. None: no order."""
+        number = places.number
+        count = rules.num_minibatches(self._num_minibatches, num_steps * number, number)
         if count == 1:
-            return [slice(None)]
-        return list(torch.randperm(num_envs, generator=self._generator).chunk(count))
+            return None, [(slice(None), number)]
+        size = -(-number // count)
+        bounds = [*range(0, number, size), number]
+        order, cuts = shuffled(places, bounds, self._generator)
+        pairs = zip(pairwise(bounds), pairwise(cuts), strict=True)
+        return order, [(slice(a, b), stop - start) for (start, stop), (a, b) in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
@@ -301,14 +321,15 @@ class ValueNetwork(NetworkValue):
         }
         carry = self._carry
         if carry is not None:
-            state["carry"] = list(carry) if isinstance(carry, tuple) else [carry]
+            parts = carry if isinstance(carry, tuple) else (carry,)
+            state["carry"] = [gather_columns(part) for part in parts]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        carry = tuple(state.get("carry", ()))
+        carry = tuple(own_columns(part) for part in state.get("carry", ()))
         self._carry = carry[0] if len(carry) == 1 else carry or None
 
 

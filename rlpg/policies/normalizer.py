@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rlpg.distributed import sum_over_ranks, sums_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 
 
@@ -70,7 +71,7 @@ class Normalizer(nn.Module):
         return torch.addcmul(self._shift, centered, self._scale).clamp(-self.clip, self.clip)
 
     def moments(self, features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
-        """`(count [], mean [K], m2 [K])` float64 of a batch: what ranks exchange and `merge` takes.
+        """`(count [], mean [K], m2 [K])` float64 of a batch, of all ranks: what `merge` takes.
 
         Args:
             features: `[..., F]`, before normalization.
@@ -79,9 +80,10 @@ class Normalizer(nn.Module):
         rows = features if self._index is None else features[..., self._index.to(features.device)]
         rows = rows if valid is None else rows[valid]
         rows = rows.reshape(-1, len(self.mean)).to(torch.float64)  # [B, K]
-        count = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
-        mean = rows.sum(0) / max(len(rows), 1)
-        return count, mean, (rows - mean).square().sum(0)
+        size = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
+        count, total = sums_over_ranks(size, rows.sum(0))
+        mean = total / count.clamp(min=1.0)
+        return count, mean, sum_over_ranks((rows - mean).square().sum(0))
 
     @torch.no_grad()
     def update(self, features: Tensor, valid: Tensor | None = None) -> None:
@@ -90,7 +92,7 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def merge(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """Count a batch (or another rank's batch) by its moments.
+        """Count a batch by its moments.
 
         Raises:
             NumericalFault: the moments are not finite; nothing is changed.

@@ -58,6 +58,7 @@ def make_envs(
     episode_cap: int | None = 1000,
     timeout: float = 60.0,
     num_workers: int | None = None,
+    first_env: int = 0,
 ) -> MadeEnvs:
     """`num_envs` copies of an environment in one seeded vector environment.
 
@@ -76,6 +77,8 @@ def make_envs(
         timeout: seconds that a step or reset may take before it counts as hanging: of each
             environment, or of all together where they are vectorized or given.
         num_workers: worker processes of `async`; None: as many as usable cores.
+        first_env: index of the first of them among all environments of the run, which decides on
+            their seeds; others are in other processes.
 
     EnvPool reports an episode that terminates on the very step of its time limit as truncated
     only; every other backend keeps both flags.
@@ -96,7 +99,8 @@ def make_envs(
         )
     environment_name(env)  # or it is nothing that makes environments
     wanted = _Wanted(int(num_envs), seed_sequence(seed), dict(kwargs or {}), backend,
-                     max_episode_steps, episode_cap, timeout, num_workers)  # fmt: skip
+                     max_episode_steps, episode_cap, timeout, num_workers,
+                     first_env)  # fmt: skip
     with own_words(env):
         if isinstance(env, VectorEnv):
             return _given_vector(env, wanted)
@@ -121,6 +125,7 @@ class _Wanted:
     episode_cap: int | None
     timeout: float
     num_workers: int | None
+    first_env: int
 
 
 def _is_count(value: object) -> bool:
@@ -239,29 +244,29 @@ def _make_native(native: EnvSpec, wanted: _Wanted, limit: int | None) -> VectorE
     )
     autoreset_mode(made)
     envs = WatchedEnvs(made, wanted.timeout)
-    seed_streams(envs, wanted.run)
+    seed_streams(envs, wanted.run, wanted.first_env)
     return envs
 
 
 def _sync(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
     calls = Calls()
-    seeded = [partial(_seeded, make, wanted.run, n, calls) for n, make in enumerate(makers)]
+    seeded = [partial(_seeded, make, wanted, n, calls) for n, make in enumerate(makers)]
     envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     mark_seeded(envs, by_episode=True)
     return WatchedEnvs(envs, wanted.timeout, calls)
 
 
 def _async(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
-    seeded = [partial(_seeded, make, wanted.run, n) for n, make in enumerate(makers)]
+    seeded = [partial(_seeded, make, wanted, n) for n, make in enumerate(makers)]
     envs = WorkerEnvs(seeded, timeout=wanted.timeout, num_workers=wanted.num_workers)
     mark_seeded(envs, by_episode=True)
     return envs
 
 
 def _seeded(
-    make: Callable[[], AnyEnv], run: np.random.SeedSequence, index: int, calls: Calls | None = None
+    make: Callable[[], AnyEnv], wanted: _Wanted, place: int, calls: Calls | None = None
 ) -> AnyEnv:
-    return EpisodeSeeds(make(), run, index, calls)
+    return EpisodeSeeds(make(), wanted.run, wanted.first_env + place, calls, place)
 
 
 def _limited(make: Callable[[], AnyEnv], limit: int | None) -> AnyEnv:
@@ -288,7 +293,7 @@ def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
     limit, note = _limit(registered, wanted.max_episode_steps, wanted.episode_cap)
     options = wanted.kwargs | ({} if limit is None else {"max_episode_steps": limit})
     num_envs = wanted.num_envs
-    seeds = [derived_seed(wanted.run, n, 0) for n in range(num_envs)]
+    seeds = [derived_seed(wanted.run, wanted.first_env + n, 0) for n in range(num_envs)]
     envs: Any = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, **options)
     _ = envs.single_observation_space, envs.single_action_space  # built once, and may warn
     return MadeEnvs(WatchedEnvs(envs, wanted.timeout), _describe(env_id, num_envs, "envpool", note))

@@ -55,6 +55,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         seed: np.random.SeedSequence,
         env_index: int,
         calls: Calls | None = None,
+        place: int | None = None,
     ) -> None:
         """
         Args:
@@ -62,10 +63,12 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             seed: of the run.
             env_index: which of the run's environments it is.
             calls: is told when a call of the environment begins and ends.
+            place: which of this process's environments it is; None: the same.
         """
         super().__init__(env)
         self.calls = calls or Calls()  # replaced by a worker
         self.env_index = env_index
+        self._place = env_index if place is None else place
         self.episode = -1
         self.episode_seed: int | None = None
         self._run = seed
@@ -168,7 +171,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             "", or why it could not be: an error would end the worker, and training with it.
         """
         try:
-            self.replay_episode(states[self.env_index])
+            self.replay_episode(states[self._place])
         except EnvironmentFault as fault:
             return str(fault)
         return ""
@@ -248,16 +251,18 @@ def reseed(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> None:
         seed_streams(envs, run)
 
 
-def seed_streams(envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence) -> Any:
+def seed_streams(
+    envs: VectorEnv[Any, Any, Any], run: np.random.SeedSequence, first_env: int = 0
+) -> Any:
     """Resets with a seed per environment, or one for all where they share one stream.
 
     Gymnasium's own rule for one seed s is s, s + 1, ...: neighbors that runs would share.
     """
-    seed: Any = derived_seed(run, 0, 0)
+    seed: Any = derived_seed(run, first_env, 0)
     spec, base = envs.spec, envs.unwrapped
     one_each = SyncVectorEnv | AsyncVectorEnv | WorkerEnvs
     if isinstance(base, one_each) or (spec and spec.id.startswith(OURS)):
-        seed = [derived_seed(run, n, 0) for n in range(envs.num_envs)]
+        seed = [derived_seed(run, first_env + n, 0) for n in range(envs.num_envs)]
     result = envs.reset(seed=seed)
     mark_seeded(envs, by_episode=False)
     return result

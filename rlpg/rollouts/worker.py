@@ -225,9 +225,8 @@ def _failure(index: int, what: str, error: BaseException) -> Failure:
     words = " ".join(str(error).split())
     if not isinstance(error, RlpgError):
         words = f"{what} raised {type(error).__name__}: {words}"
-    name = f"environment {index}"
-    if not words.startswith(name):
-        words = f"{name}: {words}"
+    if not words.startswith("environment "):  # its number among all ranks' environments
+        words = f"environment {index}: {words}"
     return Failure(index, words, traceback.format_exc())
 
 

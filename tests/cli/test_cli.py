@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import signal
@@ -282,7 +281,7 @@ def test_verbose_training_says_where_the_time_goes_and_the_losses(
 
 
 def test_several_seeds_and_numbered_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "CartPole-v1", *FAST, "--quiet", "--seeds"]
+    words = ["train", "CartPole-v1", *FAST, "--quiet", "--jobs", "1", "--seeds"]
     assert cli.main([*words, "0", "2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in out[:3]] == ["seed 0", "seed 2", "2 seeds"]
@@ -396,6 +395,7 @@ def test_evaluate_refuses_another_environment(
         ("check-env CartPole-v1 --json ..", "--json: expected a file, got the folder .."),
         ("train CartPole-v1 --seeds=", "--seeds: expected at least one seed, got none"),
         ("train CartPole-v1 --seeds 1 1", "--seeds: expected different seeds"),
+        ("train CartPole-v1 --seeds 1 2 --jobs 0", "--jobs: expected an integer >= 1 or none"),
         ("train CartPole-v1 --seeds -1", "--seeds: expected a list, each entry an integer >= 0"),
         ("train CartPole-v1 --recipe none.toml", "none.toml: expected a readable file"),
         ("train CartPole-v1 --run-dir /proc/none/run", "choose another place"),
@@ -574,7 +574,7 @@ def test_a_bug_inside_a_run_is_one_line_too(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("nobody thought of it")
 
-    monkeypatch.setattr(importlib.import_module("rlpg.training").Evaluator, "final", broken)
+    monkeypatch.setattr("rlpg.evaluation.Evaluator.final", broken)
     assert cli.main([*faulty, "--environment.kwargs.fault", "none"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("rlpg: ZeroDivisionError: nobody thought of it; what was saved")

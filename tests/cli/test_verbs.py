@@ -56,7 +56,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
 
 def test_train_has_a_seed_and_a_folder_for_each_run(told: list[dict[str, Any]]) -> None:
-    words = "--seeds 3 5 --run-dir here --quiet --stop-at-return 7.5 --total-steps 100"
+    words = "--seeds 3 5 --jobs 1 --run-dir here --quiet --stop-at-return 7.5 --total-steps 100"
     assert main(["train", "CartPole-v1", *words.split()]) == 0
     assert [call["recipe"].seed for call in told] == [3, 5]
     assert [call["run_dir"] for call in told] == [Path("here/3"), Path("here/5")]
@@ -145,7 +145,7 @@ def test_a_save_error_of_one_seed_stopped_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tried = failing(monkeypatch, {first: copy(error)})
-    assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2"]) == 1
+    assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) == 1
     assert tried == [0, 1, 2]
     out, err = capsys.readouterr()
     assert err == f"rlpg: seed {first}: {error}\n"
@@ -167,9 +167,11 @@ def test_what_is_refused_at_the_first_seed_is_refused_for_all(
     error: Exception, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = failing(monkeypatch, {0: copy(error), 1: copy(error)})
-    assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2"]) == 2
+    assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) == 2
     assert tried == [0]
-    assert main(["train", "CartPole-v1", "--seeds", "2", "1", "3"]) == 1, "a folder may be taken"
+    assert main(["train", "CartPole-v1", "--seeds", "2", "1", "3", "--jobs", "1"]) == 1, (
+        "a folder may be taken"
+    )
     assert tried == [0, 2, 1, 3]
 
 
@@ -183,5 +185,5 @@ def test_what_stops_a_seed_by_a_signal_stops_all(
 ) -> None:
     tried = failing(monkeypatch, {1: error})
     with suppress(SystemExit):
-        assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2"]) in (1, 130)
+        assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) in (1, 130)
     assert tried == [0, 1]

@@ -96,10 +96,15 @@ def moments(batches: list[dict[str, Tensor]], baseline: Baseline | None) -> tupl
     return first, second - first**2
 
 
-def others(leave_out: str) -> Baseline:
-    return lambda returns, time, valid: leave_one_out(
-        returns, time=time, valid=valid, leave_out=leave_out
-    )
+def others(returns: Tensor, time: Tensor, valid: Tensor) -> Tensor:
+    return leave_one_out(returns, time=time, valid=valid)
+
+
+def other_episodes(returns: Tensor, time: Tensor, valid: Tensor) -> Tensor:
+    """The mean at the same time over all episodes but the sample's own, also those of its lane."""
+    same = (time[None, None] == time[:, :, None, None]) & valid[None, None]  # [T, N, T, N]
+    mean = (same * returns).sum((2, 3)) - returns
+    return torch.where(valid, mean / (same.sum((2, 3)) - 1).clamp(min=1), 0.0)
 
 
 def in_batch_mean(returns: Tensor, time: Tensor, valid: Tensor) -> Tensor:
@@ -109,28 +114,22 @@ def in_batch_mean(returns: Tensor, time: Tensor, valid: Tensor) -> Tensor:
 def test_leaving_out_the_environment_is_unbiased_in_rollouts_that_cut_episodes() -> None:
     batches = outcomes(num_steps=4, num_envs=2)
     exact, variance = moments(batches, None)
-    mean, reduced = moments(batches, others("environment"))
+    mean, reduced = moments(batches, others)
     assert mean == pytest.approx(exact, abs=1e-12)
     assert reduced < variance
 
 
 def test_leaving_out_only_the_episode_is_biased_in_rollouts_that_cut_episodes() -> None:
     # An action that ends the episode makes room for the next one of the same environment, so what
-    # that one earned before the cut depends on the action: the reason for the default.
+    # that one earned before the cut depends on the action: why the whole environment is left out.
     batches = outcomes(num_steps=4, num_envs=2)
-    assert abs(moments(batches, others("episode"))[0] - moments(batches, None)[0]) > 1e-3
+    assert abs(moments(batches, other_episodes)[0] - moments(batches, None)[0]) > 1e-3
 
 
-def test_leaving_out_the_episode_is_unbiased_in_whole_episodes() -> None:
-    batches = outcomes(num_steps=6, num_envs=1, stop_after=2)
-    exact, variance = moments(batches, None)
-    mean, reduced = moments(batches, others("episode"))
-    assert mean == pytest.approx(exact, abs=1e-12)
-    assert reduced < variance
+def test_leaving_out_the_environment_is_unbiased_in_whole_episodes() -> None:
     batches = outcomes(num_steps=3, num_envs=3, stop_after=1)
-    for leave_out in ("environment", "episode"):
-        mean, _ = moments(batches, others(leave_out))
-        assert mean == pytest.approx(moments(batches, None)[0], abs=1e-12)
+    mean, _ = moments(batches, others)
+    assert mean == pytest.approx(moments(batches, None)[0], abs=1e-12)
 
 
 def test_a_mean_that_contains_the_sample_is_biased() -> None:
@@ -166,8 +165,6 @@ def test_leave_one_out_by_hand() -> None:
     got = leave_one_out(returns, time=time, valid=valid)
     # [0, 0]: (2 + 4 + 6) / 3; [1, 0]: 3; [2, 0]: nobody else at time 2, all others' mean 15 / 4
     assert got.tolist() == [[4.0, 7.5, 5.0], [3.0, 7.5, 0.0], [3.75, 5.0, 0.0]]
-    got = leave_one_out(returns, time=time, valid=valid, leave_out="episode")
-    assert got[:, 1].tolist() == [pytest.approx(19 / 3), pytest.approx(17 / 3), 5.0]
 
 
 def test_moving_average_weighs_past_updates_and_starts_at_zero() -> None:
@@ -388,7 +385,5 @@ def test_bad_input_is_named() -> None:
         score_function(log_prob, log_prob, weight=log_prob)
     with pytest.raises(EstimatorError, match=r"decay: expected a number in \[0, 1\), got 1.0"):
         MovingAverage(decay=1.0)
-    with pytest.raises(EstimatorError, match="'environment' is always unbiased"):
-        leave_one_out(log_prob, time=log_prob.long(), valid=log_prob > 0, leave_out="lane")
     with pytest.raises(EstimatorError, match="expected returns, time and valid"):
         leave_one_out(log_prob, time=log_prob[0].long(), valid=log_prob > 0)

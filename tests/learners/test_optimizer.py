@@ -121,7 +121,7 @@ class TestGradient:
     def test_can_be_differentiated_again(self) -> None:
         a = nn.Parameter(torch.tensor([2.0]))
         optimizer = Optimizer([("a", a)], learning_rate=1.0)
-        gradient = optimizer.gradient((a**3).sum(), create_graph=True)
+        gradient = optimizer.own_gradient((a**3).sum(), create_graph=True)
         assert torch.autograd.grad(gradient.sum(), a)[0].item() == pytest.approx(12.0)
         assert not optimizer.gradient((a**3).sum()).requires_grad
 

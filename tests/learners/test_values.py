@@ -158,7 +158,8 @@ def test_samples_of_a_large_batch_had_the_weight_of_their_chunk(
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(states[1], states[0], rtol=1e-5, atol=1e-7)
     # Adam's first step has the sign of the gradient alone; its moments have the size.
-    loss, gradient = network._gradient(rollout.obs[:-1].flatten(0, 1), *[returns.flatten()] * 2)
+    flat = rollout.obs[:-1].flatten(0, 1), returns.flatten(), returns.flatten()
+    loss, gradient = network._gradient(*flat, size=200)
     value = network.network(rollout.obs[:-1].flatten(0, 1))[0][:, 0]
     whole = (value - returns.flatten()).square().mean()
     torch.testing.assert_close(loss, whole.detach())

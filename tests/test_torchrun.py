@@ -1,0 +1,224 @@
+"""One training in several processes that torchrun starts: what is on disk, signals, deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlpg.restore import require_same
+from rlpg.runs.store import Checkpoint, newest_checkpoint
+
+SMALL = [
+    "--recipe=default", "--rollout.num-envs=4", "--rollout.num-steps=16", "--log.every=128",
+    "--evaluation.every=256", "--evaluation.episodes=2", "--evaluation.final-episodes=2",
+    "--checkpoint.every=64", "--environment.max-episode-steps=40", "--quiet",
+]  # fmt: skip
+
+
+@contextmanager
+def torchrun(ranks: int, *words: object, restarts: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """`torchrun --nproc-per-node RANKS -m rlpg WORDS`, in a process group of its own."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+        "-m", "rlpg", *map(str, words),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        workers = children(process.pid)
+        process.kill()
+        for worker in filter(has_rank, workers):  # they hold the pipes
+            os.kill(worker, signal.SIGKILL)
+        process.communicate()
+
+
+def run(ranks: int, *words: object, restarts: int = 0) -> subprocess.CompletedProcess[bytes]:
+    with torchrun(ranks, *words, restarts=restarts) as process:
+        out, errors = process.communicate(timeout=250)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def environment(process: int) -> dict[str, str]:
+    try:
+        entries = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
+    except OSError:
+        return {}
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def has_rank(process: int, rank: str | None = None) -> bool:
+    told = environment(process).get("RANK")
+    return told is not None and rank in (None, told)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def newest(run: Path) -> Checkpoint:
+    saved, skipped = newest_checkpoint(run / "checkpoints")
+    assert saved is not None
+    assert skipped == []
+    return saved
+
+
+def step_of(run: Path) -> int:
+    """The step of the newest checkpoint of a run that goes on, and removes old ones meanwhile."""
+    saved, _ = newest_checkpoint(run / "checkpoints")
+    return -1 if saved is None else saved.step
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_one_policy_that_one_can_continue(tmp_path: Path) -> None:
+    """Global settings, one writer, every environment's episodes; then one process, then four."""
+    words = ["train", "CartPole-v1", "--agent=a2c", *SMALL, "--total-steps=640"]
+    done = run(2, *words, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"saved in") == 1
+    path = tmp_path / "run"
+    saved = newest(path)
+    assert saved.step == 640
+    assert [len(state["ended"]) for state in saved.state["collector"]["ranks"]] == [2, 2]
+    # 4 environments x 16 steps = 64 steps each iteration
+    assert [row["step"] for row in rows(path) if "train/entropy" in row] == [
+        128, 256, 384, 512, 640,
+    ]  # fmt: skip
+    lengths = np.loadtxt(path / "monitor.csv", delimiter=",", skiprows=2, usecols=1)
+    assert 0 < lengths.sum() <= 640
+
+    for ranks, total in ((1, 1280), (4, 1920), (4, 2560)):
+        resumed = run(ranks, "resume", path, f"--total-steps={total}", "--quiet")
+        assert resumed.returncode == 0, resumed.stderr
+        assert newest(path).step == total
+        assert (b"processes go on" in resumed.stderr) == (total < 2560), resumed.stderr
+    steps = [row["step"] for row in rows(path)]
+    assert steps == sorted(steps)
+    assert (path / "evaluation.json").exists()
+
+
+def test_processes_that_are_stopped_and_resumed_have_the_bits_of_those_that_were_not(
+    tmp_path: Path,
+) -> None:
+    for name, budgets in (("whole", [1280]), ("cut", [640, 1280])):
+        for budget in budgets:
+            words = ["resume", tmp_path / name] if budget != budgets[0] else [
+                "train", "CartPole-v1", "--agent=ppo", *SMALL,
+                "--run-dir", tmp_path / name, "--policy.memory=gru",
+            ]  # fmt: skip
+            done = run(2, *words, f"--total-steps={budget}", "--quiet")
+            assert done.returncode == 0, done.stderr
+    whole, cut = newest(tmp_path / "whole"), newest(tmp_path / "cut")
+    for part in ("learner", "collector"):
+        require_same(whole.state[part], cut.state[part], part)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun_saves(number: signal.Signals, tmp_path: Path) -> None:
+    words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000"]
+    with torchrun(2, *words, "--run-dir", tmp_path / "run") as process:
+        wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")), "no checkpoint")
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert b"Error" not in errors.replace(b"SignalException", b""), errors
+    saved = newest(tmp_path / "run")
+    assert saved.step % 64 == 0
+    steps = [row["step"] for row in rows(tmp_path / "run")]
+    assert not steps or max(steps) <= saved.step
+
+
+def test_a_rank_that_is_killed_again_and_again_costs_no_more_than_what_was_not_saved(
+    tmp_path: Path,
+) -> None:
+    """SIGKILL of a random rank at random moments; torchrun starts all of them again."""
+    random = np.random.default_rng(4)
+    path, kills = tmp_path / "run", 3
+    words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000", "--run-dir", path]
+    with torchrun(2, *words, restarts=kills) as process:
+        before = -1
+        for attempt in range(kills + 1):
+            wait_for(lambda: step_of(path) > before + 256, f"no progress in attempt {attempt}")  # noqa: B023 (used at once)
+            before = step_of(path)
+            if attempt == kills:
+                break
+            time.sleep(random.uniform(0, 0.5))
+            victim = str(random.integers(2))
+            os.kill(next(w for w in children(process.pid) if has_rank(w, victim)), signal.SIGKILL)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=100)
+    steps = [row["step"] for row in rows(path)]
+    assert steps == sorted(set(steps))
+
+
+def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
+    words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000"]
+    with torchrun(2, *words, "--run-dir", tmp_path / "run") as process:
+        wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")), "no checkpoint")
+        workers = [w for w in children(process.pid) if has_rank(w)]
+        os.kill(next(w for w in workers if has_rank(w, "1")), signal.SIGKILL)
+        process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert not any(map(has_rank, workers))
+    assert newest(tmp_path / "run").step > 0
+
+
+def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path: Path) -> None:
+    words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000"]
+    with torchrun(2, *words, "--run-dir", tmp_path / "run") as process:
+        wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")), "no checkpoint")
+        workers = [w for w in children(process.pid) if has_rank(w)]
+        os.kill(process.pid, signal.SIGKILL)
+        wait_for(lambda: not any(map(has_rank, workers)), "orphans")
+    assert newest(tmp_path / "run").step > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "restarts", "said"),
+    [
+        (["--rollout.num-envs=3"], 0, b"rollout.num_envs: expected a multiple of the 2 processes"),
+        (["--seeds", "0", "1"], 0, b"seeds: expected one seed for the processes of torchrun"),
+        ([], 1, b"run_dir: expected a folder, in which processes that torchrun restarts"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(
+    words: list[str], restarts: int, said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(2, "train", "CartPole-v1", *SMALL, *words, restarts=restarts)
+    assert done.returncode == 1  # torchrun's own
+    assert b"rlpg: " + said in done.stderr
+    assert b"exitcode  : 2" in done.stderr
+    assert list(tmp_path.iterdir()) == []
