@@ -134,12 +134,12 @@ TASKS: Mapping[str, Task] = {
         },
     ),
     "cvar": Task(
-        "rlpg/Hedging-v0", HedgingDynamics, {"cost": COST, "level": -1.2, "objective": "cvar"},
+        "rlpg/Hedging-v0", HedgingDynamics, {"cost": COST, "level": -1.0, "objective": "cvar"},
         hedging, "hedging with costs", "mean of the worst 5 %", "cvar",
         lambda found: found["cvar"] > -1.55,
         HEDGE,
         {
-            **kinds(400_000, **EPISODES),
+            **kinds(400_000, **EPISODES | {"rollout.num_envs": 128, "learner.learning_rate": 1e-2}),
             "ppo": {"total_steps": 600_000}, "reinforce": {"total_steps": 600_000},
         },
     ),

@@ -33,7 +33,6 @@ and `gradcheck` fork it, and so can you (`torch.random.fork_rng`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -259,39 +258,6 @@ class Tape:
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
         else:
             self._weight = 1.0 if discount == 0 else self._weight * discount
-
-    def add_terms(
-        self,
-        terms: Sequence[Tensor],
-        discounts: Sequence[Tensor],
-        baselines: Sequence[Tensor] | None = None,
-    ) -> None:
-        """Puts one term right after each of the samples, in order, where none was added yet.
-
-        For terms that are only known when the program has ended: rewards that are scaled, or that
-        the value of what follows is added to.
-
-        Args:
-            terms: `[lanes]` each, as many as there are samples.
-            discounts: `[lanes]` each, in [0, 1]; see `add`. They are taken as `independent`.
-            baselines: `[lanes]` each: what the samples subtract, known before them.
-        """
-        samples = self.events
-        if len(samples) != len(terms) or not all(isinstance(s, Node | Path) for s in samples):
-            raise EstimatorError(
-                f"add_terms: expected one term for each of the tape's samples and nothing else on "
-                f"it, got {len(terms)} terms and {len(samples)} entries; call it once, after all "
-                "samples"
-            )
-        self.events = []
-        weight = torch.ones_like(terms[0].detach())
-        for k, (sample, term, discount) in enumerate(zip(samples, terms, discounts, strict=True)):
-            if isinstance(sample, Node):
-                given = sample.baseline if baselines is None else baselines[k]
-                sample = replace(sample, weight=weight, baseline=given)
-            self.events += [sample, Term(f"term {k}", term, discount, weight, None)]
-            weight = torch.where(discount == 0, 1.0, weight * discount)
-        self._num_terms += len(terms)
 
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
         """New samples `[lanes, ...]` from the Gaussian with the mean and deviation of `x`'s lanes.
