@@ -200,9 +200,9 @@ def watch(
 
 @contextmanager
 def made_for_pictures(
-    saved: Saved, render_mode: str, env: str | None, env_kwargs: Mapping[str, Any] | None
+    saved: Saved, render_mode: str | None, env: str | None, env_kwargs: Mapping[str, Any] | None
 ) -> Iterator[tuple[gymnasium.Env[Any, Any], int]]:
-    """The environment of a policy from disk in a render mode, and the cap of its episodes."""
+    """The environment of a policy from disk in a render mode, if any, and its episodes' cap."""
     env_id, options, _ = environment_of(saved, env, env_kwargs)
     with own_words(env_id):
         spec, _ = find_spec(env_id)
@@ -214,7 +214,7 @@ def made_for_pictures(
             **options["kwargs"] | {"render_mode": render_mode},
         )
     try:
-        if render_mode not in made.metadata.get("render_modes", ()):
+        if render_mode and render_mode not in made.metadata.get("render_modes", ()):
             what = "pictures" if render_mode == "rgb_array" else "a window"
             raise UsageError(f"video: expected an environment with {what}, {spec.id} has none")
         yield made, options.get("episode_cap", 1000)

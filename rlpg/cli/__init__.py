@@ -32,6 +32,7 @@ VERBS = {
     "watch": "rlpg.cli.watch:Watch",
     "plot": "rlpg.cli.plot:Plot",
     "export": "rlpg.cli.export:Export",
+    "export-dataset": "rlpg.cli.export_dataset:ExportDataset",
     "card": "rlpg.cli.card:Card",
     "diagnose": "rlpg.cli.diagnose:Diagnose",
     "check-env": "rlpg.cli.check_env:CheckEnv",
@@ -108,7 +109,7 @@ def verb_class(name: str) -> type[Verb]:
 def _line(name: str) -> str:
     """A verb and the first line of its docstring."""
     text = (verb_class(name).__doc__ or "").partition("\n")[0].rstrip(".")
-    return f"    {name:10} {text[0].lower()}{text[1:]}"
+    return f"    {name:14} {text[0].lower()}{text[1:]}"
 
 
 def _unknown(word: str) -> str:

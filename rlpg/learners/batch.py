@@ -159,7 +159,7 @@ class Batch:
     def mean(self, per_sample: Tensor) -> Tensor:
         """Scalar: the weighted sum of `[S]`, whatever stands where the weight is 0."""
         if not self.in_order:  # the samples of positive weight
-            return self.weight @ per_sample
+            return (self.weight * per_sample).sum()
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
 
 

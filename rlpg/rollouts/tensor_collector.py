@@ -267,7 +267,9 @@ class TensorCollector(BaseCollector):
     def _action(self, obs: Tensor, tape: Tape | None) -> Tensor:
         """`[N, *A]` for observations `[N, *O]`."""
         if tape is not None:
-            return tape.sample(self.policy(obs)[0])
+            distribution = self.policy(obs)[0]
+            # Expanded, because "combine" wants parameters with the lanes first.
+            return tape.sample(distribution.expand(distribution.batch_shape))
         if self._drawing is None:
             return self.policy.mode(obs)[0]
         return self.policy.draw(obs, None, self._drawing)[0]
