@@ -19,7 +19,7 @@ class Thermostat(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.steps, self.degrees = 0, self.np_random.uniform(10.0, 30.0)
+        self.steps, self.degrees = 0, self.np_random.uniform(-20.0, 50.0)
         return self._seen(), {}
 
     def step(self, action):
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     run = rlpg.train(
         Thermostat,
         agent="ppo",
-        total_steps=int(os.environ.get("STEPS", "100_000")),
+        total_steps=int(os.environ.get("STEPS", "50_000")),
         overrides={"environment.kwargs": {"outside": 0.0}},
     )
     print(run.evaluation)

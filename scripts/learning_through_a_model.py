@@ -134,12 +134,12 @@ TASKS: Mapping[str, Task] = {
         },
     ),
     "cvar": Task(
-        "rlpg/Hedging-v0", HedgingDynamics, {"cost": COST, "level": -1.2, "objective": "cvar"},
+        "rlpg/Hedging-v0", HedgingDynamics, {"cost": COST, "level": -1.0, "objective": "cvar"},
         hedging, "hedging with costs", "mean of the worst 5 %", "cvar",
         lambda found: found["cvar"] > -1.55,
         HEDGE,
         {
-            **kinds(400_000, **EPISODES),
+            **kinds(400_000, **EPISODES | {"rollout.num_envs": 128, "learner.learning_rate": 1e-2}),
             "ppo": {"total_steps": 600_000}, "reinforce": {"total_steps": 600_000},
         },
     ),
@@ -245,22 +245,25 @@ def table(report: Mapping[str, Any]) -> str:
 
 def draw(report: Mapping[str, Any], known: Mapping[str, dict[str, float]]) -> Figure:
     figure = Figure(figsize=(10, 6.2), layout="constrained")
-    for axes, (name, task) in zip(figure.subplots(2, 3).flat, TASKS.items(), strict=False):
+    known_tasks = {key.split("/")[0] for key in report}
+    shown = [(name, task) for name, task in TASKS.items() if name in known_tasks]
+    for axes, (name, task) in zip(figure.subplots(2, 3).flat, shown, strict=False):
         for key, run in report.items():
             of, agent, _ = key.split("/")
             if of == name:
-                axes.plot(*zip(*run["curve"], strict=True), color=COLORS[agent], lw=1.1, alpha=0.8)
+                steps, values = zip(*run["curve"], strict=True)
+                axes.plot([n / 1000 for n in steps], values, color=COLORS[agent], lw=1.1, alpha=0.8)
         for label, style in (("Black-Scholes", ":"), ("Leland", "--")):
             found = known.get(f"{'mean_variance' if name == 'cvar' else name}/{label}")
             if found and not (name == "hedging" and label == "Leland"):
                 axes.axhline(found[task.figure], color="black", ls=style, lw=1)
-        axes.set(title=task.title, xlabel="environment steps", ylabel=task.label)
-        axes.set_xscale("log")
+        axes.set(title=task.title, xlabel="environment steps, thousands", ylabel=task.label)
         if name == "lqr":
             axes.set_yscale("log")
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes[len(shown) :]:
+        axes.axis("off")
     legend = figure.axes[-1]
-    legend.axis("off")
     for agent, color in COLORS.items():
         label = agent if agent in ("ppo", "reinforce") else f"pathwise, gradient {agent}"
         legend.plot([], [], color=color, label=label)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import Node as GradFn
 from torch.distributions import Distribution
@@ -128,29 +127,6 @@ class Ancestry:
 
 
 Event = Node | Path | Term | Branching | Barrier
-
-
-def interleaved(
-    samples: list[Event],
-    terms: Sequence[Tensor],
-    discounts: Sequence[Tensor],
-    baselines: Sequence[Tensor] | None,
-) -> list[Event]:
-    """The samples, each with its term after it."""
-    if len(samples) != len(terms) or not all(isinstance(s, Node | Path) for s in samples):
-        raise EstimatorError(
-            f"add_terms: expected one term for each of the tape's samples and nothing else on it, "
-            f"got {len(terms)} terms and {len(samples)} entries; call it once, after all samples"
-        )
-    events: list[Event] = []
-    weight = torch.ones_like(terms[0].detach())
-    for k, (sample, term, discount) in enumerate(zip(samples, terms, discounts, strict=True)):
-        if isinstance(sample, Node):
-            given = sample.baseline if baselines is None else baselines[k]
-            sample = replace(sample, weight=weight, baseline=given)
-        events += [sample, Term(f"term {k}", term, discount, weight, None)]
-        weight = torch.where(discount == 0, 1.0, weight * discount)
-    return events
 
 
 def known_how(name: str, how: str) -> How:

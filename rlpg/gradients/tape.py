@@ -54,7 +54,6 @@ from rlpg.gradients.events import (
     Node,
     Path,
     Term,
-    interleaved,
     known_how,
 )
 from rlpg.gradients.events import How as How
@@ -253,25 +252,6 @@ class Tape:
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
         else:
             self._weight = 1.0 if discount == 0 else self._weight * discount
-
-    def add_terms(
-        self,
-        terms: Sequence[Tensor],
-        discounts: Sequence[Tensor],
-        baselines: Sequence[Tensor] | None = None,
-    ) -> None:
-        """Puts one term right after each of the samples, in order, where none was added yet.
-
-        For terms that are only known when the program has ended: rewards that are scaled, or that
-        the value of what follows is added to.
-
-        Args:
-            terms: `[lanes]` each, as many as there are samples.
-            discounts: `[lanes]` each, in [0, 1]; see `add`. They are taken as `independent`.
-            baselines: `[lanes]` each: what the samples subtract, known before them.
-        """
-        self.events = interleaved(self.events, terms, discounts, baselines)
-        self._num_terms += len(terms)
 
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
         """New samples `[lanes, ...]` from the Gaussian with the mean and deviation of `x`'s lanes.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlpg.errors import UsageError
+from rlpg.gradients.afterwards import add_terms
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import KL_SAMPLES, Learner
 from rlpg.learners.settings import LearnerSettings, PathwiseSettings
@@ -49,12 +50,10 @@ class TargetValue(StateValue):
         self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         metrics = self._learned.update(samples, returns, weight, lr_scale)
-        pairs = zip(
-            self._used.network.parameters(), self._learned.network.parameters(), strict=True
-        )
+        target, learned = self._used.network, self._learned.network
         with torch.no_grad():
-            for target, learned in pairs:
-                target.lerp_(learned, 1.0 - self._decay)
+            for slow, fast in zip(target.parameters(), learned.parameters(), strict=True):
+                slow.lerp_(fast, 1.0 - self._decay)
         return metrics
 
     def compile(self) -> None:
@@ -89,15 +88,13 @@ class Pathwise(Learner):
 
     def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
         """The objective of the window, whose gradient is the one that `gradient` names."""
-        rollout, gamma, scale = batch.rollout, self.settings.gamma, 1.0
-        window = rollout.window
+        rollout, gamma = batch.rollout, self.settings.gamma
+        window, scale = rollout.window, self.reward_scale.scale if self.reward_scale else 1.0
         if window is None:
             raise UsageError(
                 "rollout: expected one that can be differentiated, got one without a window; "
                 f"collect with TensorCollector(..., gradient={self.gradient!r})"
             )
-        if self.reward_scale:
-            scale = self.reward_scale.scale
         # Where a step is the last of its episode or of the window, a value stands for what follows.
         is_last = rollout.done.clone()  # [T, N]
         is_last[-1] = True
@@ -108,17 +105,16 @@ class Pathwise(Learner):
         follows = torch.where(rollout.terminated, 0.0, follows)
         terms = window.reward / scale + gamma * follows
         discounts = gamma * (~is_last).to(terms.dtype)
-        values = self.baseline.predict(rollout)[0]
+        values = self.baseline.predict(rollout)[0].unbind()
         window.tape.gae_lambda = self.advantage_rule.gae_lambda or 1.0
-        window.tape.add_terms(terms.unbind(), discounts.unbind(), values.unbind())
+        add_terms(window.tape, terms.unbind(), discounts.unbind(), values)
         return window.tape.surrogate() * batch.weight.sum() / len(terms)  # weight: of this rank
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """One step along the gradient of the whole window."""
-        objective, log_prob, terms = self.objective(batch)
+        objective, log_prob, sums = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        return {
-            "train/entropy": float(terms["train/entropy"] / batch.weight.sum()),
+        return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {
             "train/approx_kl": self.approx_kl(replace(batch, log_prob=log_prob), KL_SAMPLES),
             "gradient/norm": norm,
         }

@@ -38,7 +38,8 @@ class Window:
     """What of a rollout carries a gradient, where its environments can be differentiated.
 
     The tape's samples are the T actions `[N, *A]`, in order; its terms are the learner's to add
-    (`Tape.add_terms`). An episode that ends inside the rollout passes no gradient to the next one.
+    (`gradients.afterwards.add_terms`). An episode that ends inside the rollout passes no gradient
+    to the next one.
     """
 
     tape: Tape

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.gradients.tape import How, Tape
+from rlpg.policies.distributions import DiagonalNormal
+from rlpg.policies.heads import independent
 from rlpg.policies.networks import global_generator_from
 from rlpg.rollouts.base import BaseCollector, set_stream, stream
 from rlpg.rollouts.rollout import Episodes, Rollout, Window
@@ -267,9 +269,10 @@ class TensorCollector(BaseCollector):
     def _action(self, obs: Tensor, tape: Tape | None) -> Tensor:
         """`[N, *A]` for observations `[N, *O]`."""
         if tape is not None:
-            distribution = self.policy(obs)[0]
-            # Expanded, because "combine" wants parameters with the lanes first.
-            return tape.sample(distribution.expand(distribution.batch_shape))
+            law = self.policy(obs)[0]
+            if isinstance(law, DiagonalNormal):  # "combine" asks for parameters lane by lane
+                law = independent(law.base_dist, law.reinterpreted_batch_ndims)
+            return tape.sample(law)
         if self._drawing is None:
             return self.policy.mode(obs)[0]
         return self.policy.draw(obs, None, self._drawing)[0]
@@ -318,11 +321,7 @@ class TensorCollector(BaseCollector):
 
 
 def dynamics_of(envs: Any, name: str) -> tuple[TensorEnv, int]:
-    """The environment as functions of tensors, and its time limit in steps.
-
-    Raises:
-        UsageError: `envs`, which the message calls by `name`, steps no such environment.
-    """
+    """The environment as functions of tensors, and its time limit; UsageError if there is none."""
     if not isinstance(envs, VectorEnv):
         return envs, envs.max_episode_steps
     base = envs.unwrapped

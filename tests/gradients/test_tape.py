@@ -14,7 +14,7 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
 from rlpg.gradients.estimators import score_function
 from rlpg.gradients.returns import reward_to_go
-from rlpg.gradients.tape import How, Tape
+from rlpg.gradients.tape import Tape
 
 THETA = torch.tensor([0.3, -0.5], dtype=torch.float64)
 GAMMA = 0.8
@@ -488,40 +488,3 @@ def test_the_second_order_credited_samples_with_the_episode_after_theirs(
             return torch.autograd.grad(tape.surrogate(order), theta)[0]
 
     torch.testing.assert_close(gradient(2), gradient(1))
-
-
-@pytest.mark.parametrize("how", ["score", "pathwise", "combine"])
-@pytest.mark.parametrize("gae_lambda", [1.0, 0.7])
-def test_terms_that_are_added_afterwards_are_the_same_program(how: How, gae_lambda: float) -> None:
-    """Two steps, the first of which ends the episode in some lanes."""
-    discounts = [torch.tensor([0.9, 0.0] * 4), torch.full((8,), 0.9)]
-    baselines = [torch.linspace(0, 1, 8), torch.linspace(2, -1, 8)]
-    found = []
-    for afterwards in (False, True):
-        mean = torch.tensor(0.3, requires_grad=True)
-        tape = Tape(how, gae_lambda=gae_lambda)
-        terms = []
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for t in range(2):
-                x = tape.sample(Normal(mean * torch.ones(8), 0.5), baseline=baselines[t])
-                term = (x - t).square() + (terms[-1] if terms else 0.0)
-                terms.append(term)
-                if not afterwards:
-                    tape.add(term, discounts[t], independent=True)
-        if afterwards:
-            tape.add_terms(terms, discounts, baselines)
-        surrogate = tape.surrogate()
-        surrogate.backward()
-        found.append((float(surrogate.detach()), float(mean.grad)))  # type: ignore[arg-type]
-    assert found[0] == found[1]
-
-
-def test_terms_are_added_afterwards_once_and_for_every_sample() -> None:
-    tape = Tape("pathwise")
-    x = tape.sample(Normal(torch.ones(4, requires_grad=True), 1.0))
-    with pytest.raises(EstimatorError, match="got 2 terms and 1 entries; call it once, after all"):
-        tape.add_terms([x, x], [torch.ones(4)] * 2)
-    tape.add_terms([x], [torch.ones(4)])
-    with pytest.raises(EstimatorError, match="got 1 terms and 2 entries"):
-        tape.add_terms([x], [torch.ones(4)])
