@@ -421,8 +421,9 @@ def decided(is_stopping: bool, is_due: bool, stop: StopSignals) -> tuple[bool, b
     if not is_alone():
         own = [is_stopping, is_due and rank() == 0, stop.received or 0]
         is_stopping_any, is_due_first, number = max_over_ranks(torch.tensor(own)).tolist()
-        is_stopping, is_due = bool(is_stopping_any), bool(is_due_first)
-        stop.received = signal.Signals(number) if number else None
+        if number:  # else one that has come since counts at the next call, in all ranks
+            stop.received = signal.Signals(number)
+        return bool(is_stopping_any or number), bool(is_due_first)
     return is_stopping or stop.received is not None, is_due
 
 
