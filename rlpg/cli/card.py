@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from rlpg.cli.streams import quoted, report
-from rlpg.cli.verb import Folder, Importing, check_extra, check_folder
+from rlpg.cli.verb import Folder, Importing, check_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,6 @@ class Card(Importing):
     """film an episode, too"""
 
     def check(self) -> None:
-        check_folder("--output", self.output)
         if self.video:
             check_extra("--video", "imageio_ffmpeg", "video")
 

@@ -28,13 +28,10 @@ class ExportDataset(Playing):
     best: bool = False
     """a run's best policy instead of its last"""
 
-    def check(self) -> None:
-        super().check()
-        check_extra("export-dataset", "minari", "minari")
-        check_extra("export-dataset", "h5py", "minari")
-
     def run(self) -> int:
         """Play, keep, and print one line."""
+        check_extra("export-dataset", "minari", "minari")
+        check_extra("export-dataset", "h5py", "minari")
         from rlpg.dataset import write_dataset
         from rlpg.loading import load_saved
         from rlpg.references import UserParts

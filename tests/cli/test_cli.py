@@ -374,7 +374,7 @@ def test_evaluate_refuses_another_environment(
     ("words", "named"),
     [
         ("", "expected a verb, one of train, resume"),
-        ("trian CartPole-v1", "trian: expected a verb, one of train, resume, evaluate"),
+        ("trian CartPole-v1", "trian: expected a verb, one of train, resume, sweep, evaluate"),
         ("train", "train: expected ENV, got nothing; see `rlpg train --help`"),
         ("train CartPol-v1", "got 'CartPol-v1'; did you mean CartPole-v1"),
         ("train CartPole-v9", "did you mean CartPole-v1"),
