@@ -20,9 +20,9 @@ WIDEST, NARROWING = 0.5, 0.65  # of the first log standard deviation
 def log_std_init(num_action_dims: int) -> float:
     """Log of a Gaussian's first standard deviation: `0.5 - 0.65 log D`, D action dimensions.
 
-    Fitted to PPO on seeds 0 to 2: with one dimension (MountainCarContinuous) 0.5 reaches the flag
-    and 0 never does; with three (Hopper) 0 is better than -0.7; with six (HalfCheetah) -0.7 makes
-    4,776 to 5,559 in 300,000 steps and -0.4 makes 2,506 and 3,004.
+    Fitted to PPO on few seeds, which docs/learners.md lists: with one dimension
+    (MountainCarContinuous) 0.5 reaches the flag and 0 does not, with three (Hopper) 0 was better
+    than -0.7, with six (HalfCheetah) -0.7 was better than -0.4.
     """
     return round(WIDEST - NARROWING * math.log(max(num_action_dims, 1)), 2)
 
