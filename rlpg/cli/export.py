@@ -36,11 +36,11 @@ class Export(Importing):
 
     def check(self) -> None:
         check_folder("--onnx", self.onnx)
-        for module in ("onnx", "onnxscript", "onnxruntime"):
-            check_extra("--onnx", module, "onnx")
 
     def run(self) -> int:
         """Export, and say what goes in and comes out."""
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            check_extra("--onnx", module, "onnx")
         from rlpg.export import Acting, to_onnx
         from rlpg.loading import load_saved
         from rlpg.references import UserParts
