@@ -39,11 +39,8 @@ class Card(Importing):
     def run(self) -> int:
         """Write the folder."""
         from rlpg.card import write_card
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         write_card(saved, self.output, has_video=self.video)
         report(f"written to {quoted(self.output)}")
         return 0

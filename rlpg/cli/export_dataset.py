@@ -33,11 +33,8 @@ class ExportDataset(Playing):
         check_extra("export-dataset", "minari", "minari")
         check_extra("export-dataset", "h5py", "minari")
         from rlpg.dataset import write_dataset
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         played = write_dataset(
             saved,
             self.name,
