@@ -117,9 +117,9 @@ def train_seeds(
     Each process imports what it is given: a class or function must be in a module, and a script
     that calls this needs `if __name__ == "__main__":`.
 
+    Every other argument is one of `train`.
+
     Args:
-        env, agent, total_steps, recipe, overrides, network, policy, baseline, schedules,
-            stop_at_return, import_modules, quiet: see `train`.
         seeds: of the runs, all different.
         jobs: how many runs go on at the same time, a process each; 1: one after the other in this
             process. None: as many as there are cores.

@@ -79,6 +79,9 @@ SPACES: Mapping[str, Space] = MappingProxyType({
     }),
     "npg": _NATURAL,
     "trpo": _NATURAL,
+    "pathwise": MappingProxyType({
+        **_COMMON, **_RATE, "rollout.num_steps": Range(choices=(8, 16, 32, 64)),
+    }),
 })  # fmt: skip
 
 

@@ -354,10 +354,10 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
     recipe, collector, learner = components.recipe, components.collector, components.learner
     accumulator, display, hooks = components.accumulator, components.display, components.hooks
     policy, total, done = learner.policy, recipe.total_steps, steps_of_all(collector)
-    log_due = Every(recipe.log.every or total // LOG_ENTRIES, total, done)
-    evaluation_due = Every(recipe.evaluation.every or total // EVALUATIONS, total, done)
-    between = recipe.checkpoint.every or total // EVALUATIONS
-    checkpoint_due = Every(between, total, done, CHECKPOINT_SECONDS)
+    between_logs, between_evaluations, between_checkpoints = intervals(recipe)
+    log_due = Every(between_logs, total, done)
+    evaluation_due = Every(between_evaluations, total, done)
+    checkpoint_due = Every(between_checkpoints, total, done, CHECKPOINT_SECONDS)
     display.done_steps = step = done
     trouble = Trouble(recipe, policy.head, display.warn)
     is_stopping = False
@@ -413,6 +413,17 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
     return step
 
 
+def intervals(recipe: Recipe) -> tuple[int, int, int]:
+    """Environment steps between log entries, evaluations, and checkpoints; at least 1 each."""
+    total = recipe.total_steps
+    rare = max(total // EVALUATIONS, 1)
+    return (
+        recipe.log.every or max(total // LOG_ENTRIES, 1),
+        recipe.evaluation.every or rare,
+        recipe.checkpoint.every or rare,
+    )
+
+
 def decided(is_stopping: bool, is_due: bool, stop: StopSignals) -> tuple[bool, bool]:
     """Whether to stop, and whether to save: the same in all ranks.
 
@@ -421,8 +432,9 @@ def decided(is_stopping: bool, is_due: bool, stop: StopSignals) -> tuple[bool, b
     if not is_alone():
         own = [is_stopping, is_due and rank() == 0, stop.received or 0]
         is_stopping_any, is_due_first, number = max_over_ranks(torch.tensor(own)).tolist()
-        is_stopping, is_due = bool(is_stopping_any), bool(is_due_first)
-        stop.received = signal.Signals(number) if number else None
+        if number:  # else one that has come since counts at the next call, in all ranks
+            stop.received = signal.Signals(number)
+        return bool(is_stopping_any or number), bool(is_due_first)
     return is_stopping or stop.received is not None, is_due
 
 

@@ -18,6 +18,8 @@ import rlpg
 from rlpg.errors import UsageError
 from rlpg.rollouts import Collector
 
+# Runs of a few steps are in the trouble that longer ones are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*value network explains")
 ENVS = ("CartPole-v1", "Pendulum-v1", "MountainCar-v0")
 STATISTICAL = ("none", "moving_average", "time_step", "leave_one_out")
 BASELINES = (*STATISTICAL, "linear", "value")

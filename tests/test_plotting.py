@@ -143,7 +143,6 @@ def test_the_command_draws_files(
     path = tmp_path / f"a.{suffix}"
     assert main(["plot", str(runs), "--output", str(path), "--kind", kind]) == 0
     assert path.read_bytes().startswith(magic)
-    assert "matplotlib.pyplot" not in sys.modules  # which would want a display
 
 
 @pytest.mark.parametrize(

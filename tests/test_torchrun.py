@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlpg.restore import require_same
 from rlpg.runs.store import Checkpoint, newest_checkpoint
+from rlpg.stopping import StopSignals
+from rlpg.training import decided
 
 SMALL = [
     "--recipe=default", "--rollout.num-envs=4", "--rollout.num-steps=16", "--log.every=128",
@@ -203,6 +206,23 @@ def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         wait_for(lambda: not any(map(has_rank, workers)), "orphans")
     assert newest(tmp_path / "run").step > 0
+
+
+def test_a_signal_that_came_while_the_ranks_decided_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = StopSignals()
+
+    def meanwhile(values: torch.Tensor) -> torch.Tensor:
+        stop.received = signal.SIGTERM
+        return values
+
+    monkeypatch.setattr("rlpg.training.is_alone", lambda: False)
+    monkeypatch.setattr("rlpg.training.rank", lambda: 0)
+    monkeypatch.setattr("rlpg.training.max_over_ranks", meanwhile)
+    assert decided(False, True, stop) == (False, True), "the other ranks do not know of it"
+    assert stop.received is signal.SIGTERM
+    assert decided(False, False, stop) == (True, False)
 
 
 @pytest.mark.parametrize(

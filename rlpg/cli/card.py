@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from rlpg.cli.streams import quoted, report
-from rlpg.cli.verb import Folder, Importing, check_extra, check_folder
+from rlpg.cli.verb import Folder, Importing, check_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +33,14 @@ class Card(Importing):
     """film an episode, too"""
 
     def check(self) -> None:
-        check_folder("--output", self.output)
         if self.video:
             check_extra("--video", "imageio_ffmpeg", "video")
 
     def run(self) -> int:
         """Write the folder."""
         from rlpg.card import write_card
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         write_card(saved, self.output, has_video=self.video)
         report(f"written to {quoted(self.output)}")
         return 0

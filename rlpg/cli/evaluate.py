@@ -48,11 +48,8 @@ class Evaluate(Playing):
     def run(self) -> int:
         """Evaluate and print one line."""
         from rlpg.evaluation import evaluate_saved
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         evaluation = evaluate_saved(
             saved,
             env=self.env,

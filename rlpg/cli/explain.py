@@ -16,7 +16,7 @@ from rlpg.learners.rules import REASONS, num_minibatches
 from rlpg.learners.settings import AGENTS
 from rlpg.references import UserParts
 from rlpg.runs.recipe import Recipe, diff, flatten
-from rlpg.training import EVALUATIONS, LOG_ENTRIES
+from rlpg.training import intervals
 
 WIDEST_VALUE = 24
 
@@ -57,13 +57,9 @@ def explained(
 
 def followed(recipe: Recipe) -> dict[str, Any]:
     """What follows from the size of a run and of a rollout."""
-    total, rollout, learner = recipe.total_steps, recipe.rollout, recipe.learner
-    every = recipe.evaluation.every or max(total // EVALUATIONS, 1)
-    found: dict[str, Any] = {
-        "evaluation.every": every,
-        "checkpoint.every": recipe.checkpoint.every or max(total // EVALUATIONS, 1),
-        "log.every": recipe.log.every or max(total // LOG_ENTRIES, 1),
-    }
+    rollout, learner = recipe.rollout, recipe.learner
+    names = ("log.every", "evaluation.every", "checkpoint.every")
+    found: dict[str, Any] = dict(zip(names, intervals(recipe), strict=True))
     size = rollout.num_envs * rollout.num_steps
     most = rollout.num_envs if recipe.policy.memory else size
     for name in ("num_minibatches", "num_value_minibatches"):

@@ -36,17 +36,14 @@ class Export(Importing):
 
     def check(self) -> None:
         check_folder("--onnx", self.onnx)
-        for module in ("onnx", "onnxscript", "onnxruntime"):
-            check_extra("--onnx", module, "onnx")
 
     def run(self) -> int:
         """Export, and say what goes in and comes out."""
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            check_extra("--onnx", module, "onnx")
         from rlpg.export import Acting, to_onnx
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         difference = to_onnx(saved.policy, self.onnx, deterministic=not self.stochastic)
         acting = Acting(saved.policy, deterministic=not self.stochastic)
         print(f"inputs {', '.join(acting.input_names)}; outputs {', '.join(acting.output_names)}")

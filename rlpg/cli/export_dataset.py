@@ -28,19 +28,13 @@ class ExportDataset(Playing):
     best: bool = False
     """a run's best policy instead of its last"""
 
-    def check(self) -> None:
-        super().check()
-        check_extra("export-dataset", "minari", "minari")
-        check_extra("export-dataset", "h5py", "minari")
-
     def run(self) -> int:
         """Play, keep, and print one line."""
+        check_extra("export-dataset", "minari", "minari")
+        check_extra("export-dataset", "h5py", "minari")
         from rlpg.dataset import write_dataset
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         played = write_dataset(
             saved,
             self.name,

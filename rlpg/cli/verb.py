@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from msgspec import Meta
 
@@ -16,6 +16,9 @@ from rlpg.cli.words import Given
 from rlpg.errors import UsageError, install
 from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Arguments, Natural, Settings
+
+if TYPE_CHECKING:
+    from rlpg.loading import Saved
 
 EnvironmentId = Annotated[str, Meta(title="ENV")]
 File = Annotated[Path, Meta(title="FILE")]
@@ -70,6 +73,14 @@ class Importing(Verb):
     def key(cls, name: str) -> str:
         """As it is typed: `--num-envs`."""
         return "--import" if name == "import_modules" else super().key(name)
+
+    def load(self, source: str, *, is_best: bool) -> Saved:
+        """The policy of a run (its best or its last one), of a folder, or of a shipped agent."""
+        from rlpg.loading import load_saved
+        from rlpg.references import UserParts
+
+        parts = UserParts(import_modules=self.import_modules)
+        return load_saved(source, "best" if is_best else "last", parts)
 
 
 @dataclass(frozen=True, kw_only=True)

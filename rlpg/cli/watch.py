@@ -32,12 +32,9 @@ class Watch(Playing):
 
     def run(self) -> int:
         """Play, and print one line."""
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
         from rlpg.video import watch
 
-        parts = UserParts(import_modules=self.import_modules)
-        saved = load_saved(self.source, "best" if self.best else "last", parts)
+        saved = self.load(self.source, is_best=self.best)
         played = watch(
             saved,
             env=self.env,

@@ -374,7 +374,7 @@ def test_evaluate_refuses_another_environment(
     ("words", "named"),
     [
         ("", "expected a verb, one of train, resume"),
-        ("trian CartPole-v1", "trian: expected a verb, one of train, resume, evaluate"),
+        ("trian CartPole-v1", "trian: expected a verb, one of train, resume, sweep, evaluate"),
         ("train", "train: expected ENV, got nothing; see `rlpg train --help`"),
         ("train CartPol-v1", "got 'CartPol-v1'; did you mean CartPole-v1"),
         ("train CartPole-v9", "did you mean CartPole-v1"),
@@ -657,7 +657,7 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
         assert key in why, key
     assert why["rollout.num_envs"].split(maxsplit=2)[1:] == ["2", "given"]
     assert "0.5 " in why["policy.log_std_init"]
-    assert "by rule: the variances" in why["policy.log_std_init"]
+    assert "by rule: 0.5 - 0.65 log" in why["policy.log_std_init"]
     assert why["learner.num_minibatches"].split()[1] == "4"  # 2 x 128 samples
     assert why["evaluation.every"].split()[1] == "100"
     assert why["learner.clip_range"].endswith("default of ppo")

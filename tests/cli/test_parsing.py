@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,12 +63,24 @@ def test_completion_offers_verbs_options_and_choices(
     script = capsys.readouterr().out
     for word in (*cli.VERBS, "learner.learning-rate", "squashed", "run-dir", "exact"):
         assert word in script
-    assert "settings" not in script
+    assert "--settings" not in script
     program = shutil.which(shell)
     if program is not None:
         path = tmp_path / "completion"
         path.write_text(script)
         subprocess.run([program, "-n", str(path)], check=True, capture_output=True)
+
+
+def test_completion_and_help_wanted_extras_that_were_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime", "optuna", "minari", "h5py", "matplotlib",
+                   "imageio_ffmpeg", "wandb", "mlflow", "trackio"):  # fmt: skip
+        monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main(["completion", "bash"]) == 0
+    for verb in cli.VERBS:
+        assert cli.main([verb, "--help"]) == 0
+    assert "usage: rlpg completion" in capsys.readouterr().out
 
 
 def test_bash_completes_what_was_begun(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.error import InvalidAction
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 from rlpg.envs.bandit import Bandit, BanditVectorEnv
 from rlpg.envs.catch import Catch, CatchVectorEnv
 from rlpg.envs.chain import Chain, ChainVectorEnv
@@ -32,8 +33,13 @@ OWN = [
 
 @pytest.mark.parametrize(("single", "vector"), OWN)
 def test_one_and_many_are_the_same_environment(single: Any, vector: Any) -> None:
-    theirs = SyncVectorEnv([single] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     ours = vector(3)
+    limit = ours.max_episode_steps or 1000
+
+    def limited() -> TimeLimit[Any, Any]:
+        return TimeLimit(single(), limit)
+
+    theirs = SyncVectorEnv([limited] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     seeds = [3, 1, 4]
     np.testing.assert_array_equal(ours.reset(seed=seeds)[0], theirs.reset(seed=seeds)[0])
     ours.action_space.seed(0)

@@ -15,7 +15,6 @@ from ranks import columns_of, on_ranks
 
 from rlpg import PPO, Learner, NaturalGradient, Reinforce
 from rlpg.distributed import num_ranks, rank
-from rlpg.learners.settings import AGENTS
 
 NUM_ENVS, ROLLOUTS = 12, 3
 CLASSES = {"reinforce": Reinforce, "a2c": Reinforce, "ppo": PPO, "npg": NaturalGradient}
@@ -26,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 GRID: list[dict[str, Any]] = [
     {"agent": agent, "baseline": baseline, "memory": memory, "normalize": normalize}
-    for agent in AGENTS
+    for agent in CLASSES
     for baseline in BASELINES
     for memory in (None, "gru")
     for normalize in (True, False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,13 @@ def test_continuous_dimensions_of_an_action(space: Any, expected: int) -> None:
     assert num_continuous(space) == expected
 
 
-@pytest.mark.parametrize("num_dims", [1, 2, 3, 6, 8, 17])
-def test_the_variances_of_all_dimensions_have_one_sum(num_dims: int) -> None:
-    total = num_dims * math.exp(2 * rules.log_std_init(num_dims))
-    assert total == pytest.approx(rules.NOISE_VARIANCE, rel=0.011)  # two decimals
+@pytest.mark.parametrize(
+    ("num_dims", "expected"), [(0, 0.5), (1, 0.5), (2, 0.05), (3, -0.21), (6, -0.66), (17, -1.34)]
+)
+def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
+    num_dims: int, expected: float
+) -> None:
+    assert rules.log_std_init(num_dims) == expected
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -73,7 +73,7 @@ def test_the_command_tracks_each_seed(
     told: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["train", "CartPole-v1", "--agent", "a2c", *SHORT, "--seeds", "3", "4"]
+    words = ["train", "CartPole-v1", "--agent", "a2c", *SHORT, "--seeds", "3", "4", "--jobs", "1"]
     assert main([*words, "--track", "wandb"]) == 0
     names = [options["name"] for name, _, options in told if name == "init"]
     assert names == ["CartPole-v1 a2c seed 3", "CartPole-v1 a2c seed 4"]
