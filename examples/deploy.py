@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 import rlpg
-from rlpg.export import to_onnx
+from rlpg.verbs.export import to_onnx
 
 run = rlpg.train("CartPole-v1", total_steps=int(os.environ.get("STEPS", "50_000")), seed=0)
 policy = rlpg.load(run.path / "policy")  # the folder is all that a policy needs: copy it anywhere

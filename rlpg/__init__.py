@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlpg import errors
-    from rlpg.checking import check_env
+    from rlpg.checks.checking import check_env
     from rlpg.checks.report import Finding, Report
+    from rlpg.engine.evaluator import Evaluation
+    from rlpg.engine.loading import load
     from rlpg.errors import RlpgError
-    from rlpg.evaluation import Evaluation, evaluate
     from rlpg.gradients import estimators
     from rlpg.gradients.baselines import (
         Baseline,
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from rlpg.gradients.tape import Tape
     from rlpg.learners import PPO, Batch, Learner, NaturalGradient, Pathwise, Reinforce
     from rlpg.learners.settings import LearnerSettings
-    from rlpg.loading import load
     from rlpg.policies import Policy, StandardPolicy, make_head
     from rlpg.rollouts import Collector, Rollout, TensorCollector, make_envs
     from rlpg.runs.logger import JSONLLogger, Logger, TensorBoardLogger
     from rlpg.runs.recipe import Recipe
-    from rlpg.several import train_seeds
-    from rlpg.training import Run, resume, train
+    from rlpg.verbs.evaluation import evaluate
+    from rlpg.verbs.several import train_seeds
+    from rlpg.verbs.training import Run, resume, train
 
 __version__ = "0.2.0"
 __all__ = [
@@ -100,7 +101,7 @@ _HOME = {
     "Baseline": "rlpg.gradients.baselines",
     "Batch": "rlpg.learners",
     "Collector": "rlpg.rollouts",
-    "Evaluation": "rlpg.evaluation",
+    "Evaluation": "rlpg.engine.evaluator",
     "Finding": "rlpg.checks.report",
     "JSONLLogger": "rlpg.runs.logger",
     "Learner": "rlpg.learners",
@@ -120,22 +121,22 @@ _HOME = {
     "Report": "rlpg.checks.report",
     "RlpgError": "rlpg.errors",
     "Rollout": "rlpg.rollouts",
-    "Run": "rlpg.training",
+    "Run": "rlpg.verbs.training",
     "StandardPolicy": "rlpg.policies",
     "Tape": "rlpg.gradients.tape",
     "TensorBoardLogger": "rlpg.runs.logger",
     "TensorCollector": "rlpg.rollouts",
     "Value": "rlpg.gradients.baselines",
-    "check_env": "rlpg.checking",
+    "check_env": "rlpg.checks.checking",
     "compare": "rlpg.gradients.compare",
-    "evaluate": "rlpg.evaluation",
+    "evaluate": "rlpg.verbs.evaluation",
     "gradcheck": "rlpg.gradients.gradcheck",
-    "load": "rlpg.loading",
+    "load": "rlpg.engine.loading",
     "make_envs": "rlpg.rollouts",
     "make_head": "rlpg.policies",
-    "resume": "rlpg.training",
-    "train": "rlpg.training",
-    "train_seeds": "rlpg.several",
+    "resume": "rlpg.verbs.training",
+    "train": "rlpg.verbs.training",
+    "train_seeds": "rlpg.verbs.several",
 }
 
 

@@ -38,11 +38,11 @@ from torch.distributions import Normal
 
 import rlpg
 import rlpg.errors
-from rlpg.components import find_recipe, make_learner, make_policy, seed_sequence
+from rlpg.engine.components import find_recipe, make_learner, make_policy, seed_sequence
 from rlpg.gradients import returns
 from rlpg.gradients.tape import Tape
 from rlpg.policies import StandardPolicy
-from rlpg.references import UserParts
+from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
@@ -625,7 +625,7 @@ def memory() -> Iterator[Row]:
 import resource
 from pathlib import Path
 import rlpg
-from rlpg.metrics import MetricsAccumulator
+from rlpg.engine.metrics import MetricsAccumulator
 def now():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 seen, before = {}, MetricsAccumulator.take

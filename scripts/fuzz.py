@@ -28,11 +28,11 @@ import numpy as np
 import torch
 
 import rlpg
-from rlpg.components import make_learner, make_policy
+from rlpg.engine.components import make_learner, make_policy
+from rlpg.engine.loading import load_saved
+from rlpg.engine.metrics import MetricsAccumulator
+from rlpg.engine.restore import fitting, restore, restore_tensors
 from rlpg.errors import FileError
-from rlpg.loading import load_saved
-from rlpg.metrics import MetricsAccumulator
-from rlpg.restore import fitting, restore, restore_tensors
 from rlpg.rollouts import Collector, make_envs
 from rlpg.runs.recipe import Recipe, dumps, load_recipe, override
 from rlpg.runs.store import CHECKPOINT, POLICY, load_checkpoint, newest_checkpoint

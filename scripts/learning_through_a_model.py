@@ -30,7 +30,7 @@ from rlpg.envs.lqr import LQRDynamics
 from rlpg.envs.swing_up import SwingUpDynamics, tip_distance
 from torch import Tensor
 
-from rlpg.components import make_learner, make_policy, resolved, seed_sequence, training_envs
+from rlpg.engine.components import make_learner, make_policy, resolved, seed_sequence, training_envs
 from rlpg.policies import Policy
 from rlpg.rollouts import TensorCollector
 from rlpg.runs.recipe import Recipe, override

@@ -30,7 +30,7 @@ import rlpg
 from rlpg.runs.recipe import load_recipe
 from rlpg.runs.run import versions
 from rlpg.runs.store import load_policy, save_policy
-from rlpg.scores import interquartile_mean
+from rlpg.verbs.scores import interquartile_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS, TABLE = ROOT / "agents", ROOT / "docs" / "results.md"

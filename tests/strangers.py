@@ -25,13 +25,13 @@ import safetensors.numpy
 import torch
 
 import rlpg
-from rlpg.evaluation import evaluate_saved
-from rlpg.loading import load_saved
+from rlpg.engine.loading import load_saved
 from rlpg.runs.curves import Curves
 from rlpg.runs.recipe import Recipe, load_recipe, override
 from rlpg.runs.run import FILES, create_run
 from rlpg.runs.store import Checkpoint, load_checkpoint, load_policy, newest_checkpoint
 from rlpg.runs.trees import VERSION, sealed, split
+from rlpg.verbs.evaluation import evaluate_saved
 
 CANARY = "canary"  # in the working folder; whoever makes it has run code or left its folder
 SETTINGS: dict[str, Any] = {

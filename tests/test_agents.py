@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 import rlpg
-from rlpg.evaluation import check_spaces, evaluate_saved
-from rlpg.loading import load_saved
-from rlpg.runs.recipe import flatten, load_recipe
-from rlpg.shipped import (
+from rlpg.engine.evaluator import check_spaces
+from rlpg.engine.loading import load_saved
+from rlpg.engine.shipped import (
     shipped_agents,
     shipped_folder,
     shipped_recipe,
     shipped_results,
 )
+from rlpg.runs.recipe import flatten, load_recipe
+from rlpg.verbs.evaluation import evaluate_saved
 
 EXPECTED = {
     "Acrobot-v1-reinforce",

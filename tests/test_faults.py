@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 import rlpg
 from rlpg import cli
-from rlpg.components import seed_sequence
+from rlpg.engine.components import seed_sequence
 from rlpg.errors import EnvironmentFault, FileError
 from rlpg.rollouts import derived_seed
 from rlpg.runs.store import newest_checkpoint

@@ -17,13 +17,19 @@ NUMERIC = {"torch", "numpy"}
 MAY_IMPORT = {
     "rlpg.errors": set(),
     "rlpg.settings": {"msgspec", "rlpg.errors"},
-    "rlpg.references": {"rlpg.errors"},
+    "rlpg.policies.references": {"rlpg.errors"},
     "rlpg.distributed": {"torch", "rlpg.errors"},
-    "rlpg.scores": {"numpy"},
-    "rlpg.plotting": {"numpy", "matplotlib", "rlpg.errors", "rlpg.scores", "rlpg.runs.history"},
+    "rlpg.verbs.scores": {"numpy"},
+    "rlpg.verbs.plotting": {
+        "numpy",
+        "matplotlib",
+        "rlpg.errors",
+        "rlpg.verbs.scores",
+        "rlpg.runs.history",
+    },
     "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "rlpg.distributed", "matplotlib"},
     "rlpg.policies": NUMERIC
-    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.references"}
+    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
     | {"rlpg.distributed"},
     "rlpg.rollouts": NUMERIC
     | {"gymnasium", "envpool", "mujoco", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
@@ -37,6 +43,11 @@ MAY_IMPORT = {
     "rlpg.checks": NUMERIC
     | {"gymnasium", "rlpg.errors", "rlpg.policies", "rlpg.rollouts", "rlpg.checks"},
     "rlpg.envs": NUMERIC | {"gymnasium", "rlpg.envs"},
+}
+# What is not in the table above may import what lies below it, and any library it needs.
+MAY_NOT_IMPORT = {
+    "rlpg.engine": {"rlpg.verbs", "rlpg.checks", "rlpg.cli"},
+    "rlpg.verbs": {"rlpg.cli"},
 }
 HEAVY = {"torch", "gymnasium", "tensorboard", "rich", "safetensors"}
 
@@ -73,6 +84,10 @@ def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
         assert not covers("rlpg.envs", name) or room == "rlpg.envs", (
             f"{path}:{line}: the library never imports its environments"
         )
+        for above, forbidden in MAY_NOT_IMPORT.items():
+            assert not covers(above, module_name(path)) or not any(
+                covers(other, name) for other in forbidden
+            ), f"{path}:{line}: {above} may not import {name}"
         if room is None or name.partition(".")[0] in sys.stdlib_module_names:
             continue
         assert any(covers(allowed, name) for allowed in MAY_IMPORT[room]), (
@@ -105,6 +120,11 @@ def test_nothing_heavy_is_imported_before_its_use(statement: str, forbidden: set
     assert not forbidden & set(loaded)
 
 
+def test_the_top_holds_what_every_room_needs_and_nothing_else() -> None:
+    top = {path.stem for path in (ROOT / "rlpg").glob("*.py")}
+    assert top == {"__init__", "__main__", "distributed", "errors", "registration", "settings"}
+
+
 def test_public_names_are_there() -> None:
     import rlpg
 
@@ -116,7 +136,7 @@ def test_public_names_are_there() -> None:
 
 def test_importing_the_training_module_does_not_replace_the_train_function() -> None:
     import rlpg
-    import rlpg.training
+    import rlpg.verbs.training
 
     assert callable(rlpg.train)
     assert callable(rlpg.evaluate)

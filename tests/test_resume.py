@@ -18,11 +18,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpg
+from rlpg.engine.stopping import StopSignals
 from rlpg.errors import FileError, RlpgWarning, UsageError
 from rlpg.learners import Reinforce
 from rlpg.runs.run import open_run
 from rlpg.runs.store import load_policy, newest_checkpoint
-from rlpg.stopping import StopSignals
 
 SMALL: dict[str, Any] = {
     "agent": "reinforce",
@@ -255,7 +255,7 @@ def test_other_versions_are_said_and_exact_refuses(
     with killed_at(9):
         train(tmp_path / "run")
     monkeypatch.setattr(
-        "rlpg.training.versions_now", lambda: {**versions(tmp_path / "run"), "torch": "9.9"}
+        "rlpg.verbs.training.versions_now", lambda: {**versions(tmp_path / "run"), "torch": "9.9"}
     )
     with pytest.raises(UsageError, match=r"torch was 2\.[0-9.+a-z]*, is 9\.9"):
         rlpg.resume(tmp_path / "run", exact=True)
@@ -305,7 +305,7 @@ def test_a_signal_at_any_moment_of_an_iteration_saves_that_iteration(
             pass
 
     monkeypatch.setattr(Reinforce, "update", counted)
-    monkeypatch.setattr("rlpg.training.StopSignals", Signalled)
+    monkeypatch.setattr("rlpg.verbs.training.StopSignals", Signalled)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", **{"checkpoint.every": 10**6})
     saved, _ = newest_checkpoint(tmp_path / "run/checkpoints")

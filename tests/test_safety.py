@@ -24,7 +24,7 @@ MODULES = {
     "yaml",
 }
 # What a process gives to the processes that it starts: nothing of it has been a file.
-WITHIN_ONE_PROGRAM = {"rlpg/several.py": ["pickle"]}
+WITHIN_ONE_PROGRAM = {"rlpg/verbs/several.py": ["pickle"]}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 LOADERS = {
     ("torch", "load"),

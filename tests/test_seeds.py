@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import rlpg
-from rlpg.components import STREAMS, seed_sequence
-from rlpg.evaluation import play
+from rlpg.engine.components import STREAMS, seed_sequence
+from rlpg.engine.evaluator import play
 from rlpg.learners import Reinforce
 from rlpg.policies import Policy
 from rlpg.rollouts import Collector, make_envs
@@ -112,6 +112,6 @@ def test_a_run_whose_global_generators_are_reseeded_wildly_has_the_same_bits(
 
     for owner, name in ((Reinforce, "update"), (Collector, "steps"), (Policy, "draw")):
         monkeypatch.setattr(owner, name, wildly(getattr(owner, name)))
-    monkeypatch.setattr("rlpg.evaluation.play", wildly(play))
+    monkeypatch.setattr("rlpg.engine.evaluator.play", wildly(play))
     assert weights("wild") == plain
     assert len(reseeded) > 20

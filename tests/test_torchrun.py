@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from rlpg.restore import require_same
+from rlpg.engine.restore import require_same
+from rlpg.engine.stopping import StopSignals
 from rlpg.runs.store import Checkpoint, newest_checkpoint
-from rlpg.stopping import StopSignals
-from rlpg.training import decided
+from rlpg.verbs.training import decided
 
 SMALL = [
     "--recipe=default", "--rollout.num-envs=4", "--rollout.num-steps=16", "--log.every=128",
@@ -217,9 +217,9 @@ def test_a_signal_that_came_while_the_ranks_decided_was_lost(
         stop.received = signal.SIGTERM
         return values
 
-    monkeypatch.setattr("rlpg.training.is_alone", lambda: False)
-    monkeypatch.setattr("rlpg.training.rank", lambda: 0)
-    monkeypatch.setattr("rlpg.training.max_over_ranks", meanwhile)
+    monkeypatch.setattr("rlpg.verbs.training.is_alone", lambda: False)
+    monkeypatch.setattr("rlpg.verbs.training.rank", lambda: 0)
+    monkeypatch.setattr("rlpg.verbs.training.max_over_ranks", meanwhile)
     assert decided(False, True, stop) == (False, True), "the other ranks do not know of it"
     assert stop.received is signal.SIGTERM
     assert decided(False, False, stop) == (True, False)

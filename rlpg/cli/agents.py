@@ -16,7 +16,7 @@ class Agents(Verb):
 
     def run(self) -> int:
         """One line per shipped agent."""
-        from rlpg.shipped import shipped_results
+        from rlpg.engine.shipped import shipped_results
 
         for name, results in shipped_results():
             print(f"{name:42} {results}")

@@ -38,7 +38,7 @@ class Card(Importing):
 
     def run(self) -> int:
         """Write the folder."""
-        from rlpg.card import write_card
+        from rlpg.verbs.card import write_card
 
         saved = self.load(self.source, is_best=self.best)
         write_card(saved, self.output, has_video=self.video)

@@ -47,7 +47,7 @@ class CheckEnv(WithEnvironment):
 
     def run(self) -> int:
         """Print the report."""
-        from rlpg.checking import check_env
+        from rlpg.checks.checking import check_env
         from rlpg.runs.files import write
         from rlpg.runs.trees import to_json
 

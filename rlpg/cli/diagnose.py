@@ -36,8 +36,8 @@ class Diagnose(Playing):
 
     def run(self) -> int:
         """Print the table; write and draw it on request."""
-        from rlpg import diagnosis
-        from rlpg.references import UserParts
+        from rlpg.policies.references import UserParts
+        from rlpg.verbs import diagnosis
 
         found = diagnosis.diagnose(
             self.run_path,

@@ -47,7 +47,7 @@ class Evaluate(Playing):
 
     def run(self) -> int:
         """Evaluate and print one line."""
-        from rlpg.evaluation import evaluate_saved
+        from rlpg.verbs.evaluation import evaluate_saved
 
         saved = self.load(self.source, is_best=self.best)
         evaluation = evaluate_saved(
@@ -65,7 +65,7 @@ class Evaluate(Playing):
         self.write({**summary, "table": evaluation.table()})
         print(f"{name}: {evaluation}")
         if self.video is not None:
-            from rlpg.video import film
+            from rlpg.verbs.video import film
 
             played = film(
                 saved,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from rlpg.components import (
+from rlpg.engine.components import (
     make_learner,
     make_policy,
     resolved,
@@ -14,9 +14,9 @@ from rlpg.components import (
 )
 from rlpg.learners.rules import REASONS, num_minibatches
 from rlpg.learners.settings import AGENTS
-from rlpg.references import UserParts
+from rlpg.policies.references import UserParts
 from rlpg.runs.recipe import Recipe, diff, flatten
-from rlpg.training import intervals
+from rlpg.verbs.training import intervals
 
 WIDEST_VALUE = 24
 

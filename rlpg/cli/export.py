@@ -41,7 +41,7 @@ class Export(Importing):
         """Export, and say what goes in and comes out."""
         for module in ("onnx", "onnxscript", "onnxruntime"):
             check_extra("--onnx", module, "onnx")
-        from rlpg.export import Acting, to_onnx
+        from rlpg.verbs.export import Acting, to_onnx
 
         saved = self.load(self.source, is_best=self.best)
         difference = to_onnx(saved.policy, self.onnx, deterministic=not self.stochastic)

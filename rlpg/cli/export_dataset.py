@@ -32,7 +32,7 @@ class ExportDataset(Playing):
         """Play, keep, and print one line."""
         check_extra("export-dataset", "minari", "minari")
         check_extra("export-dataset", "h5py", "minari")
-        from rlpg.dataset import write_dataset
+        from rlpg.verbs.dataset import write_dataset
 
         saved = self.load(self.source, is_best=self.best)
         played = write_dataset(

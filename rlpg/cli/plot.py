@@ -62,7 +62,7 @@ class Plot(Verb):
 
     def run(self) -> int:
         """Draw, and print what the curves end at."""
-        from rlpg import plotting
+        from rlpg.verbs import plotting
 
         compared = plotting.compare(self.runs, metric=self.metric, axis=self.x, by=self.by)
         for note in compared.notes:

@@ -39,7 +39,7 @@ class Resume(Importing, WithEnvironment):
 
     def run(self) -> int:
         """Continue one run."""
-        from rlpg.training import resume
+        from rlpg.verbs.training import resume
 
         run = resume(
             self.run_path,

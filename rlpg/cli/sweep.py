@@ -46,10 +46,10 @@ class Sweep(Train):
         """Sweep; say what is best and where it is."""
         check_extra("sweep", "optuna", "sweep")
         check_extra("sweep", "matplotlib", "sweep")
-        from rlpg.several import run_seeds
-        from rlpg.spaces import check_space, space_of
-        from rlpg.sweeping import Sweep as Study
-        from rlpg.threads import num_cores
+        from rlpg.engine.threads import num_cores
+        from rlpg.verbs.several import run_seeds
+        from rlpg.verbs.spaces import check_space, space_of
+        from rlpg.verbs.sweeping import Sweep as Study
 
         recipe = self.settings
         space = {

@@ -13,13 +13,13 @@ from msgspec import Meta
 from rlpg.cli.streams import EXIT_FAILED, complain, quoted, report
 from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing, check_extra
 from rlpg.cli.words import Given
+from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
 from rlpg.errors import RlpgError, UsageError
 from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.settings import Count, Finite, Natural
-from rlpg.shipped import AUTO, latest_shipped, recipe_for
 
 if TYPE_CHECKING:
-    from rlpg.references import UserParts
+    from rlpg.policies.references import UserParts
     from rlpg.runs.logger import Logger
 
 OWN = (
@@ -93,7 +93,7 @@ class Train(Importing):
         elif not env and not given.is_help:
             return cls()
         else:
-            from rlpg.components import find_recipe
+            from rlpg.engine.components import find_recipe
 
             base = find_recipe(env, agent, file, parts(typed, "import_modules" in given.options))
         keys = (*SET_BEFORE, "policy.network", "policy.factory")  # which some of the entries need
@@ -130,9 +130,9 @@ class Train(Importing):
         """
         if self.explain:
             return self._explain()
-        from rlpg.assembly import Hooks
-        from rlpg.several import Finished, Training, run_seeds
-        from rlpg.training import Run, run_recipe
+        from rlpg.engine.assembly import Hooks
+        from rlpg.verbs.several import Finished, Training, run_seeds
+        from rlpg.verbs.training import Run, run_recipe
 
         def say(seed: int, run: Run | Finished) -> None:
             report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
@@ -189,7 +189,7 @@ class Train(Importing):
 
 def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:
     """The code of the user's that was typed: it may be imported."""
-    from rlpg.references import UserParts
+    from rlpg.policies.references import UserParts
 
     agent, baseline = typed.get("agent", ""), typed.get("learner.baseline", "")
     return UserParts(

@@ -18,7 +18,7 @@ from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Arguments, Natural, Settings
 
 if TYPE_CHECKING:
-    from rlpg.loading import Saved
+    from rlpg.engine.loading import Saved
 
 EnvironmentId = Annotated[str, Meta(title="ENV")]
 File = Annotated[Path, Meta(title="FILE")]
@@ -76,8 +76,8 @@ class Importing(Verb):
 
     def load(self, source: str, *, is_best: bool) -> Saved:
         """The policy of a run (its best or its last one), of a folder, or of a shipped agent."""
-        from rlpg.loading import load_saved
-        from rlpg.references import UserParts
+        from rlpg.engine.loading import load_saved
+        from rlpg.policies.references import UserParts
 
         parts = UserParts(import_modules=self.import_modules)
         return load_saved(source, "best" if is_best else "last", parts)

@@ -32,7 +32,7 @@ class Watch(Playing):
 
     def run(self) -> int:
         """Play, and print one line."""
-        from rlpg.video import watch
+        from rlpg.verbs.video import watch
 
         saved = self.load(self.source, is_best=self.best)
         played = watch(

@@ -12,9 +12,9 @@ from rlpg.errors import UsageError
 from rlpg.policies.networks import global_generator_from
 from rlpg.policies.observations import Observations
 from rlpg.policies.policy import FORMAT, Policy
+from rlpg.policies.references import Reference, UserParts
 from rlpg.policies.spaces import Space, space_from_data
 from rlpg.policies.standard import StandardPolicy
-from rlpg.references import Reference, UserParts
 
 
 def policy_from(description: object, parts: UserParts | None = None) -> Policy:

@@ -21,8 +21,8 @@ from rlpg.policies.heads import Array
 from rlpg.policies.networks import Carry, Network, global_generator_from
 from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.observations import Observations
+from rlpg.policies.references import reference_to
 from rlpg.policies.spaces import Space, space_to_data
-from rlpg.references import reference_to
 
 FORMAT = 2  # of descriptions
 

@@ -16,8 +16,8 @@ from rlpg.policies.fast_path import array_actor
 from rlpg.policies.networks import Carry, Network
 from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.policy import FORMAT, Actor, Policy
+from rlpg.policies.references import Part, UserParts, reference_to
 from rlpg.policies.spaces import Space, space_to_data
-from rlpg.references import Part, UserParts, reference_to
 
 _OUTPUT_GAIN = 0.01  # a first policy that is nearly uniform, or centered
 

@@ -199,7 +199,7 @@ def test_every_setting_has_an_option(key: str, monkeypatch: pytest.MonkeyPatch) 
         seen.append(recipe)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlpg.training.run_recipe", instead)
+    monkeypatch.setattr("rlpg.verbs.training.run_recipe", instead)
     text = another(flatten(Recipe())[key], key)
     start = ["train", "CartPole-v1", "--recipe", "default"]
     start += [] if key == "agent" else ["--agent", "reinforce"]
@@ -574,7 +574,7 @@ def test_a_bug_inside_a_run_is_one_line_too(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("nobody thought of it")
 
-    monkeypatch.setattr("rlpg.evaluation.Evaluator.final", broken)
+    monkeypatch.setattr("rlpg.engine.evaluator.Evaluator.final", broken)
     assert cli.main([*faulty, "--environment.kwargs.fault", "none"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("rlpg: ZeroDivisionError: nobody thought of it; what was saved")
@@ -639,7 +639,7 @@ def test_a_switch_needs_no_value_and_the_backend_no_prefix(
         seen.append(recipe)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlpg.training.run_recipe", instead)
+    monkeypatch.setattr("rlpg.verbs.training.run_recipe", instead)
     for words in (["--compile", "--backend", "sync"], ["--compile", "false"]):
         cli.main(["train", "CartPole-v1", *words])
     assert [recipe.compile for recipe in seen] == [True, False]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlpg.cli import main
+from rlpg.engine.evaluator import Evaluation
 from rlpg.errors import (
     EnvironmentFault,
     EstimatorError,
@@ -21,7 +22,6 @@ from rlpg.errors import (
     TrainingError,
     UsageError,
 )
-from rlpg.evaluation import Evaluation
 
 FOUND = Evaluation(np.array([1.0, 2.0]), np.array([3, 4]), deterministic=True)
 
@@ -48,10 +48,10 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
         return FOUND
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rlpg.training.run_recipe", run_recipe)
-    monkeypatch.setattr("rlpg.training.resume", resume)
-    monkeypatch.setattr("rlpg.loading.load_saved", load_saved)
-    monkeypatch.setattr("rlpg.evaluation.evaluate_saved", evaluate_saved)
+    monkeypatch.setattr("rlpg.verbs.training.run_recipe", run_recipe)
+    monkeypatch.setattr("rlpg.verbs.training.resume", resume)
+    monkeypatch.setattr("rlpg.engine.loading.load_saved", load_saved)
+    monkeypatch.setattr("rlpg.verbs.evaluation.evaluate_saved", evaluate_saved)
     return calls
 
 
@@ -118,7 +118,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: dict[int, Exception]) -> li
             raise errors[recipe.seed]
         return SimpleNamespace(path=Path(f"run-{recipe.seed}"), evaluation=FOUND)
 
-    monkeypatch.setattr("rlpg.training.run_recipe", run_recipe)
+    monkeypatch.setattr("rlpg.verbs.training.run_recipe", run_recipe)
     return tried
 
 

@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 
 import rlpg
-from rlpg.components import num_continuous
+from rlpg.engine.components import num_continuous
 from rlpg.learners import rules
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe, flatten, load_recipe

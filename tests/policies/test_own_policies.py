@@ -20,7 +20,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 from rlpg import PPO, Collector, Policy, Reinforce, Rollout, StandardPolicy
 from rlpg.errors import UsageError
 from rlpg.policies import Carry, map_carry, policy_from, restarted
-from rlpg.references import UserParts
+from rlpg.policies.references import UserParts
 
 OBS = spaces.Box(-10.0, 10.0, (3,))
 NUM_MASK = 4
@@ -297,7 +297,7 @@ class TestFiles:
 def test_keyword_arguments_are_kept_as_data() -> None:
     factory = functools.partial(FeedForward, width=2.0)
     from rlpg.policies import make_own_policy
-    from rlpg.references import reference_to
+    from rlpg.policies.references import reference_to
 
     generator = torch.Generator().manual_seed(0)
     space = spaces.Box(-5.0, 5.0, (2,))
@@ -363,7 +363,7 @@ class TestWhatASubclassGetsWrong:
 
     def test_a_factory_of_something_else(self) -> None:
         from rlpg.policies import make_own_policy
-        from rlpg.references import reference_to
+        from rlpg.policies.references import reference_to
 
         def factory(observation_space: Any, action_space: Any) -> Any:
             return nn.Linear(1, 1)

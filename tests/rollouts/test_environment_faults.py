@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 
+from rlpg.engine.stopping import StopSignals
 from rlpg.errors import EnvironmentFault
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, derived_seed, make_envs
-from rlpg.stopping import StopSignals
 
 sys.path.append(str(Path(__file__).parent))
 from faulty import OBSERVATIONS, OUTCOMES, Faulty, Odd

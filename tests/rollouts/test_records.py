@@ -14,12 +14,12 @@ from gymnasium import wrappers
 from gymnasium.vector import VectorEnv
 
 import rlpg
-from rlpg.diagnosis import diagnose
+from rlpg.engine.loading import load_saved
 from rlpg.errors import EnvironmentSetupError, FileError, UsageError
-from rlpg.evaluation import environment_of, evaluate_saved
-from rlpg.loading import load_saved
 from rlpg.rollouts import environment_name, make_envs, record_of
 from rlpg.runs.recipe import load_recipe
+from rlpg.verbs.diagnosis import diagnose
+from rlpg.verbs.evaluation import environment_of, evaluate_saved
 
 SMALL: dict[str, Any] = {
     "agent": "reinforce",

@@ -14,11 +14,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from rlpg.engine.stopping import StopSignals
 from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, EpisodeSeeds, make_envs
 from rlpg.rollouts.seeds import seed_sequence
-from rlpg.stopping import StopSignals
 
 
 class Ending(gymnasium.Env[Any, Any]):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlpg.components import environment_options, find_recipe, seed_sequence, training_envs
+from rlpg.engine.components import environment_options, find_recipe, seed_sequence, training_envs
 from rlpg.policies import StandardPolicy
-from rlpg.references import UserParts
+from rlpg.policies.references import UserParts
 from rlpg.rollouts import make_envs, probe_action_mask, trial
 from rlpg.rollouts.trial import faster_backend
 from rlpg.rollouts.workers import WorkerEnvs

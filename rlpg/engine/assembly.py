@@ -1,0 +1,103 @@
+"""All that a run consists of while it goes on: made from a recipe, and brought to a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from rlpg.distributed import gather, num_ranks, rank, sum_over_ranks
+from rlpg.engine.components import make_collector, make_learner, make_policy, training_envs
+from rlpg.engine.evaluator import Evaluator
+from rlpg.engine.metrics import MetricsAccumulator
+from rlpg.engine.restore import fitting, restore, restore_tensors
+from rlpg.engine.sharding import own_collector_state
+from rlpg.engine.terminal import Display
+from rlpg.engine.threads import cpu_threads
+from rlpg.learners import Learner
+from rlpg.policies.references import UserParts
+from rlpg.rollouts import BaseCollector, EnvSource
+from rlpg.runs.logger import Logger
+from rlpg.runs.recipe import Recipe
+from rlpg.runs.store import Checkpoint
+
+OnLog = Callable[[int, dict[str, float]], bool | None]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller wants to see of a run, and when it shall end before its budget."""
+
+    on_log: OnLog | None = None
+    loggers: Sequence[Logger] = ()
+    stop_at_return: float | None = None  # mean return of an evaluation
+    verbose: bool = False  # print where the time goes, and the metrics of learning
+    say: Callable[[str], None] | None = None  # is told what a person should see, in a line
+
+
+@dataclass(frozen=True)
+class Components:
+    """All that a run consists of, while it goes on."""
+
+    recipe: Recipe
+    collector: BaseCollector
+    learner: Learner
+    evaluator: Evaluator
+    accumulator: MetricsAccumulator
+    display: Display
+    hooks: Hooks
+
+
+def bring_back(components: Components, saved: Checkpoint) -> str:
+    """Bring fresh components to where they were saved.
+
+    Returns:
+        "", or in one line why the bits may differ from now on.
+
+    Raises:
+        FileError: the state is not that of such components, which cannot be used any more.
+    """
+    with fitting(saved.path):
+        state = saved.state
+        restore_tensors(components.learner, state["learner"], "learner")
+        own, note = own_collector_state(state["collector"], components.recipe.seed)
+        problem = restore(components.collector, own, "collector")
+        restore(components.accumulator, state["metrics"], "metrics")
+        if steps_of_all(components.collector) != saved.step:
+            raise ValueError(f"env_steps: expected {saved.step}, got others")
+        problem = next(filter(None, gather(problem)), "")
+    fresh = f"going on with fresh episodes, because {problem}" if problem else ""
+    return "; ".join(filter(None, (fresh, note)))
+
+
+@contextmanager
+def assembled(
+    env: EnvSource, recipe: Recipe, parts: UserParts, hooks: Hooks, *, quiet: bool
+) -> Iterator[Components]:
+    """The components at the start of a run; closed at the end."""
+    with ExitStack() as stack:
+        stack.enter_context(cpu_threads(recipe.threads))
+        envs, description = stack.enter_context(training_envs(env, recipe, parts))
+        policy = make_policy(envs, recipe, parts)
+        learner = make_learner(policy, recipe, parts)
+        is_cut = recipe.rollout.episodes_per_env is None
+        num_envs = envs.num_envs * num_ranks()
+        learner.check_rollouts(recipe.rollout.num_steps if is_cut else None, num_envs)
+        if recipe.compile:
+            learner.compile()
+        evaluator = stack.enter_context(Evaluator(env, recipe))
+        notes = description, policy.observations.describe_in_words(), evaluator.note
+        title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
+        display = Display(
+            title, recipe.total_steps, notes=notes, quiet=quiet or rank() > 0, verbose=hooks.verbose
+        )
+        collector = make_collector(envs, learner, recipe, display.warn)
+        accumulator = MetricsAccumulator(collector)
+        yield Components(recipe, collector, learner, evaluator, accumulator, display, hooks)
+
+
+def steps_of_all(collector: BaseCollector) -> int:
+    """Environment steps so far, of all ranks."""
+    return int(sum_over_ranks(torch.tensor(collector.env_steps)))

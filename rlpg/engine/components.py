@@ -1,0 +1,386 @@
+"""From a recipe, and the parts that a user brings, to the components of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from gymnasium.vector import VectorEnv
+
+from rlpg.distributed import num_ranks, rank, share
+from rlpg.engine.shipped import recipe_for
+from rlpg.errors import RlpgError, UsageError
+from rlpg.gradients.baselines import Baseline, Value
+from rlpg.learners import Learner, rules
+from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
+from rlpg.learners.values import StateValue
+from rlpg.policies import Policy, StandardPolicy, make_own_policy
+from rlpg.policies.references import Reference, UserParts, imported, reference_to
+from rlpg.rollouts import (
+    BaseCollector,
+    Collector,
+    EnvSource,
+    TensorCollector,
+    environment_name,
+    find_spec,
+    make_envs,
+    probe_action_mask,
+    record_of,
+    wrapped,
+)
+from rlpg.rollouts.ids import own_words
+from rlpg.rollouts.tensor_collector import dynamics_of
+from rlpg.rollouts.trial import faster_backend
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recorded import usable_kwargs, usable_wrappers
+
+STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
+
+
+# ---- the recipe
+
+
+def find_recipe(
+    env: EnvSource, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
+) -> Recipe:
+    """The recipe before overrides, with the environment's id and the agent's name in it.
+
+    Args:
+        agent: a name of `AGENTS`, or `module:Class`. None: the recipe's.
+        recipe: one, or its file. None: the one shipped for this environment, or the defaults.
+            `"default"`: the defaults.
+        parts: the learner's class, where the agent is the user's own.
+    """
+    resolve = partial(learner_settings, parts=parts)
+    return recipe_for(environment_name(env), agent, recipe, resolve)
+
+
+def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
+    """What an agent can be told."""
+    return AGENTS[agent].settings if agent in AGENTS else learner_class(agent, parts).Settings
+
+
+def learner_class(agent: str, parts: UserParts) -> type[Learner]:
+    """The class of an agent.
+
+    Raises:
+        UsageError: it is no subclass of `Learner`, or was only named by a file.
+    """
+    if agent in AGENTS:
+        found: Any = imported(AGENTS[agent].learner, "agent")
+    else:
+        found = parts.find("learner", Reference(agent))
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise UsageError(f"agent: expected {agent} to be a subclass of rlpg.Learner, got {found!r}")
+    return found
+
+
+def settings_of(parts: UserParts) -> dict[str, Any]:
+    """What a recipe says about the parts that a user brings."""
+    said: dict[str, Any] = {}
+    if parts.network is not None:
+        reference = reference_to(parts.network, "network")
+        said |= {"policy.network": reference.name, "policy.network_kwargs": reference.kwargs}
+    if parts.policy is not None:
+        reference = reference_to(parts.policy, "policy")
+        said |= {"policy.factory": reference.name, "policy.kwargs": reference.kwargs}
+    if parts.baseline is not None:
+        if isinstance(parts.baseline, str) and ":" not in parts.baseline:
+            said["learner.baseline"] = parts.baseline
+        else:
+            said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
+    # No table of arguments is no change: a recipe may hold some.
+    return {key: value for key, value in said.items() if value != {}}
+
+
+def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
+    """The recipe with what follows from its other settings.
+
+    Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
+    whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
+    """
+    is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
+    parts = parts or UserParts()
+    name, own = recipe.learner.baseline, parts.baseline
+    if ":" in name and not isinstance(own, Baseline):
+        own = parts.find("baseline", Reference(name))
+    kind = own if isinstance(own, type) else type(own)
+    predicts = issubclass(kind, StateValue | Value) if ":" in name else name in PREDICTING
+    if is_said or predicts:
+        return recipe
+    return override(recipe, {"rollout.episodes_per_env": 1})
+
+
+def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
+    """The recipe that a run keeps: numbers where policy and learner were told `auto`.
+
+    `learner.num_minibatches`, `policy.images` and `environment.backend` stay `auto`: they follow
+    from each rollout, each space, and what is installed.
+    """
+    rule, told = learner.advantage_rule, recipe.learner
+    came_to: dict[str, Any] = {
+        "gae_lambda": rule.gae_lambda,
+        "truncated_return": rule.truncated_return,
+        "entropy_coef": learner.entropy_coef,
+        "value_hidden": learner.settings.value_hidden,
+    }
+    was_auto = {name: value for name, value in came_to.items() if getattr(told, name) == "auto"}
+    first_std = log_std_init(recipe, learner.policy.head.space)
+    return replace(
+        recipe,
+        policy=replace(recipe.policy, log_std_init=first_std),
+        learner=replace(told, **was_auto),
+    )
+
+
+def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
+    """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
+
+    Raises:
+        FileError: one of them, or of the wrappers' arguments, may not come from a file.
+    """
+    kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
+    usable_wrappers(recipe.environment.wrappers, source)
+    return override(recipe, {"environment.kwargs": kwargs})
+
+
+def with_record(env: EnvSource, recipe: Recipe) -> tuple[EnvSource, Recipe]:
+    """The environment with the wrappers of the recipe, and the recipe with what an object is.
+
+    Raises:
+        UsageError: the recipe says otherwise of an object's arguments or wrappers.
+    """
+    told = recipe.environment
+    if isinstance(env, str):
+        if told.wrappers:
+            with own_words(env):
+                env = wrapped(find_spec(env)[0], told.wrappers)
+        return env, recipe
+    record = record_of(env)
+    if record is None:
+        return env, recipe
+    changes: dict[str, Any] = {"kwargs": dict(record.kwargs), "wrappers": dict(record.wrappers)}
+    for name, own in changes.items():
+        if getattr(told, name) not in ({}, own):
+            raise UsageError(
+                f"environment.{name}: expected none besides those of the environment object, "
+                f"{own}, got {getattr(told, name)}; pass an id to apply them to"
+            )
+    changes["max_episode_steps"] = told.max_episode_steps or record.max_episode_steps
+    return env, override(recipe, {f"environment.{name}": own for name, own in changes.items()})
+
+
+# ---- random streams
+
+
+def seed_sequence(seed: int, name: str, *key: int) -> np.random.SeedSequence:
+    """One of a run's independent random streams, or a numbered branch of it."""
+    return np.random.SeedSequence(seed, spawn_key=(STREAMS.index(name), *key))
+
+
+def rank_key() -> tuple[int, ...]:
+    """What tells the streams of a rank from those of the others; nothing when alone."""
+    return () if num_ranks() == 1 else (num_ranks(), rank())
+
+
+def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
+    """A generator at the start of a stream."""
+    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
+
+
+# ---- the components
+
+
+@contextmanager
+def training_envs(
+    env: EnvSource, recipe: Recipe, parts: UserParts | None = None
+) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
+    """The vector environment to train on, and one line about it; closed at the end if made here."""
+    name, told = environment_name(env), recipe.environment.id
+    if name != told:
+        raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
+    num_envs = share("rollout.num_envs", recipe.rollout.num_envs)
+    if num_ranks() > 1 and isinstance(env, VectorEnv | gymnasium.Env):
+        raise UsageError(
+            f"env: expected an id, a class or a function, of which {num_ranks()} processes can "
+            f"make environments of their own, got {env}"
+        )
+    options, why = environment_options(env, recipe), ""
+    # Once per run; evaluations take what needs no trial, and ranks would disturb each other's.
+    if not isinstance(env, VectorEnv) and num_ranks() == 1:
+        options["backend"], why = faster_backend(
+            env,
+            num_envs,
+            recipe.total_steps,
+            options,
+            lambda envs: make_policy(envs, recipe, parts),
+            whole_episodes=recipe.rollout.episodes_per_env is not None,
+        )
+    made = make_envs(
+        env,
+        num_envs,
+        seed=seed_sequence(recipe.seed, "environments"),
+        first_env=rank() * num_envs,
+        **options,
+    )
+    try:
+        yield made.envs, ", ".join(filter(None, (made.description, why)))
+    finally:
+        if not isinstance(env, VectorEnv):
+            made.envs.close()
+
+
+def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
+    """How to make the environment; a vector environment is used as it is."""
+    settings = recipe.environment
+    if isinstance(env, VectorEnv):
+        return {"timeout": settings.timeout}
+    return {
+        "kwargs": {} if isinstance(env, gymnasium.Env) else settings.kwargs,
+        "backend": settings.backend,
+        "max_episode_steps": settings.max_episode_steps,
+        "episode_cap": settings.episode_cap,
+        "timeout": settings.timeout,
+        "num_workers": settings.num_workers,
+    }
+
+
+@contextmanager
+def made_by_own_part(kind: str, name: str) -> Iterator[None]:
+    """Says in one line what goes wrong where code of the user's is called to make something."""
+    try:
+        yield
+    except RlpgError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{kind}: expected {name} to make one, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def make_policy(
+    envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts | None = None
+) -> Policy:
+    """A fresh policy for these environments."""
+    settings, parts = recipe.policy, parts or UserParts()
+    info_mask = probe_action_mask(envs) if settings.action_mask else 0
+    generator = generator_from(seed_sequence(recipe.seed, "policy"))
+    both = envs.single_observation_space, envs.single_action_space
+    if settings.factory is not None:
+        reference = Reference(settings.factory, settings.kwargs)
+        factory = parts.find("policy", reference)
+        with made_by_own_part("policy", settings.factory):
+            return make_own_policy(
+                factory, reference, *both, info_mask=info_mask, generator=generator
+            )
+    if settings.network is None:
+        return _standard_policy(both, recipe, None, info_mask, generator)
+    reference = Reference(settings.network, settings.network_kwargs)
+    network = parts.find("network", reference)
+    with made_by_own_part("network", settings.network):
+        return _standard_policy(both, recipe, network, info_mask, generator)
+
+
+def _standard_policy(
+    both: tuple[Space[Any], Space[Any]],
+    recipe: Recipe,
+    network: Callable[..., Any] | None,
+    info_mask: int,
+    generator: torch.Generator,
+) -> StandardPolicy:
+    """The policy that ships, for an observation space and an action space."""
+    settings = recipe.policy
+    return StandardPolicy(
+        *both,
+        generator=generator,
+        hidden=settings.hidden,
+        activation=settings.activation,
+        network=network,
+        memory=settings.memory,
+        memory_size=settings.memory_size,
+        shared_torso=settings.shared_torso,
+        critic_only=settings.critic_only,
+        images=settings.images,
+        normalize_observations=settings.normalize_observations,
+        observation_clip=settings.observation_clip,
+        gaussian=settings.gaussian,
+        std=settings.std,
+        log_std_init=log_std_init(recipe, both[1]),
+        log_std_floor=settings.log_std_floor,
+        bernoulli=settings.bernoulli,
+        info_mask=info_mask,
+    )
+
+
+def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
+    """As the recipe says, or by rule."""
+    said = recipe.policy.log_std_init
+    return rules.log_std_init(num_continuous(action_space)) if said == "auto" else said
+
+
+def num_continuous(space: Space[Any]) -> int:
+    """Dimensions of an action that are continuous, in all of its parts together."""
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return math.prod(space.shape)
+    parts: Any = space.spaces if isinstance(space, spaces.Dict | spaces.Tuple) else ()
+    return sum(map(num_continuous, parts.values() if isinstance(space, spaces.Dict) else parts))
+
+
+def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:
+    """The learner that improves the policy."""
+    parts = parts or UserParts()
+    settings = recipe.learner
+    if settings.value_hidden == "auto" and not recipe.policy.shared_torso:
+        settings = replace(settings, value_hidden=recipe.policy.hidden)
+    values = settings.values()
+    baseline: Any = values.pop("baseline")
+    if ":" in baseline:
+        baseline = parts.baseline
+        if not isinstance(baseline, Baseline):
+            make = parts.find("baseline", Reference(settings.baseline))
+            with made_by_own_part("baseline", settings.baseline):
+                baseline = make()
+        if not isinstance(baseline, Baseline):
+            raise UsageError(
+                f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"
+            )
+    return learner_class(recipe.agent, parts)(
+        policy,
+        baseline,
+        generator=generator_from(seed_sequence(recipe.seed, "learner")),
+        schedules=parts.schedules,
+        **values,
+    )
+
+
+def make_collector(
+    envs: VectorEnv[Any, Any, Any], learner: Learner, recipe: Recipe, warn: Callable[[str], None]
+) -> BaseCollector:
+    """What collects for the learner: with gradients, where the learner asks for them.
+
+    Raises:
+        UsageError: the environment cannot give them, or not in this machine's memory.
+    """
+    seed = seed_sequence(recipe.seed, "actions", *rank_key())
+    if learner.gradient is None:
+        return Collector(envs, learner.policy, seed, log_prob=False, warn=warn)
+    dynamics_of(envs, recipe.environment.id)
+    if recipe.rollout.episodes_per_env is not None:
+        raise UsageError(
+            f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, which learns "
+            f"from windows of rollout.num_steps, got {recipe.rollout.episodes_per_env}"
+        )
+    collector = TensorCollector(
+        envs, learner.policy, seed, gradient=learner.gradient, log_prob=False
+    )
+    collector.require_memory(recipe.rollout.num_steps)
+    return collector

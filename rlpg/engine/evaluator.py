@@ -1,0 +1,236 @@
+"""Whole episodes of a policy, a fixed number from every copy: played while training, or after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from rlpg.distributed import rank
+from rlpg.engine.components import environment_options, seed_sequence
+from rlpg.errors import EnvironmentFault, SpaceError
+from rlpg.policies import Policy
+from rlpg.rollouts import Collector, EnvSource, another_like, make_envs, reseed
+from rlpg.runs.recipe import Recipe
+
+STEPS_PER_CHUNK = 64
+FEWEST_FINAL_EPISODES, MOST_FINAL_EPISODES = 10, 100  # where final_episodes is auto
+RESAMPLES = 10_000  # of the bootstrap; fewer where they would draw more than DRAWS episodes
+DRAWS, DRAWS_AT_ONCE = 100_000_000, 1_000_000
+MOST_STEPS = 1_000_000  # of an episode; longer ones count as never ending
+
+
+Lengths = np.ndarray[Any, Any]  # [E] int64, of episodes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodes of one policy on one environment, ordered by copy, then by time.
+
+    `returns` are undiscounted and in the environment's own rewards.
+    """
+
+    returns: np.ndarray  # [E] float64
+    lengths: np.ndarray  # [E] int64
+    deterministic: bool
+    environments: str = ""  # one line about what was played on, where `evaluate` made it
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over episodes (n - 1); 0 for a single episode."""
+        return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
+
+    @property
+    def median_length(self) -> float:
+        """Median number of steps of an episode."""
+        return float(np.median(self.lengths))
+
+    @cached_property
+    def ci(self) -> tuple[float, float]:
+        """95 % percentile bootstrap interval of the mean return (Efron & Tibshirani 1993, ch. 13).
+
+        Its resampling is seeded, so the interval is a function of the returns.
+        """
+        size, generator = len(self.returns), np.random.default_rng(0)
+        resamples = max(min(RESAMPLES, DRAWS // size), 1000)
+        rows = max(1, DRAWS_AT_ONCE // size)  # at a time: all at once would take much memory
+        means = [
+            self.returns[generator.integers(size, size=(min(rows, resamples - done), size))].mean(1)
+            for done in range(0, resamples, rows)
+        ]
+        low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+        return float(low), float(high)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, ready for JSON."""
+        return {
+            "episodes": len(self.returns),
+            "deterministic": self.deterministic,
+            "mean": self.mean,
+            "std": self.std,
+            "ci": list(self.ci),
+            "median": float(np.median(self.returns)),
+            "min": float(self.returns.min()),
+            "max": float(self.returns.max()),
+            "median_length": self.median_length,
+        }
+
+    def table(self) -> list[dict[str, float | int]]:
+        """One row per episode, ready for JSON."""
+        return [
+            {"return": float(value), "length": int(length)}
+            for value, length in zip(self.returns, self.lengths, strict=True)
+        ]
+
+    @property
+    def short(self) -> str:
+        """Mean and deviation in a few words."""
+        return f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes"
+
+    def __str__(self) -> str:
+        low, high = self.ci
+        how = "deterministic actions" if self.deterministic else "sampled actions"
+        return (
+            f"{self.short} (95 % interval of the mean {low:.2f} to {high:.2f}; median length "
+            f"{self.median_length:.0f}; {how})"
+        )
+
+
+def play(
+    policy: Policy,
+    envs: VectorEnv[Any, Any, Any],
+    episodes: int,
+    seed: int | np.random.SeedSequence,
+    *,
+    deterministic: bool,
+) -> Evaluation:
+    """`evaluate` on vector environments that exist: reset first, left open."""
+    collector = Collector(
+        envs, policy, seed, log_prob=False, deterministic=deterministic, warn=lambda _: None
+    )  # out of bounds is the concern of training
+    quota = np.full(envs.num_envs, episodes // envs.num_envs)  # [N]
+    quota[: episodes % envs.num_envs] += 1
+    returns: list[list[float]] = [[] for _ in quota]
+    lengths: list[list[int]] = [[] for _ in quota]
+    owed = episodes
+    while owed:
+        found = collector.steps(STEPS_PER_CHUNK).episodes
+        for n, value, length in zip(found.env, found.returns, found.lengths, strict=True):
+            if len(returns[n]) < quota[n]:
+                returns[n].append(value)
+                lengths[n].append(length)
+                owed -= 1
+        if collector.vector_steps > MOST_STEPS * quota.max():
+            raise EnvironmentFault(
+                f"evaluation: expected {episodes} episodes to end, {owed} have not after "
+                f"{collector.vector_steps} steps; give the environment a time limit"
+            )
+    return Evaluation(
+        returns=np.array([value for row in returns for value in row], dtype=np.float64),
+        lengths=np.array([length for row in lengths for length in row], dtype=np.int64),
+        deterministic=deterministic,
+    )
+
+
+def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any]) -> None:
+    """Refuse an environment whose spaces are not the policy's.
+
+    Raises:
+        SpaceError: names what differs.
+    """
+    pairs = (
+        ("observation", policy.observations.space, envs.single_observation_space),
+        ("action", policy.head.space, envs.single_action_space),
+    )
+    for kind, own, given in pairs:
+        if own != given:
+            raise SpaceError(
+                f"{kind} space: the policy expects {own}, the environment has {given}; evaluate "
+                "on the environment it was trained for"
+            )
+
+
+class Evaluator:
+    """Evaluates on environments of its own, so training never notices.
+
+    The seeds of an evaluation are a function of the run's seed and of the step it is made at.
+    """
+
+    def __init__(self, env: EnvSource, recipe: Recipe) -> None:
+        self._settings, self._seed = recipe.evaluation, recipe.seed
+        self._envs: VectorEnv[Any, Any, Any] | None = None
+        another = another_like(env)
+        if another is None or rank() != 0:  # the others are told what follows from it
+            return
+        copies = min(self._settings.num_envs, self._settings.episodes)
+        seed = seed_sequence(recipe.seed, "evaluation")
+        options = environment_options(another, recipe)
+        self._envs = make_envs(another, copies, seed=seed, **options).envs
+
+    @property
+    def environments(self) -> list[VectorEnv[Any, Any, Any]]:
+        """What it plays on: one vector environment, or none."""
+        return [] if self._envs is None else [self._envs]
+
+    @property
+    def note(self) -> str:
+        """One line for the user where there is something to say."""
+        if self._envs is not None:
+            return ""
+        return "no evaluation: Gymnasium cannot make another one of this environment object"
+
+    def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
+        """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""
+        if self._envs is None:
+            return {}
+        kinds = {"eval": True} | ({"eval_stochastic": False} if self._settings.stochastic else {})
+        evaluations = {}
+        for name, deterministic in kinds.items():
+            seed = seed_sequence(self._seed, "evaluation", step)
+            reseed(self._envs, seed)
+            evaluations[name] = play(
+                policy, self._envs, self._settings.episodes, seed, deterministic=deterministic
+            )
+        return evaluations
+
+    def is_worth(self, step: int, lengths: Sequence[Lengths]) -> bool:
+        """Whether to evaluate at a step, after evaluations with episodes of these lengths.
+
+        Evaluations at intervals that nobody asked for take at most as many steps as training, and
+        one more evaluation.
+        """
+        is_asked_for = self._settings.every is not None
+        return is_asked_for or sum(int(each.sum()) for each in lengths) <= step
+
+    def final(self, policy: Policy, step: int, lengths: Sequence[Lengths]) -> Evaluation | None:
+        """The evaluation after training, on seeds that no evaluation before it has seen.
+
+        Args:
+            step: environment steps of the training.
+            lengths: of the episodes of each evaluation before.
+        """
+        if self._envs is None:
+            return None
+        fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES
+        by_rule = min(max(int(fitting), FEWEST_FINAL_EPISODES), MOST_FINAL_EPISODES)
+        said = self._settings.final_episodes
+        episodes = by_rule if said == "auto" else said
+        seed = seed_sequence(self._seed, "final evaluation")
+        reseed(self._envs, seed)
+        return play(policy, self._envs, episodes, seed, deterministic=True)
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._envs is not None:
+            self._envs.close()

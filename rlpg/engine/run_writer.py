@@ -1,0 +1,256 @@
+"""What a run leaves on disk while it goes on: curves, checkpoints, the last and the best policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlpg.engine.evaluator import Evaluation
+from rlpg.engine.restore import to_arrays
+from rlpg.policies import Policy
+from rlpg.rollouts import Episodes
+from rlpg.runs import files
+from rlpg.runs.curves import Curves
+from rlpg.runs.logger import Logger
+from rlpg.runs.recipe import Recipe, dumps, flatten
+from rlpg.runs.run import RunFolder, versions
+from rlpg.runs.store import Checkpoint, save_checkpoint, save_policy
+from rlpg.runs.trees import to_json
+
+
+class RunWriter:
+    """The writing side of one run. What the disk refuses is said once, and training goes on; what
+    is missing at the end, `missing` says.
+
+    Args:
+        folder: the run's, whose lock is held.
+        recipe: resolved.
+        warn: is told what cannot be written.
+        saved: the checkpoint the run continues from; the curves are cut there.
+        loggers: take the metrics too, besides those of the recipe.
+
+    Raises:
+        FileError, ValueError, LookupError: the checkpoint's state is not that of a run's writer.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        warn: Callable[[str], None],
+        saved: Checkpoint | None = None,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.latest: dict[str, float] = {}  # each tag's last value
+        # Mean return and step of the best evaluation.
+        self.best: tuple[float, int] | None = None
+        if saved is not None:
+            self.best = _best(saved.state["best"])
+            if saved.state["curves"]["step"] > saved.step:
+                raise ValueError(f"curves.step: expected at most {saved.step}, got more")
+        self._warn = warn
+        # Policies that the disk has refused: a best one may stay the best to the end.
+        self._waiting: dict[Path, tuple[dict[str, Any], Any]] = {}
+        self._told: set[Path] = set()  # of these it was said that they cannot be saved
+        self._failing: dict[Path, str] = {}  # what could not be saved, and why
+        self._versions = versions_now()
+        self._anchor = files.Anchor(folder.path)
+        try:
+            self._curves = Curves(
+                folder.path,
+                env_id=recipe.environment.id,
+                tensorboard=recipe.log.tensorboard,
+                loggers=loggers,
+                settings=_hyperparameters(recipe),
+                texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
+                state=None if saved is None else saved.state["curves"],
+                check=self._anchor.check,
+                warn=warn,
+            )
+        except BaseException:
+            self._anchor.close()
+            raise
+
+    def episodes(self, episodes: Episodes) -> None:
+        """Training episodes that ended."""
+        self._curves.episodes(episodes.returns, episodes.lengths)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Points of the curves at an environment step."""
+        self.latest |= metrics
+        self._curves.log(step, metrics)
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Values of a rollout, by tag."""
+        self._curves.histograms(step, values)
+
+    def evaluated(self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]) -> None:
+        """Evaluations during training, by name; the one called `eval` decides which is the best."""
+        for name, evaluation in evaluations.items():
+            lengths = {f"{name}/mean_ep_length": float(evaluation.lengths.mean())}
+            self.log(step, {f"{name}/mean_reward": evaluation.mean, **lengths})
+            file = "evaluations" if name == "eval" else f"evaluations_{name.removeprefix('eval_')}"
+            self._curves.evaluation(step, evaluation.returns, evaluation.lengths, name=file)
+        mean = evaluations["eval"].mean if "eval" in evaluations else None
+        if mean is not None and (self.best is None or mean > self.best[0]):
+            self.best = (mean, step)
+            self.save_policy(self.folder.best_policy, step, policy, evaluations["eval"])
+
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        """Lengths of all episodes of each evaluation so far, `[episodes]` each."""
+        return self._curves.evaluation_lengths()
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
+        """A point to continue from, and the policy at that point."""
+        whole = to_arrays({**state, "best": self.best, "curves": self._curves.state_dict()})
+        save = partial(
+            save_checkpoint,
+            self.folder.checkpoints,
+            step,
+            whole,
+            versions=self._versions,
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep=() if self.best is None else (self.best[1],),
+        )
+        self._try(save, self.folder.checkpoints, step)
+        self.save_policy(self.folder.policy, step, policy, None)
+
+    def save_policy(
+        self, folder: Path, step: int, policy: Policy, evaluation: Evaluation | None
+    ) -> None:
+        """The policy with all that is needed to use it elsewhere, and what waits for the disk."""
+        settings = self.recipe.environment
+        description = {
+            "policy": policy.describe(),
+            "environment": {
+                "id": settings.id,
+                "kwargs": settings.kwargs,
+                "wrappers": settings.wrappers,
+                "max_episode_steps": settings.max_episode_steps,
+                "episode_cap": settings.episode_cap,
+            },
+            "training": {
+                "agent": self.recipe.agent,
+                "seed": self.recipe.seed,
+                "steps": step,
+                "evaluation": evaluation.summary() if evaluation else None,
+            },
+            "versions": self._versions,
+        }
+        self._waiting[folder] = (description, to_arrays(policy.state_dict()))
+        self._save_waiting()
+
+    def _save_waiting(self) -> None:
+        for folder, (description, weights) in list(self._waiting.items()):
+            step = description["training"]["steps"]
+            if self._try(partial(save_policy, folder, description, weights), folder, step):
+                del self._waiting[folder]
+
+    def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None:
+        """The last policy and how good it is."""
+        self.save_policy(self.folder.policy, step, policy, evaluation)
+        if evaluation is not None:
+            path = self.folder.path / "evaluation.json"
+            content = to_json({**evaluation.summary(), "table": evaluation.table()})
+            self._try(partial(files.write, path, content), path, step)
+
+    def _try(self, save: Callable[[], object], what: Path, step: int) -> bool:
+        """Whether it was saved. If not, it is said once, not at every attempt."""
+        try:
+            self._anchor.check()
+            save()
+        except OSError as error:
+            if what not in self._told:
+                self._told.add(what)
+                self._warn(f"{what}: not saved at step {step} ({error.strerror}); training goes on")
+            since = self._failing.get(what, f"step {step}: {error.strerror}")
+            self._failing[what] = since
+            return False
+        self._failing.pop(what, None)
+        return True
+
+    def missing(self) -> str:
+        """In one line what of the run is not on disk, and why; "" where nothing is missing."""
+        reasons = {what.name: f"since {since}" for what, since in self._failing.items()}
+        reasons |= self._curves.missing()
+        return ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self._save_waiting()
+        finally:
+            self._curves.close()  # the curves are complete on disk, however the run ends
+            self._anchor.close()
+        if error is not None and (missing := self.missing()):
+            error.add_note(f"not saved: {missing}")
+
+
+class NoWriter(RunWriter):
+    """What the ranks have that are not the first: nothing is written."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.latest: dict[str, float] = {}
+
+    def episodes(self, episodes: Episodes) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def evaluated(
+        self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]
+    ) -> None: ...
+    def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None: ...
+    def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None: ...
+
+    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None: ...
+
+    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+        return []
+
+    def missing(self) -> str:
+        return ""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
+
+
+def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
+    """The settings that one compares runs by."""
+    tables = ("environment.id", "policy.", "rollout.", "learner.")
+    names = ("agent", "seed", "total_steps")
+    return {
+        key: value
+        for key, value in flatten(recipe).items()
+        if (key in names or key.startswith(tables)) and not isinstance(value, Mapping)
+    }
+
+
+def _best(best: object) -> tuple[float, int] | None:
+    match best:
+        case None:
+            return None
+        case (float(mean), int(step)):
+            return mean, step
+    raise ValueError(f"best: expected a mean return and a step, got {best!r:.80}")
+
+
+def versions_now() -> dict[str, str]:
+    """All that the bits of a run depend on, besides its recipe."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return versions({"torch threads": torch.get_num_threads(), "cpu capability": capability})
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """One line for each version that is no longer what it was."""
+    names = sorted({*then, *now} - {"platform"})
+    return [
+        f"bits may differ: {name} was {then.get(name, 'absent')}, is {now.get(name, 'absent')}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]

@@ -1,0 +1,107 @@
+"""What the ranks have each for itself, in one checkpoint: their environments and action streams.
+
+A run that goes on with another number of ranks deals the environments out again, in their order;
+the streams of actions are then new ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlpg.distributed import gather, is_alone, num_ranks, rank
+from rlpg.engine.components import rank_key, seed_sequence
+from rlpg.errors import TrainingError
+from rlpg.rollouts import BaseCollector, Episodes
+
+PER_ENV = ("obs", "ended", "returns", "lengths", "starts", "carry")  # [N, ...] of a collector
+
+
+def action_seed(seed: int, *key: int) -> np.random.SeedSequence:
+    """The stream of a rank's actions."""
+    return seed_sequence(seed, "actions", *rank_key(), *key)
+
+
+def collector_state(collector: BaseCollector) -> dict[str, Any]:
+    """Where the environments of all ranks stand; call it on all of them."""
+    states = gather(collector.state_dict())
+    return states[0] if len(states) == 1 else {"ranks": states}
+
+
+def own_collector_state(saved: Mapping[str, Any], seed: int) -> tuple[Mapping[str, Any], str]:
+    """This rank's part of `collector_state`, and what is to be said about it, if anything.
+
+    Args:
+        saved: by any number of ranks.
+        seed: of the run.
+    """
+    states: Sequence[Mapping[str, Any]] = saved.get("ranks", [saved])
+    if len(states) == num_ranks():
+        return states[rank()], ""
+    steps = sum(state["env_steps"] for state in states)
+    vector_steps = max(state["vector_steps"] for state in states)
+    number = len(states[0]["ended"]) * len(states) // num_ranks()
+    own = slice(rank() * number, (rank() + 1) * number)
+    part, rest = divmod(steps, num_ranks())
+    stream = action_seed(seed, vector_steps).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(stream))
+    state = {
+        "env_steps": part + (rest if rank() == 0 else 0),
+        "vector_steps": vector_steps,
+        "generator": generator.get_state().numpy().copy(),
+        **{name: _cut([state[name] for state in states], own, 0) for name in PER_ENV},
+        "environments": _cut([state["environments"] for state in states], own, -1),
+    }
+    return state, f"{num_ranks()} processes go on with what {len(states)} have saved"
+
+
+def _cut(parts: Sequence[Any], own: slice, axis: int) -> Any:
+    """Some environments of those that several ranks have, in trees with one axis or list for them.
+
+    The environments of a vector environment of ours are in the last axis of its arrays.
+    """
+    first = parts[0]
+    if isinstance(first, np.ndarray):
+        whole = np.concatenate(parts, axis)
+        return whole[own] if axis == 0 else whole[..., own]
+    if isinstance(first, Mapping):
+        return {key: _cut([part[key] for part in parts], own, axis) for key in first}
+    if isinstance(first, list) and axis == 0:  # a carry of several parts
+        return [_cut(entries, own, axis) for entries in zip(*parts, strict=True)]
+    if isinstance(first, list):  # an entry for each environment
+        return [entry for part in parts for entry in part][own]
+    return first
+
+
+def merged(episodes: Sequence[Episodes], num_envs: int) -> Episodes:
+    """The episodes of all ranks, in the order of their ends; call it on all of them.
+
+    Args:
+        episodes: of this rank, of several rollouts.
+        num_envs: of this rank.
+    """
+    if is_alone() and len(episodes) == 1:
+        return episodes[0]
+    told = gather([(e.returns, e.lengths, e.env + rank() * num_envs, e.step) for e in episodes])
+    ordered = []
+    for ranks in zip(*told, strict=True):
+        columns = [np.concatenate(column) for column in zip(*ranks, strict=True)]
+        order = np.lexsort((columns[2], columns[3]))
+        ordered.append([column[order] for column in columns])
+    return Episodes(*(np.concatenate(column) for column in zip(*ordered, strict=True)))
+
+
+def require_equal(parameters: torch.Tensor) -> None:
+    """TrainingError where the ranks do not have the same parameters; call it on all of them."""
+    if is_alone():
+        return
+    digests = gather(hashlib.sha256(parameters.cpu().numpy().tobytes()).hexdigest())
+    if len(set(digests)) > 1:
+        raise TrainingError(
+            "policy: expected the same parameters in all processes, got different ones; are they "
+            "on different processors, or is a part of your own random?"
+        )

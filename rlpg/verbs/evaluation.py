@@ -1,0 +1,152 @@
+"""How good a policy is: the verb `evaluate`, for policies in memory and from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from rlpg.engine.evaluator import Evaluation, check_spaces, play
+from rlpg.engine.loading import Saved, environment_to_make
+from rlpg.engine.threads import cpu_threads
+from rlpg.errors import UsageError
+from rlpg.policies import Policy
+from rlpg.rollouts import EnvSource, find_spec, full_id, make_envs, wrapped
+from rlpg.rollouts.ids import own_words
+from rlpg.runs.recorded import usable_kwargs, usable_wrappers
+
+MOST_ENVS = 64  # side by side, if nobody says how many
+
+
+def evaluate(
+    policy: Policy,
+    env: EnvSource,
+    episodes: int = 100,
+    seed: int | np.random.SeedSequence = 0,
+    *,
+    deterministic: bool = True,
+    num_envs: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    episode_cap: int = 1000,
+    threads: int = 1,
+) -> Evaluation:
+    """Play whole episodes and return their returns and lengths. The policy is not changed.
+
+    Every copy of the environment contributes its first episodes up to a quota fixed beforehand
+    (taking the first episodes that finish would favor short ones).
+
+    Args:
+        policy: what is evaluated.
+        env: as in `make_envs`; a vector environment is used as it is, and left open.
+        episodes: number of episodes, spread evenly over the copies.
+        seed: of the environments and of sampled actions.
+        deterministic: take the deterministic action (see `Head.mode`) instead of sampling.
+        num_envs: copies that run side by side; None: as many as episodes, at most 64.
+        env_kwargs, backend, max_episode_steps, episode_cap: as in `make_envs`.
+        threads: CPU threads for the network; a small one is fastest on one.
+
+    Raises:
+        SpaceError: the environment's spaces are not those the policy was made for.
+        EnvironmentFault: the environment failed, or an episode does not end.
+    """
+    counts = {"episodes": episodes, "num_envs": MOST_ENVS if num_envs is None else num_envs}
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"{name}: expected at least 1, got {count}")
+    if isinstance(seed, int) and seed < 0:
+        raise UsageError(f"seed: expected at least 0, got {seed}")
+    made = make_envs(
+        env,
+        min(counts.values()),
+        seed=seed,
+        kwargs=env_kwargs,
+        backend=backend,
+        max_episode_steps=max_episode_steps,
+        episode_cap=episode_cap,
+    )
+    try:
+        check_spaces(policy, made.envs)
+        with cpu_threads(threads):
+            evaluation = play(policy, made.envs, episodes, seed, deterministic=deterministic)
+        return replace(evaluation, environments=made.description)
+    finally:
+        if not isinstance(env, VectorEnv):
+            made.envs.close()
+
+
+def evaluate_saved(
+    saved: Saved,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    num_envs: int | None = None,
+) -> Evaluation:
+    """Evaluate a policy from disk on the environment it was trained on, or on another.
+
+    Arguments and time limit of the training are kept where it is the same environment; where it is
+    another, `environments` says what was left out.
+
+    Raises:
+        FileError: the file names a module to import, or an argument that it may not choose;
+            `env` and `env_kwargs` may be anything.
+        SpaceError: the environment's spaces are not the policy's.
+    """
+    env_id, options, note = environment_of(saved, env, env_kwargs)
+    options["env_kwargs"] = options.pop("kwargs")
+    evaluation = evaluate(
+        saved.policy,
+        env_id,
+        episodes,
+        seed,
+        deterministic=deterministic,
+        num_envs=num_envs,
+        **options,
+    )
+    environments = ", ".join(filter(None, (evaluation.environments, note)))
+    return replace(evaluation, environments=environments)
+
+
+def environment_of(
+    saved: Saved, env: str | None, env_kwargs: Mapping[str, Any] | None
+) -> tuple[str | EnvSpec, dict[str, Any], str]:
+    """The environment to play a saved policy on, options for `make_envs`, and a note.
+
+    Arguments and time limit of the training are kept where it is the same environment.
+
+    Args:
+        saved: a policy from disk.
+        env: an id, if the caller names one.
+        env_kwargs: the caller's arguments for the constructor, instead of the file's and besides.
+
+    Raises:
+        FileError: the file names a module to import, or an argument that it may not choose.
+    """
+    recorded = saved.environment
+    env_id = environment_to_make(recorded["id"], env, saved.path)
+    cap = {"episode_cap": recorded["episode_cap"]} if recorded.get("episode_cap") else {}
+    limit, kwargs = recorded.get("max_episode_steps"), recorded.get("kwargs") or {}
+    wrappers = recorded.get("wrappers") or {}
+    if full_id(env_id).rpartition(":")[2] == recorded["id"].rpartition(":")[2]:
+        options = {"kwargs": usable_kwargs(kwargs, saved.path, env_kwargs),
+                   "max_episode_steps": limit, **cap}  # fmt: skip
+        if not wrappers:
+            return env_id, options, ""
+        usable = usable_wrappers(wrappers, saved.path)
+        with own_words(env_id):
+            return wrapped(find_spec(env_id)[0], usable), options, f"in {', '.join(usable)}"
+    is_object = "(" in recorded["id"]
+    said = kwargs or limit or wrappers or is_object
+    note = f"not {recorded['id']}, which it was trained on" if said else ""
+    note += f", so without its wrappers {', '.join(wrappers)}"[:80] if wrappers else ""
+    note += f", so without its arguments {kwargs!r:.80}" if kwargs else ""
+    note += f", so without its limit of {limit} steps" if limit else ""
+    return env_id, {"kwargs": dict(env_kwargs or {}), **cap}, note

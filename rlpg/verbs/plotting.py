@@ -1,0 +1,344 @@
+"""Curves of runs: seeds as an interquartile mean with an interval, drawn to a file or as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from rlpg.errors import UsageError
+from rlpg.runs.history import EVALUATED, TRAINED, Curve, History, find_histories
+from rlpg.verbs.scores import (
+    interquartile_mean,
+    interval,
+    performance_profile,
+    probability_of_improvement,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Kind = Literal["curves", "profiles", "improvement"]
+Axis = Literal["steps", "time"]
+
+POINTS = 200  # of a curve whose runs were measured at different places
+WIDTH, HEIGHT, MARKERS = 64, 12, "*o+x#%@&"  # of curves as text
+NOT_COMPARED = ("seed", "total_steps", "checkpoint.", "log.", "threads", "compile")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one agent on one environment, measured at the same places."""
+
+    env: str
+    label: str
+    x: np.ndarray[Any, Any]  # [P], steps or seconds
+    runs: np.ndarray[Any, Any]  # [R, P]
+
+    @cached_property
+    def center(self) -> np.ndarray[Any, Any]:
+        """Interquartile mean over the runs, [P]."""
+        return interquartile_mean(self.runs)
+
+    @cached_property
+    def interval(self) -> np.ndarray[Any, Any]:
+        """95 % bootstrap interval of `center`, [2, P]; of no width for a single run."""
+        if len(self.runs) == 1:
+            return np.stack([self.center, self.center])
+        return interval([self.runs], interquartile_mean)
+
+    @property
+    def final(self) -> np.ndarray[Any, Any]:
+        """The last point of each run, [R]."""
+        last: np.ndarray[Any, Any] = self.runs[:, -1]
+        return last
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups that can be drawn together, and what one should know about them."""
+
+    groups: tuple[Group, ...]
+    metric: str
+    axis: Axis
+    notes: tuple[str, ...]
+
+    @property
+    def envs(self) -> list[str]:
+        return list(dict.fromkeys(group.env for group in self.groups))
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(group.label for group in self.groups))
+
+    def on(self, env: str) -> list[Group]:
+        """The groups of one environment."""
+        return [group for group in self.groups if group.env == env]
+
+
+def compare(
+    paths: Sequence[Path], *, metric: str | None = None, axis: Axis = "steps", by: str = "agent"
+) -> Comparison:
+    """Read the runs in folders and group them by environment and agent.
+
+    Args:
+        paths: runs of ours or of Stable-Baselines3, or folders with runs in them.
+        metric: a tag of `progress.jsonl`. None: the mean return of the evaluations if every run has
+            evaluations, else that of the training episodes.
+        axis: environment steps, or seconds of training (evaluating and saving left out).
+        by: what tells groups of one environment apart: `agent`, a setting (`learner.gamma`), or
+            `folder`, the path that was given.
+
+    Raises:
+        UsageError: no runs, a metric that a run does not have, runs without a common place.
+        FileError: a file is damaged.
+    """
+    named = [(path, history) for path in paths for history in find_histories(path)]
+    histories = [history for _, history in named]
+    metric = metric or _default(histories)
+    members: dict[tuple[str, str], list[History]] = {}
+    for path, history in named:
+        label = str(path) if by == "folder" else history.agent
+        if by not in ("agent", "folder"):
+            label += f", {by} = {history.settings.get(by, 'unknown')}"
+        same = members.setdefault((history.env, label), [])
+        if history.path.absolute() not in [other.path.absolute() for other in same]:
+            same.append(history)
+    groups, notes = [], []
+    for (env, label), same in members.items():
+        groups.append(_group(env, label, same, metric, axis))
+        notes += [f"{label} on {env}: {note}" for note in _notes(same, groups[-1], axis)]
+    return Comparison(tuple(groups), metric, axis, tuple(notes))
+
+
+def _default(histories: Sequence[History]) -> str:
+    for tag in (EVALUATED, TRAINED):
+        if all(tag in history.curves for history in histories):
+            return tag
+    lacking = next(h for h in histories if EVALUATED not in h.curves)
+    raise UsageError(
+        f"{lacking.path}: expected evaluations or episodes that ended in every run, got neither "
+        f"here or not in all; --metric TAG draws something else"
+    )
+
+
+def _group(env: str, label: str, same: list[History], metric: str, axis: Axis) -> Group:
+    curves = [_curve(history, metric, axis) for history in same]
+    x = curves[0][0]
+    if not all(np.array_equal(x, other) for other, _ in curves):
+        low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+        if low > high:
+            raise UsageError(
+                f"{label} on {env}: expected runs with {axis} in common, got one that begins at "
+                f"{low:g} and one that ends at {high:g}; --by folder draws them apart"
+            )
+        x = np.linspace(low, high, POINTS)
+    return Group(env, label, x, np.stack([np.interp(x, at, values) for at, values in curves]))
+
+
+def _curve(history: History, metric: str, axis: Axis) -> Curve:
+    if metric not in history.curves:
+        raise UsageError(
+            f"{history.path}: expected the metric {metric}, got {', '.join(history.curves)}; "
+            "choose one with --metric"
+        )
+    steps, values = history.curves[metric]
+    if axis == "steps":
+        return steps, values
+    if len(history.clock[0]) < 2:
+        raise UsageError(f"{history.path}: expected times, got none; use --x steps")
+    return np.interp(steps, *history.clock), values
+
+
+def _notes(same: list[History], group: Group, axis: Axis) -> list[str]:
+    """What the reader of a curve should know: it ends early, or its runs were told differently."""
+    notes = []
+    longest = max(same, key=lambda history: history.clock[0][-1]) if axis == "steps" else same[0]
+    last = max(steps[-1] for steps, _ in [longest.clock, *longest.curves.values()] if len(steps))
+    if axis == "steps" and len(same) > 1 and group.x[-1] < 0.9 * last:
+        notes.append(f"drawn to step {group.x[-1]:,.0f}, where its shortest run ends")
+    keys = {key for history in same for key in history.settings}
+    differing = sorted(
+        key
+        for key in keys
+        if not key.startswith(NOT_COMPARED)
+        and len({str(history.settings.get(key)) for history in same}) > 1
+    )
+    if differing:
+        notes.append(f"runs differ in {', '.join(differing)}; --by {differing[0]} draws them apart")
+    seeds = [history.settings["seed"] for history in same if "seed" in history.settings]
+    if not differing and len(set(seeds)) < len(seeds):
+        notes.append("two runs have the same seed: the interval takes them as independent")
+    return notes
+
+
+def improvements(compared: Comparison) -> list[tuple[str, str, float, tuple[float, float]]]:
+    """For each pair of agents P(a run of the first is better than one of the second), interval.
+
+    Raises:
+        UsageError: there is no pair of agents with an environment in common.
+    """
+    runs = {(group.env, group.label): group.final for group in compared.groups}
+    found = []
+    for k, first in enumerate(compared.labels):
+        for second in compared.labels[k + 1 :]:
+            envs = [env for env in compared.envs if {(env, first), (env, second)} <= runs.keys()]
+            if envs:
+                strata = [runs[env, label] for label in (first, second) for env in envs]
+                low, high = interval(strata, probability_of_improvement)
+                found.append((first, second, probability_of_improvement(*strata), (low, high)))
+    if not found:
+        raise UsageError(
+            "--kind: expected two agents on the same environment to compare, got "
+            f"{', '.join(f'{g.label} on {g.env}' for g in compared.groups)}; give runs of another"
+        )
+    return found
+
+
+# ---- as text ---------------------------------------------------------------------------------
+
+
+def table(compared: Comparison) -> str:
+    """Each group's last point: interquartile mean, interval, and how many runs."""
+    width = max(len(group.label) for group in compared.groups)
+    lines = []
+    for env in compared.envs:
+        lines.append(f"{env}: {compared.metric} at the last point, interquartile mean [95 %]")
+        for mark, group in zip(_marks(compared.on(env)), compared.on(env), strict=True):
+            low, high = group.interval[:, -1]
+            between = f"[{low:.2f}, {high:.2f}]" if len(group.runs) > 1 else "no interval"
+            runs = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}"
+            at = _place(group.x[-1], compared.axis)
+            lines.append(
+                f"  {mark} {group.label:{width}}  {group.center[-1]:10.2f} {between}, {runs}, {at}"
+            )
+    return "\n".join(lines)
+
+
+def chart(compared: Comparison) -> str:
+    """The curves as text, one picture for each environment."""
+    return "\n\n".join(_chart(env, compared.on(env), compared.axis) for env in compared.envs)
+
+
+def improvement_table(compared: Comparison) -> str:
+    """Each pair of agents, and how probable it is that the first is better."""
+    return "\n".join(
+        f"P({first} > {second}) = {value:.2f} [{low:.2f}, {high:.2f}]"
+        for first, second, value, (low, high) in improvements(compared)
+    )
+
+
+def _chart(env: str, groups: list[Group], axis: Axis) -> str:
+    low = min(group.center.min() for group in groups)
+    high = max(group.center.max() for group in groups)
+    start, end = min(group.x[0] for group in groups), max(group.x[-1] for group in groups)
+    cells = [[" "] * WIDTH for _ in range(HEIGHT)]
+    for mark, group in zip(_marks(groups), groups, strict=True):
+        columns = np.rint((group.x - start) / max(end - start, 1e-9) * (WIDTH - 1)).astype(int)
+        across = np.arange(columns[0], columns[-1] + 1)
+        values = np.interp(across, columns, group.center)
+        rows = np.rint((values - low) / max(high - low, 1e-9) * (HEIGHT - 1)).astype(int)
+        for column, row in zip(across, rows, strict=True):
+            cells[HEIGHT - 1 - row][column] = mark
+    names = [f"{high:.4g}", *[""] * (HEIGHT - 2), f"{low:.4g}"]
+    lines = [f"{name:>10} |{''.join(row)}" for name, row in zip(names, cells, strict=True)]
+    foot = f"{_place(start, axis)}{_place(end, axis):>{WIDTH - len(_place(start, axis))}}"
+    return "\n".join([f"{'':12}{env}", *lines, f"{'':11}+{'-' * WIDTH}", f"{'':12}{foot}"])
+
+
+def _marks(groups: Sequence[Group]) -> list[str]:
+    return [MARKERS[k % len(MARKERS)] for k in range(len(groups))]
+
+
+def _place(x: float, axis: Axis) -> str:
+    return f"{x:,.0f} steps" if axis == "steps" else f"{x:,.1f} s"
+
+
+# ---- as a picture ----------------------------------------------------------------------------
+
+
+def draw(compared: Comparison, path: Path, kind: Kind = "curves") -> None:
+    """Draw to a file: a grid with a picture for each environment, one color for each agent.
+
+    Args:
+        path: its ending says the format: png, svg or pdf.
+        kind: `curves`; `profiles`: the share of runs whose last point is above a score;
+            `improvement`: for each pair of agents the probability that the first is better.
+    """
+    from matplotlib.figure import Figure
+
+    if kind == "improvement":
+        figure = Figure(layout="constrained", figsize=(7, 1 + 0.5 * len(improvements(compared))))
+        _draw_improvements(figure.subplots(), compared)
+    else:
+        columns = min(len(compared.envs), 3)
+        rows = -(-len(compared.envs) // columns)
+        figure = Figure(layout="constrained", figsize=(4.5 * columns, 3.2 * rows + 0.4))
+        places = figure.subplots(rows, columns, squeeze=False).ravel()
+        for env, axes in zip(compared.envs, places, strict=False):
+            (_draw_curves if kind == "curves" else _draw_profiles)(axes, compared, env)
+            axes.set_title(env)
+        for axes in places[len(compared.envs) :]:
+            axes.set_axis_off()
+        _legend(figure, places)
+    figure.savefig(path, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _colors(compared: Comparison) -> dict[str, str]:
+    return {label: f"C{k % 10}" for k, label in enumerate(compared.labels)}
+
+
+def _draw_curves(axes: Axes, compared: Comparison, env: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    colors = _colors(compared)
+    for group in compared.on(env):
+        label = f"{group.label} ({len(group.runs)})"
+        axes.plot(group.x, group.center, color=colors[group.label], label=label)
+        axes.fill_between(group.x, *group.interval, color=colors[group.label], alpha=0.2, lw=0)
+    axes.set_xlabel("environment steps" if compared.axis == "steps" else "training time (s)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
+    axes.set_ylabel(compared.metric)
+
+
+def _draw_profiles(axes: Axes, compared: Comparison, env: str) -> None:
+    colors, groups = _colors(compared), compared.on(env)
+    scores = np.concatenate([group.final for group in groups])
+    margin = 0.05 * float(np.ptp(scores)) or 1.0
+    at = np.linspace(scores.min() - margin, scores.max() + margin, POINTS)
+    for group in groups:
+        share = performance_profile(group.final, at)
+        low, high = interval([group.final], lambda runs: performance_profile(runs, at))
+        label = f"{group.label} ({len(group.runs)})"
+        axes.step(at, share, where="post", color=colors[group.label], label=label)
+        axes.fill_between(
+            at, low, high, step="post", color=colors[group.label], alpha=0.2, lw=0
+        )  # fmt: skip
+    axes.set_xlabel(f"{compared.metric} τ")
+    axes.set_ylabel("share of runs above τ")
+
+
+def _draw_improvements(axes: Axes, compared: Comparison) -> None:
+    pairs = improvements(compared)[::-1]
+    for k, (_, _, value, (low, high)) in enumerate(pairs):
+        axes.barh(k, high - low, left=low, height=0.5, alpha=0.4, color="C0")
+        axes.plot([value, value], [k - 0.25, k + 0.25], color="C0")
+    axes.set_yticks(range(len(pairs)), [f"{first} over {second}" for first, second, *_ in pairs])
+    axes.axvline(0.5, color="gray", lw=0.8, ls="--")
+    axes.set(xlim=(-0.01, 1.01), xlabel="probability that a run of the first is better")
+
+
+def _legend(figure: Figure, places: Any) -> None:
+    """One for all pictures; the number of runs is in it, so labels may differ between pictures."""
+    handles = [axes.get_legend_handles_labels() for axes in places]
+    named = {
+        label: handle
+        for lines, labels in handles
+        for label, handle in zip(labels, lines, strict=True)
+    }
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)

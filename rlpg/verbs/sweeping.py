@@ -1,0 +1,259 @@
+"""A sweep: trials of other settings, chosen by Optuna, whose study is a file that processes share.
+
+Each trial trains once per seed and counts as the mean of the evaluations after training. A trial
+that falls behind the others is pruned at one of its evaluations. A trial whose process has died is
+taken up by another process, from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlpg.engine.assembly import Hooks
+from rlpg.errors import EstimatorError, FileError, TrainingError, UsageError
+from rlpg.policies.references import UserParts
+from rlpg.rollouts import EnvSource
+from rlpg.runs import files
+from rlpg.runs.logger import Logger
+from rlpg.runs.recipe import Recipe, dumps, override, save
+from rlpg.verbs.several import Finished
+from rlpg.verbs.spaces import Range, Space
+
+NAME = "rlpg"  # of the study in its file
+STARTUP_TRIALS = 10  # at random, before the sampler learns from them
+ABOUT = "rlpg"  # attribute of the study that says what is swept
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all processes of a sweep have in common.
+
+    Attributes:
+        env: what is trained on.
+        recipe: what the trials do not change.
+        folder: holds `study.journal`, `trials/<number>/<seed>/`, `best.toml`, `importances.png`.
+        space: the settings that are tried.
+        trials: how many, of all processes.
+        seeds: of every trial.
+        parts: of the user's own.
+    """
+
+    env: EnvSource
+    recipe: Recipe
+    folder: Path
+    space: Space
+    trials: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    parts: UserParts = field(default_factory=UserParts)
+    stop_at_return: float | None = None
+
+    def study(self) -> Any:
+        """The study in the folder, made if there is none.
+
+        Raises:
+            UsageError: it is another sweep's, or cannot be locked.
+            FileError: the file is not a study.
+        """
+        files.make_folder(self.folder)
+        path = self.folder / "study.journal"
+        about = {
+            "recipe": dumps(override(self.recipe, {"seed": 0})),
+            "seeds": list(self.seeds),
+            "space": {key: kind.as_data() for key, kind in self.space.items()},
+        }
+        with _quiet() as optuna:
+            backend = optuna.storages.journal.JournalFileBackend(str(path))
+            try:
+                study = optuna.create_study(
+                    storage=optuna.storages.JournalStorage(backend),
+                    study_name=NAME,
+                    direction="maximize",
+                    load_if_exists=True,
+                    sampler=optuna.samplers.TPESampler(
+                        n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
+                    ),
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2),
+                )
+                with self._alone():
+                    known = study.user_attrs.get(ABOUT)
+                    if known is None and not study.trials:
+                        study.set_user_attr(ABOUT, about)
+                        known = about
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise FileError(f"{path}: expected the file of a study, got another") from error
+        if known != about:
+            raise UsageError(
+                f"{path}: expected a study of the same environment, agent, settings, space and "
+                "seeds, got one of others; choose another --sweep-dir"
+            )
+        return study
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with files.alone_in(self.folder) as is_alone:
+            if not is_alone:
+                raise UsageError(
+                    f"{self.folder}: expected a file system with locks, got one without; choose a "
+                    "folder elsewhere"
+                )
+            yield
+
+    def run(self, worker: int, hooks: Hooks, *, quiet: bool) -> Finished:
+        """Take trials until there are enough; `worker` numbers the processes of this machine."""
+        study = self.study()
+        while True:
+            with ExitStack() as held:
+                trial = self._take(study, held)
+                if trial is None:
+                    return Finished(self.folder, None)
+                outcome = self._try(study, trial, hooks)
+            if hooks.say is not None:
+                hooks.say(f"trial {trial.number}: {outcome}")
+
+    def _take(self, study: Any, held: ExitStack) -> Any:
+        """A trial whose process has died, or a new one; what says that it is taken is held."""
+        with _quiet() as optuna, self._alone():
+            trials = study.get_trials(deepcopy=False)
+            for found in trials:
+                if found.state == optuna.trial.TrialState.RUNNING:
+                    with suppress(UsageError):  # its process is alive
+                        held.enter_context(files.lock(self._lock(found.number)))
+                        return optuna.trial.Trial(study, found._trial_id)
+            if len(trials) >= self.trials:
+                return None
+            trial = study.ask()
+            files.make_folder(self._lock(trial.number).parent)
+            held.enter_context(files.lock(self._lock(trial.number)))
+            return trial
+
+    def _lock(self, number: int) -> Path:
+        return self._trial_folder(number) / "trial.lock"
+
+    def _trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04d}"
+
+    def _try(self, study: Any, trial: Any, hooks: Hooks) -> str:
+        """One trial, to its end; what came of it."""
+        with _quiet() as optuna:
+            state = optuna.trial.TrialState
+            chosen = {key: _suggested(trial, key, kind) for key, kind in self.space.items()}
+        means: list[float] = []
+        for seed in self.seeds:
+            watch = Watch(trial, means, hooks)
+            try:
+                recipe = override(self.recipe, chosen)
+                run = self._train(trial.number, recipe, seed, watch)
+            except (TrainingError, EstimatorError, UsageError) as error:
+                self._tell(study, trial, state=state.FAIL)
+                if isinstance(error, UsageError) and trial.number == 0:
+                    raise
+                return f"failed with seed {seed}: {error}"
+            if watch.is_behind:
+                self._tell(study, trial, state=state.PRUNED)
+                return f"pruned with seed {seed}"
+            if run.evaluation is None:
+                raise UsageError("env: expected one of which Gymnasium can make others, got one")
+            means.append(run.evaluation.mean)
+        value = sum(means) / len(means)
+        self._tell(study, trial, values=value)
+        with self._alone():
+            best = study.best_trial
+            save(override(self.recipe, best.params), self.folder / "best.toml")
+        return f"{value:.2f} (best {best.value:.2f}, of trial {best.number})"
+
+    def _tell(self, study: Any, trial: Any, **what: Any) -> None:
+        with _quiet():
+            study.tell(trial, **what)
+
+    def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> Any:
+        """One seed of a trial; where it has begun, it goes on."""
+        from rlpg.verbs import training
+
+        folder = self._trial_folder(number) / str(seed)
+        hooks = Hooks(watch.on_log, [watch], self.stop_at_return)
+        if files.exists(folder / "recipe.toml"):
+            return training.resume_run(folder, self.env, self.parts, hooks, quiet=True)
+        recipe = override(recipe, {"seed": seed})
+        return training.run_recipe(
+            self.env, recipe, folder, parts=self.parts, hooks=hooks, quiet=True
+        )
+
+    def draw(self, study: Any) -> Path | None:
+        """The picture of how much each setting matters; None with fewer than two finished trials.
+
+        Raises:
+            UsageError: matplotlib is missing.
+        """
+        with _quiet() as optuna:
+            done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+            if len({trial.value for trial in done}) < 2:
+                return None
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.0, 0.6 + 0.35 * len(found)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.barh(list(found)[::-1], list(found.values())[::-1])
+        axes.set_xlabel(f"importance for reaching the best tenth of {len(done)} trials")
+        path = self.folder / "importances.png"
+        figure.savefig(path, dpi=120)
+        return path
+
+
+class Watch(Logger):
+    """A logger that reports evaluations to Optuna, and ends a run that is behind."""
+
+    def __init__(self, trial: Any, before: list[float], hooks: Hooks) -> None:
+        """
+        Args:
+            trial: Optuna's.
+            before: what the trial's seeds before this one have reached.
+            hooks: is told of the log, too.
+        """
+        self._trial, self._before, self._hooks = trial, before, hooks
+        self.is_behind = False
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report the mean of the seeds before and of this one as it is now."""
+        if "eval/mean_reward" not in metrics:
+            return
+        so_far = [*self._before, metrics["eval/mean_reward"]]
+        with _quiet():
+            self._trial.report(sum(so_far) / len(so_far), len(self._before) * 10**12 + step)
+            self.is_behind = self.is_behind or self._trial.should_prune()
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> bool:
+        """Whether to end the run."""
+        if self._hooks.on_log is not None:
+            self._hooks.on_log(step, metrics)
+        return self.is_behind
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _suggested(trial: Any, key: str, kind: Range) -> Any:
+    if kind.choices:
+        return trial.suggest_categorical(key, list(kind.choices))
+    if isinstance(kind.low, int) and isinstance(kind.high, int):
+        return trial.suggest_int(key, kind.low, kind.high, log=kind.log)
+    return trial.suggest_float(key, kind.low, kind.high, log=kind.log)
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """Optuna, which says nothing but errors: the rest is about how it is used here."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield optuna

@@ -1,0 +1,223 @@
+"""One episode as an mp4 film, through the environment's `rgb_array` frames."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rlpg.engine.evaluator import Evaluation
+from rlpg.engine.loading import Saved
+from rlpg.errors import EnvironmentSetupError, UsageError, install
+from rlpg.rollouts import find_spec
+from rlpg.rollouts.ids import own_words, quietly
+from rlpg.verbs.evaluation import environment_of, evaluate
+
+FRAMES_PER_SECOND = 30  # where the environment does not say
+SMALLEST_LABELED = 120  # pixels of a picture's shorter side
+
+
+def has_display() -> bool:
+    """Whether an X or Wayland server is there to open windows on."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@contextmanager
+def without_display() -> Iterator[None]:
+    """Where there is no display, pygame looks for none: it would print errors about it."""
+    if has_display():
+        yield
+        return
+    names = ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: value or "dummy" for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Hands every picture of the first whole episode to `show`, first and last state included."""
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], show: Callable[[np.ndarray[Any, Any]], None]
+    ) -> None:
+        super().__init__(env)
+        self._show = show
+        self._first: np.ndarray[Any, Any] | None = None
+        self._over = False
+        self._steps, self._return = 0, 0.0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The environment's own reset."""
+        result = self.env.reset(seed=seed, options=options)
+        if not self._over:
+            self._steps, self._return = 0, 0.0
+            self._first = self._picture()  # shown when a step follows: resets may come in a row
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The environment's own step."""
+        result = self.env.step(action)
+        if not self._over:
+            self._steps, self._return = self._steps + 1, self._return + float(result[1])
+            if self._first is not None:
+                self._show(self._first)
+                self._first = None
+            self._show(self._picture())
+            self._over = bool(result[2] or result[3])
+        return result
+
+    def _picture(self) -> np.ndarray[Any, Any]:
+        frame: Any = self.env.render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+            raise EnvironmentSetupError(
+                f"video: expected pictures [height, width, 3] from {self.env}, got "
+                f"{type(frame).__name__}; it has no render_mode rgb_array"
+            )
+        picture = np.array(frame[:, :, :3], dtype=np.uint8)
+        return labeled(picture, f"step {self._steps}   return {self._return:.1f}")
+
+
+def labeled(picture: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
+    """The picture `[height, width, 3]` with a line of text in its upper left corner, in place.
+
+    Without pygame, or where the picture is too small to read it, without the line.
+    """
+    try:
+        import pygame.freetype
+    except ImportError:
+        return picture
+    if min(picture.shape[:2]) < SMALLEST_LABELED:
+        return picture
+    pygame.freetype.init()
+    size = max(12, picture.shape[0] // 25)
+    drawn, place = pygame.freetype.Font(None, size).render(text, (0, 0, 0), (255, 255, 255))
+    pixels = pygame.surfarray.array3d(drawn).swapaxes(0, 1)  # [height, width, 3]
+    corner = picture[4 : 4 + place.height, 4 : 4 + place.width]
+    corner[...] = pixels[: corner.shape[0], : corner.shape[1]]
+    return picture
+
+
+class Film:
+    """An mp4 file that appears when the film is complete; an error leaves none."""
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        try:
+            import imageio_ffmpeg
+        except ImportError:
+            raise UsageError(
+                f"video: expected imageio-ffmpeg to be installed; run {install('video')}"
+            ) from None
+        self._ffmpeg = imageio_ffmpeg
+        self._path, self._rate = path, frames_per_second
+        self._unfinished = path.with_name(f".tmp-{path.stem}.mp4")
+        self._writer: Any = None
+
+    def show(self, frame: np.ndarray[Any, Any]) -> None:
+        """Add a picture, `[height, width, 3]` uint8."""
+        if self._writer is None:
+            size = frame.shape[1], frame.shape[0]
+            self._writer = self._ffmpeg.write_frames(
+                str(self._unfinished), size, fps=self._rate, macro_block_size=2, quality=7
+            )
+            self._writer.send(None)
+        self._writer.send(frame)
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if kind is None:
+            self._unfinished.replace(self._path)
+        else:
+            with suppress(FileNotFoundError):
+                self._unfinished.unlink()
+
+
+def film(
+    saved: Saved,
+    path: Path,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Film one episode of a policy from disk; see `evaluate_saved` for the environment.
+
+    Args:
+        path: of the mp4 file; replaced if it exists.
+
+    Raises:
+        UsageError: imageio-ffmpeg is missing, or the environment gives no pictures.
+    """
+    made = made_for_pictures(saved, "rgb_array", env, env_kwargs)
+    with without_display(), made as (original, cap):
+        rate = original.metadata.get("render_fps") or FRAMES_PER_SECOND
+        with Film(path, rate) as shooting:
+            filmed = Filmed(original, shooting.show)
+            return evaluate(
+                saved.policy, filmed, 1, seed, deterministic=deterministic, episode_cap=cap
+            )
+
+
+def watch(
+    saved: Saved,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    episodes: int = 1,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> Evaluation:
+    """Play episodes of a policy from disk in a window; see `evaluate_saved` for the environment.
+
+    Raises:
+        UsageError: there is no display, or the environment has no window.
+    """
+    if sys.platform.startswith("linux") and not has_display():
+        raise UsageError(
+            "watch: expected a display, got none; `rlpg evaluate RUN --video` films an episode"
+        )
+    with made_for_pictures(saved, "human", env, env_kwargs) as (original, cap):
+        return evaluate(
+            saved.policy, original, episodes, seed, deterministic=deterministic, episode_cap=cap
+        )
+
+
+@contextmanager
+def made_for_pictures(
+    saved: Saved, render_mode: str | None, env: str | None, env_kwargs: Mapping[str, Any] | None
+) -> Iterator[tuple[gymnasium.Env[Any, Any], int]]:
+    """The environment of a policy from disk in a render mode, if any, and its episodes' cap."""
+    env_id, options, _ = environment_of(saved, env, env_kwargs)
+    with own_words(env_id):
+        spec, _ = find_spec(env_id)
+        made = quietly(
+            gymnasium.make,
+            spec,
+            max_episode_steps=options.get("max_episode_steps"),
+            disable_env_checker=True,
+            **options["kwargs"] | {"render_mode": render_mode},
+        )
+    try:
+        if render_mode and render_mode not in made.metadata.get("render_modes", ()):
+            what = "pictures" if render_mode == "rgb_array" else "a window"
+            raise UsageError(f"video: expected an environment with {what}, {spec.id} has none")
+        yield made, options.get("episode_cap", 1000)
+    finally:
+        made.close()

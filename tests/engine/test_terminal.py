@@ -1,0 +1,149 @@
+"""The display: one line now and then, a bar on a terminal, and never a reason to stop."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from rlpg.engine import terminal
+from rlpg.engine.terminal import Display, duration
+from rlpg.errors import RlpgWarning
+
+METRICS = {
+    "rollout/ep_rew_mean": 12.34,
+    "eval/mean_reward": 500.0,
+    "time/env_share": 0.25,
+    "time/policy_share": 0.25,
+    "time/learn_share": 0.5,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Gone(Terminal):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """`clock[0]` is the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0, 61.9, 3599, 3723, 360_000)] == [
+        "0:00", "1:01", "59:59", "1:02:03", "100:00:00",
+    ]  # fmt: skip
+
+
+def test_lines_come_every_half_minute_and_the_last_state_once(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Display("title", 1000, notes=("a note", "")) as display:
+        for step in range(100, 1001, 100):
+            clock[0] += 6.0
+            display.update(step, METRICS)
+            display.update(step, METRICS)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "a note"
+    assert [line.split("/")[0].split()[-1] for line in lines[1:]] == ["100", "600", "1,000"]
+    assert lines[2] == (
+        "title    600/1,000 steps  return 12.3  evaluated 500.0  17 steps/s  0:24 left"
+    )
+
+
+def test_where_the_time_goes_and_the_losses_are_for_developers(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {"train/entropy": 0.5, "gradient/norm": 0.25, "train/value_loss": 12345.678}
+    with Display("title", 1000, verbose=True) as display:
+        clock[0] += 1.0
+        display.update(100, METRICS | losses)
+    lines = capsys.readouterr().err.splitlines()
+    assert "time: env 25 %, policy 25 %, learn 50 %" in lines[0]
+    assert [line.split() for line in lines[1:]] == [
+        ["entropy", "0.5", "norm", "0.25"],
+        ["value_loss", "1.235e+04"],
+    ]
+
+
+def test_a_resumed_run_counts_its_own_steps(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Display("title", 1000) as display:
+        display.done_steps = 500
+        clock[0] += 1.0
+        display.update(600, {})
+    assert "100 steps/s  0:04 left" in capsys.readouterr().err
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display("title", 10, notes=("a note",), quiet=True) as display:
+        display.update(10, METRICS)
+        display.line("a line")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_shows_everything_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    title = "CartPole-v1 reinforce seed 0"
+    with Display(title, 1000, notes=("a note",), verbose=True) as display:
+        display.update(600, METRICS)
+        display.line("[a] line with [brackets]")
+    shown = screen.getvalue()
+    for part in ("a note", "600/1,000", "evaluated", "learn 50 %", "left", "[a] line with [br"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("broken", [Gone(), None])
+def test_losing_the_terminal_stops_nothing(
+    broken: Terminal | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Terminal() if broken is None else broken
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Display("title", 10, notes=("a note",)) as display:
+        if broken is None:  # it goes away later
+            monkeypatch.setattr(stream, "write", Gone().write)
+            monkeypatch.setattr(stream, "flush", Gone().flush)
+        display.update(5, METRICS)
+        display.line("a line")
+        display.update(10, METRICS)
+
+
+def test_a_process_without_an_error_stream_could_not_train(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Display("title", 10, notes=("a note",)) as display:
+        clock[0] += 100.0
+        display.update(5, METRICS)
+
+
+def test_a_quiet_display_warns_in_python_and_another_one_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With `quiet`, nobody was told that the bits may differ or that nothing could be saved."""
+    with pytest.warns(RlpgWarning, match=r"^the disk is full$"):
+        Display("title", 100, quiet=True).warn("the disk is full")
+    assert capsys.readouterr().err == ""
+    Display("title", 100).warn("the disk is full")
+    assert capsys.readouterr().err == "the disk is full\n"

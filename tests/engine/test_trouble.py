@@ -1,0 +1,109 @@
+"""Warnings of a run in trouble: each once, with the setting to try, and none of a healthy run."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlpg.engine.trouble import ENTRIES, Trouble
+from rlpg.runs.recipe import Recipe, override
+
+
+def warned(
+    values: dict[str, list[float]], *, agent: str = "ppo", is_discrete: bool = True,
+    start: float = 0.0, numbers: int = 1, **settings: Any,
+) -> list[str]:  # fmt: skip
+    """What is said during a run of 1,000 steps that goes through the values from `start` on."""
+    told: list[str] = []
+    changes = {f"learner.{name}": value for name, value in settings.items()}
+    recipe = override(Recipe.of(agent), {"total_steps": 1000, **changes})
+    head: Any = SimpleNamespace(is_discrete=is_discrete, action_shape=(numbers,))
+    trouble = Trouble(recipe, head, told.append)
+    length = len(next(iter(values.values())))
+    for k in range(length):
+        step = round(1000 * (start + (1 - start) * (k + 1) / length))
+        trouble(step, {f"train/{tag}": row[k] for tag, row in values.items()})
+    return told
+
+
+def test_a_healthy_run_is_left_alone() -> None:
+    n = 100
+    assert (
+        warned(
+            {
+                "explained_variance": [0.0, 0.0] + [0.6] * (n - 2),
+                "approx_kl": [0.01] * n,
+                "clip_fraction": [0.2] * n,
+                "entropy": [0.7 - 0.005 * k for k in range(n)],
+            },
+            target_kl=0.01,
+        )
+        == []
+    )
+
+
+def test_a_value_network_that_explains_nothing() -> None:
+    (told,) = warned({"explained_variance": [-0.2] * 200}, value_learning_rate=0.001)
+    assert told == (
+        "step 100: the value network explains 0% of the returns' variance after 10% of the budget; "
+        "try a higher learner.value_learning_rate (it is 0.001) or more learner.num_value_epochs"
+    )
+    # Too early, too few entries, or a baseline that is not learned so: nothing is said.
+    assert warned({"explained_variance": [-0.2] * (ENTRIES - 1)}) == []
+    assert (
+        warned({"explained_variance": [-0.2] * 40}, agent="reinforce", baseline="moving_average")
+        == []
+    )
+    values = [-0.2] * 400 + [0.9] * 9600
+    assert len(warned({"explained_variance": values})) == 0  # the first 4 % of the budget
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "kl"),
+    [
+        ("ppo", {"target_kl": 0.01}, 0.05),
+        ("ppo", {"desired_kl": 0.02}, 0.07),
+        ("npg", {"max_kl": 0.01}, 0.04),
+    ],
+)
+def test_updates_that_go_far_beyond_their_target(
+    agent: str, settings: dict[str, Any], kl: float
+) -> None:
+    values = {"approx_kl": [kl] * 50}
+    (told,) = warned(values, agent=agent, **settings)
+    ((name, target),) = settings.items()
+    assert f"a KL divergence of {kl:g}, learner.{name} is {target:g}; try a lower" in told
+    assert warned({"approx_kl": [2 * target] * 50}, agent=agent, **settings) == []
+    assert warned({"approx_kl": [9.0] * 50}, agent="a2c") == []  # which has no target
+
+
+def test_ratios_that_are_mostly_clipped() -> None:
+    (told,) = warned({"clip_fraction": [0.5] * 50}, num_epochs=30)
+    assert "50% of the probability ratios" in told
+    assert "fewer learner.num_epochs (it is 30)" in told
+    assert warned({"clip_fraction": [0.4] * 50}) == []
+
+
+def test_a_policy_that_chooses_no_more() -> None:
+    values = [0.7] + [0.001] * 99
+    (told,) = warned({"entropy": values}, entropy_coef=0.003)
+    assert "entropy has collapsed from 0.70 to 0.00" in told
+    assert "a higher learner.entropy_coef (it is 0.003)" in told
+    assert warned({"entropy": [0.7] + [0.001] * 99}, start=0.5) == []  # late: it has learned
+
+
+def test_deviations_of_actions_that_grow_or_vanish() -> None:
+    rising = [2 * (1.0 + math.log(1 + 0.1 * k)) for k in range(100)]  # two numbers per action
+    (told,) = warned({"entropy": rising}, is_discrete=False, numbers=2)
+    assert "the standard deviation of the actions has grown 3." in told
+    falling = [1.0] + [1.0 - math.log(21)] * 99
+    (told,) = warned({"entropy": falling}, is_discrete=False)
+    assert "collapsed from 1.00 to -2.04" in told
+    assert warned({"entropy": [1.0] + [1.0 - math.log(19)] * 99}, is_discrete=False) == []
+
+
+def test_figures_that_are_no_numbers_say_nothing() -> None:
+    assert warned({"explained_variance": [math.nan] * 99, "entropy": [math.nan] * 99}) == []

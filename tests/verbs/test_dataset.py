@@ -1,0 +1,48 @@
+"""Episodes as a Minari dataset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlpg.cli import main
+from rlpg.verbs.dataset import _by_part
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages' own
+def test_the_dataset_has_the_episodes_that_were_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    minari = pytest.importorskip("minari")
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    found = tmp_path / "found.json"
+    words = ["export-dataset", "CartPole-v1-reinforce", "--name", "cartpole/own-v0"]
+    assert main([*words, "--episodes", "3", "--json", str(found)]) == 0
+    dataset = minari.load_dataset("cartpole/own-v0")
+    assert dataset.total_episodes == 3
+    played = [(episode.rewards.sum(), len(episode.actions)) for episode in dataset]
+    table = json.loads(found.read_text())["table"]
+    assert played == [(row["return"], row["length"]) for row in table]
+    assert dataset.spec.env_spec.id == "CartPole-v1"
+    capsys.readouterr()
+    assert main([*words, "--episodes", "3"]) == 2
+    assert "which exists; raise its version" in capsys.readouterr().err
+    assert main([*words[:2], "--name", "a b c"]) == 2
+    assert "expected one like cartpole/ppo-v0" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_found_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    assert main(["export-dataset", "no-such-agent"]) == 2
+    assert 'pip install ".[minari]"' in capsys.readouterr().err
+
+
+def test_observations_of_parts_are_kept_by_part() -> None:
+    entries = [{"a": 1, "b": (2, 3)}, {"a": 4, "b": (5, 6)}]
+    assert _by_part(entries) == {"a": [1, 4], "b": ([2, 5], [3, 6])}

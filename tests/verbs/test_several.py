@@ -1,0 +1,220 @@
+"""Several seeds at once: the bits of one by one, and each run stands alone when others fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import rlpg
+from rlpg.engine.restore import require_same
+from rlpg.errors import SeedsError, TrainingError, UsageError
+from rlpg.runs.store import newest_checkpoint
+
+SMALL = {
+    "rollout.num_envs": 2,
+    "rollout.num_steps": 16,
+    "evaluation.every": 64,
+    "evaluation.episodes": 2,
+    "evaluation.final_episodes": 2,
+    "checkpoint.every": 64,
+}
+ONCE_FATAL = """
+import os, signal
+from gymnasium.envs.classic_control import CartPoleEnv
+
+def make():
+    try:
+        os.close(os.open({flag!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return CartPoleEnv()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def assert_same_bits(run: Path, other: Path) -> None:
+    for name in ("recipe.toml", "policy/policy.safetensors", "evaluation.json"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+    checkpoints = [newest_checkpoint(path / "checkpoints")[0] for path in (run, other)]
+    for part in ("learner", "collector", "best"):
+        ours, theirs = (found.state[part] for found in checkpoints if found is not None)
+        require_same(ours, theirs, part)
+
+
+def test_seeds_at_once_have_the_bits_of_one_after_the_other(tmp_path: Path) -> None:
+    runs = {}
+    for jobs in (2, 1):
+        runs[jobs] = rlpg.train_seeds(
+            "CartPole-v1", "a2c", seeds=[3, 1], jobs=jobs, total_steps=320, recipe="default",
+            overrides=SMALL, run_dir=tmp_path / str(jobs), quiet=True,
+        )  # fmt: skip
+        assert [run.path for run in runs[jobs]] == [tmp_path / f"{jobs}/{seed}" for seed in (3, 1)]
+    for several, alone in zip(runs[2], runs[1], strict=True):
+        assert_same_bits(several.path, alone.path)
+        assert several.evaluation is not None
+        assert alone.evaluation is not None
+        assert several.evaluation.mean == alone.evaluation.mean
+        theirs = alone.policy.state_dict()
+        for name, tensor in several.policy.state_dict().items():
+            assert tensor.equal(theirs[name])
+
+
+def test_seeds_that_fail_do_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is killed while it makes its environment, one finds its folder taken."""
+    (tmp_path / "fatal_once.py").write_text(ONCE_FATAL.format(flag=str(tmp_path / "flag")))
+    monkeypatch.syspath_prepend(tmp_path)
+    from fatal_once import make  # type: ignore[import-not-found]  # written above
+
+    (tmp_path / "runs/2").mkdir(parents=True)
+    (tmp_path / "runs/2/mine.txt").touch()
+    with pytest.raises(SeedsError) as failed:
+        rlpg.train_seeds(
+            make, seeds=[0, 1, 2, 3], jobs=2, total_steps=64, recipe="default",
+            overrides=SMALL, run_dir=tmp_path / "runs", quiet=True,
+        )  # fmt: skip
+    error = failed.value
+    assert str(error).startswith("2 of 4 seeds failed: seed ")
+    assert len(error.runs) == 2
+    killed, taken = (error.errors[seed] for seed in sorted(error.errors, key=lambda s: s == 2))
+    assert isinstance(killed, TrainingError)
+    assert str(killed) == "its process died of SIGKILL"
+    assert isinstance(taken, UsageError)
+    assert "expected a folder that is new or empty" in str(taken)
+    for seed, run in error.runs.items():
+        assert (tmp_path / f"runs/{seed}/evaluation.json").exists()
+        assert run.evaluation is not None
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_is_wrong_with_all_seeds_is_said_once(jobs: int, tmp_path: Path) -> None:
+    with pytest.raises(rlpg.RlpgError, match=r"^env: expected a registered id, got") as refused:
+        rlpg.train_seeds("CartPole-v77", seeds=[0, 1], jobs=jobs, run_dir=tmp_path, quiet=True)
+    assert not isinstance(refused.value, SeedsError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seeds": [0, 1], "jobs": 0}, "jobs: expected an integer of at least 1, got 0"),
+        ({"seeds": []}, r"seeds: expected different seeds, got \[\]"),
+        ({"seeds": [1, 1]}, r"seeds: expected different seeds, got \[1, 1\]"),
+    ],
+)
+def test_seeds_and_jobs_that_cannot_be_used(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=f"^{words}"):
+        rlpg.train_seeds("CartPole-v1", quiet=True, **options)  # type: ignore[arg-type]
+
+
+def test_a_part_that_another_process_cannot_import_is_refused_before_anything_is_done(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UsageError, match=r"^jobs: expected parts that another process can"):
+        rlpg.train_seeds(
+            "CartPole-v1", seeds=[0, 1], jobs=2, run_dir=tmp_path, quiet=True,
+            schedules={"learning_rate": lambda progress: 1.0},
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- signals
+
+COMMAND = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
+
+
+@contextmanager
+def training(folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Two trainings that would go on for ever."""
+    words = ["train", "CartPole-v1", "--total-steps=1_000_000_000", "--quiet", "--seeds", "0", "1"]
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--jobs=2", f"--run-dir={folder}", "--checkpoint.every=64",
+         "--evaluation.every=1_000_000", "--rollout.num-envs=2", *options],
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        for path in folder.glob("*/run.lock"):
+            with suppress(ProcessLookupError, ValueError):
+                os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def both_saved(folder: Path) -> bool:
+    return all(list(folder.glob(f"{seed}/checkpoints/step-*")) for seed in (0, 1))
+
+
+def writers(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in folder.glob("*/run.lock")]
+
+
+def has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_saves_all_seeds(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """A terminal sends it to the group; the training processes are told by the parent alone."""
+    with training(tmp_path) as process:
+        wait_for(lambda: both_saved(tmp_path), "no checkpoints")
+        processes = writers(tmp_path)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert b"Traceback" not in errors
+    assert all(map(has_ended, processes))
+    for seed in (0, 1):
+        saved, skipped = newest_checkpoint(tmp_path / f"{seed}/checkpoints")
+        assert saved is not None
+        assert skipped == []
+        curve = (tmp_path / f"{seed}/progress.jsonl").read_text().splitlines()
+        assert f'"step":{saved.step}' not in "".join(curve[:-1]).replace(" ", "")
+
+
+def test_seeds_whose_parent_was_killed_save_and_end(tmp_path: Path) -> None:
+    with training(tmp_path) as process:
+        wait_for(lambda: both_saved(tmp_path), "no checkpoints")
+        processes = writers(tmp_path)
+        assert len(processes) == 2
+        process.kill()
+        process.wait()
+        wait_for(lambda: all(map(has_ended, processes)), "orphans")
+    assert both_saved(tmp_path)
+
+
+def test_a_second_signal_ends_all_seeds_at_once(tmp_path: Path) -> None:
+    """In an iteration of a minute and more, which the first signal lets end."""
+    with training(tmp_path, "--rollout.num-envs=1", "--rollout.num-steps=1_000_000") as process:
+        wait_for(lambda: len(list(tmp_path.glob("*/events.out*"))) == 2, "no runs")
+        processes = writers(tmp_path)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None  # it waits for the end of the iterations
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert b"Traceback" not in errors
+        assert all(map(has_ended, processes))

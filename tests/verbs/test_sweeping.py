@@ -1,0 +1,233 @@
+"""Sweeps: spaces, the study in its folder, deaths, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlpg import cli
+from rlpg.engine.assembly import Hooks
+from rlpg.errors import FileError, RecipeError, UsageError
+from rlpg.learners.settings import AGENTS
+from rlpg.runs.recipe import Recipe, load_recipe, override
+from rlpg.verbs.spaces import SPACES, Range, check_space, space_of
+
+optuna = pytest.importorskip("optuna")
+sweeping = pytest.importorskip("rlpg.verbs.sweeping")
+
+SPACE = """
+[learner.learning_rate]
+low = 1e-4
+high = 1e-1
+log = true
+
+[rollout.num_steps]
+choices = [16, 32]
+"""
+# Trials of a few steps are in the trouble that longer runs are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore::rlpg.errors.RlpgWarning")
+FAST = [
+    "CartPole-v1", "--agent=a2c", "--recipe=default", "--total-steps=640", "--num-seeds=2",
+    "--rollout.num-envs=2", "--evaluation.episodes=1", "--evaluation.final-episodes=2",
+    "--space=space.toml", "--sweep-dir=sweep", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("space.toml").write_text(SPACE)
+
+
+# ---- spaces
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_shipped_space_of_an_agent_has_settings_of_it(agent: str) -> None:
+    recipe = Recipe.of(agent)
+    check_space(SPACES[agent], recipe)
+    for key, kind in SPACES[agent].items():
+        values = [override(recipe, {key: value}) for value in kind.ends]
+        assert len(set(map(repr, values))) == len(values), f"{key}: nothing to choose"
+
+
+def test_a_file_is_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f"{SPACE}\n[total_steps]\nlow = 100\nhigh = 200\n")
+    assert space_of("a2c", path) == {
+        "learner.learning_rate": Range(1e-4, 1e-1, log=True),
+        "rollout.num_steps": Range(choices=(16, 32)),
+        "total_steps": Range(100, 200),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected a table for each setting to try"),
+        ("[learner.gamma]\nlow = 0.9\n", "learner.gamma: expected choices, or low < high"),
+        ("[learner.gamma]\nlow = 0.9\nhigh = 0.8\n", "learner.gamma: expected choices"),
+        ("[learner.gamma]\nlow = 0\nhigh = 0.8\nlog = true\n", "learner.gamma: expected choices"),
+        ("[learner.gamma]\nchoices = []\n", "learner.gamma: expected choices"),
+        ("[learner.gamma]\nchoices = [0.9]\nlow = 0.1\n", "learner.gamma: expected choices"),
+        ("[learner]\ngamma = 0.9\n", "learner: expected choices"),
+        ("not toml", "own.toml"),
+    ],
+)
+def test_a_file_that_is_no_space(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    with pytest.raises(FileError, match=said):
+        space_of("a2c", path)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("learner.gama", Range(0.1, 0.9)), ("learner.gamma", Range(0.9, 1.1)),
+     ("policy.hidden", Range(choices=("wide",)))],
+)  # fmt: skip
+def test_a_space_of_settings_that_cannot_be(key: str, kind: Range) -> None:
+    with pytest.raises(RecipeError, match=key):
+        check_space({key: kind}, Recipe.of("ppo"))
+
+
+def test_a_learner_of_ones_own_needs_a_space() -> None:
+    with pytest.raises(UsageError, match=r"^space: expected a file for the agent"):
+        space_of("mine:Learner", None)
+
+
+# ---- pruning
+
+
+class Trial:
+    """What Optuna's would do that prunes below a value."""
+
+    def __init__(self) -> None:
+        self.reported: list[tuple[float, int]] = []
+
+    def report(self, value: float, step: int) -> None:
+        self.reported.append((value, step))
+
+    def should_prune(self) -> bool:
+        return self.reported[-1][0] < 5.0
+
+
+def test_a_trial_is_judged_by_the_mean_of_its_seeds_so_far() -> None:
+    trial, told = Trial(), []
+    hooks = Hooks(on_log=lambda step, metrics: told.append(step))
+    first, second = (sweeping.Watch(trial, before, hooks) for before in ([], [10.0]))
+    first.log(100, {"rollout/ep_rew_mean": 1.0})
+    assert trial.reported == []
+    first.log(100, {"eval/mean_reward": 6.0})
+    assert first.on_log(100, {}) is False
+    second.log(100, {"eval/mean_reward": 2.0})  # with the seed before: 6
+    assert second.on_log(100, {}) is False
+    second.log(200, {"eval/mean_reward": -2.0})  # 4
+    assert second.on_log(200, {}) is True
+    assert [value for value, _ in trial.reported] == [6.0, 6.0, 4.0]
+    assert [step for _, step in trial.reported] == sorted({step for _, step in trial.reported})
+    assert told == [100, 100, 200]
+
+
+# ---- the study
+
+
+def trials(folder: str = "sweep") -> list[Any]:
+    backend = optuna.storages.journal.JournalFileBackend(f"{folder}/study.journal")
+    storage = optuna.storages.JournalStorage(backend)
+    return list(optuna.load_study(study_name=sweeping.NAME, storage=storage).trials)
+
+
+def test_a_sweep_goes_on_with_more_trials_and_writes_the_best(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["sweep", *FAST, "--jobs=1", "--trials=2"]) == 0
+    assert len(trials()) == 2
+    assert cli.main(["sweep", *FAST, "--jobs=1", "--trials=4"]) == 0
+    found = trials()
+    assert [trial.number for trial in found] == [0, 1, 2, 3]
+    best = max(found, key=lambda trial: -float("inf") if trial.value is None else trial.value)
+    recipe = load_recipe("sweep/best.toml")
+    assert recipe.learner.learning_rate == best.params["learner.learning_rate"]
+    assert recipe.rollout.num_steps == best.params["rollout.num_steps"]
+    means = [
+        json.loads(Path(f"sweep/trials/{best.number:04d}/{seed}/evaluation.json").read_text())[
+            "mean"
+        ]
+        for seed in (0, 1)
+    ]
+    assert best.value == pytest.approx(sum(means) / 2)
+    assert Path("sweep/importances.png").read_bytes().startswith(b"\x89PNG")
+    assert f"(trial {best.number})\n" in capsys.readouterr().out
+
+
+def test_a_sweep_that_was_killed_goes_on_with_its_trials() -> None:
+    command = [sys.executable, "-m", "rlpg", "sweep", *FAST, "--trials=3", "--jobs=1"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while not list(Path().glob("sweep/trials/0000/*/recipe.toml")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert any(trial.state.name == "RUNNING" for trial in trials())
+    assert cli.main(["sweep", *FAST, "--trials=3", "--jobs=1"]) == 0
+    assert [trial.state.is_finished() for trial in trials()] == [True] * 3
+
+
+def test_trials_that_fail_are_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(sweep: Any, number: int, *rest: object) -> Any:
+        if number == 1:
+            raise UsageError("it does not fit")
+        return SimpleNamespace(evaluation=SimpleNamespace(mean=float(number)))
+
+    monkeypatch.setattr(sweeping.Sweep, "_train", train)
+    assert cli.main(["sweep", *FAST, "--trials=3", "--jobs=1"]) == 0
+    assert [(t.state.name, t.value) for t in trials()] == [
+        ("COMPLETE", 0.0), ("FAIL", None), ("COMPLETE", 2.0),
+    ]  # fmt: skip
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert cli.main(["sweep", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_what_a_sweep_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--jobs: expected an integer >= 1" in refusal(capsys, *FAST, "--jobs=0")
+    assert "env: expected a registered id" in refusal(
+        capsys, "CartPole-v77", *FAST[1:], "--jobs=1", "--sweep-dir=none"
+    )
+    assert not list(Path("none").glob("trials/*/0"))
+
+    monkeypatch.setattr(
+        sweeping.Sweep, "_train",
+        lambda *args: SimpleNamespace(evaluation=SimpleNamespace(mean=1.0)),
+    )  # fmt: skip
+    assert cli.main(["sweep", *FAST, "--trials=1", "--jobs=1"]) == 0
+    for other in ("--num-seeds=3", "--learner.gamma=0.5"):
+        said = refusal(capsys, *FAST, "--trials=1", "--jobs=1", other)
+        assert "study.journal: expected a study of the same environment, agent" in said
+    Path("sweep/study.journal").write_text('{"something": "else"}\n')
+    assert "expected the file of a study, got another" in refusal(capsys, *FAST, "--jobs=1")
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert 'run `pip install ".[sweep]"`' in refusal(capsys, *FAST)
