@@ -84,22 +84,19 @@ def gradcheck(
     if how in ("score", "combine", "expect", "weak") or callable(how):
         refuse_coupled_lanes(problem, tensors, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
-    return _decide(
-        check, _reference(check, against, how == "expect"), resolution, max_repeats, tolerance
-    )
-
-
-def _reference(check: Check, against: str | Params, exact: bool) -> Callable[[int], Tensor]:
+    reference: Callable[[int], Tensor]
     if against == "score":
-        return check.by_score
-    if against == "finite_difference":
-        return check.by_differences if check.order == 2 else check.objective_differences(exact)
-    if isinstance(against, str):
+        reference = check.by_score
+    elif against == "finite_difference":
+        reference = lambda one: check.by_differences(one, "expect" if how == "expect" else "score")  # noqa: E731
+    elif isinstance(against, str):
         raise EstimatorError(
             f"against: expected 'finite_difference', 'score' or exact gradients, got {against!r}"
         )
-    fixed = check.along(_flat(against, check.tensors))
-    return lambda one: fixed
+    else:
+        exact = check.along(_flat(against, tensors))
+        reference = lambda one: exact  # noqa: E731
+    return _decide(check, reference, resolution, max_repeats, tolerance)
 
 
 def _decide(
