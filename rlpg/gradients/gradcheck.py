@@ -84,18 +84,19 @@ def gradcheck(
     if how in ("score", "combine", "expect", "weak") or callable(how):
         refuse_coupled_lanes(problem, tensors, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
-    reference: Callable[[int], Tensor]
-    if against == "score":
-        reference = check.by_score
-    elif against == "finite_difference":
-        reference = lambda one: check.by_differences(one, "expect" if how == "expect" else "score")  # noqa: E731
-    elif isinstance(against, str):
+    if isinstance(against, str) and against not in ("score", "finite_difference"):
         raise EstimatorError(
             f"against: expected 'finite_difference', 'score' or exact gradients, got {against!r}"
         )
-    else:
-        exact = check.along(_flat(against, tensors))
-        reference = lambda one: exact  # noqa: E731
+    exact = None if isinstance(against, str) else check.along(_flat(against, tensors))
+
+    def reference(one: int) -> Tensor:
+        if exact is not None:
+            return exact
+        if against == "score":
+            return check.by_score(one)
+        return check.by_differences(one, "expect" if how == "expect" else "score")
+
     return _decide(check, reference, resolution, max_repeats, tolerance)
 
 
