@@ -61,7 +61,7 @@ class MetricsAccumulator:
 
     def __init__(self, collector: BaseCollector) -> None:
         self._collector = collector
-        self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self.returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)
         self._begin()
 
@@ -78,16 +78,14 @@ class MetricsAccumulator:
         yield
         self._seconds[what] += perf_counter() - began
 
-    def add(self, metrics: Mapping[str, float], *episodes: Episodes) -> None:
-        """An update's metrics, and the episodes that ended before it."""
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """An update's metrics."""
         for tag, value in metrics.items():
             self._metrics.setdefault(tag, []).append(value)
-        for some in episodes:
-            self.add_episodes(some)
 
     def add_episodes(self, episodes: Episodes) -> None:
         """Episodes that have ended."""
-        self._returns.extend(episodes.returns.tolist())
+        self.returns.extend(episodes.returns.tolist())
         self._lengths.extend(episodes.lengths.tolist())
 
     def take(self) -> dict[str, float]:
@@ -96,8 +94,8 @@ class MetricsAccumulator:
         for tag, values in self._metrics.items():
             finite = [value for value in values if math.isfinite(value)]
             metrics[tag] = float(np.mean(finite)) if finite else math.nan
-        if self._returns:
-            metrics["rollout/ep_rew_mean"] = float(np.mean(self._returns))
+        if self.returns:
+            metrics["rollout/ep_rew_mean"] = float(np.mean(self.returns))
             metrics["rollout/ep_len_mean"] = float(np.mean(self._lengths))
         env = self._collector.env_seconds - self._env_seconds
         collect, learn = self._seconds["collect"], self._seconds["learn"]
@@ -115,7 +113,7 @@ class MetricsAccumulator:
         """What has happened since the last entry; not the time it took."""
         return {
             "metrics": {tag: list(values) for tag, values in self._metrics.items()},
-            "returns": np.array(self._returns, dtype=np.float64),
+            "returns": np.array(self.returns, dtype=np.float64),
             "lengths": np.array(self._lengths, dtype=np.int64),
         }
 
@@ -123,5 +121,5 @@ class MetricsAccumulator:
         """Continue from `state_dict()`."""
         self._begin()
         self._metrics = {tag: list(values) for tag, values in state["metrics"].items()}
-        self._returns.extend(state["returns"].tolist())
+        self.returns.extend(state["returns"].tolist())
         self._lengths.extend(state["lengths"].tolist())

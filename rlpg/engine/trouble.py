@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from statistics import fmean
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from rlpg.policies.heads import Head
 from rlpg.runs.recipe import Recipe
 
 ENTRIES = 20  # of the log that a verdict is the mean of
+LITTLE = 0.1  # deviation of the episodes' returns, in mean returns: less leaves nothing to explain
 EARLY = 0.05  # share of the budget after which the value network should predict something
 HALF = 0.5  # share of the budget before which a policy should still explore
 GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
@@ -36,8 +37,15 @@ class Trouble:
         self._first: float | None = None  # entropy
         self._told: set[str] = set()
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Look at an entry of the log, by tag."""
+    def __call__(
+        self, step: int, metrics: Mapping[str, float], returns: Sequence[float] = ()
+    ) -> None:
+        """Look at an entry of the log, by tag.
+
+        Args:
+            returns: of the last training episodes.
+        """
+        is_varied = len(returns) < 2 or pstdev(returns) > LITTLE * abs(fmean(returns))
         for tag, value in metrics.items():
             if math.isfinite(value):
                 self._recent.setdefault(tag, deque(maxlen=ENTRIES)).append(value)
@@ -45,7 +53,7 @@ class Trouble:
             self._first = self._recent.get("train/entropy", [None])[0]
         share = step / self._recipe.total_steps
         for name, verdict in (
-            ("value", self._value(share)),
+            ("value", self._value(share) if is_varied else ""),
             ("step", self._step()),
             ("clip", self._clip()),
             ("entropy", self._entropy(share)),
