@@ -61,7 +61,7 @@ class MetricsAccumulator:
 
     def __init__(self, collector: BaseCollector) -> None:
         self._collector = collector
-        self.returns: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._lengths: deque[int] = deque(maxlen=RECENT_EPISODES)
         self._begin()
 
@@ -85,7 +85,7 @@ class MetricsAccumulator:
 
     def add_episodes(self, episodes: Episodes) -> None:
         """Episodes that have ended."""
-        self.returns.extend(episodes.returns.tolist())
+        self._returns.extend(episodes.returns.tolist())
         self._lengths.extend(episodes.lengths.tolist())
 
     def take(self) -> dict[str, float]:
@@ -94,8 +94,8 @@ class MetricsAccumulator:
         for tag, values in self._metrics.items():
             finite = [value for value in values if math.isfinite(value)]
             metrics[tag] = float(np.mean(finite)) if finite else math.nan
-        if self.returns:
-            metrics["rollout/ep_rew_mean"] = float(np.mean(self.returns))
+        if self._returns:
+            metrics["rollout/ep_rew_mean"] = float(np.mean(self._returns))
             metrics["rollout/ep_len_mean"] = float(np.mean(self._lengths))
         env = self._collector.env_seconds - self._env_seconds
         collect, learn = self._seconds["collect"], self._seconds["learn"]
@@ -113,7 +113,7 @@ class MetricsAccumulator:
         """What has happened since the last entry; not the time it took."""
         return {
             "metrics": {tag: list(values) for tag, values in self._metrics.items()},
-            "returns": np.array(self.returns, dtype=np.float64),
+            "returns": np.array(self._returns, dtype=np.float64),
             "lengths": np.array(self._lengths, dtype=np.int64),
         }
 
@@ -121,5 +121,5 @@ class MetricsAccumulator:
         """Continue from `state_dict()`."""
         self._begin()
         self._metrics = {tag: list(values) for tag, values in state["metrics"].items()}
-        self.returns.extend(state["returns"].tolist())
+        self._returns.extend(state["returns"].tolist())
         self._lengths.extend(state["lengths"].tolist())

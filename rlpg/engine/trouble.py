@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -34,18 +34,16 @@ class Trouble:
         self._recipe, self._warn = recipe, warn
         self._is_discrete, self._numbers = head.is_discrete, max(math.prod(head.action_shape), 1)
         self._recent: dict[str, deque[float]] = {}
+        self._returns: deque[list[float]] = deque([[]], maxlen=ENTRIES)  # between two entries
         self._first: float | None = None  # entropy
         self._told: set[str] = set()
 
-    def __call__(
-        self, step: int, metrics: Mapping[str, float], returns: Sequence[float] = ()
-    ) -> None:
-        """Look at an entry of the log, by tag.
+    def episodes(self, returns: Iterable[float]) -> None:
+        """Episodes that ended before the next entry."""
+        self._returns[-1] += returns
 
-        Args:
-            returns: of the last training episodes.
-        """
-        is_varied = len(returns) < 2 or pstdev(returns) > LITTLE * abs(fmean(returns))
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Look at an entry of the log, by tag."""
         for tag, value in metrics.items():
             if math.isfinite(value):
                 self._recent.setdefault(tag, deque(maxlen=ENTRIES)).append(value)
@@ -53,7 +51,7 @@ class Trouble:
             self._first = self._recent.get("train/entropy", [None])[0]
         share = step / self._recipe.total_steps
         for name, verdict in (
-            ("value", self._value(share) if is_varied else ""),
+            ("value", self._value(share)),
             ("step", self._step()),
             ("clip", self._clip()),
             ("entropy", self._entropy(share)),
@@ -61,6 +59,7 @@ class Trouble:
             if verdict and name not in self._told:
                 self._told.add(name)
                 self._warn(f"step {step:,}: {verdict}")
+        self._returns.append([])
 
     def _mean(self, tag: str) -> float:
         """Over the last entries; NaN before there are enough."""
@@ -74,6 +73,9 @@ class Trouble:
         explained = self._mean("train/explained_variance")
         if share < EARLY or self._setting("baseline") != "value" or not explained < EARLY:
             return ""
+        returns = [value for part in self._returns for value in part]
+        if len(returns) > 1 and pstdev(returns) <= LITTLE * abs(fmean(returns)):
+            return ""  # a task that is solved, or a reward that is never found
         return (
             f"the value network explains {max(explained, 0.0):.0%} of the returns' variance after "
             f"{share:.0%} of the budget; try a higher learner.value_learning_rate (it is "

@@ -363,6 +363,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
         ended.clear()
         accumulator.add_episodes(episodes)
         writer.episodes(episodes)
+        trouble.episodes(episodes.returns.tolist())
 
     while step < total and not is_stopping:
         progress = step / total
@@ -380,7 +381,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
         if is_logging:
             entry = accumulator.take()
             writer.log(step, entry)
-            trouble(step, entry, accumulator.returns)
+            trouble(step, entry)
             display.update(step, writer.latest)
             if hooks.on_log is not None and rank() == 0:
                 is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
