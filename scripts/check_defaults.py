@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from training_seeds import cpu_seconds
 
 import rlpg
 from rlpg.runs.recipe import flatten, override
@@ -88,9 +89,9 @@ def train(env: str, seed: int, work: Path) -> dict[str, Any]:
             return row
     done.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     run = rlpg.train(env, seed=seed, run_dir=folder, recipe="default", overrides=UNWATCHED)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     result = rlpg.evaluate(run.policy, env, episodes(env), seed=0)
     row = {
         "seed": seed,

@@ -7,6 +7,7 @@ a program that is stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -68,7 +69,7 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
             return row
     file.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     run = rlpg.train(
         job.env,
         job.recipe.agent,
@@ -78,7 +79,7 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
         overrides=UNWATCHED,
         quiet=True,
     )
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     summary = evaluated(run.policy, job.env, job.episodes, job.evaluation_seed)
     row = {
         "seed": seed,
@@ -92,6 +93,12 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
     }
     file.write_text(json.dumps(row))
     return row
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process so far, and of its worker processes that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def rows_of(job: Job, seeds: Sequence[int], work: Path) -> list[dict[str, Any]]:
