@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlpg.distributed import means_over_ranks, num_ranks
+from rlpg.distributed import means_over_ranks, num_ranks, sum_over_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.tape import How
@@ -84,31 +84,15 @@ class Learner(ABC):
         self.policy = policy
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
-        own, s = baseline if isinstance(baseline, Baseline) else None, self.settings
+        s = self.settings
         if policy.shared_network is not None:
             self._check_shared_torso()
-        self.baseline = make_baseline(
-            s.baseline if own is None else own,
-            policy,
-            hidden=None if s.value_hidden == "auto" else s.value_hidden,
-            learning_rate=s.value_learning_rate,
-            num_epochs=s.num_value_passes,
-            num_minibatches=s.num_value_minibatches,
-            clip_range=getattr(s, "value_clip_range", None),
-            generator=self.generator,
-        )
-        self.advantage_rule = AdvantageRule(
-            self.baseline,
-            gamma=s.gamma,
-            gae_lambda=s.gae_lambda,
-            truncated_return=s.truncated_return,
-            gamma_weight=s.gamma_weight,
-            average=s.average,
-            normalize=s.normalize_advantages,
-        )
-        self.entropy_coef = s.entropy_coef
-        if s.entropy_coef == "auto":
-            self.entropy_coef = rules.entropy_coef(policy.head.is_discrete)
+        chosen = baseline if isinstance(baseline, Baseline) else s.baseline
+        self.baseline = make_baseline(chosen, policy, s, self.generator)
+        self.advantage_rule = AdvantageRule(self.baseline, s)
+        is_auto = s.entropy_coef == "auto"
+        by_rule = rules.entropy_coef(policy.head.is_discrete)
+        self.entropy_coef = by_rule if is_auto else s.entropy_coef
         self.reward_scale = RewardScale(s.gamma) if s.reward_scaling else None
         self.optimizer = Optimizer(
             policy.named_parameters(), learning_rate=s.learning_rate, max_grad_norm=s.max_grad_norm
@@ -194,7 +178,7 @@ class Learner(ABC):
                     sums[name] = sums.get(name, 0.0) + term.double()
             gradients.append(gradient)
         per_group = torch.stack(gradients)  # [K, P]
-        gradient = self.optimizer.over_ranks(per_group.sum(dim=0))
+        gradient = sum_over_ranks(per_group.sum(dim=0))
         norm = self.optimizer.step(gradient, lr_scale)
         batch = replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
         return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {

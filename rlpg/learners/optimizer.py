@@ -67,12 +67,12 @@ class Optimizer:
 
     def gradient(self, objective: Tensor) -> Tensor:
         """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0."""
-        return self.over_ranks(self.own_gradient(objective))
+        return sum_over_ranks(self.own_gradient(objective))
 
     def own_gradient(
         self, objective: Tensor, *, create_graph: bool = False, retain_graph: bool = False
     ) -> Tensor:
-        """`[P]`: `gradient` of this rank alone; `over_ranks` sums it.
+        """`[P]`: `gradient` of this rank alone.
 
         Args:
             create_graph: the gradient can be differentiated in turn.
@@ -87,10 +87,6 @@ class Optimizer:
             materialize_grads=True,
         )
         return torch.cat([part.reshape(-1) for part in parts])
-
-    def over_ranks(self, gradient: Tensor) -> Tensor:
-        """The sum over ranks, `[P]`: one message for a sum of gradients."""
-        return sum_over_ranks(gradient)
 
     def step(self, gradient: Tensor, lr_scale: float = 1.0) -> float:
         """One step up the gradient `[P]` of what is maximized; the gradient's norm.

@@ -51,11 +51,10 @@ class PPO(Learner):
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
-        s, fitted = self.settings, dict[str, float]()
+        s, fitted, passes = self.settings, dict[str, float](), list[dict[str, float]]()
         number = batch.places.number
         num_samples = number * (len(batch.weight) if batch.in_order else 1)
         num_minibatches = rules.num_minibatches(s.num_minibatches, num_samples, number)
-        passes: list[dict[str, float]] = []
         for num_epochs in range(1, s.num_epochs + 1):
             minibatches = batch.minibatches(num_minibatches, self.generator)
             steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
@@ -79,13 +78,13 @@ class PPO(Learner):
         self, rollout: Rollout, advantages: Advantages, lr_scale: float
     ) -> dict[str, float]:
         """Nothing with `recompute_advantages`: then the baseline has learned in every pass."""
-        if self.settings.recompute_advantages:
-            return {}
-        return super().fit_baseline(rollout, advantages, lr_scale)
+        has_learned = self.settings.recompute_advantages
+        return {} if has_learned else super().fit_baseline(rollout, advantages, lr_scale)
 
     def _step(self, batch: Batch, lr_scale: float) -> _Step:
         """One gradient step, and what is to be known about the policy before it."""
-        if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
+        s = self.settings
+        if s.normalize_advantages and s.normalize_advantages_over == "minibatch":
             batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
         objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
@@ -115,8 +114,7 @@ class PPO(Learner):
         s = self.settings
         factor = 1.0 / 1.5 if kl > 2.0 * desired else 1.5 if kl < desired / 2.0 else 1.0
         rate = s.learning_rate * self._adapted * factor
-        bounded = min(max(rate, s.min_learning_rate), s.max_learning_rate)
-        self._adapted = bounded / s.learning_rate
+        self._adapted = min(max(rate, s.min_learning_rate), s.max_learning_rate) / s.learning_rate
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"adapted": self._adapted}

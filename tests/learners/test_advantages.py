@@ -20,6 +20,7 @@ from rlpg.learners.advantages import (
     normalize,
     variance_removed,
 )
+from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.rollouts import Rollout
 
@@ -38,12 +39,9 @@ def advantages(rollout: Rollout, baseline: Baseline | None = None, **options: An
     settings: dict[str, Any] = {
         "gamma": 0.5,
         "gae_lambda": None,
-        "truncated_return": "auto",
-        "gamma_weight": False,
-        "average": "steps",
-        "normalize": False,
+        "normalize_advantages": False,
     }
-    rule = AdvantageRule(baseline or NoBaseline(), **(settings | options))
+    rule = AdvantageRule(baseline or NoBaseline(), LearnerSettings(**(settings | options)))
     return rule(rollout, rollout.reward)
 
 
@@ -158,7 +156,7 @@ class TestAdvantage:
         )
 
     def test_standardized_over_what_counts(self) -> None:
-        got = advantages(four_ends(), truncated_return="drop", normalize=True)
+        got = advantages(four_ends(), truncated_return="drop", normalize_advantages=True)
         # 2, 2, 4: mean 8/3, deviation sqrt(4/3)
         expected = torch.tensor([-2.0, -2.0, 4.0]) / 3 / (4 / 3) ** 0.5
         kept = torch.stack([got.normalized[0, 0], got.normalized[1, 0], got.normalized[0, 3]])
