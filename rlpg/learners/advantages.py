@@ -100,7 +100,7 @@ class AdvantageRule:
         number, episodes = sums_over_ranks(keep.sum(), first.sum())
         count = (episodes if s.average == "episodes" else number).clamp(min=1).to(reward.dtype)
         objective = sum_over_ranks((to_go * first).sum()) / count
-        normalized = normalize(advantage, weight) if s.normalize_advantages else advantage
+        normalized = normalize(advantage, keep) if s.normalize_advantages else advantage
         if s.gamma_weight:
             weight = weight * s.gamma ** rollout.time.to(reward.dtype)
         return Advantages(
@@ -108,28 +108,31 @@ class AdvantageRule:
         )
 
 
-def normalize(x: Tensor, weight: Tensor) -> Tensor:
-    """`(x - mean) / deviation` over the entries of positive weight, 0 elsewhere.
+def normalize(x: Tensor, keep: Tensor | None = None) -> Tensor:
+    """`(x - mean) / deviation` over the entries that are kept, 0 elsewhere.
 
     The mean and the deviation contain each entry, so this is biased: by (N - 1) / N for the mean.
     With fewer than two entries, or all of them equal up to rounding, there is no deviation to
     divide by: the entries are only centered, and a single one is left as it is.
 
     Args:
-        x, weight: of one shape, `[T, N]` or `[S]`; weights only tell which entries count.
+        x: `[T, N]` or `[S]`.
+        keep: bool, of the same shape; None: all.
     """
-    keep = weight > 0
-    wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
+    wide = x.double()  # the mean of equal float32 numbers is exact there
+    if keep is not None:
+        wide = torch.where(keep, wide, 0.0)
+    own = torch.tensor(x.numel()) if keep is None else keep.sum()
     total = wide.sum()
-    centered = torch.where(keep, wide - total / keep.sum().clamp(min=1), 0.0)
+    centered = wide - total / own.clamp(min=1)
+    if keep is not None:
+        centered = torch.where(keep, centered, 0.0)
     largest = wide.abs().max() if wide.numel() else total
-    count, mean, square, largest = moments_over_ranks(
-        keep.sum(), total, centered.square().sum(), largest
-    )
+    count, mean, square, largest = moments_over_ranks(own, total, centered.square().sum(), largest)
     if count < 2:
         return wide.to(x.dtype)
     if not is_alone():
-        centered = torch.where(keep, wide - mean, 0.0)
+        centered = wide - mean if keep is None else torch.where(keep, wide - mean, 0.0)
     deviation = (square / (count - 1)).sqrt()
     is_rounding = deviation <= 1e-6 * largest
     return (centered / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)

@@ -147,19 +147,15 @@ class Optimizer:
     @torch.no_grad()
     def _flatten(self) -> None:
         self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
-        self._views = [
-            part.view_as(parameter)
-            for parameter, part in zip(self.parameters, self._flat.split(self._sizes), strict=True)
-        ]
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            parameter.data = view
+        parts = self._flat.split(self._sizes)
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.data = part.view_as(parameter)
+        self._places = [parameter.data_ptr() for parameter in self.parameters]
 
     def _rebind(self) -> None:
         """Make views again of parameters that were given other memory: by another learner."""
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            if parameter.data_ptr() != view.data_ptr():
-                self._flatten()
-                return
+        if [parameter.data_ptr() for parameter in self.parameters] != self._places:
+            self._flatten()
 
     def _fault(self, gradient: Tensor) -> str:
         sizes = [float(part.square().sum()) for part in gradient.split(self._sizes)]

@@ -24,7 +24,7 @@ from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
-_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; sums; norm
+_Step = tuple[Batch, Tensor, dict[str, Tensor], float]  # with [S] log-probs; sums; norm
 
 
 class PPO(Learner):
@@ -36,13 +36,9 @@ class PPO(Learner):
 
     def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
         """`sum w min(r A, clip(r) A)`; at the policy that acted, its gradient is REINFORCE's."""
-        return estimators.clipped_likelihood_ratio(
-            log_prob,
-            batch.log_prob,
-            batch.advantage,
-            weight=batch.weight,
-            clip_range=self.clip_range,
-        )
+        parts, weight = (log_prob, batch.log_prob, batch.advantage), batch.weight
+        clip_range = self.clip_range
+        return estimators.clipped_likelihood_ratio(*parts, weight=weight, clip_range=clip_range)
 
     @property
     def clip_range(self) -> float:
@@ -52,9 +48,8 @@ class PPO(Learner):
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted, passes = self.settings, dict[str, float](), list[dict[str, float]]()
-        number = batch.places.number
-        num_samples = number * (len(batch.weight) if batch.in_order else 1)
-        num_minibatches = rules.num_minibatches(s.num_minibatches, num_samples, number)
+        length = len(batch.weight) if batch.in_order else None
+        num_minibatches = rules.num_minibatches(s.num_minibatches, batch.places.number, length)
         for num_epochs in range(1, s.num_epochs + 1):
             minibatches = batch.minibatches(num_minibatches, self.generator)
             steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
@@ -85,22 +80,27 @@ class PPO(Learner):
         """One gradient step, and what is to be known about the policy before it."""
         s = self.settings
         if s.normalize_advantages and s.normalize_advantages_over == "minibatch":
-            batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
+            keep = batch.weight > 0 if batch.in_order else None
+            batch = replace(batch, advantage=normalize(batch.advantage, keep))
         objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        log_ratio = (log_prob - batch.log_prob).flatten()
-        return log_ratio, batch.weight.flatten(), {**terms, "weight": batch.weight.sum()}, norm
+        return batch, log_prob, terms, norm
 
     def _metrics(self, steps: list[_Step]) -> dict[str, float]:
         """Of a pass of all ranks: every minibatch before its step."""
-        log_ratios, weights, sums, norms = zip(*steps, strict=True)
-        log_ratio = torch.cat(log_ratios)[torch.cat(weights) > 0].double()
+        batches, log_probs, terms, norms = zip(*steps, strict=True)
+        now, acted, weights = (
+            torch.cat([part.flatten() for part in parts])  # [S]
+            for parts in (log_probs, [b.log_prob for b in batches], [b.weight for b in batches])
+        )
+        log_ratio = (now - acted)[weights > 0].double()
         less_one = torch.expm1(log_ratio)
         is_clipped = (less_one.abs() > self.clip_range).double()
         own = (less_one - log_ratio).sum(), is_clipped.sum(), torch.ones_like(log_ratio).sum()
         kl, clipped, count = sum_over_ranks(torch.stack(own))
-        *terms, weight = sum_over_ranks(torch.stack([torch.stack([*s.values()]) for s in sums])).T
-        return {n: float((x / weight).mean()) for n, x in zip(sums[0], terms, strict=False)} | {
+        rows = [[*term.values(), b.weight.sum()] for term, b in zip(terms, batches, strict=True)]
+        *sums, weight = sum_over_ranks(torch.stack([torch.stack(row) for row in rows])).T
+        return {n: float((x / weight).mean()) for n, x in zip(terms[0], sums, strict=True)} | {
             "train/approx_kl": float(kl / count),
             "train/clip_fraction": float(clipped / count),
             "gradient/norm": sum(norms) / len(steps),

@@ -234,7 +234,7 @@ class ValueNetwork(NetworkValue):
         carry, has_memory = self._carry_before(samples), self.network.memory is not None
         at = places(keep, lambda num_envs: [slice(num_envs)], in_order=has_memory)
         for _ in range(self._num_epochs):
-            order, cuts = self._cut(at, len(returns) if has_memory else 1)
+            order, cuts = self._cut(at, len(returns) if has_memory else None)
             laid = parts if has_memory or order is None else tuple(part[order] for part in parts)
             for cut, size in cuts:
                 if has_memory:
@@ -286,11 +286,13 @@ class ValueNetwork(NetworkValue):
     def compile(self) -> None:
         self.network.compile(dynamic=True)
 
-    def _cut(self, places: Places, num_steps: int) -> tuple[Tensor | None, list[tuple[slice, int]]]:
-        """A random order of this rank's samples, or sequences of so many steps; and where each
+    def _cut(
+        self, places: Places, length: int | None
+    ) -> tuple[Tensor | None, list[tuple[slice, int]]]:
+        """A random order of this rank's samples, or sequences of this length; and where each
         minibatch is in it, with the number that all ranks have in the minibatch. None: no order."""
         number = places.number
-        count = rules.num_minibatches(self._num_minibatches, num_steps * number, number)
+        count = rules.num_minibatches(self._num_minibatches, number, length)
         if count == 1:
             return None, [(slice(None), number)]
         size = -(-number // count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -118,18 +119,27 @@ class DiagonalNormal(Independent):  # type: ignore[type-arg]  # generic in the s
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, rank: int) -> None:
-        self._std, self._log_std = log_std.exp(), log_std
-        law = Normal(mean, self._std.expand_as(mean), validate_args=False)
-        super().__init__(law, rank, validate_args=False)
+        self._mean, self._std, self._log_std = mean, log_std.exp(), log_std
+        self.reinterpreted_batch_ndims = rank
+        shape, num_batch = mean.shape, mean.ndim - rank
+        Distribution.__init__(self, shape[:num_batch], shape[num_batch:], validate_args=False)
+
+    @cached_property
+    def base_dist(self) -> Normal:  # made where it is asked for
+        return Normal(self._mean, self._std.expand_as(self._mean), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        axes = tuple(range(-len(self.event_shape), 0))
-        distance = ((value - self.base_dist.loc) / self._std).square().sum(axes)  # [...]
+        axes = tuple(range(-self.reinterpreted_batch_ndims, 0))
+        distance = ((value - self._mean) / self._std).square().sum(axes)  # [...]
         constant = (
             self._log_std.sum(axes) + 0.5 * math.log(2.0 * math.pi) * self.event_shape.numel()
         )
         log_prob: Tensor = -0.5 * distance - constant
         return log_prob
+
+    def entropy(self) -> Tensor:
+        per_axis = 0.5 + 0.5 * math.log(2.0 * math.pi) + self._std.expand_as(self._mean).log()
+        return per_axis.flatten(-self.reinterpreted_batch_ndims).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Distribution:
         shape = torch.Size((*batch_shape, *self.event_shape))

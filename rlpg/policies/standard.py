@@ -170,6 +170,8 @@ class StandardPolicy(Policy):
     def forward_with_value(
         self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
     ) -> tuple[Distribution, Tensor]:
+        if not self._shares:
+            return super().forward_with_value(obs, carry, episode_start)
         outputs, _ = self.network(self.features(obs), carry, episode_start)
         law = self.head.forward(self._for_head(outputs), self.observations.mask(obs))
         return law, outputs[..., -1]
