@@ -108,7 +108,7 @@ class AdvantageRule:
         )
 
 
-def normalize(x: Tensor, keep: Tensor | None = None) -> Tensor:
+def normalize(x: Tensor, keep: Tensor) -> Tensor:
     """`(x - mean) / deviation` over the entries that are kept, 0 elsewhere.
 
     The mean and the deviation contain each entry, so this is biased: by (N - 1) / N for the mean.
@@ -117,25 +117,38 @@ def normalize(x: Tensor, keep: Tensor | None = None) -> Tensor:
 
     Args:
         x: `[T, N]` or `[S]`.
-        keep: bool, of the same shape; None: all.
+        keep: bool, of the same shape.
     """
-    wide = x.double()  # the mean of equal float32 numbers is exact there
-    if keep is not None:
-        wide = torch.where(keep, wide, 0.0)
-    own = torch.tensor(x.numel()) if keep is None else keep.sum()
+    wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
     total = wide.sum()
-    centered = wide - total / own.clamp(min=1)
-    if keep is not None:
-        centered = torch.where(keep, centered, 0.0)
+    centered = torch.where(keep, wide - total / keep.sum().clamp(min=1), 0.0)
     largest = wide.abs().max() if wide.numel() else total
-    count, mean, square, largest = moments_over_ranks(own, total, centered.square().sum(), largest)
+    count, mean, square, largest = moments_over_ranks(
+        keep.sum(), total, centered.square().sum(), largest
+    )
     if count < 2:
         return wide.to(x.dtype)
     if not is_alone():
-        centered = wide - mean if keep is None else torch.where(keep, wide - mean, 0.0)
-    deviation = (square / (count - 1)).sqrt()
+        centered = torch.where(keep, wide - mean, 0.0)
+    return _divided(centered, square / (count - 1), largest).to(x.dtype)
+
+
+def normalize_rows(x: Tensor) -> Tensor:
+    """`normalize` of each row of `[M, S]`, with all of S >= 2 entries, where there is one rank.
+
+    The same bits as row by row, in a fraction of the calls.
+    """
+    wide = x.double()
+    centered = wide - wide.mean(1, keepdim=True)
+    square = centered.square().sum(1, keepdim=True)
+    largest = wide.abs().amax(1, keepdim=True)
+    return _divided(centered, square / (x.shape[1] - 1), largest).to(x.dtype)
+
+
+def _divided(centered: Tensor, variance: Tensor, largest: Tensor) -> Tensor:
+    deviation = variance.sqrt()
     is_rounding = deviation <= 1e-6 * largest
-    return (centered / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
+    return centered / torch.where(is_rounding, 1.0, deviation)
 
 
 def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from rlpg.distributed import is_alone
 from rlpg.errors import UsageError
-from rlpg.learners.advantages import Advantages
+from rlpg.learners.advantages import Advantages, normalize, normalize_rows
 from rlpg.learners.gradient_noise import environment_groups
 from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.learners.values import CHUNK
@@ -156,6 +157,16 @@ class Batch:
         if not self.in_order:  # the samples of positive weight
             return (self.weight * per_sample).sum()
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
+
+
+def normalized(minibatches: list[Batch]) -> list[Batch]:
+    """The minibatches with advantages that are normalized in each by itself."""
+    found, sizes = [b.advantage for b in minibatches], {b.advantage.shape for b in minibatches}
+    if is_alone() and not minibatches[0].in_order and len(sizes) == 1 and len(found[0]) > 1:
+        found = list(normalize_rows(torch.stack(found)))
+    else:
+        found = [normalize(b.advantage, b.weight > 0) for b in minibatches]
+    return [replace(b, advantage=new) for b, new in zip(minibatches, found, strict=True)]
 
 
 def refuse_too_many(name: str, num_minibatches: int, most: int, *, in_order: bool) -> None:

@@ -108,8 +108,7 @@ def conjugate_gradient(
 
     At most so many iterations; fewer where the residual is gone. Source: Hestenes & Stiefel 1952.
     """
-    x, residual, direction = torch.zeros_like(b), b, b
-    square = b @ b
+    x, residual, direction, square = torch.zeros_like(b), b, b, b @ b
     for _ in range(num_iterations):
         image = product(direction)
         length = square / (direction @ image)

@@ -86,7 +86,8 @@ class Optimizer:
             allow_unused=True,
             materialize_grads=True,
         )
-        return torch.cat([part.reshape(-1) for part in parts])
+        flat: Tensor = torch._utils._flatten_dense_tensors(parts)  # in one call; none is sparse
+        return flat
 
     def step(self, gradient: Tensor, lr_scale: float = 1.0) -> float:
         """One step up the gradient `[P]` of what is maximized; the gradient's norm.

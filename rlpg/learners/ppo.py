@@ -17,8 +17,8 @@ from torch import Tensor
 from rlpg.distributed import sum_over_ranks
 from rlpg.gradients import estimators
 from rlpg.learners import rules
-from rlpg.learners.advantages import Advantages, normalize
-from rlpg.learners.batch import Batch
+from rlpg.learners.advantages import Advantages
+from rlpg.learners.batch import Batch, normalized
 from rlpg.learners.learner import Learner
 from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
@@ -51,7 +51,9 @@ class PPO(Learner):
         length = len(batch.weight) if batch.in_order else None
         num_minibatches = rules.num_minibatches(s.num_minibatches, batch.places.number, length)
         for num_epochs in range(1, s.num_epochs + 1):
-            minibatches = batch.minibatches(num_minibatches, self.generator)
+            minibatches = list(batch.minibatches(num_minibatches, self.generator))
+            if s.normalize_advantages and s.normalize_advantages_over == "minibatch":
+                minibatches = normalized(minibatches)
             steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
             passes.append(self._metrics(steps))
             if s.recompute_advantages:
@@ -78,10 +80,6 @@ class PPO(Learner):
 
     def _step(self, batch: Batch, lr_scale: float) -> _Step:
         """One gradient step, and what is to be known about the policy before it."""
-        s = self.settings
-        if s.normalize_advantages and s.normalize_advantages_over == "minibatch":
-            keep = batch.weight > 0 if batch.in_order else None
-            batch = replace(batch, advantage=normalize(batch.advantage, keep))
         objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
         return batch, log_prob, terms, norm
@@ -89,11 +87,8 @@ class PPO(Learner):
     def _metrics(self, steps: list[_Step]) -> dict[str, float]:
         """Of a pass of all ranks: every minibatch before its step."""
         batches, log_probs, terms, norms = zip(*steps, strict=True)
-        now, acted, weights = (
-            torch.cat([part.flatten() for part in parts])  # [S]
-            for parts in (log_probs, [b.log_prob for b in batches], [b.weight for b in batches])
-        )
-        log_ratio = (now - acted)[weights > 0].double()
+        pairs = zip(batches, log_probs, strict=True)
+        log_ratio = torch.cat([(now - b.log_prob)[b.weight > 0] for b, now in pairs]).double()
         less_one = torch.expm1(log_ratio)
         is_clipped = (less_one.abs() > self.clip_range).double()
         own = (less_one - log_ratio).sum(), is_clipped.sum(), torch.ones_like(log_ratio).sum()

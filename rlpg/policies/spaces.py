@@ -122,39 +122,39 @@ def _bounds_to_data(values: np.ndarray, bounded: np.ndarray, infinity: str) -> A
     return flat[0] if flat and all(value == flat[0] for value in flat) else flat
 
 
-class _Data(msgspec.Struct, tag_field="type", tag=lambda name: name[1:]):
+class _Data(msgspec.Struct, tag_field="type", tag=lambda n: n[1:], forbid_unknown_fields=True):
     """What a file says about a space."""
 
 
-class _Box(_Data, forbid_unknown_fields=True):
+class _Box(_Data):
     shape: _Shape
     dtype: _Dtype
     low: _Bound | list[_Bound]
     high: _Bound | list[_Bound]
 
 
-class _Discrete(_Data, forbid_unknown_fields=True):
+class _Discrete(_Data):
     n: int
     start: int
     dtype: _Integer
 
 
-class _MultiDiscrete(_Data, forbid_unknown_fields=True):
+class _MultiDiscrete(_Data):
     shape: _Shape
     dtype: _Integer
     nvec: list[int]
     start: list[int]
 
 
-class _MultiBinary(_Data, forbid_unknown_fields=True):
+class _MultiBinary(_Data):
     shape: _Shape
 
 
-class _Tuple(_Data, forbid_unknown_fields=True):
+class _Tuple(_Data):
     spaces: list[_AnyData]
 
 
-class _Dict(_Data, forbid_unknown_fields=True):
+class _Dict(_Data):
     spaces: list[tuple[str, _AnyData]]
 
 

@@ -18,6 +18,7 @@ from rlpg.learners.advantages import (
     Advantages,
     explained_variance,
     normalize,
+    normalize_rows,
     variance_removed,
 )
 from rlpg.learners.settings import LearnerSettings
@@ -246,19 +247,27 @@ class TestNormalize:
         # The float32 mean of 2048 times 100.1 is off by its last digit: centerd and divided by
         # their own "deviation", all advantages were 0.9999.
         x = torch.full((count, 3), number)
-        got = normalize(x)
+        got = normalize(x, torch.ones_like(x, dtype=torch.bool))
         assert float(got.abs().max()) <= 1e-6 * abs(number)
 
     @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
     def test_does_not_depend_on_the_unit_of_reward(self, unit: float) -> None:
         x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-        got = normalize(unit * x)
-        torch.testing.assert_close(got, normalize(x))
+        got = normalize(unit * x, torch.ones_like(x, dtype=torch.bool))
+        torch.testing.assert_close(got, normalize(x, torch.ones_like(x, dtype=torch.bool)))
 
     def test_huge_numbers_do_not_vanish(self) -> None:
         # 1e25 squared is no float32: everything was divided by an infinite deviation.
-        got = normalize(torch.tensor([[1e25, -1e25]]))
+        got = normalize(torch.tensor([[1e25, -1e25]]), torch.ones(1, 2, dtype=torch.bool))
         torch.testing.assert_close(got, torch.tensor([[0.5**0.5, -(0.5**0.5)]]))
+
+    @pytest.mark.parametrize("size", [2, 3, 64, 65, 1000])
+    def test_rows_together_have_the_bits_of_each_by_itself(self, size: int) -> None:
+        generator = torch.Generator().manual_seed(size)
+        x = torch.randn(33, size, generator=generator) * torch.logspace(-6, 6, 33)[:, None]
+        x[3] = 100.1  # all equal
+        every = torch.ones(size, dtype=torch.bool)
+        assert torch.equal(normalize_rows(x), torch.stack([normalize(row, every) for row in x]))
 
     def test_what_does_not_count_may_be_anything(self) -> None:
         for garbage in (float("nan"), float("inf"), 1e30):
