@@ -16,7 +16,6 @@ from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
-_fused_adam = getattr(torch, "_fused_adam_", None)
 
 
 class Optimizer:
@@ -131,19 +130,11 @@ class Optimizer:
     def _ascend(self, gradient: Tensor, learning_rate: float) -> None:
         self._rebind()
         self._count += 1
-        beta1, beta2 = _BETAS
-        if _fused_adam is not None:
-            _fused_adam(
-                [self._flat], [gradient], [self._mean], [self._square], [], [self._count],
-                lr=-learning_rate, beta1=beta1, beta2=beta2, weight_decay=0.0, eps=_EPS,
-                amsgrad=False, maximize=False,  # which would keep the moments of -gradient
-            )  # fmt: skip
-            return
-        count = int(self._count)
-        self._mean.lerp_(gradient, 1 - beta1)
-        self._square.lerp_(gradient.square(), 1 - beta2)
-        deviation = (self._square / (1 - beta2**count)).sqrt_().add_(_EPS)
-        self._flat.addcdiv_(self._mean, deviation, value=learning_rate / (1 - beta1**count))
+        torch._fused_adam_(
+            [self._flat], [gradient], [self._mean], [self._square], [], [self._count],
+            lr=-learning_rate, beta1=_BETAS[0], beta2=_BETAS[1], weight_decay=0.0, eps=_EPS,
+            amsgrad=False, maximize=False,  # which would keep the moments of -gradient
+        )  # fmt: skip
 
     @torch.no_grad()
     def _flatten(self) -> None:
