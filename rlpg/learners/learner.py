@@ -250,9 +250,15 @@ class Learner(ABC):
         counts = some.weight > 0
         return float(torch.where(counts, kl, 0.0).sum() / counts.sum().clamp(min=1))
 
-    def batch(self, rollout: Rollout) -> Batch:
-        """The rollout's samples with their advantages as they are now; changes nothing."""
-        return self._batch(rollout, self.advantages(rollout))
+    @torch.no_grad()
+    def batch(self, rollout: Rollout, advantages: Advantages | None = None) -> Batch:
+        """The rollout's samples with their advantages, by default as they are now."""
+        advantages = advantages or self.advantages(rollout)
+        batch = Batch.of(rollout, advantages, in_order=self.policy.has_memory)
+        if not self.uses_log_prob:
+            return batch
+        log_probs = [c.log_prob_of(c.distribution(self.policy)) for c in batch.chunks()]
+        return replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """What each step of the rollout is worth; changes nothing."""
@@ -261,14 +267,6 @@ class Learner(ABC):
     def scaled_reward(self, rollout: Rollout) -> Tensor:
         """`[T, N]` rewards in the learner's units."""
         return rollout.reward / self.reward_scale.scale if self.reward_scale else rollout.reward
-
-    @torch.no_grad()
-    def _batch(self, rollout: Rollout, advantages: Advantages) -> Batch:
-        batch = Batch.of(rollout, advantages, in_order=self.policy.has_memory)
-        if not self.uses_log_prob:
-            return batch
-        log_probs = [c.log_prob_of(c.distribution(self.policy)) for c in batch.chunks()]
-        return replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
 
     # ---- the update
 
@@ -311,7 +309,7 @@ class Learner(ABC):
         if "learning_rate" in self.settings.names():
             metrics["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
-            metrics |= self.improve(self._batch(rollout, advantages), lr_scale)
+            metrics |= self.improve(self.batch(rollout, advantages), lr_scale)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
         if isinstance(self.baseline, StateValue):
             self.baseline.advance(rollout)
@@ -337,10 +335,9 @@ class Learner(ABC):
         With `average="episodes"` the objective is the expected discounted return of an episode;
         with `average="steps"` it is that divided by the mean length.
         """
-        rollout = rollout.to(self.policy.device)
-        advantages = self.advantages(rollout)
-        value, _, _ = self.objective(self._batch(rollout, advantages))
-        return advantages.objective + value - value.detach()
+        batch = self.batch(rollout.to(self.policy.device))
+        value, _, _ = self.objective(batch)
+        return batch.advantages.objective + value - value.detach()
 
     def compile(self) -> None:
         """Compiles the networks for learning, which takes half a minute, once.
