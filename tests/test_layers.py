@@ -29,7 +29,7 @@ MAY_IMPORT = {
     },
     "rlpg.gradients": NUMERIC | {"rlpg.errors", "rlpg.gradients", "rlpg.distributed", "matplotlib"},
     "rlpg.policies": NUMERIC
-    | {"gymnasium", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
+    | {"gymnasium", "msgspec", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
     | {"rlpg.distributed"},
     "rlpg.rollouts": NUMERIC
     | {"gymnasium", "envpool", "mujoco", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}

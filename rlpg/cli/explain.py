@@ -60,11 +60,12 @@ def followed(recipe: Recipe) -> dict[str, Any]:
     rollout, learner = recipe.rollout, recipe.learner
     names = ("log.every", "evaluation.every", "checkpoint.every")
     found: dict[str, Any] = dict(zip(names, intervals(recipe), strict=True))
-    size = rollout.num_envs * rollout.num_steps
-    most = rollout.num_envs if recipe.policy.memory else size
+    size, length = rollout.num_envs * rollout.num_steps, None
+    if recipe.policy.memory:
+        size, length = rollout.num_envs, rollout.num_steps
     for name in ("num_minibatches", "num_value_minibatches"):
         if name in learner.names() and rollout.episodes_per_env is None:
-            found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, most)
+            found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, length)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from rlpg.errors import UsageError
 from rlpg.gradients import returns
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import rules
+from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.rollouts.rollout import Rollout, rows
 
@@ -31,24 +31,15 @@ class Advantages:
 
 
 class AdvantageRule:
-    """From rewards to `Advantages`, by the options that `LearnerSettings` documents.
+    """From rewards to `Advantages`, as the settings say.
 
     Raises:
-        UsageError: options that contradict each other.
+        UsageError: the baseline does not predict values, which the settings need.
     """
 
-    def __init__(
-        self,
-        baseline: Baseline,
-        *,
-        gamma: float,
-        gae_lambda: float | Literal["auto"] | None,
-        truncated_return: Literal["auto", "bootstrap", "drop", "terminal"],
-        gamma_weight: bool,
-        average: Literal["steps", "episodes"],
-        normalize: bool,
-    ) -> None:
+    def __init__(self, baseline: Baseline, settings: LearnerSettings) -> None:
         predicts, name = isinstance(baseline, StateValue), type(baseline).__name__
+        gae_lambda, truncated_return = settings.gae_lambda, settings.truncated_return
         if gae_lambda == "auto":
             gae_lambda = rules.gae_lambda(predicts, truncated_return)
         if truncated_return == "auto":
@@ -68,9 +59,8 @@ class AdvantageRule:
                 f"truncated_return: expected bootstrap with gae_lambda, got {truncated_return}; "
                 "set gae_lambda to none"
             )
-        self.baseline = baseline
-        self.gamma, self.gae_lambda, self.truncated_return = gamma, gae_lambda, truncated_return
-        self.gamma_weight, self.average, self.normalize = gamma_weight, average, normalize
+        self.baseline, self.settings = baseline, settings
+        self.gae_lambda, self.truncated_return = gae_lambda, truncated_return
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, reward: Tensor) -> Advantages:
@@ -80,20 +70,19 @@ class AdvantageRule:
             rollout: where the rewards come from.
             reward: `[T, N]`, the rewards in the learner's units.
         """
-        valid = rollout.valid
+        s, valid = self.settings, rollout.valid
         ends = {"terminated": rollout.terminated, "truncated": rollout.truncated, "valid": valid}
         if isinstance(self.baseline, StateValue):
             value, successor = self.baseline.predict(rollout)
         if self.gae_lambda is not None:
-            assert isinstance(self.gae_lambda, float)
             advantage = returns.gae(
                 reward, value, successor_value=successor, **ends,
-                gamma=self.gamma, gae_lambda=self.gae_lambda,
+                gamma=s.gamma, gae_lambda=self.gae_lambda,
             )  # fmt: skip
             to_go = advantage + value
         else:
             bootstrap = successor if self.truncated_return == "bootstrap" else None
-            to_go = returns.reward_to_go(reward, **ends, gamma=self.gamma, bootstrap=bootstrap)
+            to_go = returns.reward_to_go(reward, **ends, gamma=s.gamma, bootstrap=bootstrap)
             if not isinstance(self.baseline, StateValue):
                 value = self.baseline(rollout, to_go)
                 if value.shape != to_go.shape:
@@ -109,27 +98,27 @@ class AdvantageRule:
         first = keep & (rollout.time == 0)
         first[0] |= keep[0]  # an episode that began in an earlier rollout counts from here
         number, episodes = sums_over_ranks(keep.sum(), first.sum())
-        count = (episodes if self.average == "episodes" else number).clamp(min=1).to(reward.dtype)
+        count = (episodes if s.average == "episodes" else number).clamp(min=1).to(reward.dtype)
         objective = sum_over_ranks((to_go * first).sum()) / count
-        normalized = normalize(advantage, weight) if self.normalize else advantage
-        if self.gamma_weight:
-            weight = weight * self.gamma ** rollout.time.to(reward.dtype)
+        normalized = normalize(advantage, keep) if s.normalize_advantages else advantage
+        if s.gamma_weight:
+            weight = weight * s.gamma ** rollout.time.to(reward.dtype)
         return Advantages(
             to_go, advantage, normalized, weight / count, objective, number=int(number)
         )
 
 
-def normalize(x: Tensor, weight: Tensor) -> Tensor:
-    """`(x - mean) / deviation` over the entries of positive weight, 0 elsewhere.
+def normalize(x: Tensor, keep: Tensor) -> Tensor:
+    """`(x - mean) / deviation` over the entries that are kept, 0 elsewhere.
 
     The mean and the deviation contain each entry, so this is biased: by (N - 1) / N for the mean.
     With fewer than two entries, or all of them equal up to rounding, there is no deviation to
     divide by: the entries are only centered, and a single one is left as it is.
 
     Args:
-        x, weight: of one shape, `[T, N]` or `[S]`; weights only tell which entries count.
+        x: `[T, N]` or `[S]`.
+        keep: bool, of the same shape.
     """
-    keep = weight > 0
     wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
     total = wide.sum()
     centered = torch.where(keep, wide - total / keep.sum().clamp(min=1), 0.0)
@@ -141,9 +130,25 @@ def normalize(x: Tensor, weight: Tensor) -> Tensor:
         return wide.to(x.dtype)
     if not is_alone():
         centered = torch.where(keep, wide - mean, 0.0)
-    deviation = (square / (count - 1)).sqrt()
+    return _divided(centered, square / (count - 1), largest).to(x.dtype)
+
+
+def normalize_rows(x: Tensor) -> Tensor:
+    """`normalize` of each row of `[M, S]`, with all of S >= 2 entries, where there is one rank.
+
+    The same bits as row by row, in a fraction of the calls.
+    """
+    wide = x.double()
+    centered = wide - wide.mean(1, keepdim=True)
+    square = centered.square().sum(1, keepdim=True)
+    largest = wide.abs().amax(1, keepdim=True)
+    return _divided(centered, square / (x.shape[1] - 1), largest).to(x.dtype)
+
+
+def _divided(centered: Tensor, variance: Tensor, largest: Tensor) -> Tensor:
+    deviation = variance.sqrt()
     is_rounding = deviation <= 1e-6 * largest
-    return (centered / torch.where(is_rounding, 1.0, deviation)).to(x.dtype)
+    return centered / torch.where(is_rounding, 1.0, deviation)
 
 
 def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlpg.distributed import is_alone, num_ranks
+from rlpg.distributed import is_alone
 from rlpg.errors import UsageError
-from rlpg.learners.advantages import Advantages
+from rlpg.learners.advantages import Advantages, normalize, normalize_rows
 from rlpg.learners.gradient_noise import environment_groups
-from rlpg.learners.shuffling import Places, columns, grid, shuffled
+from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.learners.values import CHUNK
 from rlpg.policies import Carry, Policy, map_carry
 from rlpg.policies.distributions import checked_log_prob
 from rlpg.rollouts.rollout import Rollout, rows
+
+_PER_SAMPLE = "obs", "action", "log_prob", "advantage", "returns", "value", "weight"
 
 
 @dataclass(frozen=True)
@@ -54,31 +56,24 @@ class Batch:
             in_order: for a policy with memory, keep all steps in their order.
         """
         groups = environment_groups(*rollout.reward.shape)
-        sizes = tuple(envs.stop - envs.start for envs in groups)
-        parts = (
-            rollout.obs[:-1], rollout.action, advantages.normalized, advantages.returns,
-            advantages.returns - advantages.advantage, advantages.weight,
+        kept = advantages.weight > 0
+        parts: tuple[Tensor, ...] = (
+            rollout.obs[:-1], rollout.action, torch.full_like(advantages.weight, torch.nan),
+            advantages.normalized, advantages.returns, advantages.returns - advantages.advantage,
+            advantages.weight,
         )  # fmt: skip
+        ends, carry, starts = [envs.stop for envs in groups], None, None
         if in_order:
-            obs, action, advantage, returns, value, weight = parts
-            ends = tuple(envs.stop for envs in groups)
             carry, starts = rollout.carry, rollout.episode_start[:-1]
         else:
-            selects = [rows(advantages.weight[:, envs] > 0) for envs in groups]
-            laid = [
-                [select(part[:, envs]) for select, envs in zip(selects, groups, strict=True)]
-                for part in parts
-            ]
-            counts = torch.tensor([len(part) for part in laid[-1]])
-            ends = tuple(counts.cumsum(0).tolist())
-            obs, action, advantage, returns, value, weight = (
-                part[0] if len(part) == 1 else torch.cat(part) for part in laid
-            )
-            carry = starts = None
-        log_prob = torch.full_like(weight, torch.nan)
+            selects = [(rows(kept[:, envs]), envs) for envs in groups]
+            laid = [[select(part[:, envs]) for select, envs in selects] for part in parts]
+            ends = list(accumulate(map(len, laid[-1])))
+            parts = tuple(part[0] if len(part) == 1 else torch.cat(part) for part in laid)
         return Batch(
-            obs, action, log_prob, advantage, returns, value, weight, carry, starts, sizes, ends,
-            advantages.weight > 0, rollout, advantages,
+            **dict(zip(_PER_SAMPLE, parts, strict=True)), carry=carry, episode_start=starts,
+            group_sizes=tuple(envs.stop - envs.start for envs in groups), group_ends=tuple(ends),
+            kept=kept, rollout=rollout, advantages=advantages,
         )  # fmt: skip
 
     @property
@@ -92,20 +87,13 @@ class Batch:
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         """Some samples, or the sequences of some environments with memory, as they are."""
-        take: Callable[[Tensor], Tensor] = (
-            (lambda part: part[:, index]) if self.in_order else (lambda part: part[index])
-        )
+        where = (slice(None), index) if self.in_order else index
+        starts = None if self.episode_start is None else self.episode_start[where]
         return replace(
             self,
-            obs=take(self.obs),
-            action=take(self.action),
-            log_prob=take(self.log_prob),
-            advantage=take(self.advantage),
-            returns=take(self.returns),
-            value=take(self.value),
-            weight=take(self.weight),
+            **{name: getattr(self, name)[where] for name in _PER_SAMPLE},
             carry=map_carry(lambda part: part[index], self.carry),
-            episode_start=None if self.episode_start is None else take(self.episode_start),
+            episode_start=starts,
             group_sizes=(1,),
             group_ends=(len(self),),
         )
@@ -113,35 +101,22 @@ class Batch:
     @cached_property
     def places(self) -> Places:
         """Where the samples, or the sequences, of the whole batch are among those of all ranks."""
-        num_steps, num_envs = self.kept.shape
-        if self.in_order:
-            return columns(num_envs)
-        if is_alone():
-            return Places(len(self))
-        groups = environment_groups(num_steps, num_envs * num_ranks())
-        number, place = grid(self.kept, [envs.stop - envs.start for envs in groups])
-        laid = [
-            rows(self.kept[:, envs])(place[:, envs])
-            for envs in environment_groups(num_steps, num_envs)
-        ]
-        return Places(number, torch.cat(laid))
+        groups = partial(environment_groups, len(self.kept))
+        return places(self.kept, groups, in_order=self.in_order)
 
     @property
     def groups(self) -> list[Batch]:
         """The batch by groups of environments, which are independent of each other."""
-        starts = (0, *self.group_ends)
         if len(self.group_ends) == 1:
             return [self]
-        return [self[slice(a, b)] for a, b in zip(starts, self.group_ends, strict=False)]
+        return [self[a:b] for a, b in pairwise((0, *self.group_ends))]
 
     def chunks(self) -> Iterator[Batch]:
         """Parts of a size that a CPU's cache holds, in order; weights as they are."""
-        size = CHUNK // len(self.weight) if self.in_order else CHUNK
+        size = max(CHUNK // len(self.weight), 1) if self.in_order else CHUNK
         if len(self) <= size or self.weight.device.type != "cpu":
-            yield self
-            return
-        for start in range(0, len(self), max(size, 1)):
-            yield self[slice(start, start + max(size, 1))]
+            return iter([self])
+        return (self[start : start + size] for start in range(0, len(self), size))
 
     def minibatches(self, num_minibatches: int, generator: torch.Generator) -> Iterator[Batch]:
         """Shuffled parts that cover the batch once; each one's gradient estimates the batch's.
@@ -162,7 +137,7 @@ class Batch:
         order, cuts = shuffled(self.places, bounds, generator)
         laid = self[order.to(self.weight.device)]  # once; its parts are views
         for (start, stop), (a, b) in zip(pairwise(bounds), pairwise(cuts), strict=True):
-            part = laid[slice(a, b)]
+            part = laid[a:b]
             yield replace(part, weight=part.weight * (number / (stop - start)))
 
     def distribution(self, policy: Policy) -> Distribution:
@@ -182,6 +157,16 @@ class Batch:
         if not self.in_order:  # the samples of positive weight
             return (self.weight * per_sample).sum()
         return torch.where(self.weight > 0, self.weight * per_sample, 0.0).sum()
+
+
+def normalized(minibatches: list[Batch]) -> list[Batch]:
+    """The minibatches with advantages that are normalized in each by itself."""
+    found, sizes = [b.advantage for b in minibatches], {b.advantage.shape for b in minibatches}
+    if is_alone() and not minibatches[0].in_order and len(sizes) == 1 and len(found[0]) > 1:
+        found = list(normalize_rows(torch.stack(found)))
+    else:
+        found = [normalize(b.advantage, b.weight > 0) for b in minibatches]
+    return [replace(b, advantage=new) for b, new in zip(minibatches, found, strict=True)]
 
 
 def refuse_too_many(name: str, num_minibatches: int, most: int, *, in_order: bool) -> None:

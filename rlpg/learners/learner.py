@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from rlpg.distributed import means_over_ranks, num_ranks
+from rlpg.distributed import means_over_ranks, num_ranks, sum_over_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.tape import How
@@ -84,31 +84,15 @@ class Learner(ABC):
         self.policy = policy
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
-        own, s = baseline if isinstance(baseline, Baseline) else None, self.settings
+        s = self.settings
         if policy.shared_network is not None:
             self._check_shared_torso()
-        self.baseline = make_baseline(
-            s.baseline if own is None else own,
-            policy,
-            hidden=None if s.value_hidden == "auto" else s.value_hidden,
-            learning_rate=s.value_learning_rate,
-            num_epochs=s.num_value_passes,
-            num_minibatches=s.num_value_minibatches,
-            clip_range=getattr(s, "value_clip_range", None),
-            generator=self.generator,
-        )
-        self.advantage_rule = AdvantageRule(
-            self.baseline,
-            gamma=s.gamma,
-            gae_lambda=s.gae_lambda,
-            truncated_return=s.truncated_return,
-            gamma_weight=s.gamma_weight,
-            average=s.average,
-            normalize=s.normalize_advantages,
-        )
-        self.entropy_coef = s.entropy_coef
-        if s.entropy_coef == "auto":
-            self.entropy_coef = rules.entropy_coef(policy.head.is_discrete)
+        chosen = baseline if isinstance(baseline, Baseline) else s.baseline
+        self.baseline = make_baseline(chosen, policy, s, self.generator)
+        self.advantage_rule = AdvantageRule(self.baseline, s)
+        is_auto = s.entropy_coef == "auto"
+        by_rule = rules.entropy_coef(policy.head.is_discrete)
+        self.entropy_coef = by_rule if is_auto else s.entropy_coef
         self.reward_scale = RewardScale(s.gamma) if s.reward_scaling else None
         self.optimizer = Optimizer(
             policy.named_parameters(), learning_rate=s.learning_rate, max_grad_norm=s.max_grad_norm
@@ -194,7 +178,7 @@ class Learner(ABC):
                     sums[name] = sums.get(name, 0.0) + term.double()
             gradients.append(gradient)
         per_group = torch.stack(gradients)  # [K, P]
-        gradient = self.optimizer.over_ranks(per_group.sum(dim=0))
+        gradient = sum_over_ranks(per_group.sum(dim=0))
         norm = self.optimizer.step(gradient, lr_scale)
         batch = replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
         return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {
@@ -266,9 +250,15 @@ class Learner(ABC):
         counts = some.weight > 0
         return float(torch.where(counts, kl, 0.0).sum() / counts.sum().clamp(min=1))
 
-    def batch(self, rollout: Rollout) -> Batch:
-        """The rollout's samples with their advantages as they are now; changes nothing."""
-        return self._batch(rollout, self.advantages(rollout))
+    @torch.no_grad()
+    def batch(self, rollout: Rollout, advantages: Advantages | None = None) -> Batch:
+        """The rollout's samples with their advantages, by default as they are now."""
+        advantages = advantages or self.advantages(rollout)
+        batch = Batch.of(rollout, advantages, in_order=self.policy.has_memory)
+        if not self.uses_log_prob:
+            return batch
+        log_probs = [c.log_prob_of(c.distribution(self.policy)) for c in batch.chunks()]
+        return replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
 
     def advantages(self, rollout: Rollout) -> Advantages:
         """What each step of the rollout is worth; changes nothing."""
@@ -277,14 +267,6 @@ class Learner(ABC):
     def scaled_reward(self, rollout: Rollout) -> Tensor:
         """`[T, N]` rewards in the learner's units."""
         return rollout.reward / self.reward_scale.scale if self.reward_scale else rollout.reward
-
-    @torch.no_grad()
-    def _batch(self, rollout: Rollout, advantages: Advantages) -> Batch:
-        batch = Batch.of(rollout, advantages, in_order=self.policy.has_memory)
-        if not self.uses_log_prob:
-            return batch
-        log_probs = [c.log_prob_of(c.distribution(self.policy)) for c in batch.chunks()]
-        return replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
 
     # ---- the update
 
@@ -327,7 +309,7 @@ class Learner(ABC):
         if "learning_rate" in self.settings.names():
             metrics["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
-            metrics |= self.improve(self._batch(rollout, advantages), lr_scale)
+            metrics |= self.improve(self.batch(rollout, advantages), lr_scale)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
         if isinstance(self.baseline, StateValue):
             self.baseline.advance(rollout)
@@ -353,10 +335,9 @@ class Learner(ABC):
         With `average="episodes"` the objective is the expected discounted return of an episode;
         with `average="steps"` it is that divided by the mean length.
         """
-        rollout = rollout.to(self.policy.device)
-        advantages = self.advantages(rollout)
-        value, _, _ = self.objective(self._batch(rollout, advantages))
-        return advantages.objective + value - value.detach()
+        batch = self.batch(rollout.to(self.policy.device))
+        value, _, _ = self.objective(batch)
+        return batch.advantages.objective + value - value.detach()
 
     def compile(self) -> None:
         """Compiles the networks for learning, which takes half a minute, once.

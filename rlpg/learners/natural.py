@@ -41,9 +41,8 @@ class NaturalGradient(Learner):
         s, optimizer = self.settings, self.optimizer
         objective, _, terms = self.objective(batch)
         gradient = optimizer.gradient(objective)
-        entropy, weight, start_value = sums_over_ranks(
-            terms["train/entropy"], batch.weight.sum(), objective.detach()
-        )
+        own = terms["train/entropy"], batch.weight.sum(), objective.detach()
+        entropy, weight, start_value = sums_over_ranks(*own)
         metrics = {
             "train/entropy": float(entropy / weight),
             "gradient/norm": optimizer.norm(gradient),
@@ -65,8 +64,8 @@ class NaturalGradient(Learner):
         for k in range(s.num_backtracks if s.line_search else 1):
             optimizer.move_to(start + s.backtrack_factor**k * step)
             with torch.no_grad():
-                found = sums_over_ranks(self.objective(batch)[0], self.kl(batch, acted))
-            after, kl = map(float, found)
+                sums = sums_over_ranks(self.objective(batch)[0], self.kl(batch, acted))
+            after, kl = map(float, sums)
             metrics |= {"train/approx_kl": kl, "train/line_search_steps": float(k)}
             if not s.line_search or (after > before and kl <= max_kl):
                 return metrics
@@ -97,7 +96,7 @@ class NaturalGradient(Learner):
 
         def product(v: Tensor) -> Tensor:
             curved = self.optimizer.own_gradient(slope @ v, retain_graph=True)
-            return self.optimizer.over_ranks(curved) + self.settings.damping * v
+            return sum_over_ranks(curved) + self.settings.damping * v
 
         return product
 
@@ -109,17 +108,13 @@ def conjugate_gradient(
 
     At most so many iterations; fewer where the residual is gone. Source: Hestenes & Stiefel 1952.
     """
-    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    square = residual @ residual
-    smallest = 1e-10 * square
+    x, residual, direction, square = torch.zeros_like(b), b, b, b @ b
     for _ in range(num_iterations):
         image = product(direction)
         length = square / (direction @ image)
-        x = x + length * direction
-        residual = residual - length * image
-        after = residual @ residual
-        if not after > smallest:
+        x, residual = x + length * direction, residual - length * image
+        before, square = square, residual @ residual
+        if not square > 1e-10 * (b @ b):
             break
-        direction = residual + (after / square) * direction
-        square = after
+        direction = residual + (square / before) * direction
     return x

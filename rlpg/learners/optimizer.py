@@ -16,7 +16,6 @@ from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
-_fused_adam = getattr(torch, "_fused_adam_", None)
 
 
 class Optimizer:
@@ -67,12 +66,12 @@ class Optimizer:
 
     def gradient(self, objective: Tensor) -> Tensor:
         """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0."""
-        return self.over_ranks(self.own_gradient(objective))
+        return sum_over_ranks(self.own_gradient(objective))
 
     def own_gradient(
         self, objective: Tensor, *, create_graph: bool = False, retain_graph: bool = False
     ) -> Tensor:
-        """`[P]`: `gradient` of this rank alone; `over_ranks` sums it.
+        """`[P]`: `gradient` of this rank alone.
 
         Args:
             create_graph: the gradient can be differentiated in turn.
@@ -86,11 +85,8 @@ class Optimizer:
             allow_unused=True,
             materialize_grads=True,
         )
-        return torch.cat([part.reshape(-1) for part in parts])
-
-    def over_ranks(self, gradient: Tensor) -> Tensor:
-        """The sum over ranks, `[P]`: one message for a sum of gradients."""
-        return sum_over_ranks(gradient)
+        flat: Tensor = torch._utils._flatten_dense_tensors(parts)  # in one call; none is sparse
+        return flat
 
     def step(self, gradient: Tensor, lr_scale: float = 1.0) -> float:
         """One step up the gradient `[P]` of what is maximized; the gradient's norm.
@@ -134,36 +130,24 @@ class Optimizer:
     def _ascend(self, gradient: Tensor, learning_rate: float) -> None:
         self._rebind()
         self._count += 1
-        beta1, beta2 = _BETAS
-        if _fused_adam is not None:
-            _fused_adam(
-                [self._flat], [gradient], [self._mean], [self._square], [], [self._count],
-                lr=-learning_rate, beta1=beta1, beta2=beta2, weight_decay=0.0, eps=_EPS,
-                amsgrad=False, maximize=False,  # which would keep the moments of -gradient
-            )  # fmt: skip
-            return
-        count = int(self._count)
-        self._mean.lerp_(gradient, 1 - beta1)
-        self._square.lerp_(gradient.square(), 1 - beta2)
-        deviation = (self._square / (1 - beta2**count)).sqrt_().add_(_EPS)
-        self._flat.addcdiv_(self._mean, deviation, value=learning_rate / (1 - beta1**count))
+        torch._fused_adam_(
+            [self._flat], [gradient], [self._mean], [self._square], [], [self._count],
+            lr=-learning_rate, beta1=_BETAS[0], beta2=_BETAS[1], weight_decay=0.0, eps=_EPS,
+            amsgrad=False, maximize=False,  # which would keep the moments of -gradient
+        )  # fmt: skip
 
     @torch.no_grad()
     def _flatten(self) -> None:
         self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
-        self._views = [
-            part.view_as(parameter)
-            for parameter, part in zip(self.parameters, self._flat.split(self._sizes), strict=True)
-        ]
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            parameter.data = view
+        parts = self._flat.split(self._sizes)
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.data = part.view_as(parameter)
+        self._places = [parameter.data_ptr() for parameter in self.parameters]
 
     def _rebind(self) -> None:
         """Make views again of parameters that were given other memory: by another learner."""
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            if parameter.data_ptr() != view.data_ptr():
-                self._flatten()
-                return
+        if [parameter.data_ptr() for parameter in self.parameters] != self._places:
+            self._flatten()
 
     def _fault(self, gradient: Tensor) -> str:
         sizes = [float(part.square().sum()) for part in gradient.split(self._sizes)]

@@ -17,14 +17,14 @@ from torch import Tensor
 from rlpg.distributed import sum_over_ranks
 from rlpg.gradients import estimators
 from rlpg.learners import rules
-from rlpg.learners.advantages import Advantages, normalize
-from rlpg.learners.batch import Batch
+from rlpg.learners.advantages import Advantages
+from rlpg.learners.batch import Batch, normalized
 from rlpg.learners.learner import Learner
 from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
-_Step = tuple[Tensor, Tensor, dict[str, Tensor], float]  # [S] log-ratios, weights; sums; norm
+_Step = tuple[Batch, Tensor, dict[str, Tensor], float]  # with [S] log-probs; sums; norm
 
 
 class PPO(Learner):
@@ -36,13 +36,9 @@ class PPO(Learner):
 
     def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
         """`sum w min(r A, clip(r) A)`; at the policy that acted, its gradient is REINFORCE's."""
-        return estimators.clipped_likelihood_ratio(
-            log_prob,
-            batch.log_prob,
-            batch.advantage,
-            weight=batch.weight,
-            clip_range=self.clip_range,
-        )
+        parts, weight = (log_prob, batch.log_prob, batch.advantage), batch.weight
+        clip_range = self.clip_range
+        return estimators.clipped_likelihood_ratio(*parts, weight=weight, clip_range=clip_range)
 
     @property
     def clip_range(self) -> float:
@@ -51,13 +47,13 @@ class PPO(Learner):
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
         """Epochs of minibatches, until `target_kl` is passed."""
-        s, fitted = self.settings, dict[str, float]()
-        number = batch.places.number
-        num_samples = number * (len(batch.weight) if batch.in_order else 1)
-        num_minibatches = rules.num_minibatches(s.num_minibatches, num_samples, number)
-        passes: list[dict[str, float]] = []
+        s, fitted, passes = self.settings, dict[str, float](), list[dict[str, float]]()
+        length = len(batch.weight) if batch.in_order else None
+        num_minibatches = rules.num_minibatches(s.num_minibatches, batch.places.number, length)
         for num_epochs in range(1, s.num_epochs + 1):
-            minibatches = batch.minibatches(num_minibatches, self.generator)
+            minibatches = list(batch.minibatches(num_minibatches, self.generator))
+            if s.normalize_advantages and s.normalize_advantages_over == "minibatch":
+                minibatches = normalized(minibatches)
             steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
             passes.append(self._metrics(steps))
             if s.recompute_advantages:
@@ -79,29 +75,27 @@ class PPO(Learner):
         self, rollout: Rollout, advantages: Advantages, lr_scale: float
     ) -> dict[str, float]:
         """Nothing with `recompute_advantages`: then the baseline has learned in every pass."""
-        if self.settings.recompute_advantages:
-            return {}
-        return super().fit_baseline(rollout, advantages, lr_scale)
+        has_learned = self.settings.recompute_advantages
+        return {} if has_learned else super().fit_baseline(rollout, advantages, lr_scale)
 
     def _step(self, batch: Batch, lr_scale: float) -> _Step:
         """One gradient step, and what is to be known about the policy before it."""
-        if self.settings.normalize_advantages_over == "minibatch" and self.advantage_rule.normalize:
-            batch = replace(batch, advantage=normalize(batch.advantage, batch.weight))
         objective, log_prob, terms = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        log_ratio = (log_prob - batch.log_prob).flatten()
-        return log_ratio, batch.weight.flatten(), {**terms, "weight": batch.weight.sum()}, norm
+        return batch, log_prob, terms, norm
 
     def _metrics(self, steps: list[_Step]) -> dict[str, float]:
         """Of a pass of all ranks: every minibatch before its step."""
-        log_ratios, weights, sums, norms = zip(*steps, strict=True)
-        log_ratio = torch.cat(log_ratios)[torch.cat(weights) > 0].double()
+        batches, log_probs, terms, norms = zip(*steps, strict=True)
+        pairs = zip(batches, log_probs, strict=True)
+        log_ratio = torch.cat([(now - b.log_prob)[b.weight > 0] for b, now in pairs]).double()
         less_one = torch.expm1(log_ratio)
         is_clipped = (less_one.abs() > self.clip_range).double()
         own = (less_one - log_ratio).sum(), is_clipped.sum(), torch.ones_like(log_ratio).sum()
         kl, clipped, count = sum_over_ranks(torch.stack(own))
-        *terms, weight = sum_over_ranks(torch.stack([torch.stack([*s.values()]) for s in sums])).T
-        return {n: float((x / weight).mean()) for n, x in zip(sums[0], terms, strict=False)} | {
+        rows = [[*term.values(), b.weight.sum()] for term, b in zip(terms, batches, strict=True)]
+        *sums, weight = sum_over_ranks(torch.stack([torch.stack(row) for row in rows])).T
+        return {n: float((x / weight).mean()) for n, x in zip(terms[0], sums, strict=True)} | {
             "train/approx_kl": float(kl / count),
             "train/clip_fraction": float(clipped / count),
             "gradient/norm": sum(norms) / len(steps),
@@ -115,8 +109,7 @@ class PPO(Learner):
         s = self.settings
         factor = 1.0 / 1.5 if kl > 2.0 * desired else 1.5 if kl < desired / 2.0 else 1.0
         rate = s.learning_rate * self._adapted * factor
-        bounded = min(max(rate, s.min_learning_rate), s.max_learning_rate)
-        self._adapted = bounded / s.learning_rate
+        self._adapted = min(max(rate, s.min_learning_rate), s.max_learning_rate) / s.learning_rate
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"adapted": self._adapted}

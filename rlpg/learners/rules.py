@@ -14,6 +14,7 @@ from typing import Literal
 GAE_LAMBDA = 0.95
 DISCRETE_ENTROPY_COEF = 0.02
 MINIBATCH_SIZE = 64  # samples
+LEAST_SEQUENCES = 4  # environments in a minibatch of whole sequences
 WIDEST, NARROWING = 0.5, 0.65  # of the first log standard deviation
 
 
@@ -42,9 +43,21 @@ def truncated_return(predicts_values: bool) -> Literal["bootstrap", "terminal"]:
     return "bootstrap" if predicts_values else "terminal"
 
 
-def num_minibatches(wanted: Literal["auto"] | int, num_samples: int, most: int) -> int:
-    """Minibatches of a rollout, as many as are wanted, else by rule, and then at most `most`."""
-    return min(max(1, num_samples // MINIBATCH_SIZE), most) if wanted == "auto" else wanted
+def num_minibatches(wanted: Literal["auto"] | int, number: int, length: int | None = None) -> int:
+    """Minibatches of a rollout, as many as are wanted, else by rule.
+
+    The steps of one environment follow from each other: a minibatch of a single sequence would
+    have a gradient, and normalized advantages, of hardly more than one independent sample.
+
+    Args:
+        number: samples of the rollout; with memory, its sequences.
+        length: steps of a sequence; None without memory.
+    """
+    if wanted != "auto":
+        return wanted
+    if length is None:
+        return max(1, number // MINIBATCH_SIZE)
+    return max(1, min(number * length // MINIBATCH_SIZE, number // LEAST_SEQUENCES))
 
 
 REASONS: Mapping[str, str] = MappingProxyType({
@@ -61,7 +74,7 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "learner.entropy_coef": "0.02 for discrete actions: taught by a large penalty to do nothing, a "
     "policy would keep doing nothing; 0 for continuous ones, whose entropy grows without bound",
     "learner.num_minibatches": "of about 64 samples, however large the rollout is; with memory of "
-    "whole environments",
+    "whole environments, at least 4 of them, because the steps of one are too much alike",
     "learner.num_value_minibatches": "as learner.num_minibatches",
     "learner.value_hidden": "the layers of the policy",
     "evaluation.every": "a twentieth of total_steps, while evaluations have not taken more steps "

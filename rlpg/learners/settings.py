@@ -75,7 +75,7 @@ class LearnerSettings(Settings):
     """passes of the value network over a rollout"""
     num_value_minibatches: Literal["auto"] | Count = 2
     """minibatches of the value network in each of its passes (auto: of about 64 samples; with
-    memory of whole environments, so at most as many as there are)"""
+    memory of whole environments, at least 4)"""
     value_coef: Positive = 0.5
     """weight of the value loss in the objective, where policy and value network share their layers
     (policy.shared_torso)"""
@@ -123,7 +123,7 @@ class PPOSettings(LearnerSettings):
     """passes over a rollout"""
     num_minibatches: Literal["auto"] | Count = "auto"
     """minibatches in each pass (auto: of about 64 samples, however large the rollout is; with
-    memory of whole environments, so at most as many as there are)"""
+    memory of whole environments, at least 4)"""
     target_kl: Positive | None = None
     """stop the passes over a rollout when the policy is further than this from the one that acted
     (none: never)"""

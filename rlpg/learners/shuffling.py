@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlpg.distributed import gather_columns, is_alone, num_ranks, own_columns, sum_over_ranks
+from rlpg.rollouts.rollout import rows
 
 
 @dataclass(frozen=True)
@@ -19,28 +20,30 @@ class Places:
     own: Tensor | None = None  # [S] int64; None when alone: 0, 1, ...
 
 
-def columns(num_envs: int) -> Places:
-    """The places of sequences, one for each of a rank's environments."""
-    number = num_envs * num_ranks()
-    return Places(number, None if is_alone() else own_columns(torch.arange(number)))
-
-
-def grid(keep: Tensor, widths: Sequence[int]) -> tuple[int, Tensor]:
-    """The number of steps that are kept by all ranks, and `[T, n]` the place of each step.
+def places(keep: Tensor, groups: Callable[[int], Sequence[slice]], *, in_order: bool) -> Places:
+    """The places of the steps that are kept or, in order, of the sequences of all environments.
 
     Args:
-        keep: `[T, n]` bool, this rank's steps that are kept.
-        widths: environments in each of the groups that are laid one after the other; all ranks'.
+        keep: `[T, n]` bool, this rank's steps.
+        groups: of so many environments; samples are laid one group after the other.
+        in_order: whether a sample is the sequence of an environment.
     """
     num_steps, num_envs = keep.shape
+    if in_order:
+        number = num_envs * num_ranks()
+        return Places(number, None if is_alone() else own_columns(torch.arange(number)))
     number = int(sum_over_ranks(keep.sum()))
+    if is_alone():
+        return Places(number)
     whole = torch.ones(num_steps, num_envs * num_ranks(), dtype=torch.uint8)  # [T, N]
     if number < whole.numel():
         whole = gather_columns(keep.to("cpu", torch.uint8).T).T
-    laid = torch.cat([part.reshape(-1) for part in whole.split(list(widths), 1)])  # [T N]
-    place = (laid.long().cumsum(0) - 1).split([num_steps * width for width in widths])
-    parts = [part.view(num_steps, -1) for part in place]  # [T, width]
-    return number, own_columns(torch.cat(parts, 1), 1).to(keep.device)
+    of_all = [whole[:, envs] for envs in groups(whole.shape[1])]
+    laid = torch.cat([part.reshape(-1) for part in of_all])  # [T N]
+    place = (laid.long().cumsum(0) - 1).split([part.numel() for part in of_all])
+    grid = torch.cat([part.view(num_steps, -1) for part in place], 1)  # [T, N]
+    own = own_columns(grid, 1).to(keep.device)  # [T, n]
+    return Places(number, torch.cat([rows(keep[:, e])(own[:, e]) for e in groups(num_envs)]))
 
 
 def shuffled(

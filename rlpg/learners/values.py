@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rlpg.distributed import (
     gather_columns,
-    is_alone,
     num_ranks,
     own_columns,
     sum_over_ranks,
@@ -22,9 +21,10 @@ from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
 from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer
-from rlpg.learners.shuffling import Places, columns, grid, shuffled
+from rlpg.learners.settings import LearnerSettings
+from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.policies import Network, Policy, map_carry
-from rlpg.policies.networks import Carry
+from rlpg.policies.networks import Carry, carry_parts
 from rlpg.rollouts.rollout import Rollout, rows
 
 CHUNK = 2048  # samples that go through a network at once, on a CPU
@@ -68,7 +68,6 @@ class LinearValue(StateValue):
 
     @torch.no_grad()
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """`(value, successor_value)`, each `[T, N]`."""
         if self.coefficients is None:
             return torch.zeros_like(rollout.reward), torch.zeros_like(rollout.reward)
         weights = self.coefficients
@@ -103,11 +102,9 @@ class LinearValue(StateValue):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The coefficients, or nothing before the first update."""
         return {} if self.coefficients is None else {"coefficients": self.coefficients}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
         self.coefficients = state.get("coefficients")
 
 
@@ -129,7 +126,6 @@ class NetworkValue(StateValue):
 
     @torch.no_grad()
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """`(value, successor_value)`, each `[T, N]`."""
         if self.network.memory is None:
             values = [self.value(obs) for (obs,) in chunks(rollout.obs.flatten(0, 1))]
             value = torch.cat(values).view(rollout.obs.shape[:2])  # [T + 1, N]
@@ -222,32 +218,23 @@ class ValueNetwork(NetworkValue):
 
     def _carry_before(self, rollout: Rollout) -> Carry:
         # That which the rollout before ended with, if it was of as many environments.
-        first = self._carry[0] if isinstance(self._carry, tuple) else self._carry
-        same = first is not None and len(first) == rollout.reward.shape[1]
-        return self._carry if same else None
+        parts = carry_parts(self._carry)
+        return self._carry if parts and len(parts[0]) == rollout.reward.shape[1] else None
 
     def update(  # type: ignore[override]  # the samples of a learner are a rollout
         self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
         keep = weight > 0
-        has_memory = self.network.memory is not None
-        if is_alone() or has_memory:
-            number = int(sum_over_ranks(keep.sum()))
-        else:
-            number, place = grid(keep, [keep.shape[1] * num_ranks()])
-        if number == 0:
+        if not int(sum_over_ranks(keep.sum())):
             return {}
         old = returns if self._clip_range is None else self.predict(samples)[0]
         select = rows(keep)
         parts = select(samples.obs[:-1]), select(returns), select(old)  # [S, *O], [S], [S]
-        carry = self._carry_before(samples)
-        loss = torch.zeros(())
-        places = columns(keep.shape[1]) if has_memory else Places(number)
-        if not (is_alone() or has_memory):
-            places = Places(number, select(place))
+        carry, has_memory = self._carry_before(samples), self.network.memory is not None
+        at = places(keep, lambda num_envs: [slice(num_envs)], in_order=has_memory)
         for _ in range(self._num_epochs):
-            order, cuts = self._cut(places, len(returns) if has_memory else 1)
+            order, cuts = self._cut(at, len(returns) if has_memory else None)
             laid = parts if has_memory or order is None else tuple(part[order] for part in parts)
             for cut, size in cuts:
                 if has_memory:
@@ -257,7 +244,7 @@ class ValueNetwork(NetworkValue):
                     )
                 else:
                     loss, gradient = self._gradient(*(part[cut] for part in laid), size=size)
-                self._optimizer.step(self._optimizer.over_ranks(gradient), lr_scale)
+                self._optimizer.step(sum_over_ranks(gradient), lr_scale)
         return {"train/value_loss": loss.item() * num_ranks()}
 
     def advance(self, rollout: Rollout) -> None:
@@ -297,14 +284,15 @@ class ValueNetwork(NetworkValue):
         return loss.detach(), self._optimizer.own_gradient(-loss)
 
     def compile(self) -> None:
-        """Compile the network."""
         self.network.compile(dynamic=True)
 
-    def _cut(self, places: Places, num_steps: int) -> tuple[Tensor | None, list[tuple[slice, int]]]:
-        """A random order of this rank's samples, or sequences of so many steps; and where each
+    def _cut(
+        self, places: Places, length: int | None
+    ) -> tuple[Tensor | None, list[tuple[slice, int]]]:
+        """A random order of this rank's samples, or sequences of this length; and where each
         minibatch is in it, with the number that all ranks have in the minibatch. None: no order."""
         number = places.number
-        count = rules.num_minibatches(self._num_minibatches, num_steps * number, number)
+        count = rules.num_minibatches(self._num_minibatches, number, length)
         if count == 1:
             return None, [(slice(None), number)]
         size = -(-number // count)
@@ -315,18 +303,11 @@ class ValueNetwork(NetworkValue):
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and carry; the shuffling stream belongs to the learner."""
-        state: dict[str, Any] = {
-            "network": module_state(self.network),
-            "optimizer": self._optimizer.state_dict(),
-        }
-        carry = self._carry
-        if carry is not None:
-            parts = carry if isinstance(carry, tuple) else (carry,)
-            state["carry"] = [gather_columns(part) for part in parts]
-        return state
+        state = {"network": module_state(self.network), "optimizer": self._optimizer.state_dict()}
+        parts = [gather_columns(part) for part in carry_parts(self._carry)]
+        return state | ({"carry": parts} if parts else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         carry = tuple(own_columns(part) for part in state.get("carry", ()))
@@ -349,17 +330,9 @@ def squares(value: Tensor, target: Tensor, old: Tensor, clip_range: float | None
 
 
 def make_baseline(
-    baseline: str | Baseline,
-    policy: Policy,
-    *,
-    hidden: Sequence[int] | None,
-    learning_rate: float,
-    num_epochs: int,
-    num_minibatches: int | Literal["auto"],
-    clip_range: float | None = None,
-    generator: torch.Generator,
+    baseline: str | Baseline, policy: Policy, settings: LearnerSettings, generator: torch.Generator
 ) -> Baseline:
-    """The baseline of that name, or the one given; the options are the value network's.
+    """The baseline of that name, or the one given; the settings are the value network's.
 
     Raises:
         UsageError: there is none of that name, or the policy has a value network in itself.
@@ -379,14 +352,15 @@ def make_baseline(
             net = baseline.net
             network = Network(policy.observations, 1, factory=lambda *_: net, generator=generator)
         else:
+            hidden = None if settings.value_hidden == "auto" else settings.value_hidden
             network = policy.make_critic(hidden=hidden, generator=generator)
         return ValueNetwork(
             network.to(policy.device),
             policy.features,
-            learning_rate=learning_rate,
-            num_epochs=num_epochs,
-            num_minibatches=num_minibatches,
-            clip_range=clip_range,
+            learning_rate=settings.value_learning_rate,
+            num_epochs=settings.num_value_passes,
+            num_minibatches=settings.num_value_minibatches,
+            clip_range=getattr(settings, "value_clip_range", None),
             generator=generator,
         )
     if baseline == "linear":

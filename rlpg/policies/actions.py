@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies.boxes import BetaHead, GaussianHead
-from rlpg.policies.distributions import Part, Product
+from rlpg.policies.distributions import Layout, Product
 from rlpg.policies.heads import (
     Array,
     BernoulliHead,
@@ -102,12 +102,11 @@ class ProductHead(Head):
         self.space = space
         self.heads = nn.ModuleList(heads)
         self.parts = tuple(heads)  # the same, typed
-        self._parts = tuple(Part(head.action_shape, head.action_dtype) for head in heads)
+        self.layout = Layout([(head.action_shape, head.action_dtype) for head in heads])
         self.num_outputs = sum(head.num_outputs for head in heads)
         self.num_mask = sum(head.num_mask for head in heads)
         self.is_discrete = all(head.is_discrete for head in heads)
-        self.action_shape = (sum(part.size for part in self._parts),)
-        self.action_dtype = torch.float32
+        self.action_shape, self.action_dtype = (self.layout.size,), torch.float32
 
     def inputs(
         self, outputs: Tensor, mask: Tensor | None
@@ -122,38 +121,21 @@ class ProductHead(Head):
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         factors = [head.forward(piece, part) for head, piece, part in self.inputs(outputs, mask)]
-        return Product(factors, self._parts)
+        return Product(factors, self.layout)
 
     def draw(
         self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
     ) -> Tensor:
-        return self.join(
-            [head.draw(piece, generator, part) for head, piece, part in self.inputs(outputs, mask)]
-        )
+        inputs = self.inputs(outputs, mask)
+        return self.layout.join([head.draw(piece, generator, part) for head, piece, part in inputs])
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.join(
-            [head.mode(piece, part) for head, piece, part in self.inputs(outputs, mask)]
-        )
-
-    def join(self, actions: list[Tensor]) -> Tensor:
-        """Actions `[..., D]` of the heads' own."""
-        joined = [part.join(action) for part, action in zip(self._parts, actions, strict=True)]
-        return torch.cat(joined, -1)
-
-    def split(self, action: Tensor) -> list[Tensor]:
-        """The heads' own actions of actions `[..., D]`."""
-        pieces = action.split([part.size for part in self._parts], -1)
-        return [part.split(piece) for part, piece in zip(self._parts, pieces, strict=True)]
+        inputs = self.inputs(outputs, mask)
+        return self.layout.join([head.mode(piece, part) for head, piece, part in inputs])
 
     def to_env(self, action: Array) -> Any:
-        pieces = []
-        start = 0
-        for head, part in zip(self.parts, self._parts, strict=True):
-            piece = action[:, start : start + part.size].reshape(-1, *part.shape)
-            pieces.append(head.to_env(piece.astype(head.numpy_dtype, copy=False)))
-            start += part.size
-        return _build(self.space, iter(pieces))
+        pieces = zip(self.parts, self.layout.split(torch.from_numpy(action)), strict=True)
+        return _build(self.space, iter([head.to_env(piece.numpy()) for head, piece in pieces]))
 
 
 def first(space: Space, env_action: Any) -> Any:

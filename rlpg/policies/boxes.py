@@ -8,6 +8,7 @@ interval reaches half a unit beyond the bounds before it is rounded: each intege
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -27,54 +28,64 @@ _BETA_LEAST = 1.001  # concentrations stay above 1, so that the mode is in the i
 _UNIT_EPS = 2.0**-24
 
 
-class _Bounds:
-    """The affine map between [-1, 1] and the bounds of a Box, and the clipping."""
+class BoxHead(Head):
+    """What the heads of a Box share: its bounds, and the map from and to [-1, 1]."""
+
+    is_discrete = False
 
     def __init__(self, space: spaces.Box[Any]) -> None:
-        self.shape, self.dtype = tuple(space.shape), space.dtype
-        self.is_integer = space.dtype.kind != "f"
+        super().__init__()
+        self.space = space
+        self.action_shape, self.action_dtype = tuple(space.shape), torch.float32
+        self._size = math.prod(self.action_shape)
+        self._dtype, self._is_integer = space.dtype, space.dtype.kind != "f"
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        cell = 0.5 if self.is_integer else 0.0
+        cell = 0.5 if self._is_integer else 0.0
         with np.errstate(over="ignore", invalid="ignore"):
-            self.is_bounded = space.bounded_below & space.bounded_above
-            self.is_bounded &= np.isfinite(low) & np.isfinite(high) & (high - low < _LARGEST_WIDTH)
-            self.center = np.where(self.is_bounded, (low + high) / 2, 0.0)  # [*A]
-            self.half_width = np.where(self.is_bounded, (high - low) / 2 + cell, 1.0)  # [*A]
-        if self.is_integer:  # bounds as floats that the integer type can hold
-            low, high = _inward(space.low, low, np.inf), _inward(space.high, high, -np.inf)
-            self.low, self.high = low, high
+            is_bounded = space.bounded_below & space.bounded_above & np.isfinite(high - low)
+            is_bounded &= high - low < _LARGEST_WIDTH
+            self._center = np.where(is_bounded, (low + high) / 2, 0.0)  # [*A]
+            self._half_width = np.where(is_bounded, (high - low) / 2 + cell, 1.0)  # [*A]
+        self._is_bounded = bool(is_bounded.all() and (self._half_width > 0).all())
+        if self._is_integer:  # bounds as floats that the integer type can hold
+            self._low = _inward(space.low, low, np.inf)
+            self._high = _inward(space.high, high, -np.inf)
         else:
-            self.low, self.high = space.low, space.high
-            if self.dtype.itemsize <= 4:  # float64 arithmetic would only be cast back
-                self.center = self.center.astype(np.float32)
-                self.half_width = self.half_width.astype(np.float32)
+            self._low, self._high = space.low, space.high
+            if self._dtype.itemsize <= 4:  # float64 arithmetic would only be cast back
+                self._center = self._center.astype(np.float32)
+                self._half_width = self._half_width.astype(np.float32)
 
-    def require(self, option: str, name: str) -> None:
+    def _require_bounds(self, gaussian: str, name: str) -> None:
         """Raise SpaceError unless every dimension is a bounded interval."""
-        if not (self.is_bounded.all() and (self.half_width > 0).all()):
+        if not self._is_bounded:
             raise SpaceError(
-                f'{name}: expected finite bounds low < high for gaussian="{option}", got '
-                f'{self.low.min():g} to {self.high.max():g}; use gaussian="clipped"'
+                f'{name}: expected finite bounds low < high for gaussian="{gaussian}", got '
+                f'{self._low.min():g} to {self._high.max():g}; use gaussian="clipped"'
             )
 
-    def to_env(self, unit: Array) -> Array:
-        """`[B, *A]` in the space's dtype and bounds, of numbers in units of [-1, 1]."""
-        action = unit * self.half_width + self.center
+    @abstractmethod
+    def _unit(self, action: Any, tanh: Callable[[Any], Any]) -> Any:
+        """An action in units of [-1, 1], in NumPy or torch, whose tanh it gets."""
+
+    def to_env(self, action: Array) -> Array:
+        scaled = self._unit(action, np.tanh) * self._half_width + self._center
         # Casting a float can leave the bounds by its rounding, so it comes before the clipping.
-        action = np.rint(action) if self.is_integer else action.astype(self.dtype, copy=False)
-        inside: Array = np.minimum(np.maximum(action, self.low), self.high)
-        return inside.astype(self.dtype, copy=False)
+        scaled = np.rint(scaled) if self._is_integer else scaled.astype(self._dtype, copy=False)
+        inside: Array = np.minimum(np.maximum(scaled, self._low), self._high)
+        return inside.astype(self._dtype, copy=False)
 
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """`to_env` for tensors on a device."""
-        parts = (self.half_width, self.center, self.low, self.high)
+        parts = (self._half_width, self._center, self._low, self._high)
         half_width, center, low, high = (torch.as_tensor(part, device=device) for part in parts)
-        if self.is_integer:
-            dtype = torch.from_numpy(np.empty(0, self.dtype)).dtype
-            return lambda unit: torch.clamp(torch.round(unit * half_width + center), low, high).to(
-                dtype
+        if not self._is_integer:
+            return lambda action: torch.clamp(
+                self._unit(action, torch.tanh) * half_width + center, low, high
             )
-        return lambda unit: torch.clamp(unit * half_width + center, low, high)
+        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
+        return lambda action: torch.clamp(
+            torch.round(self._unit(action, torch.tanh) * half_width + center), low, high
+        ).to(dtype)
 
 
 def _inward(exact: Array, rounded: Array, toward: float) -> Array:
@@ -83,7 +94,7 @@ def _inward(exact: Array, rounded: Array, toward: float) -> Array:
     return np.where(off.astype(bool), np.nextafter(rounded, toward), rounded)
 
 
-class GaussianHead(Head):
+class GaussianHead(BoxHead):
     """A Normal per dimension, clipped for the environment or squashed by tanh.
 
     The mean is an output of the network; the log standard deviation is a parameter of the head,
@@ -98,8 +109,6 @@ class GaussianHead(Head):
     environment's action, in the environment's units.
     """
 
-    is_discrete = False
-
     def __init__(
         self,
         space: spaces.Box[Any],
@@ -110,23 +119,19 @@ class GaussianHead(Head):
         log_std_init: float,
         log_std_floor: float,
     ) -> None:
-        super().__init__()
-        self.space = space
-        self.action_shape, self.action_dtype = tuple(space.shape), torch.float32
-        self._size = math.prod(self.action_shape)
+        super().__init__(space)
         self.num_outputs = 2 * self._size if is_dependent else self._size
-        self._bounds = _Bounds(space)
         self._is_squashed, self._floor = is_squashed, log_std_floor
         if is_squashed:
-            self._bounds.require("squashed", name)
-            half_width = torch.as_tensor(self._bounds.half_width, dtype=torch.float32)
-            self.register_buffer("_half_width", half_width, persistent=False)
+            self._require_bounds("squashed", name)
+            half_width = torch.as_tensor(self._half_width, dtype=torch.float32)
+            self.register_buffer("_width", half_width, persistent=False)
         above = log_std_init - log_std_floor
         self._raw_init = log_std_floor + above + math.log(-math.expm1(-above))  # softplus^-1
         raw = torch.full(self.action_shape, self._raw_init)
         self.raw_log_std = None if is_dependent else nn.Parameter(raw)
 
-    _half_width: Tensor  # [*A], of the squashed action's interval
+    _width: Tensor  # [*A], half of the squashed action's interval
 
     def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, `[..., *A]` and broadcastable to it."""
@@ -148,7 +153,7 @@ class GaussianHead(Head):
         std = log_std.exp().expand_as(mean)
         law: Distribution = Normal(mean, std, validate_args=False)
         if self._is_squashed:
-            law = SquashedNormal(mean, std, self._half_width.expand_as(mean))
+            law = SquashedNormal(mean, std, self._width.expand_as(mean))
         return independent(law, rank)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
@@ -172,15 +177,11 @@ class GaussianHead(Head):
         mean = outputs[..., : self._size]
         return mean.reshape((*outputs.shape[:-1], *self.action_shape))
 
-    def to_env(self, action: Array) -> Array:
-        return self._bounds.to_env(np.tanh(action) if self._is_squashed else action)
-
-    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        to_env = self._bounds.to_env_on(device)
-        return (lambda action: to_env(torch.tanh(action))) if self._is_squashed else to_env
+    def _unit(self, action: Any, tanh: Callable[[Any], Any]) -> Any:
+        return tanh(action) if self._is_squashed else action
 
 
-class BetaHead(Head):
+class BetaHead(BoxHead):
     """A Beta per dimension (Chou, Maturana and Scherer 2017): no mass is lost at the bounds.
 
     `alpha, beta = 1.001 + softplus(outputs)`, both above 1: one mode, in the interior. The action
@@ -188,15 +189,10 @@ class BetaHead(Head):
     `log(high - low)` per dimension.
     """
 
-    is_discrete = False
-
     def __init__(self, space: spaces.Box[Any], *, name: str) -> None:
-        super().__init__()
-        self.space = space
-        self.action_shape, self.action_dtype = tuple(space.shape), torch.float32
-        self.num_outputs = 2 * math.prod(self.action_shape)
-        self._bounds = _Bounds(space)
-        self._bounds.require("beta", name)
+        super().__init__(space)
+        self.num_outputs = 2 * self._size
+        self._require_bounds("beta", name)
 
     def _concentrations(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and beta, `[..., *A]` each."""
@@ -218,12 +214,8 @@ class BetaHead(Head):
         alpha, beta = self._concentrations(outputs.detach())
         return (alpha - 1.0) / (alpha + beta - 2.0)
 
-    def to_env(self, action: Array) -> Array:
-        return self._bounds.to_env(2.0 * action - 1.0)
-
-    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        to_env = self._bounds.to_env_on(device)
-        return lambda action: to_env(2.0 * action - 1.0)
+    def _unit(self, action: Any, tanh: Callable[[Any], Any]) -> Any:
+        return 2.0 * action - 1.0
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 
 from rlpg.errors import UsageError
@@ -13,7 +13,7 @@ from rlpg.policies.networks import global_generator_from
 from rlpg.policies.observations import Observations
 from rlpg.policies.policy import FORMAT, Policy
 from rlpg.policies.references import Reference, UserParts
-from rlpg.policies.spaces import Space, space_from_data
+from rlpg.policies.spaces import Space, as_written, space_from_data
 from rlpg.policies.standard import StandardPolicy
 
 
@@ -35,19 +35,42 @@ def policy_from(description: object, parts: UserParts | None = None) -> Policy:
             f"policy description: expected format {FORMAT}, got {got!r:.60}; "
             "it needs another version of rlpg"
         )
-    if "policy" not in description:
-        return _standard_policy(description, parts)
-    _require(description, _SHAPE, "policy description")
-    observations = Observations.from_description(description["observations"])
-    reference = Reference(description["policy"], description["kwargs"])
-    return make_own_policy(
-        parts.find("policy", reference),
-        reference,
+    kind = _Own if "policy" in description else _Standard
+    data = as_written(description, kind, "policy description")
+    observations = Observations.from_description(data.observations)
+    action_space = space_from_data(data.action_space)
+    if isinstance(data, _Own):
+        reference = Reference(data.policy, data.kwargs)
+        return make_own_policy(
+            parts.find("policy", reference),
+            reference,
+            observations.space,
+            action_space,
+            info_mask=observations.info_mask,
+            generator=torch.Generator().manual_seed(0),
+        )
+    network, factory = data.network, None
+    if network.factory is not None:
+        factory = parts.find("network", Reference(network.factory, network.kwargs))
+    policy = StandardPolicy(
         observations.space,
-        space_from_data(description["action_space"]),
+        action_space,
+        generator=None,
+        hidden=network.hidden,
+        activation=network.activation,
+        network=factory,
+        memory=network.memory,
+        memory_size=network.memory_size,
+        critic_only=data.critic_only,
+        shared_torso=data.shared_torso,
+        normalize_observations=data.normalize_observations,
+        observation_clip=data.observation_clip,
+        images=observations.images_setting,
         info_mask=observations.info_mask,
-        generator=torch.Generator().manual_seed(0),
+        **msgspec.structs.asdict(data.head),
     )
+    policy._description = copy.deepcopy(description)
+    return policy
 
 
 def make_own_policy(
@@ -77,80 +100,42 @@ def make_own_policy(
     return policy
 
 
-def _standard_policy(description: dict[str, Any], parts: UserParts) -> StandardPolicy:
-    shares = {"shared_torso": bool} if "shared_torso" in description else {}
-    _require(description, _STANDARD_SHAPE | shares, "policy description")
-    network = description["network"]
-    hidden = network["hidden"]
-    if len(hidden) > 64 or not all(type(size) is int for size in hidden):
-        raise UsageError(f"hidden: expected a few layer sizes, got {str(hidden)[:60]}")
-    factory = None
-    if network["factory"] is not None:
-        reference = Reference(network["factory"], network["kwargs"])
-        factory = parts.find("network", reference)
-    observations = Observations.from_description(description["observations"])
-    policy = StandardPolicy(
-        observations.space,
-        space_from_data(description["action_space"]),
-        generator=None,
-        hidden=hidden,
-        activation=network["activation"],
-        network=factory,
-        memory=network["memory"],
-        memory_size=network["memory_size"],
-        critic_only=description["critic_only"],
-        shared_torso=description.get("shared_torso", False),
-        normalize_observations=description["normalize_observations"],
-        observation_clip=description["observation_clip"],
-        images=description["observations"].get("images", "auto"),
-        info_mask=observations.info_mask,
-        **description["head"],
-    )
-    policy._description = copy.deepcopy(description)
-    return policy
+class _Network(msgspec.Struct, forbid_unknown_fields=True):
+    hidden: Annotated[list[int], msgspec.Meta(max_length=64)]
+    activation: str
+    factory: str | None
+    kwargs: dict[str, Any]
+    memory: str | None
+    memory_size: int
 
 
-_SHAPE: dict[str, Any] = {
-    "format": int,
-    "policy": str,
-    "kwargs": dict,
-    "observations": dict,
-    "action_space": dict,
-}
-_STANDARD_SHAPE: dict[str, Any] = {
-    "format": int,
-    "observations": dict,
-    "action_space": dict,
-    "network": {
-        "hidden": list,
-        "activation": str,
-        "factory": (str, type(None)),
-        "kwargs": dict,
-        "memory": (str, type(None)),
-        "memory_size": int,
-    },
-    "head": {
-        "gaussian": str,
-        "std": str,
-        "log_std_init": float,
-        "log_std_floor": float,
-        "bernoulli": bool,
-    },
-    "critic_only": list,
-    "normalize_observations": bool,
-    "observation_clip": float,
-}
+class _Head(msgspec.Struct, forbid_unknown_fields=True):
+    gaussian: str
+    std: str
+    log_std_init: float
+    log_std_floor: float
+    bernoulli: bool
 
 
-def _require(value: object, shape: Any, name: str) -> None:
-    """UsageError unless the keys and the types of the values are those of the shape."""
-    if not isinstance(shape, Mapping):
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        if type(value) not in kinds:
-            raise UsageError(f"{name}: expected {kinds[0].__name__}, got {str(value)[:60]}")
-        return
-    if not isinstance(value, dict) or set(value) != set(shape):
-        got = sorted(map(str, value)) if isinstance(value, dict) else str(value)[:60]
-        raise UsageError(f"{name}: expected {', '.join(shape)}, got {got}")
-    for key, part in shape.items():
-        _require(value[key], part, f"{name}.{key}")
+class _Standard(msgspec.Struct, forbid_unknown_fields=True):
+    """What `StandardPolicy.describe` returns."""
+
+    format: int
+    observations: Any
+    action_space: Any
+    network: _Network
+    head: _Head
+    critic_only: list[str]
+    normalize_observations: bool
+    observation_clip: float
+    shared_torso: bool = False
+
+
+class _Own(msgspec.Struct, forbid_unknown_fields=True):
+    """What `Policy.describe` returns."""
+
+    format: int
+    policy: str
+    kwargs: dict[str, Any]
+    observations: Any
+    action_space: Any

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class Choice(Categorical):
     def entropy(self) -> Tensor:
         return -(self._rows.exp() * self._rows).sum(0)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Choice:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Choice:
         return Choice(self.logits.expand((*batch_shape, self._num_events)))
 
 
@@ -119,18 +119,27 @@ class DiagonalNormal(Independent):  # type: ignore[type-arg]  # generic in the s
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, rank: int) -> None:
-        self._std, self._log_std = log_std.exp(), log_std
-        law = Normal(mean, self._std.expand_as(mean), validate_args=False)
-        super().__init__(law, rank, validate_args=False)
+        self._mean, self._std, self._log_std = mean, log_std.exp(), log_std
+        self.reinterpreted_batch_ndims = rank
+        shape, num_batch = mean.shape, mean.ndim - rank
+        Distribution.__init__(self, shape[:num_batch], shape[num_batch:], validate_args=False)
+
+    @cached_property
+    def base_dist(self) -> Normal:  # made where it is asked for
+        return Normal(self._mean, self._std.expand_as(self._mean), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        axes = tuple(range(-len(self.event_shape), 0))
-        distance = ((value - self.base_dist.loc) / self._std).square().sum(axes)  # [...]
+        axes = tuple(range(-self.reinterpreted_batch_ndims, 0))
+        distance = ((value - self._mean) / self._std).square().sum(axes)  # [...]
         constant = (
             self._log_std.sum(axes) + 0.5 * math.log(2.0 * math.pi) * self.event_shape.numel()
         )
         log_prob: Tensor = -0.5 * distance - constant
         return log_prob
+
+    def entropy(self) -> Tensor:
+        per_axis = 0.5 + 0.5 * math.log(2.0 * math.pi) + self._std.expand_as(self._mean).log()
+        return per_axis.flatten(-self.reinterpreted_batch_ndims).sum(-1)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Distribution:
         shape = torch.Size((*batch_shape, *self.event_shape))
@@ -173,13 +182,9 @@ class SquashedNormal(Distribution):
     def scale(self) -> Tensor:
         return self.normal.scale
 
-    def expand(
-        self, batch_shape: Sequence[int], _instance: Distribution | None = None
-    ) -> SquashedNormal:
-        shape = torch.Size(batch_shape)
-        return SquashedNormal(
-            self.loc.expand(shape), self.scale.expand(shape), self.half_width.expand(shape)
-        )
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SquashedNormal:
+        parts = (self.loc, self.scale, self.half_width)
+        return SquashedNormal(*(part.expand(torch.Size(batch_shape)) for part in parts))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.normal.rsample(torch.Size(sample_shape))
@@ -194,36 +199,41 @@ class SquashedNormal(Distribution):
 
     def entropy(self) -> Tensor:
         shape = (-1,) + (1,) * len(self.batch_shape)  # [32, 1, ...]
-        nodes = torch.as_tensor(_NODES, dtype=self.loc.dtype, device=self.loc.device)
-        weights = torch.as_tensor(_WEIGHTS, dtype=self.loc.dtype, device=self.loc.device)
-        u = self.loc + self.scale * nodes.reshape(shape)  # [32, ...]
+        nodes, weights = (self.loc.new_tensor(x).reshape(shape) for x in (_NODES, _WEIGHTS))
         entropy: Tensor = self.normal.entropy()
-        return entropy + (weights.reshape(shape) * self._log_slope(u)).sum(0)
+        return entropy + (weights * self._log_slope(self.loc + self.scale * nodes)).sum(0)
 
     def _log_slope(self, u: Tensor) -> Tensor:
         """log |da/du|."""
         return self.half_width.log() + 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
 
 
-@dataclass(frozen=True)
-class Part:
-    """One factor of a `Product`: how its actions lie in the common vector."""
+class Layout:
+    """How actions of several kinds lie side by side in one float32 vector `[..., D]`.
 
-    shape: torch.Size | tuple[int, ...]
-    dtype: torch.dtype
+    Args:
+        kinds: shape and dtype of each.
+    """
 
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+    def __init__(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> None:
+        self._kinds = kinds
+        self._sizes = [math.prod(shape) for shape, _ in kinds]
+        self.size = sum(self._sizes)  # D
 
-    def join(self, value: Tensor) -> Tensor:
-        """`[..., size]` float32 of the part's own action `[..., *shape]`."""
-        batch = value.shape[: value.ndim - len(self.shape)]
-        return value.reshape((*batch, self.size)).float()
+    def join(self, actions: Sequence[Tensor]) -> Tensor:
+        """`[..., D]` of actions `[..., *shape]`."""
+        flat = [
+            action.reshape((*action.shape[: action.ndim - len(shape)], size)).float()
+            for action, (shape, _), size in zip(actions, self._kinds, self._sizes, strict=True)
+        ]
+        return torch.cat(flat, -1)
 
-    def split(self, vector: Tensor) -> Tensor:
-        """The part's own action `[..., *shape]` of its stretch of the vector `[..., size]`."""
-        return vector.reshape((*vector.shape[:-1], *self.shape)).to(self.dtype)
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """The actions `[..., *shape]` in `[..., D]`."""
+        pieces = zip(vector.split(self._sizes, -1), self._kinds, strict=True)
+        return [
+            piece.reshape((*piece.shape[:-1], *shape)).to(dtype) for piece, (shape, dtype) in pieces
+        ]
 
 
 class Product(Distribution):
@@ -235,38 +245,30 @@ class Product(Distribution):
     arg_constraints = {}  # noqa: RUF012  # the interface of torch
     support = constraints.independent(constraints.real, 1)
 
-    def __init__(self, factors: Sequence[Distribution], parts: Sequence[Part]) -> None:
-        self.factors = tuple(factors)
-        self.parts = tuple(parts)
-        size = sum(part.size for part in self.parts)
-        super().__init__(self.factors[0].batch_shape, torch.Size((size,)), validate_args=False)
+    def __init__(self, factors: Sequence[Distribution], layout: Layout) -> None:
+        self.factors, self.layout = tuple(factors), layout
+        batch_shape = self.factors[0].batch_shape
+        super().__init__(batch_shape, torch.Size((layout.size,)), validate_args=False)
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]  # torch has a class attribute
         return all(factor.has_rsample for factor in self.factors)
 
-    def split(self, value: Tensor) -> list[Tensor]:
-        """Every factor's own value of the vector `[..., D]`."""
-        pieces = value.split([part.size for part in self.parts], -1)
-        return [part.split(piece) for part, piece in zip(self.parts, pieces, strict=True)]
-
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._join([factor.sample(torch.Size(sample_shape)) for factor in self.factors])
+        shape = torch.Size(sample_shape)
+        return self.layout.join([factor.sample(shape) for factor in self.factors])
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._join([factor.rsample(torch.Size(sample_shape)) for factor in self.factors])
+        shape = torch.Size(sample_shape)
+        return self.layout.join([factor.rsample(shape) for factor in self.factors])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        values = self.split(value)
-        terms = [f.log_prob(v) for f, v in zip(self.factors, values, strict=True)]
+        pairs = zip(self.factors, self.layout.split(value), strict=True)
+        terms = [factor.log_prob(own) for factor, own in pairs]
         return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
 
     def entropy(self) -> Tensor:
         return torch.stack([factor.entropy() for factor in self.factors]).sum(0)
-
-    def _join(self, values: list[Tensor]) -> Tensor:
-        joined = [part.join(value) for part, value in zip(self.parts, values, strict=True)]
-        return torch.cat(joined, -1)
 
 
 def _kl_squashed(p: SquashedNormal, q: SquashedNormal) -> Tensor:

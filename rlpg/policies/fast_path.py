@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rlpg.policies.heads import Array, Head
-from rlpg.policies.networks import ACTIVATIONS, MLP, Carry, Network
+from rlpg.policies.networks import ACTIVATIONS, MLP, Carry
 from rlpg.policies.normalizer import Normalizer
-from rlpg.policies.policy import Actor
 
 _STEPS_AHEAD = 128  # most steps whose noise is drawn at once
 # Multiplications in a product from which NumPy's BLAS may start threads of its own.
@@ -28,47 +27,28 @@ _IN_NUMPY: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def array_actor(
-    network: Network,
-    normalizer: Normalizer | None,
-    head: Head,
-    generator: torch.Generator | None,
-    *,
-    num_envs: int,
-    num_steps: int,
-) -> Actor | None:
-    """`Policy.actor` for features that are the observations; None for more than an MLP."""
-    if not isinstance(network.mlp, MLP) or network.memory is not None:
-        return None
-    noisy = generator is not None
-    if noisy and head.noise((0, num_envs), torch.Generator()) is None:
-        return None
-    normalize, mlp = _normalize(normalizer), _mlp(network.mlp, num_envs, head.num_outputs)
-    return ArrayActor(lambda obs: mlp(normalize(obs)), head, generator, num_envs, num_steps)
-
-
 class ArrayActor:
     """An `Actor` that can also be asked about environments that are at different steps.
 
     Args:
-        outputs: of the network, `[N, num_outputs]`, for observations `[N, *O]`.
-        head: translates them.
-        generator: of the noise; None: there is none.
+        mlp, normalizer, head: of the policy, whose observations are its features.
+        generator: of the noise, which the head must have; None: there is none.
         num_envs: N.
         num_steps: how many steps to expect.
     """
 
     def __init__(
         self,
-        outputs: Callable[[Array], Array],
+        mlp: MLP,
+        normalizer: Normalizer | None,
         head: Head,
         generator: torch.Generator | None,
         num_envs: int,
         num_steps: int,
     ) -> None:
-        self._outputs = outputs
-        self._head = head
-        self._generator = generator
+        self._normalize = _normalize(normalizer)
+        self._mlp = _mlp(mlp, num_envs, head.num_outputs)
+        self._head, self._generator = head, generator
         self._sizes = num_envs, num_steps
         self._noise: list[Array] = []  # of each step so far, and of some that follow
         self._mixed: Array = np.empty(0)  # [N, ...] noise of each environment's own step
@@ -103,7 +83,7 @@ class ArrayActor:
 
     def _act(self, obs: Array, noise: Array | None) -> Array:
         with np.errstate(all="ignore"):  # what is not finite is the collector's to report
-            outputs = self._outputs(obs)
+            outputs = self._mlp(self._normalize(obs))
             return self._head.mode_array(outputs if noise is None else outputs + noise)
 
     def _noise_of(self, t: int, generator: torch.Generator) -> Array:
@@ -127,8 +107,7 @@ def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:
         out: Array = (features - center) * scale
         out += shift
         np.maximum(out, -clip, out=out)
-        np.minimum(out, clip, out=out)
-        return out
+        return np.minimum(out, clip, out=out)
 
     return forward
 
@@ -136,13 +115,11 @@ def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:
 def _mlp(mlp: MLP, num_rows: int, num_outputs: int) -> Callable[[Array], Array]:
     """The first outputs of `MLP.forward` of `[num_rows, num_inputs]`; weights as they are."""
     activation = _IN_NUMPY.get(mlp.activation) or _by_torch(ACTIVATIONS[mlp.activation])
-    *first, last = (
-        _linear(layer, num_rows, num_outputs if layer is mlp.linears[-1] else layer.out_features)
-        for layer in mlp.linears
-    )
+    hidden = [_linear(layer, num_rows, layer.out_features) for layer in mlp.linears[:-1]]
+    last = _linear(mlp.linears[-1], num_rows, num_outputs)
 
     def forward(inputs: Array) -> Array:
-        for linear in first:
+        for linear in hidden:
             inputs = activation(linear(inputs))
         return last(inputs)
 
@@ -166,9 +143,4 @@ def _linear(layer: nn.Linear, num_rows: int, num_outputs: int) -> Callable[[Arra
 
 def _by_torch(function: Callable[[Tensor], Tensor]) -> Callable[[Array], Array]:
     """A function of tensors, as one of arrays that share their memory."""
-
-    def forward(inputs: Array) -> Array:
-        array: Array = function(torch.from_numpy(inputs)).numpy()
-        return array
-
-    return forward
+    return lambda inputs: function(torch.from_numpy(inputs)).numpy()

@@ -136,15 +136,12 @@ class CategoricalHead(Head):
         return lambda action: action + self._start if self._start else action
 
 
-class BernoulliHead(Head):
+class BernoulliHead(CategoricalHead):
     """Discrete(2) with one logit, that of the second action."""
 
     def __init__(self, space: spaces.Discrete[Any]) -> None:
-        super().__init__()
-        self.space = space
-        self.num_outputs, self.num_mask = 1, 2
-        self.action_shape, self.action_dtype = (), torch.int64
-        self._codes = CategoricalHead(space)
+        super().__init__(space)
+        self.num_outputs = 1
 
     def _logit(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
         logit = outputs[..., 0]
@@ -162,11 +159,8 @@ class BernoulliHead(Head):
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return (self._logit(outputs, mask) > 0).long()
 
-    def to_env(self, action: Array) -> Array:
-        return self._codes.to_env(action)
-
-    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        return self._codes.to_env_on(device)
+    def mode_array(self, outputs: Array) -> Array:
+        return (outputs[..., 0] > 0).astype(np.int64)
 
 
 class MultiCategoricalHead(Head):
@@ -191,12 +185,9 @@ class MultiCategoricalHead(Head):
             column = np.arange(self._width)
             is_real = column < nvec[:, None]  # [K, width]
             index = np.where(is_real, (np.cumsum(nvec) - nvec)[:, None] + column, 0)
+            is_real = is_real.reshape((*space.shape, self._width))
             self.register_buffer("_index", torch.from_numpy(index.ravel()), persistent=False)
-            self.register_buffer(
-                "_is_real",
-                torch.from_numpy(is_real.reshape((*space.shape, self._width))),
-                persistent=False,
-            )
+            self.register_buffer("_is_real", torch.from_numpy(is_real), persistent=False)
 
     def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
         if self._is_padded:
@@ -212,8 +203,7 @@ class MultiCategoricalHead(Head):
         return logits
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        choices = Choice(self._logits(outputs, mask))
-        return independent(choices, len(self.action_shape))
+        return independent(Choice(self._logits(outputs, mask)), len(self.action_shape))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return _gumbel((*shape, self.num_outputs), generator)

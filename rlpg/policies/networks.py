@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -32,35 +33,15 @@ Carry = Tensor | tuple[Tensor, ...] | None
 """What a policy with memory hands from step to step: tensors `[N, ...]`; None without memory."""
 
 
-class _Linear(nn.Linear):
-    def reset_parameters(self) -> None:
-        """Leaves the weights unset: torch would draw them from its global generator."""
-
-
-class _Conv2d(nn.Conv2d):
-    def reset_parameters(self) -> None:
-        """As in `_Linear`."""
-
-
-class _GRU(nn.GRU):
-    def reset_parameters(self) -> None:
-        """As in `_Linear`."""
-
-
-class _LSTM(nn.LSTM):
-    def reset_parameters(self) -> None:
-        """As in `_Linear`."""
-
-
-MEMORIES: dict[str, Callable[[int, int], nn.Module]] = {"gru": _GRU, "lstm": _LSTM}
+MEMORIES: dict[str, Callable[[int, int], nn.Module]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class MLP(nn.Module):
     """`[..., num_inputs] -> [..., num_outputs]`: linear layers with an activation in between.
 
     Weights are orthogonal (Saxe et al. 2014) with gain sqrt(2) in hidden layers and `output_gain`
-    in the last, biases 0, drawn from `generator`; without a generator they are left unset, for
-    `load_state_dict` to fill.
+    in the last, biases 0, drawn from `generator`; without a generator they are for
+    `load_state_dict` to set.
     """
 
     def __init__(
@@ -87,7 +68,7 @@ class MLP(nn.Module):
         self.activation = activation
         gains = [HIDDEN_GAIN] * len(hidden) + [output_gain]
         self.linears = [
-            _initialized(_Linear(a, b), gain, generator)
+            _layer(partial(nn.Linear, a, b), gain, generator)
             for (a, b), gain in zip(itertools.pairwise(sizes), gains, strict=True)
         ]
         self.layers = nn.ModuleList(self.linears)  # registers them; the list is quicker to walk
@@ -116,8 +97,8 @@ class CNN(nn.Module):
         layers: list[nn.Conv2d] = []
         while len(layers) < 2 or min(height, width) > _CONV_SIDE:
             out = _CONV_CHANNELS[min(len(layers), len(_CONV_CHANNELS) - 1)]
-            conv = _Conv2d(channels, out, 3, stride=2, padding=1)
-            layers.append(_initialized(conv, HIDDEN_GAIN, generator))
+            make = partial(nn.Conv2d, channels, out, 3, stride=2, padding=1)
+            layers.append(_layer(make, HIDDEN_GAIN, generator))
             channels, height, width = out, (height + 1) // 2, (width + 1) // 2
         self.layers = nn.ModuleList(layers)
         self.num_outputs = channels * height * width
@@ -147,7 +128,8 @@ class Memory(nn.Module):
                 f"got {size}"
             )
         self.size, self.is_pair = size, kind == "lstm"
-        self.core = MEMORIES[kind](num_inputs, size)
+        with torch.random.fork_rng(devices=[]):
+            self.core = MEMORIES[kind](num_inputs, size)
         if generator is not None:
             for name, parameter in self.core.named_parameters():
                 if name.startswith("weight"):
@@ -318,6 +300,11 @@ class Network(nn.Module):
         return self.mlp.forward(inputs), carry
 
 
+def carry_parts(carry: Carry) -> tuple[Tensor, ...]:
+    """The tensors of a carry; none without memory."""
+    return carry if isinstance(carry, tuple) else () if carry is None else (carry,)
+
+
 def map_carry(function: Callable[[Tensor], Tensor], carry: Carry) -> Carry:
     """The carry with a function applied to each of its tensors; None stays None."""
     if carry is None or isinstance(carry, Tensor):
@@ -354,7 +341,10 @@ def global_generator_from(generator: torch.Generator | None) -> Iterator[None]:
         yield
 
 
-def _initialized(layer: Layer, gain: float, generator: torch.Generator | None) -> Layer:
+def _layer(make: Callable[[], Layer], gain: float, generator: torch.Generator | None) -> Layer:
+    """An orthogonal layer; without a generator its weights are any, and the global one stays."""
+    with torch.random.fork_rng(devices=[]):
+        layer = make()
     if generator is not None:
         nn.init.orthogonal_(layer.weight, gain, generator=generator)
         if layer.bias is not None:

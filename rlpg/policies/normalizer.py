@@ -45,7 +45,7 @@ class Normalizer(nn.Module):
         self.register_buffer("_center", torch.zeros(num_features), persistent=False)
         self.register_buffer("_scale", torch.ones(num_features), persistent=False)
         self.register_buffer("_shift", torch.zeros(num_features), persistent=False)
-        self._is_identity = True
+        self.is_identity = True  # nothing has been counted yet
         nn.Module.register_load_state_dict_post_hook(self, _refresh_after_loading)
 
     @property
@@ -54,18 +54,13 @@ class Normalizer(nn.Module):
         return self.m2 / self.count.clamp(min=1.0)
 
     @property
-    def is_identity(self) -> bool:
-        """Whether nothing has been counted yet."""
-        return self._is_identity
-
-    @property
     def affine(self) -> tuple[Tensor, Tensor, Tensor]:
         """`[F]` each: center, scale and shift of `(x - center) * scale + shift`."""
         return self._center, self._scale, self._shift
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalized features `[..., F]` of features `[..., F]`."""
-        if self._is_identity:
+        if self.is_identity:
             return features
         centered = features - self._center
         return torch.addcmul(self._shift, centered, self._scale).clamp(-self.clip, self.clip)
@@ -113,8 +108,8 @@ class Normalizer(nn.Module):
 
     def refresh(self) -> None:
         """Derive the float32 map from the moments; needed only after writing to the buffers."""
-        self._is_identity = bool(self.count == 0)
-        if self._is_identity:
+        self.is_identity = bool(self.count == 0)
+        if self.is_identity:
             return
         where = slice(None) if self._index is None else self._index.to(self.mean.device)
         center = self.mean.float()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -21,6 +22,7 @@ from rlpg.errors import SpaceError
 from rlpg.policies.spaces import (
     Path,
     Space,
+    as_written,
     children,
     leaves,
     path_name,
@@ -31,6 +33,8 @@ from rlpg.policies.spaces import (
 MASK_KEY = "action_mask"
 MIN_IMAGE_SIDE = 36  # smaller uint8 arrays are boards, codes or registers, not pictures
 _MAX_FEATURES = 2**22
+
+Images = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,7 @@ class Observations:
     normalized. uint8 numbers are divided by the largest of their space in either case.
     """
 
-    def __init__(
-        self, space: Space, *, info_mask: int = 0, images: bool | Literal["auto"] = "auto"
-    ) -> None:
+    def __init__(self, space: Space, *, info_mask: int = 0, images: Images = "auto") -> None:
         """
         Args:
             space: Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these.
@@ -83,46 +85,40 @@ class Observations:
         """
         if images not in (True, False, "auto"):
             raise SpaceError(f"images: expected true, false or auto, got {images!r:.40}")
-        self.space = space
-        self.info_mask = info_mask
-        self._images_setting = images
-        self._leaves = [_Leaf(part, path, images) for path, part in leaves(space, "observation")]
-        self.num_features = sum(leaf.num_features for leaf in self._leaves)
+        self.space, self.info_mask, self.images_setting = space, info_mask, images
+        self._leaves: list[_Leaf] = []
+        size = self.num_features = 0
+        for path, part in leaves(space, "observation"):
+            leaf = _Leaf(part, path, images, size, self.num_features)
+            self._leaves.append(leaf)
+            size, self.num_features = leaf.place.stop, leaf.features_place.stop
         if not 0 < self.num_features <= _MAX_FEATURES:
             raise SpaceError(
                 f"observation: expected 1 to {_MAX_FEATURES} features, got {self.num_features}; "
                 "give the environment a wrapper that changes its observation"
             )
         self._is_vector = children(space) is not None or info_mask > 0
-        size = sum(leaf.size for leaf in self._leaves) + info_mask
         first = self._leaves[0]
-        self.shape = (size,) if self._is_vector else first.shape  # packed, without batch
+        self.shape = (size + info_mask,) if self._is_vector else first.shape  # without batch
         self.numpy_dtype = np.dtype(np.float32) if self._is_vector else first.dtype
         self.torch_dtype = torch.from_numpy(np.empty(0, self.numpy_dtype)).dtype
         self.normalized = torch.cat(  # [F] bool: Box features that are not images
             [torch.full((leaf.num_features,), leaf.is_normalized) for leaf in self._leaves]
         )
-        self.images: list[Image] = []
-        self.mask_slice = slice(size - info_mask, size) if info_mask else None  # of the vector
-        packed_start = feature_start = 0
-        for leaf in self._leaves:
-            if leaf.image_shape is not None:
-                place = slice(feature_start, feature_start + leaf.num_features)
-                self.images.append(Image(place, leaf.image_shape, leaf.channels_last))
-            if leaf.is_mask:
-                if info_mask:
-                    raise SpaceError(
-                        "action mask: expected one, got one in the observation and one in info; "
-                        "remove one of them"
-                    )
-                self.mask_slice = slice(packed_start, packed_start + leaf.size)
-            packed_start += leaf.size
-            feature_start += leaf.num_features
+        self.images = [leaf.image for leaf in self._leaves if leaf.image is not None]
         if images is True and not self.images:
             raise SpaceError(
                 f"images: expected a uint8 Box of rank 2 or 3 in the space, got {space}; "
                 "leave policy.images at auto"
             )
+        masks = [leaf.place for leaf in self._leaves if leaf.is_mask]
+        masks += [slice(size, size + info_mask)] if info_mask else []
+        if len(masks) > 1:
+            raise SpaceError(
+                "action mask: expected one, got one in the observation and one in info; remove one "
+                "of them"
+            )
+        self.mask_slice = masks[0] if masks else None  # of the vector
 
     @property
     def num_mask(self) -> int:
@@ -132,13 +128,8 @@ class Observations:
     @property
     def is_plain(self) -> bool:
         """Whether packed observations are their own features: a float Box of rank 1."""
-        leaf = self._leaves[0]
-        return (
-            not self._is_vector
-            and leaf.is_normalized
-            and self.numpy_dtype == np.float32
-            and (len(self.shape) == 1)
-        )
+        is_float = self._leaves[0].is_normalized and self.numpy_dtype == np.float32
+        return is_float and not self._is_vector and len(self.shape) == 1
 
     # ---- numpy: what arrives
 
@@ -186,12 +177,10 @@ class Observations:
         if not self._is_vector:
             self._leaves[0].pack(obs, vector)
             return vector
-        start = 0
         for leaf in self._leaves:
             part = np.empty((*batch, *leaf.shape), leaf.dtype)
             leaf.pack(obs, part)
-            vector[..., start : start + leaf.size] = part.reshape(*batch, leaf.size)  # [*B, D]
-            start += leaf.size
+            vector[..., leaf.place] = part.reshape(*batch, leaf.size)  # [*B, D]
         if self.info_mask:
             array = np.asarray(mask)
             if array.shape != (*batch, self.info_mask) or array.dtype.kind not in "biuf":
@@ -199,7 +188,7 @@ class Observations:
                     f"action mask: expected numbers of shape {[*batch, self.info_mask]}, "
                     f"got {array.dtype.name} of shape {list(array.shape)}"
                 )
-            vector[..., start:] = array != 0
+            vector[..., self.mask_slice] = array != 0
         return vector
 
     # ---- torch: what a network eats
@@ -211,12 +200,8 @@ class Observations:
             if rank != 1:
                 packed = packed.flatten(-rank) if rank else packed.unsqueeze(-1)  # [..., size]
             return self._leaves[0].features(packed)
-        parts = []
-        start = 0
-        for leaf in self._leaves:
-            if leaf.num_features:
-                parts.append(leaf.features(packed[..., start : start + leaf.size]))
-            start += leaf.size
+        seen = [leaf for leaf in self._leaves if leaf.num_features]
+        parts = [leaf.features(packed[..., leaf.place]) for leaf in seen]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def features_without(self, keys: Sequence[str]) -> Tensor | None:
@@ -227,19 +212,19 @@ class Observations:
         """
         if not keys:
             return None
-        names = sorted({str(leaf.path[0]) for leaf in self._leaves if leaf.path})
+        owners = [str(leaf.path[0]) if leaf.path else "" for leaf in self._leaves]
         for key in keys:
-            if key not in names:
+            if key not in owners or not key:
                 raise SpaceError(
                     f"critic_only: expected entries of the observation "
-                    f"({', '.join(names) or 'it is no Dict'}), got {key}"
+                    f"({', '.join(sorted({*owners} - {''})) or 'it is no Dict'}), got {key}"
                 )
-        counts = [leaf.num_features for leaf in self._leaves]
-        is_seen = [str(leaf.path[0]) not in keys for leaf in self._leaves]
-        seen = torch.tensor(is_seen).repeat_interleave(torch.tensor(counts))
-        if not bool(seen.any()):
+        is_seen = torch.tensor([owner not in keys for owner in owners])
+        counts = torch.tensor([leaf.num_features for leaf in self._leaves])
+        seen = is_seen.repeat_interleave(counts).nonzero()[:, 0]
+        if not len(seen):
             raise SpaceError("critic_only: expected the policy to see something, got every entry")
-        return seen.nonzero()[:, 0]
+        return seen
 
     def mask(self, packed: Tensor) -> Tensor | None:
         """`[..., M]` bool, the allowed actions of packed observations; None without a mask."""
@@ -249,60 +234,58 @@ class Observations:
 
     def describe(self) -> dict[str, Any]:
         """A JSON-able description, from which `from_description` makes the same object."""
-        said = {} if self._images_setting == "auto" else {"images": self._images_setting}
+        said = {} if self.images_setting == "auto" else {"images": self.images_setting}
         return {"space": space_to_data(self.space), "info_mask": self.info_mask, **said}
+
+    @staticmethod
+    def from_description(description: object) -> Observations:
+        """Observations as `describe` wrote them; SpaceError for anything else."""
+        data = as_written(description, _Data, "observations")
+        space = space_from_data(data.space)
+        return Observations(space, info_mask=data.info_mask, images=data.images)
 
     def describe_in_words(self) -> str:
         """One line: what the network is shown, and what decided that."""
         shapes = [image.channels_first_shape for image in self.images]
         parts = [f"image of {h} x {w} with {_counted(c, 'channel')}" for c, h, w in shapes]
-        in_images = sum(c * h * w for c, h, w in shapes)
-        if num_normalized := int(self.normalized.sum()):
-            parts.append(_counted(num_normalized, "number"))
-        if num_other := self.num_features - in_images - num_normalized:
-            parts.append(_counted(num_other, "0/1 feature"))
+        num_normalized = int(self.normalized.sum())
+        num_other = self.num_features - num_normalized - sum(map(math.prod, shapes))
+        parts += [_counted(num_normalized, "number")] if num_normalized else []
+        parts += [_counted(num_other, "0/1 feature")] if num_other else []
         line = f"observations: {', '.join(parts)}"
-        if any(leaf.could_be_image and leaf.image_shape is None for leaf in self._leaves):
-            line += " (uint8 arrays as numbers; policy.images = true shows them to a CNN)"
-        elif shapes:
-            line += " (through a CNN; policy.images = false shows them as numbers)"
-        return line
+        if any(leaf.could_be_image and leaf.image is None for leaf in self._leaves):
+            return line + " (uint8 arrays as numbers; policy.images = true shows them to a CNN)"
+        return line + " (through a CNN; policy.images = false shows them as numbers)" * bool(shapes)
 
-    @staticmethod
-    def from_description(description: object) -> Observations:
-        """Observations as `describe` wrote them; SpaceError for anything else."""
-        keys = {"space", "info_mask"}
-        if not isinstance(description, dict) or description.keys() - {"images"} != keys:
-            raise SpaceError("observations: expected a space and an info_mask; the file is damaged")
-        info_mask, images = description["info_mask"], description.get("images", "auto")
-        if type(info_mask) is not int or not 0 <= info_mask <= _MAX_FEATURES:
-            raise SpaceError(f"info_mask: expected a length, got {info_mask!r:.40}")
-        if images != "auto" and type(images) is not bool:
-            raise SpaceError(f"images: expected true, false or auto, got {images!r:.40}")
-        space = space_from_data(description["space"])
-        return Observations(space, info_mask=info_mask, images=images)
+
+class _Data(msgspec.Struct, forbid_unknown_fields=True):
+    """What a file says about observations."""
+
+    space: Any
+    info_mask: Annotated[int, msgspec.Meta(ge=0, le=_MAX_FEATURES)]
+    images: Any = "auto"
 
 
 class _Leaf:
     """One Box, Discrete, MultiDiscrete or MultiBinary somewhere in the space."""
 
-    def __init__(self, space: Space, path: Path, images: bool | Literal["auto"]) -> None:
+    def __init__(
+        self, space: Space, path: Path, images: Images, start: int, first_feature: int
+    ) -> None:
         self.path = path
         self.shape: tuple[int, ...] = space.shape or ()
-        self.size = math.prod(self.shape)  # numbers in the packed form
+        self.size = self.num_features = math.prod(self.shape)  # numbers in the packed form
+        self.place = slice(start, start + self.size)  # in a packed vector
         self.is_mask = path == (MASK_KEY,) and not isinstance(space, spaces.Discrete)
-        self.is_normalized = False
-        self.could_be_image = False
-        self.image_shape: tuple[int, int, int] | None = None
-        self.channels_last = False
+        self.is_normalized = self.could_be_image = False
+        self.image: Image | None = None
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self._kinds = "biu"  # what numpy kinds may arrive
         self._scale = 1.0
         self._range: tuple[Any, Any] | None = None  # of what may arrive, where it is checked
         self._one_hot: Tensor | None = None  # [size] int64, first feature of each category
-        self.num_features = self.size
         if isinstance(space, spaces.Box):
-            self._init_box(space, images)
+            self._init_box(space, images, first_feature)
         elif isinstance(space, spaces.MultiBinary):
             self._range = (0, 1)
         elif isinstance(space, spaces.Discrete):
@@ -310,24 +293,25 @@ class _Leaf:
         elif isinstance(space, spaces.MultiDiscrete):
             self._init_categories(space.nvec.astype(np.int64), space.start.astype(np.int64))
         if self.is_mask:
-            self.num_features, self.is_normalized, self.image_shape = 0, False, None
+            self.num_features, self.is_normalized, self.image = 0, False, None
             self.could_be_image = False
+        self.features_place = slice(first_feature, first_feature + self.num_features)
 
-    def _init_box(self, space: spaces.Box[Any], images: bool | Literal["auto"]) -> None:
+    def _init_box(self, space: spaces.Box[Any], images: Images, first_feature: int) -> None:
         self.is_normalized = True
         if space.dtype.kind == "f":
             self._kinds = "fiu"
         elif space.dtype == np.uint8:
-            self._kinds = "u"
-            self.dtype = np.dtype(np.uint8)
+            self._kinds, self.dtype = "u", np.dtype(np.uint8)
             self._scale = 1.0 / max(float(space.high.max(initial=1)), 1.0)
-            self.channels_last = len(self.shape) == 3 and self.shape[0] >= self.shape[2]
+            channels_last = len(self.shape) == 3 and self.shape[0] >= self.shape[2]
             shape = (1, *self.shape) if len(self.shape) == 2 else self.shape
-            sides = shape[:2] if self.channels_last else shape[1:]
             self.could_be_image = len(shape) == 3 and self.size > 0
-            is_large = self.could_be_image and min(sides) >= MIN_IMAGE_SIDE
-            if is_large if images == "auto" else images and self.could_be_image:
-                self.image_shape = (shape[0], shape[1], shape[2])
+            if self.could_be_image and images == "auto":
+                images = min(shape[:2] if channels_last else shape[1:]) >= MIN_IMAGE_SIDE
+            if self.could_be_image and images:
+                place = slice(first_feature, first_feature + self.size)
+                self.image = Image(place, (shape[0], shape[1], shape[2]), channels_last)
                 self.is_normalized = False
 
     def _init_categories(self, nvec: np.ndarray, start: np.ndarray) -> None:

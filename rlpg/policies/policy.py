@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from torch.distributions import Distribution
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies.actions import first, make_head
 from rlpg.policies.heads import Array
-from rlpg.policies.networks import Carry, Network, global_generator_from
+from rlpg.policies.networks import Carry, Network, carry_parts, global_generator_from
 from rlpg.policies.normalizer import Normalizer
-from rlpg.policies.observations import Observations
+from rlpg.policies.observations import Images, Observations
 from rlpg.policies.references import reference_to
 from rlpg.policies.spaces import Space, space_to_data
 
@@ -53,7 +53,7 @@ class Policy(nn.Module, ABC):
         action_space: Space,
         *,
         info_mask: int = 0,
-        images: bool | Literal["auto"] = "auto",
+        images: Images = "auto",
     ) -> None:
         """
         Args:
@@ -237,11 +237,10 @@ class Policy(nn.Module, ABC):
             self._carry = self._starts = None
             return
         starts = torch.as_tensor(np.asarray(mask, dtype=bool), device=self.device)
-        remembered = _batch_size(self._carry)
-        if starts.shape != (remembered,):
+        if starts.shape != (self._remembered,):
             raise UsageError(
-                f"mask: expected [B] = [{remembered}], one entry per observation of the last call "
-                f"of act, got {list(starts.shape)}"
+                f"mask: expected [B] = [{self._remembered}], one entry per observation of the last "
+                f"call of act, got {list(starts.shape)}"
             )
         self._starts = starts if self._starts is None else self._starts | starts
 
@@ -267,7 +266,12 @@ class Policy(nn.Module, ABC):
             raise SpaceError("observation: expected finite numbers, got NaN or infinity")
         tensor = torch.from_numpy(packed).to(self.device)
         tensor = tensor.unsqueeze(0) if batch_size is None else tensor  # [B, *O]
-        carry, starts = self._carry_of_act(len(tensor))
+        if self._remembered not in (0, len(tensor)):
+            raise SpaceError(
+                f"observation: expected a batch of {self._remembered}, whose episodes this policy "
+                f"remembers, got {len(tensor)}; call policy.reset() where episodes start"
+            )
+        carry, starts = self._carry, self._starts
         if deterministic:
             action, self._carry = self.mode(tensor, carry, starts)
         else:
@@ -304,8 +308,7 @@ class Policy(nn.Module, ABC):
         self._carry = self._starts = None
         if state is not None and self.has_memory:
             tensors = tuple(torch.from_numpy(np.array(part)).to(self.device) for part in state)
-            is_pair = isinstance(self.initial_carry(1), tuple)
-            self._carry = tensors if is_pair else tensors[0]
+            self._carry = tensors if isinstance(self.initial_carry(1), tuple) else tensors[0]
             if episode_start is not None:
                 self.reset(np.reshape(np.asarray(episode_start, dtype=bool), -1))
         try:
@@ -313,20 +316,12 @@ class Policy(nn.Module, ABC):
             after = self._carry
         finally:
             self._carry, self._starts = remembered
-        parts = after if isinstance(after, tuple) else () if after is None else (after,)
-        return action, tuple(part.cpu().numpy() for part in parts) or None
+        return action, tuple(part.cpu().numpy() for part in carry_parts(after)) or None
 
-    def _carry_of_act(self, batch_size: int) -> tuple[Carry, Tensor | None]:
-        carry = self._carry
-        if carry is None or not self.has_memory:
-            return None, None
-        remembered = _batch_size(carry)
-        if remembered != batch_size:
-            raise SpaceError(
-                f"observation: expected a batch of {remembered}, whose episodes this policy "
-                f"remembers, got {batch_size}; call policy.reset() where episodes start"
-            )
-        return carry, self._starts
+    @property
+    def _remembered(self) -> int:
+        """B of the carry of `act`; 0 without one."""
+        return len(carry_parts(self._carry)[0]) if self._carry is not None else 0
 
     # ---- files
 
@@ -340,7 +335,3 @@ class Policy(nn.Module, ABC):
             "observations": self.observations.describe(),
             "action_space": space_to_data(self.head.space),
         }
-
-
-def _batch_size(carry: Tensor | tuple[Tensor, ...]) -> int:
-    return len(carry if isinstance(carry, Tensor) else carry[0])

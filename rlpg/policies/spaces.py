@@ -1,14 +1,15 @@
 """Spaces as data: which spaces a policy can have, and how they are written to JSON and read back.
 
-Reading trusts nothing: every field is checked, no name is looked up, and sizes are bounded before
-memory is taken. Infinite bounds are the strings "inf" and "-inf", so that the JSON is standard.
+Reading trusts nothing: msgspec checks every field, no name is looked up, and sizes are bounded
+before memory is taken. Infinite bounds are "inf" and "-inf", so that the JSON is standard.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
+import msgspec
 import numpy as np
 from gymnasium import spaces
 
@@ -17,8 +18,11 @@ from rlpg.errors import SpaceError
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64")
+_Integer = Literal["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+_Dtype = Literal["bool", _Integer, "float16", "float32", "float64"]
+_DTYPES = get_args(_Dtype)
+_Shape = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=32)]
+_Bound = bool | int | float | Literal["inf", "-inf"]
 _MAX_DEPTH = 16
 _MAX_ELEMENTS = 2**22  # numbers per file: 16 frames of 240 x 320 RGB fit, a forged 10^9 does not
 
@@ -75,36 +79,8 @@ def path_name(role: str, path: Path) -> str:
 
 def space_to_data(space: Space) -> dict[str, Any]:
     """The space as a JSON-able dictionary; `space_from_data` gives an equal space back."""
-    if isinstance(space, spaces.Box):
-        return {
-            "type": "Box",
-            "shape": list(space.shape),
-            "dtype": space.dtype.name,
-            "low": _bounds_to_data(space.low, space.bounded_below, "-inf"),
-            "high": _bounds_to_data(space.high, space.bounded_above, "inf"),
-        }
-    if isinstance(space, spaces.Discrete):
-        data = {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
-        return {**data, "dtype": np.dtype(space.dtype).name}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {
-            "type": "MultiDiscrete",
-            "shape": list(space.shape),
-            "dtype": space.dtype.name,
-            "nvec": space.nvec.ravel().tolist(),
-            "start": space.start.ravel().tolist(),
-        }
-    if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "shape": list(space.shape)}
-    parts = children(space)
-    if parts is None:
-        raise SpaceError(f"space: expected {SUPPORTED}, got {type(space).__name__}")
-    if isinstance(space, spaces.Tuple):
-        return {"type": "Tuple", "spaces": [space_to_data(part) for _, part in parts]}
-    for key, _ in parts:
-        if not isinstance(key, str):
-            raise SpaceError(f"space: expected strings as keys of a Dict, got {key!r}")
-    return {"type": "Dict", "spaces": [[key, space_to_data(part)] for key, part in parts]}
+    data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(_data(space)))
+    return data
 
 
 def space_from_data(data: object) -> Space:
@@ -113,7 +89,29 @@ def space_from_data(data: object) -> Space:
     Raises:
         SpaceError: anything is missing, unknown, of the wrong type, or unreasonably large.
     """
-    return _Reader().read(data, 0)
+    checked: _AnyData = as_written(data, _AnyData, "space description")
+    try:
+        if (size := _size(checked)) > _MAX_ELEMENTS:
+            raise ValueError(f"{size} numbers, more than {_MAX_ELEMENTS}")
+        return _made(checked)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _damaged("space description", error) from error
+
+
+def as_written(data: object, kind: Any, name: str) -> Any:
+    """What a file says, as a `msgspec.Struct` of this kind.
+
+    Raises:
+        SpaceError: it has other fields, or values of other types.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> SpaceError:
+    return SpaceError(f"{name}: expected what rlpg writes, got: {error!s:.99}; the file is damaged")
 
 
 def _bounds_to_data(values: np.ndarray, bounded: np.ndarray, infinity: str) -> Any:
@@ -124,140 +122,120 @@ def _bounds_to_data(values: np.ndarray, bounded: np.ndarray, infinity: str) -> A
     return flat[0] if flat and all(value == flat[0] for value in flat) else flat
 
 
-class _Reader:
-    """One reading of one description; counts the numbers it has been asked to make room for."""
+class _Data(msgspec.Struct, tag_field="type", tag=lambda n: n[1:], forbid_unknown_fields=True):
+    """What a file says about a space."""
 
-    def __init__(self) -> None:
-        self.num_elements = 0
 
-    def read(self, data: object, depth: int) -> Space:
-        if not isinstance(data, dict) or not isinstance(data.get("type"), str):
-            raise _malformed('a table with a "type"', data)
-        if depth > _MAX_DEPTH:
-            raise _malformed(f"at most {_MAX_DEPTH} levels of Dict and Tuple", "more")
-        readers = {
-            "Box": (self._box, {"shape", "dtype", "low", "high"}),
-            "Discrete": (self._discrete, {"n", "start", "dtype"}),
-            "MultiDiscrete": (self._multi_discrete, {"shape", "dtype", "nvec", "start"}),
-            "MultiBinary": (self._multi_binary, {"shape"}),
-        }
-        kind = data["type"]
-        if kind in ("Dict", "Tuple"):
-            _require_keys(data, {"spaces"})
-            return self._composite(kind, data["spaces"], depth)
-        if kind not in readers:
-            raise _malformed(SUPPORTED, kind)
-        reader, keys = readers[kind]
-        _require_keys(data, keys)
-        try:
-            return reader(data)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise _malformed(f"a possible {kind}", error) from error
+class _Box(_Data):
+    shape: _Shape
+    dtype: _Dtype
+    low: _Bound | list[_Bound]
+    high: _Bound | list[_Bound]
 
-    def _composite(self, kind: str, parts: object, depth: int) -> Space:
-        if not isinstance(parts, list):
-            raise _malformed("a list of spaces", parts)
-        self._count(len(parts))
-        if kind == "Tuple":
-            return spaces.Tuple([self.read(part, depth + 1) for part in parts])
-        built: dict[str, Space] = {}
-        for pair in parts:
-            if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-                raise _malformed("pairs [key, space]", pair)
-            if pair[0] in built:
-                raise _malformed("distinct keys", pair[0])
-            built[pair[0]] = self.read(pair[1], depth + 1)
-        return spaces.Dict(list(built.items()))  # a list of pairs keeps the order
 
-    def _box(self, data: dict[str, Any]) -> Space:
-        shape, dtype = self._shape(data["shape"]), _dtype(data["dtype"], _DTYPES)
-        low, bounded_below = _bounds_from_data(data["low"], shape, dtype, "-inf")
-        high, bounded_above = _bounds_from_data(data["high"], shape, dtype, "inf")
-        box = spaces.Box(low, high, shape, dtype.type)
-        box.bounded_below, box.bounded_above = bounded_below, bounded_above
-        return box
+class _Discrete(_Data):
+    n: int
+    start: int
+    dtype: _Integer
 
-    def _discrete(self, data: dict[str, Any]) -> Space:
-        dtype = _dtype(data["dtype"], _INTEGERS)
-        n, start = _integer(data["n"]), _integer(data["start"])
-        return spaces.Discrete(n, start=start, dtype=dtype.type)
 
-    def _multi_discrete(self, data: dict[str, Any]) -> Space:
-        shape, dtype = self._shape(data["shape"]), _dtype(data["dtype"], _INTEGERS)
-        nvec, start = (
-            np.array([_integer(value) for value in _list(data[key])], dtype).reshape(shape)
-            for key in ("nvec", "start")
-        )
-        return spaces.MultiDiscrete(nvec, dtype.type, start=start)
+class _MultiDiscrete(_Data):
+    shape: _Shape
+    dtype: _Integer
+    nvec: list[int]
+    start: list[int]
 
-    def _multi_binary(self, data: dict[str, Any]) -> Space:
-        shape = self._shape(data["shape"])
-        return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
 
-    def _shape(self, data: object) -> tuple[int, ...]:
-        shape = tuple(_integer(side) for side in _list(data))
-        if len(shape) > 32 or any(side < 0 for side in shape):
-            raise _malformed("a shape", data)
-        self._count(math.prod(shape))
-        return shape
+class _MultiBinary(_Data):
+    shape: _Shape
 
-    def _count(self, num: int) -> None:
-        self.num_elements += num
-        if self.num_elements > _MAX_ELEMENTS:
-            raise _malformed(f"at most {_MAX_ELEMENTS} numbers", self.num_elements)
+
+class _Tuple(_Data):
+    spaces: list[_AnyData]
+
+
+class _Dict(_Data):
+    spaces: list[tuple[str, _AnyData]]
+
+
+_AnyData = _Box | _Discrete | _MultiDiscrete | _MultiBinary | _Tuple | _Dict
+
+
+def _data(space: Space) -> _AnyData:
+    dtype: Any = np.dtype(space.dtype).name  # of a leaf
+    match space:
+        case spaces.Box():
+            low = _bounds_to_data(space.low, space.bounded_below, "-inf")
+            high = _bounds_to_data(space.high, space.bounded_above, "inf")
+            return _Box(space.shape, dtype, low, high)
+        case spaces.Discrete():
+            return _Discrete(int(space.n), int(space.start), dtype)
+        case spaces.MultiDiscrete():
+            nvec, start = space.nvec.ravel().tolist(), space.start.ravel().tolist()
+            return _MultiDiscrete(space.shape, dtype, nvec, start)
+        case spaces.MultiBinary():
+            return _MultiBinary(space.shape)
+        case spaces.Tuple():
+            return _Tuple([_data(part) for part in space.spaces])
+        case spaces.Dict():
+            for key in space.spaces:
+                if not isinstance(key, str):
+                    raise SpaceError(f"space: expected strings as keys of a Dict, got {key!r}")
+            return _Dict([(key, _data(part)) for key, part in space.spaces.items()])
+    raise SpaceError(f"space: expected {SUPPORTED}, got {type(space).__name__}")
+
+
+def _size(data: _AnyData, depth: int = 0) -> int:
+    """The numbers to make room for."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"more than {_MAX_DEPTH} levels of Dict and Tuple")
+    if isinstance(data, _Tuple | _Dict):
+        parts = data.spaces if isinstance(data, _Tuple) else [part for _, part in data.spaces]
+        return sum(1 + _size(part, depth + 1) for part in parts)
+    return 1 if isinstance(data, _Discrete) else math.prod(data.shape)
+
+
+def _made(data: _AnyData) -> Space:
+    match data:
+        case _Tuple():
+            return spaces.Tuple([_made(part) for part in data.spaces])
+        case _Dict():
+            if len(dict(data.spaces)) < len(data.spaces):
+                raise ValueError("a key twice")
+            return spaces.Dict([(key, _made(part)) for key, part in data.spaces])  # in this order
+        case _MultiBinary():
+            return spaces.MultiBinary(data.shape[0] if len(data.shape) == 1 else data.shape)
+    dtype = np.dtype(data.dtype)
+    match data:
+        case _Discrete():
+            return spaces.Discrete(data.n, start=data.start, dtype=dtype.type)
+        case _MultiDiscrete():
+            nvec, start = (np.array(x, dtype).reshape(data.shape) for x in (data.nvec, data.start))
+            return spaces.MultiDiscrete(nvec, dtype.type, start=start)
+    low, bounded_below = _bounds_from_data(data.low, data.shape, dtype, "-inf")
+    high, bounded_above = _bounds_from_data(data.high, data.shape, dtype, "inf")
+    box = spaces.Box(low, high, data.shape, dtype.type)
+    box.bounded_below, box.bounded_above = bounded_below, bounded_above
+    return box
 
 
 def _bounds_from_data(
-    data: object, shape: tuple[int, ...], dtype: np.dtype[Any], infinity: str
+    told: _Bound | list[_Bound], shape: tuple[int, ...], dtype: np.dtype[Any], infinity: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The bounds in the space's own dtype, and where they bound; integers cannot hold inf."""
-    entries = data if isinstance(data, list) else [data]
-    size = math.prod(shape)
-    if isinstance(data, list) and len(data) != size:
-        raise _malformed(f"{size} bounds", len(data))
-    unbounded: float = -math.inf if infinity == "-inf" else math.inf
+    entries = told if isinstance(told, list) else [told]
+    if dtype.kind != "f" and any(isinstance(entry, float) for entry in entries):
+        raise ValueError(f"a fraction as a bound of {dtype.name}")
+    unbounded: float = float(infinity)
     if dtype.kind == "b":
         unbounded = infinity == "inf"
     elif dtype.kind != "f":
-        unbounded = np.iinfo(dtype).min if infinity == "-inf" else np.iinfo(dtype).max
-    number = (int, float) if dtype.kind == "f" else int  # a bool is an int
-    for entry in entries:
-        if entry != infinity and not (isinstance(entry, number) and math.isfinite(entry)):
-            raise _malformed(f'finite bounds of {dtype.name} or "{infinity}"', entry)
+        unbounded = np.iinfo(dtype).max if infinity == "inf" else np.iinfo(dtype).min
+    bounded = np.array([entry != infinity for entry in entries], np.bool_)
     with np.errstate(over="ignore"):
         values = np.array([unbounded if entry == infinity else entry for entry in entries], dtype)
-    bounded = np.array([entry != infinity for entry in entries], np.bool_)
     if dtype.kind == "f" and not np.isfinite(values[bounded]).all():
-        raise _malformed(f"bounds that fit {dtype.name}", "larger ones")
-    if not isinstance(data, list):  # one number stands for all
+        raise ValueError(f'a bound that is neither a number of {dtype.name} nor "{infinity}"')
+    if not isinstance(told, list):  # one number stands for all
         return np.full(shape, values[0]), np.full(shape, bounded[0])
     return values.reshape(shape), bounded.reshape(shape)
-
-
-def _dtype(data: object, allowed: tuple[str, ...]) -> np.dtype[Any]:
-    if not isinstance(data, str) or data not in allowed:
-        raise _malformed(f"a dtype of {', '.join(allowed)}", data)
-    return np.dtype(data)
-
-
-def _integer(data: object) -> int:
-    if not isinstance(data, int) or isinstance(data, bool):
-        raise _malformed("an integer", data)
-    return data
-
-
-def _list(data: object) -> list[Any]:
-    if not isinstance(data, list):
-        raise _malformed("a list", data)
-    return data
-
-
-def _require_keys(data: dict[str, Any], keys: set[str]) -> None:
-    if set(data) != keys | {"type"}:
-        raise _malformed(f"a {data['type']} with {', '.join(sorted(keys))}", sorted(data))
-
-
-def _malformed(expected: str, got: object) -> SpaceError:
-    text = str(got)
-    shown = text if len(text) <= 80 else text[:77] + "..."
-    return SpaceError(f"space description: expected {expected}, got {shown}; the file is damaged")

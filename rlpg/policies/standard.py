@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch.distributions import Distribution
 
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies.actions import make_head
-from rlpg.policies.fast_path import array_actor
-from rlpg.policies.networks import Carry, Network
+from rlpg.policies.fast_path import ArrayActor
+from rlpg.policies.networks import MLP, Carry, Network
 from rlpg.policies.normalizer import Normalizer
+from rlpg.policies.observations import Images
 from rlpg.policies.policy import FORMAT, Actor, Policy
 from rlpg.policies.references import Part, UserParts, reference_to
 from rlpg.policies.spaces import Space, space_to_data
@@ -42,7 +44,7 @@ class StandardPolicy(Policy):
         memory_size: int = 64,
         shared_torso: bool = False,
         critic_only: Sequence[str] = (),
-        images: bool | Literal["auto"] = "auto",
+        images: Images = "auto",
         normalize_observations: bool = True,
         observation_clip: float = 10.0,
         gaussian: str = "clipped",
@@ -73,11 +75,11 @@ class StandardPolicy(Policy):
             UsageError: an option has no such value.
         """
         super().__init__(observation_space, action_space, info_mask=info_mask, images=images)
-        reference = None if network is None else reference_to(network, "network")
-        factory = None
-        if network is not None and reference is not None:
-            may_import = UserParts(network=network, import_modules=True)
-            factory = may_import.find("network", reference)
+        reference = factory = None
+        if network is not None:
+            reference = reference_to(network, "network")
+            parts = UserParts(network=network, import_modules=True)
+            factory = parts.find("network", reference)
         head = {
             "gaussian": gaussian,
             "std": std,
@@ -91,7 +93,7 @@ class StandardPolicy(Policy):
                 f"action mask: expected {self.head.num_mask or 'no'} entries for "
                 f"{self.head.space}, got {self.observations.num_mask}"
             )
-        self._description = {
+        self._description: dict[str, Any] = {
             "format": FORMAT,
             "observations": self.observations.describe(),
             "action_space": space_to_data(action_space),
@@ -111,52 +113,37 @@ class StandardPolicy(Policy):
         normalized = self.observations.normalized
         if normalize_observations and bool(normalized.any()):
             self.normalizer = Normalizer(normalized, clip=observation_clip)
-        self._factory = factory
         if shared_torso and critic_only:
             raise UsageError(
                 f"critic_only: expected no entry with shared_torso, got {', '.join(critic_only)}; "
                 "a critic that shares the policy's layers sees what the policy sees"
             )
         self._seen = self.observations.features_without(critic_only)
-        num_outputs = self.head.num_outputs + shared_torso
-        self.network = self._make_network(
-            num_outputs, hidden, generator, seen=self._seen, output_gain=_OUTPUT_GAIN
-        )
         self._shares = shared_torso
-        self._has_mask = self.observations.mask_slice is not None
+        self._make_network = partial(
+            Network,
+            self.observations,
+            activation=activation,
+            memory=memory,
+            memory_size=memory_size,
+            factory=factory,
+        )
+        self.network = self._make_network(
+            self.head.num_outputs + shared_torso,
+            hidden=hidden,
+            seen=self._seen,
+            output_gain=_OUTPUT_GAIN,
+            generator=generator,
+        )
 
     def __init_subclass__(cls) -> None:
         raise TypeError("StandardPolicy is final; subclass rlpg.Policy and define forward")
 
-    def _make_network(
-        self,
-        num_outputs: int,
-        hidden: Sequence[int],
-        generator: torch.Generator | None,
-        **options: Any,
-    ) -> Network:
-        settings = self._description["network"]
-        assert isinstance(settings, dict)
-        return Network(
-            self.observations,
-            num_outputs,
-            hidden=hidden,
-            activation=settings["activation"],
-            memory=settings["memory"],
-            memory_size=settings["memory_size"],
-            factory=self._factory,
-            generator=generator,
-            **options,
-        )
-
     def make_critic(
         self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
     ) -> Network:
-        if hidden is None:
-            settings = self._description["network"]
-            assert isinstance(settings, dict)
-            hidden = settings["hidden"]
-        return self._make_network(1, hidden, generator)
+        hidden = self._description["network"]["hidden"] if hidden is None else hidden
+        return self._make_network(1, hidden=hidden, generator=generator)
 
     def describe(self) -> dict[str, Any]:
         return copy.deepcopy(self._description)
@@ -196,8 +183,7 @@ class StandardPolicy(Policy):
         self, obs: Tensor, carry: Carry, episode_start: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Carry]:
         """Outputs `[N, num_outputs]` of one step, the action mask and the next carry."""
-        features = self.features(obs)
-        mask = self.observations.mask(obs) if self._has_mask else None
+        features, mask = self.features(obs), self.observations.mask(obs)
         if self.network.memory is None:
             return self._for_head(self.network.forward(features)[0]), mask, None
         starts = None if episode_start is None else episode_start.unsqueeze(0)  # [1, N]
@@ -226,10 +212,14 @@ class StandardPolicy(Policy):
 
     def quick_actor(
         self, generator: torch.Generator | None, num_envs: int, num_steps: int
-    ) -> Actor | None:
+    ) -> ArrayActor | None:
         """`actor` in NumPy; None where the policy is more than an MLP on a vector, on a CPU."""
-        is_plain = self.observations.is_plain and not self._has_mask and self._seen is None
-        if not is_plain or self.device.type != "cpu":
+        seen, network = self.observations, self.network
+        is_whole = seen.is_plain and seen.num_mask == 0 and self._seen is None
+        if not is_whole or self.has_memory or self.device.type != "cpu":
             return None
-        parts = self.network, self.normalizer, self.head
-        return array_actor(*parts, generator, num_envs=num_envs, num_steps=num_steps)
+        has_noise = generator is None or self.head.noise((0, 1), torch.Generator()) is not None
+        if not isinstance(network.mlp, MLP) or not has_noise:
+            return None
+        parts = network.mlp, self.normalizer, self.head
+        return ArrayActor(*parts, generator, num_envs, num_steps)

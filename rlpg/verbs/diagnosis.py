@@ -34,6 +34,7 @@ from rlpg.errors import UsageError, install
 from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import Learner
 from rlpg.learners.advantages import AdvantageRule
+from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import map_carry
 from rlpg.policies.references import UserParts
@@ -212,15 +213,16 @@ def variants(
     rules = {}
     for name, gae_lambda, weighted in settings:
         label = name if gae_lambda is None else f"{name}, GAE {gae_lambda:g}"
-        rules[label if weighted else f"{label}, no gamma^t"] = AdvantageRule(
-            baselines[name],
+        told = LearnerSettings(
             gamma=recipe.learner.gamma,
             gae_lambda=gae_lambda,
             truncated_return="terminal" if gae_lambda is None else "bootstrap",
             gamma_weight=weighted,
             average="episodes",
-            normalize=False,
+            normalize_advantages=False,
         )
+        full_label = label if weighted else f"{label}, no gamma^t"
+        rules[full_label] = AdvantageRule(baselines[name], told)
     return rules
 
 
@@ -228,24 +230,20 @@ def fitted(name: str, learner: Learner, recipe: Recipe, calibration: list[Rollou
     """The run's own value network, or a baseline of that name fitted on the calibration."""
     if name == recipe.learner.baseline and isinstance(learner.baseline, ValueNetwork):
         return learner.baseline
-    baseline = make_baseline(
-        name,
-        learner.policy,
-        hidden=recipe.policy.hidden,
-        learning_rate=recipe.learner.value_learning_rate,
-        num_epochs=1,
-        num_minibatches=4,
-        generator=generator_from(seed_sequence(0, "learner")),
-    )
-    rule = AdvantageRule(
-        baseline,
+    settings = LearnerSettings(
         gamma=recipe.learner.gamma,
         gae_lambda=None,
         truncated_return="terminal",
-        gamma_weight=False,
         average="episodes",
-        normalize=False,
+        normalize_advantages=False,
+        value_hidden=recipe.policy.hidden,
+        value_learning_rate=recipe.learner.value_learning_rate,
+        num_value_epochs=1,
+        num_value_minibatches=4,
     )
+    generator = generator_from(seed_sequence(0, "learner"))
+    baseline = make_baseline(name, learner.policy, settings, generator)
+    rule = AdvantageRule(baseline, settings)
     for _ in range(FIT_EPOCHS if name == "value" else 1):
         for rollout in calibration:
             advantages = rule(rollout, learner.scaled_reward(rollout))
@@ -320,7 +318,7 @@ def measured(
         return float(mean[i] @ mean[j]) - covariance / num_groups, covariance
 
     names = list(rules)
-    unbiased = [rule.gamma_weight and rule.gae_lambda is None for rule in rules.values()]
+    unbiased = [rule.settings.gamma_weight and rule.gae_lambda is None for rule in rules.values()]
     variance = [product(v, v)[1] * size for v in range(len(names))]
     reference = min((v for v, exact in enumerate(unbiased) if exact), key=lambda v: variance[v])
     reference_square = max(product(reference, reference)[0], 0.0)

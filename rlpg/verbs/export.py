@@ -29,7 +29,7 @@ from rlpg.policies.heads import (
     MultiBinaryHead,
     MultiCategoricalHead,
 )
-from rlpg.policies.networks import Carry
+from rlpg.policies.networks import Carry, carry_parts
 from rlpg.policies.spaces import leaves, path_name
 from rlpg.runs import files
 
@@ -73,8 +73,7 @@ class Acting(nn.Module):
             )
         found = leaves(self.policy.head.space, "action")
         self.action_names = [path_name("action", path) for path, _ in found]
-        carry = self.policy.initial_carry(1)
-        self.initial = () if carry is None else carry if isinstance(carry, tuple) else (carry,)
+        self.initial = carry_parts(self.policy.initial_carry(1))
 
     @property
     def input_names(self) -> list[str]:
@@ -118,8 +117,7 @@ class Acting(nn.Module):
             assert isinstance(self.policy, StandardPolicy)
             outputs, mask, carry = self.policy.outputs(observation, carry)
             action = _sample(self.policy.head, outputs, mask, uniform)
-        after = () if carry is None else carry if isinstance(carry, tuple) else (carry,)
-        return (*_to_env(self.policy.head, action), *after)
+        return (*_to_env(self.policy.head, action), *carry_parts(carry))
 
     def _carry(self, starts: Tensor, *parts: Tensor) -> Carry:
         """With the initial carry where an episode starts."""
@@ -231,7 +229,7 @@ def _sample(head: Head, outputs: Tensor, mask: Tensor | None, uniform: Tensor) -
             stop = start + _num_uniform(part)
             parts.append(_sample(part, piece, part_mask, uniform[:, start:stop]))
             start = stop
-        return head.join(parts)
+        return head.layout.join(parts)
     uniform = uniform.clamp(1e-30, 1.0 - 2.0**-24)
     if isinstance(head, GaussianHead):  # Box and Muller 1958
         mean, log_std = head.moments(outputs)
@@ -246,7 +244,7 @@ def _sample(head: Head, outputs: Tensor, mask: Tensor | None, uniform: Tensor) -
 def _to_env(head: Head, action: Tensor) -> list[Tensor]:
     """`head.to_env` in tensors: one for each leaf of the action space."""
     if isinstance(head, ProductHead):
-        pieces = zip(head.parts, head.split(action), strict=True)
+        pieces = zip(head.parts, head.layout.split(action), strict=True)
         return [leaf for part, piece in pieces for leaf in _to_env(part, piece)]
     return [head.to_env_on(action.device)(action)]
 

@@ -18,8 +18,10 @@ from rlpg.learners.advantages import (
     Advantages,
     explained_variance,
     normalize,
+    normalize_rows,
     variance_removed,
 )
+from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.rollouts import Rollout
 
@@ -38,12 +40,9 @@ def advantages(rollout: Rollout, baseline: Baseline | None = None, **options: An
     settings: dict[str, Any] = {
         "gamma": 0.5,
         "gae_lambda": None,
-        "truncated_return": "auto",
-        "gamma_weight": False,
-        "average": "steps",
-        "normalize": False,
+        "normalize_advantages": False,
     }
-    rule = AdvantageRule(baseline or NoBaseline(), **(settings | options))
+    rule = AdvantageRule(baseline or NoBaseline(), LearnerSettings(**(settings | options)))
     return rule(rollout, rollout.reward)
 
 
@@ -158,7 +157,7 @@ class TestAdvantage:
         )
 
     def test_standardized_over_what_counts(self) -> None:
-        got = advantages(four_ends(), truncated_return="drop", normalize=True)
+        got = advantages(four_ends(), truncated_return="drop", normalize_advantages=True)
         # 2, 2, 4: mean 8/3, deviation sqrt(4/3)
         expected = torch.tensor([-2.0, -2.0, 4.0]) / 3 / (4 / 3) ** 0.5
         kept = torch.stack([got.normalized[0, 0], got.normalized[1, 0], got.normalized[0, 3]])
@@ -233,14 +232,14 @@ class TestNormalize:
     def test_by_hand(self) -> None:
         # 1, 2, 6 count: mean 3, deviation sqrt((4 + 1 + 9) / 2) = sqrt 7
         x = torch.tensor([[1.0, 2.0], [6.0, 50.0]])
-        got = normalize(x, torch.tensor([[0.5, 0.1], [0.1, 0.0]]))
+        got = normalize(x, torch.tensor([[True, True], [True, False]]))
         expected = torch.tensor([[-2.0, -1.0], [3.0, 0.0]]) / 7**0.5
         torch.testing.assert_close(got, expected)
 
     def test_a_single_one_is_left_as_it_is(self) -> None:
         x = torch.tensor([[3.0, 8.0]])
-        assert normalize(x, torch.tensor([[1.0, 0.0]])).tolist() == [[3.0, 0.0]]
-        assert normalize(x, torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
+        assert normalize(x, torch.tensor([[True, False]])).tolist() == [[3.0, 0.0]]
+        assert normalize(x, torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
 
     @pytest.mark.parametrize("number", [0.0, 0.1, 100.1, 12345.678, -3e7])
     @pytest.mark.parametrize("count", [2, 10, 1000, 2048])
@@ -248,24 +247,32 @@ class TestNormalize:
         # The float32 mean of 2048 times 100.1 is off by its last digit: centerd and divided by
         # their own "deviation", all advantages were 0.9999.
         x = torch.full((count, 3), number)
-        got = normalize(x, torch.ones(count, 3))
+        got = normalize(x, torch.ones_like(x, dtype=torch.bool))
         assert float(got.abs().max()) <= 1e-6 * abs(number)
 
     @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
     def test_does_not_depend_on_the_unit_of_reward(self, unit: float) -> None:
         x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-        got = normalize(unit * x, torch.ones(50, 4))
-        torch.testing.assert_close(got, normalize(x, torch.ones(50, 4)))
+        got = normalize(unit * x, torch.ones_like(x, dtype=torch.bool))
+        torch.testing.assert_close(got, normalize(x, torch.ones_like(x, dtype=torch.bool)))
 
     def test_huge_numbers_do_not_vanish(self) -> None:
         # 1e25 squared is no float32: everything was divided by an infinite deviation.
-        got = normalize(torch.tensor([[1e25, -1e25]]), torch.ones(1, 2))
+        got = normalize(torch.tensor([[1e25, -1e25]]), torch.ones(1, 2, dtype=torch.bool))
         torch.testing.assert_close(got, torch.tensor([[0.5**0.5, -(0.5**0.5)]]))
+
+    @pytest.mark.parametrize("size", [2, 3, 64, 65, 1000])
+    def test_rows_together_have_the_bits_of_each_by_itself(self, size: int) -> None:
+        generator = torch.Generator().manual_seed(size)
+        x = torch.randn(33, size, generator=generator) * torch.logspace(-6, 6, 33)[:, None]
+        x[3] = 100.1  # all equal
+        every = torch.ones(size, dtype=torch.bool)
+        assert torch.equal(normalize_rows(x), torch.stack([normalize(row, every) for row in x]))
 
     def test_what_does_not_count_may_be_anything(self) -> None:
         for garbage in (float("nan"), float("inf"), 1e30):
             x = torch.tensor([[1.0, garbage, 3.0]])
-            got = normalize(x, torch.tensor([[1.0, 0.0, 1.0]]))
+            got = normalize(x, torch.tensor([[True, False, True]]))
             torch.testing.assert_close(got, torch.tensor([[-(0.5**0.5), 0.0, 0.5**0.5]]))
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rlpg.errors import NumericalFault, UsageError
-from rlpg.learners import optimizer as module
 from rlpg.learners.optimizer import Optimizer
 
 SHAPES: list[tuple[int, ...]] = [(3, 4), (5,), (), (2, 1, 2)]
@@ -29,13 +28,6 @@ def flat(parameters: list[tuple[str, nn.Parameter]]) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for _, p in parameters])
 
 
-@pytest.fixture(params=["fused", "written out"])
-def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "written out":
-        monkeypatch.setattr(module, "_fused_adam", None)
-
-
-@pytest.mark.usefixtures("_both_ways")
 class TestStep:
     def test_takes_the_steps_of_torch_in_the_other_direction(self) -> None:
         ours, theirs = named(), [p for _, p in named()]

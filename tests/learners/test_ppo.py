@@ -592,10 +592,10 @@ def test_the_settings_of_another_agent_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("memory", "num_envs", "expected"),
-    [(None, 16, 8), ("gru", 16, 8), ("gru", 4, 2), ("lstm", 2, 1), ("gru", 1, 1)],
+    [(None, 16, 8), ("gru", 16, 4), ("gru", 10, 2), ("lstm", 7, 1), ("gru", 1, 1)],
 )
 def test_minibatches_keep_their_size(memory: str | None, num_envs: int, expected: int) -> None:
-    """PPO with memory and its defaults was refused: 32 minibatches of 16 environments."""
+    """PPO with memory had 32 minibatches of 16 environments, then 16 of a single one."""
     envs, _ = make_envs("CartPole-v1", num_envs, seed=0)
     policy = StandardPolicy(
         envs.single_observation_space, envs.single_action_space,
@@ -604,5 +604,5 @@ def test_minibatches_keep_their_size(memory: str | None, num_envs: int, expected
     learner = PPO(policy, num_epochs=1)
     learner.update(Collector(envs, policy, seed=0).steps(32))
     state = learner.state_dict()
-    assert state["optimizer"]["count"] == expected, "64 samples, not more than environments"
+    assert state["optimizer"]["count"] == expected, "of 64 samples, or 4 environments"
     assert state["baseline"]["optimizer"]["count"] == 10 * expected

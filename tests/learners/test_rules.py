@@ -41,6 +41,25 @@ def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
     assert rules.log_std_init(num_dims) == expected
 
 
+@pytest.mark.parametrize(
+    ("wanted", "number", "length", "expected"),
+    [
+        ("auto", 2048, None, 32),  # of 64 samples
+        ("auto", 63, None, 1),
+        ("auto", 16, 128, 4),  # of 4 sequences
+        ("auto", 16, 32, 4),
+        ("auto", 64, 8, 8),  # of 64 samples, in 8 sequences
+        ("auto", 3, 128, 1),
+        (16, 16, 128, 16),  # what is asked for is done
+        (5, 2048, None, 5),
+    ],
+)
+def test_minibatches_are_of_64_samples_or_of_4_sequences(
+    wanted: Any, number: int, length: int | None, expected: int
+) -> None:
+    assert rules.num_minibatches(wanted, number, length) == expected
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_setting_that_can_be_auto_has_a_reason(agent: str) -> None:
     autos = {key for key, value in flatten(Recipe.of(agent)).items() if value == "auto"}

@@ -19,7 +19,7 @@ from torch.distributions import (
 )
 
 from rlpg.policies import IntegerBernoulli, Product, SquashedNormal
-from rlpg.policies.distributions import DiagonalNormal, Part, masked_logits
+from rlpg.policies.distributions import DiagonalNormal, Layout, masked_logits
 
 
 def squashed(loc: float, scale: float, half_width: float = 1.0, dtype=torch.float64):
@@ -181,13 +181,16 @@ def test_integer_bernoulli_is_a_bernoulli_on_integers():
         assert ours.sample((5,)).shape == (5, 3)
 
 
+NUMBERS = Layout([((), torch.float32)] * 2)
+
+
 class TestProduct:
     def make(self) -> Product:
         normal = Independent(Normal(torch.zeros(5, 2), torch.ones(5, 2)), 1)
         choice = Categorical(logits=torch.zeros(5, 3))
         grid = Independent(Categorical(logits=torch.zeros(5, 2, 2, 4)), 2)
-        parts = [Part((2,), torch.float32), Part((), torch.int64), Part((2, 2), torch.int64)]
-        return Product([normal, choice, grid], parts)
+        kinds = [((2,), torch.float32), ((), torch.int64), ((2, 2), torch.int64)]
+        return Product([normal, choice, grid], Layout(kinds))
 
     def test_log_prob_and_entropy_are_sums(self):
         product = self.make()
@@ -207,26 +210,25 @@ class TestProduct:
             sample = product.sample((3,))
         assert sample.shape == (3, 5, 7)
         assert sample.dtype == torch.float32
-        shapes = [tuple(part.shape) for part in product.split(sample)]
+        shapes = [tuple(part.shape) for part in product.layout.split(sample)]
         assert shapes == [(3, 5, 2), (3, 5), (3, 5, 2, 2)]
         assert product.log_prob(sample).shape == (3, 5)
 
     def test_it_is_reparametrized_only_if_every_factor_is(self):
         assert not self.make().has_rsample
         beta = Beta(torch.ones(5) * 2, torch.ones(5) * 3)
-        assert Product([beta, beta], [Part((), torch.float32)] * 2).has_rsample
+        assert Product([beta, beta], NUMBERS).has_rsample
 
     def test_divergence_is_the_sum(self):
-        p = Product([Normal(torch.zeros(1), 1.0)] * 2, [Part((), torch.float32)] * 2)
-        q = Product([Normal(torch.ones(1), 1.0)] * 2, [Part((), torch.float32)] * 2)
+        p = Product([Normal(torch.zeros(1), 1.0)] * 2, NUMBERS)
+        q = Product([Normal(torch.ones(1), 1.0)] * 2, NUMBERS)
         assert kl_divergence(p, q).item() == pytest.approx(1.0)  # twice 1/2
 
     def test_divergence_was_that_of_the_second_from_the_first(self):
         # log 2 + (1 + 1) / (2 * 4) - 1/2 per Normal; the other way round it would be 1.31.
         normals = [Normal(torch.zeros(1), 1.0), Normal(torch.ones(1), 2.0)]
         coins = [Bernoulli(torch.tensor([0.5])), Bernoulli(torch.tensor([0.9]))]
-        parts = [Part((), torch.float32)] * 2
-        p, q = (Product(factors, parts) for factors in zip(normals, coins, strict=True))
+        p, q = (Product(factors, NUMBERS) for factors in zip(normals, coins, strict=True))
         of_coins = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
         expected = math.log(2) + 2 / 8 - 0.5 + of_coins
         assert kl_divergence(p, q).item() == pytest.approx(expected, rel=1e-5)

@@ -119,7 +119,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_descriptions_are_refused(name):
-    with pytest.raises(SpaceError, match=r"^space description: expected .*, got .*"):
+    with pytest.raises(SpaceError, match=r"^space description: expected .*, got: .*"):
         space_from_data(DAMAGED[name])
 
 

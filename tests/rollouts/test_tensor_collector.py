@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlpg.errors import EnvironmentFault, SpaceError, UsageError
 from rlpg.learners import Reinforce
+from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, Rollout, make_envs
@@ -285,15 +286,7 @@ def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
 def test_the_value_network_is_made_on_the_policys_device() -> None:
     policy = policy_for(CartPole()).to("meta")
     generator = torch.Generator().manual_seed(0)
-    baseline = make_baseline(
-        "value",
-        policy,
-        hidden=(8,),
-        learning_rate=1e-3,
-        num_epochs=1,
-        num_minibatches=1,
-        generator=generator,
-    )
+    baseline = make_baseline("value", policy, LearnerSettings(), generator)
     assert isinstance(baseline, ValueNetwork)
     assert {p.device.type for p in baseline.network.parameters()} == {"meta"}
 

@@ -16,21 +16,15 @@ from rlpg.cli import main
 from rlpg.errors import FileError, UsageError
 from rlpg.gradients.baselines import NoBaseline
 from rlpg.learners.advantages import AdvantageRule
+from rlpg.learners.settings import LearnerSettings
 from rlpg.verbs.diagnosis import Diagnosis, differs, measured, plot
 
 QUICK = {"evaluation.episodes": 2, "evaluation.final_episodes": 2, "log.tensorboard": False}
 
 
 def rule(*, gae_lambda: float | None = None, gamma_weight: bool = True) -> AdvantageRule:
-    made = AdvantageRule(
-        NoBaseline(),
-        gamma=0.9,
-        gae_lambda=None,
-        truncated_return="terminal",
-        gamma_weight=gamma_weight,
-        average="episodes",
-        normalize=False,
-    )
+    settings = LearnerSettings(gamma=0.9, gae_lambda=None, gamma_weight=gamma_weight)
+    made = AdvantageRule(NoBaseline(), settings)
     made.gae_lambda = gae_lambda
     return made
 
