@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rlpg.policies.references import UserParts
     from rlpg.verbs.several import Finished
 
+Tracker = Literal["wandb", "mlflow", "trackio"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Importing):
@@ -77,7 +79,7 @@ class Train(Importing):
     """print where the time goes and the metrics of learning, too; or -v"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
-    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    track: Tracker | None = None
     """hand the metrics to this tracker, too"""
     explain: bool = False
     """train nothing; print every setting, its value, and why it has this value"""
@@ -113,8 +115,7 @@ class Train(Importing):
             raise UsageError("--seeds: expected at least one seed, got none")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
-        if self.track is not None:
-            check_extra("--track", self.track, "track" if self.track == "wandb" else self.track)
+        check_tracker(self.track)
 
     def run(self) -> int:
         own = parts(self.given, self.import_modules)
@@ -187,15 +188,22 @@ class Resume(Importing, WithEnvironment):
     """refuse to go on where the bits may differ"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
+    track: Tracker | None = None
+    """hand the metrics to this tracker, too: where it has this run already, it goes on there"""
     quiet: bool = False
     """print the result only"""
 
+    def check(self) -> None:
+        check_tracker(self.track)
+
     def run(self) -> int:
+        from rlpg.runs.trackers import TrackerLogger
         from rlpg.verbs.training import resume
 
         run = resume(
             self.run_path, env=self.env, env_kwargs=self.kwargs, total_steps=self.total_steps,
             exact=self.exact, stop_at_return=self.stop_at_return,
+            loggers=[TrackerLogger(self.track, str(self.run_path), {})] if self.track else [],
             import_modules=self.import_modules, quiet=self.quiet,
         )  # fmt: skip
         report(run.evaluation.short if run.evaluation else "trained")
@@ -232,7 +240,7 @@ class Sweep(Train):
     def run(self) -> int:
         for module in ("optuna", "matplotlib"):
             check_extra("sweep", module, "sweep")
-        from rlpg.engine.threads import num_cores
+        from rlpg.rollouts.processes import usable_cores
         from rlpg.verbs.several import run_seeds
         from rlpg.verbs.spaces import check_space, space_of
         from rlpg.verbs.sweeping import Sweep as Study
@@ -251,7 +259,7 @@ class Sweep(Train):
             stop_at_return=self.stop_at_return,
         )  # fmt: skip
         study = sweep.study()
-        jobs = min(self.jobs or max(1, num_cores() // recipe.threads), self.trials)
+        jobs = min(self.jobs or max(1, usable_cores() // recipe.threads), self.trials)
         _, errors = run_seeds(sweep, range(jobs), jobs=jobs, quiet=self.quiet, name="process")
         for error in errors.values():
             raise error
@@ -267,6 +275,12 @@ class Sweep(Train):
         if not self.quiet:
             report(f"next:  rlpg train {self.env} --recipe {folder / 'best.toml'}")
         return 0
+
+
+def check_tracker(track: Tracker | None) -> None:
+    """UsageError where it is not installed."""
+    if track is not None:
+        check_extra("--track", track, "track" if track == "wandb" else track)
 
 
 def parts(given: Mapping[str, str | None], import_modules: bool) -> UserParts:

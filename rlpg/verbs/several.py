@@ -29,7 +29,6 @@ from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import load
 from rlpg.engine.stopping import SIGNALS, StopSignals
 from rlpg.engine.terminal import Displays
-from rlpg.engine.threads import num_cores
 from rlpg.errors import (
     FileError,
     RlpgError,
@@ -44,6 +43,7 @@ from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies.references import Part, UserParts
 from rlpg.rollouts import EnvSource
+from rlpg.rollouts.processes import usable_cores
 from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.runs.trackers import TrackerLogger
 from rlpg.verbs import training
@@ -165,7 +165,7 @@ def run_seeds(
         raise UsageError("seeds: expected one seed for the processes of torchrun, got several")
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
-    jobs = min(jobs or max(1, num_cores() // common.recipe.threads), len(seeds))
+    jobs = min(jobs or max(1, usable_cores() // common.recipe.threads), len(seeds))
     several = _Several(common, seeds, name, done, failed)
     if jobs == 1:
         several.one_by_one(quiet=quiet)
@@ -227,8 +227,8 @@ class _Several:
             ) from error
         waiting = list(self._seeds)
         running: dict[int, tuple[Any, Connection]] = {}
-        total_steps = self._common.recipe.total_steps
-        display = Displays(list(self._titles.values()), total_steps, quiet=quiet)
+        total, verbose = self._common.recipe.total_steps, self._common.verbose
+        display = Displays(list(self._titles.values()), total, quiet=quiet, verbose=verbose)
         told = False
         with display, StopSignals() as stop:
             try:

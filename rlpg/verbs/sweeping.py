@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rlpg.engine.assembly import Hooks
 from rlpg.errors import EstimatorError, FileError, TrainingError, UsageError
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
-from rlpg.runs.recipe import Recipe, dumps, override, save
+from rlpg.runs.recipe import Recipe, dumps, override
 from rlpg.verbs import training
 from rlpg.verbs.several import Finished, Training
 from rlpg.verbs.spaces import Range, Space
@@ -85,15 +85,9 @@ class Sweep(Training):
             )
         return study
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with files.alone_in(self.folder) as is_alone:
-            if not is_alone:
-                raise UsageError(
-                    f"{self.folder}: expected a file system with locks, got one without; choose a "
-                    "folder elsewhere"
-                )
-            yield
+    def _alone(self) -> AbstractContextManager[None]:
+        """Wait until no other process is here."""
+        return files.lock(self.folder / "study.lock", wait=True)
 
     def run(self, seed: int, hooks: Hooks | None = None, *, quiet: bool) -> Finished:
         """Take trials until there are enough; `seed` numbers the processes of this machine."""
@@ -155,7 +149,8 @@ class Sweep(Training):
         self._tell(study, trial, values=value)
         with self._alone():
             best = study.best_trial
-            save(override(self.recipe, best.params), self.folder / "best.toml")
+            text = dumps(override(self.recipe, best.params))
+            files.write(self.folder / "best.toml", text.encode())
         return f"{value:.2f} (best {best.value:.2f}, of trial {best.number})"
 
     def _tell(self, study: Any, trial: Any, **what: Any) -> None:

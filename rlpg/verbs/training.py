@@ -245,7 +245,8 @@ def resume(
     Raises:
         FileError: there is no run, it cannot be read, or names a module to import or an argument
             of the environment that a file may not choose.
-        UsageError: another process is training it, or `exact` was asked for and cannot be had.
+        UsageError: another process is training it, it has done more than `total_steps`, or `exact`
+            was asked for and cannot be had.
         SaveError: the run is done, and not everything could be saved.
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
@@ -288,6 +289,12 @@ def resume_run(
 def _continued(folder: RunFolder, components: Components, before: Recipe, *, exact: bool) -> Run:
     recipe, path = components.recipe, folder.path
     saved, skipped = from_first(lambda: newest_checkpoint(folder.checkpoints))
+    step = saved.step if saved else 0
+    if recipe.total_steps < step and recipe.total_steps != before.total_steps:
+        raise UsageError(
+            f"total_steps: expected at least the {step} steps that the run has done, got "
+            f"{recipe.total_steps}"
+        )
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
         notes += differences(saved.versions, versions_now())
@@ -298,7 +305,6 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
         raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
     with fitting(folder.checkpoints):
         writer = _writer(folder, recipe, components, saved)
-    step = saved.step if saved else 0
     if rank() == 0:
         folder.save_recipe(recipe, before=before, step=step)
     at = f"step {step:,}" if saved else "the start"
@@ -351,6 +357,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
         ended.clear()
         accumulator.add_episodes(episodes)
         writer.episodes(episodes)
+        trouble.episodes(episodes.returns.tolist())
 
     while step < total and not is_stopping:
         progress = step / total
