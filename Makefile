@@ -47,7 +47,7 @@ docs: .venv/installed-dev
 
 # The lowest versions that pyproject.toml promises work. torch is the pinned one.
 LOWEST := $(CURDIR)/.venv-lowest/bin
-LOWEST_TESTS := tests/test_settings.py tests/cli/test_parsing.py tests/runs
+LOWEST_TESTS := tests/test_settings.py tests/cli/test_help.py tests/cli/test_parsing.py tests/runs
 
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest

@@ -39,48 +39,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
-    "PPO",
-    "Baseline",
-    "Batch",
-    "Collector",
-    "Evaluation",
-    "Finding",
-    "JSONLLogger",
-    "Learner",
-    "LearnerSettings",
-    "LeaveOneOut",
-    "Logger",
-    "MovingAverage",
-    "NaturalGradient",
-    "NoBaseline",
-    "OptimalConstant",
-    "Pathwise",
-    "PerTimeStep",
-    "Policy",
-    "Recipe",
-    "Reinforce",
-    "Report",
-    "RlpgError",
-    "Rollout",
-    "Run",
-    "StandardPolicy",
-    "Tape",
-    "TensorBoardLogger",
-    "TensorCollector",
-    "Value",
-    "check_env",
-    "compare",
-    "errors",
-    "estimators",
-    "evaluate",
-    "gradcheck",
-    "load",
-    "make_envs",
-    "make_head",
-    "resume",
-    "train",
-    "train_seeds",
-]
+    "PPO", "Baseline", "Batch", "Collector", "Evaluation", "Finding", "JSONLLogger", "Learner",
+    "LearnerSettings", "LeaveOneOut", "Logger", "MovingAverage", "NaturalGradient", "NoBaseline",
+    "OptimalConstant", "Pathwise", "PerTimeStep", "Policy", "Recipe", "Reinforce", "Report",
+    "RlpgError", "Rollout", "Run", "StandardPolicy", "Tape", "TensorBoardLogger",
+    "TensorCollector", "Value", "check_env", "compare", "errors", "estimators", "evaluate",
+    "gradcheck", "load", "make_envs", "make_head", "resume", "train", "train_seeds",
+]  # fmt: skip
 
 
 def _is_command() -> bool:
@@ -97,47 +62,29 @@ if not _is_command():
 
     register_environments()
 
-_HOME = {
-    "Baseline": "rlpg.gradients.baselines",
-    "Batch": "rlpg.learners",
-    "Collector": "rlpg.rollouts",
-    "Evaluation": "rlpg.engine.evaluator",
-    "Finding": "rlpg.checks.report",
-    "JSONLLogger": "rlpg.runs.logger",
-    "Learner": "rlpg.learners",
-    "LearnerSettings": "rlpg.learners.settings",
-    "LeaveOneOut": "rlpg.gradients.baselines",
-    "Logger": "rlpg.runs.logger",
-    "MovingAverage": "rlpg.gradients.baselines",
-    "NaturalGradient": "rlpg.learners",
-    "NoBaseline": "rlpg.gradients.baselines",
-    "OptimalConstant": "rlpg.gradients.baselines",
-    "PPO": "rlpg.learners",
-    "Pathwise": "rlpg.learners",
-    "PerTimeStep": "rlpg.gradients.baselines",
-    "Policy": "rlpg.policies",
-    "Recipe": "rlpg.runs.recipe",
-    "Reinforce": "rlpg.learners",
-    "Report": "rlpg.checks.report",
-    "RlpgError": "rlpg.errors",
-    "Rollout": "rlpg.rollouts",
-    "Run": "rlpg.verbs.training",
-    "StandardPolicy": "rlpg.policies",
-    "Tape": "rlpg.gradients.tape",
-    "TensorBoardLogger": "rlpg.runs.logger",
-    "TensorCollector": "rlpg.rollouts",
-    "Value": "rlpg.gradients.baselines",
-    "check_env": "rlpg.checks.checking",
-    "compare": "rlpg.gradients.compare",
-    "evaluate": "rlpg.verbs.evaluation",
-    "gradcheck": "rlpg.gradients.gradcheck",
-    "load": "rlpg.engine.loading",
-    "make_envs": "rlpg.rollouts",
-    "make_head": "rlpg.policies",
-    "resume": "rlpg.verbs.training",
-    "train": "rlpg.verbs.training",
-    "train_seeds": "rlpg.verbs.several",
-}
+_HOMES = {
+    "rlpg.checks.checking": ("check_env",),
+    "rlpg.checks.report": ("Finding", "Report"),
+    "rlpg.engine.evaluator": ("Evaluation",),
+    "rlpg.engine.loading": ("load",),
+    "rlpg.errors": ("RlpgError",),
+    "rlpg.gradients.baselines": (
+        "Baseline", "LeaveOneOut", "MovingAverage", "NoBaseline", "OptimalConstant",
+        "PerTimeStep", "Value",
+    ),
+    "rlpg.gradients.compare": ("compare",),
+    "rlpg.gradients.gradcheck": ("gradcheck",),
+    "rlpg.gradients.tape": ("Tape",),
+    "rlpg.learners": ("Batch", "Learner", "NaturalGradient", "PPO", "Pathwise", "Reinforce"),
+    "rlpg.learners.settings": ("LearnerSettings",),
+    "rlpg.policies": ("Policy", "StandardPolicy", "make_head"),
+    "rlpg.rollouts": ("Collector", "Rollout", "TensorCollector", "make_envs"),
+    "rlpg.runs.logger": ("JSONLLogger", "Logger", "TensorBoardLogger"),
+    "rlpg.runs.recipe": ("Recipe",),
+    "rlpg.verbs.evaluation": ("evaluate",),
+    "rlpg.verbs.several": ("train_seeds",),
+    "rlpg.verbs.training": ("Run", "resume", "train"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -145,6 +92,7 @@ def __getattr__(name: str) -> Any:
     modules = {"estimators": "rlpg.gradients.estimators", "errors": "rlpg.errors"}
     if name in modules:  # a module itself, which nobody may have imported yet
         return importlib.import_module(modules[name])
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'rlpg' has no attribute {name!r}")

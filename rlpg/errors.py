@@ -22,7 +22,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -107,6 +108,20 @@ class SeedsError(TrainingError):
 
 class RlpgWarning(UserWarning):
     """Something that the user of a run should know; the run goes on."""
+
+
+def tell_warnings(say: Callable[[str], object]) -> None:
+    """From now on `say` is told an `RlpgWarning`, without the place in the code; others are shown
+    as usual."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, RlpgWarning):
+            say(str(message))
+        else:
+            usual(message, category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment]  # `where` is what it passes on
 
 
 def install(extra: str) -> str:

@@ -1,10 +1,12 @@
 """Every combination of choices: it trains, or refuses in a sentence; killed, it resumes to the same
-bits. Small networks and few steps; the large grid is slow."""
+bits. Small networks and few steps. The normal tests take combinations of each grid in which all
+pairs of choices meet, the slow ones the others."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,9 @@ import torch
 import rlpg
 from rlpg.errors import UsageError
 from rlpg.rollouts import Collector
+
+sys.path.append(str(Path(__file__).parent))
+from covering import covering, grid
 
 # Runs of a few steps are in the trouble that longer ones are warned of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*value network explains")
@@ -68,9 +73,18 @@ def trains_or_refuses(path: Path, env: str, total_steps: int, overrides: dict[st
 # ------------------------------------------------------------------------------------- it trains
 
 
-@pytest.mark.parametrize("baseline", STATISTICAL)
-@pytest.mark.parametrize("num_envs", [1, 2, 5])
-@pytest.mark.parametrize("env", ENVS)
+def test_the_normal_tests_have_every_pair_of_choices() -> None:
+    choices = ("a", "b", "c"), (1, 2), ("x", "y", "z", "w")
+    taken = covering(*choices)
+    assert len(taken) == 12  # as many as there are pairs of the two longest
+    for i, j in itertools.combinations(range(3), 2):
+        pairs = {(combination[i], combination[j]) for combination in taken}
+        assert pairs == set(itertools.product(choices[i], choices[j]))
+    slow = [case.marks for case in grid(*choices) if case.marks]
+    assert len(slow) == 24 - 12
+
+
+@pytest.mark.parametrize(("env", "num_envs", "baseline"), grid(ENVS, (1, 2, 5), STATISTICAL))
 def test_whole_episodes_with_few_environments(
     env: str, num_envs: int, baseline: str, tmp_path: Path
 ) -> None:
@@ -84,9 +98,10 @@ def test_whole_episodes_with_few_environments(
     assert trained or (baseline, num_envs) == ("leave_one_out", 1)
 
 
-@pytest.mark.parametrize("backend", ["native", "sync"])
-@pytest.mark.parametrize("num_envs", [1, 3, 16])
-@pytest.mark.parametrize("length", [1, 127, 128, 129, 256, 257])
+@pytest.mark.parametrize(
+    ("length", "num_envs", "backend"),
+    grid((1, 127, 128, 129, 256, 257), (1, 3, 16), ("native", "sync")),
+)
 def test_episodes_as_long_as_the_buffer(
     length: int, num_envs: int, backend: str, tmp_path: Path
 ) -> None:
@@ -156,7 +171,7 @@ def way_of_collecting(baseline: str, how: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "backend", "how"), [*itertools.product(BASELINES, BACKENDS, ("steps", "episodes"))]
+    ("baseline", "backend", "how"), grid(BASELINES, BACKENDS, ("steps", "episodes"))
 )
 def test_killed_it_resumes_to_the_same_bits(
     baseline: str, backend: str, how: str, tmp_path: Path

@@ -17,7 +17,7 @@ import torch
 
 import rlpg
 from rlpg import cli
-from rlpg.cli.words import known_kinds
+from rlpg.cli.parsing import known_kinds
 from rlpg.gradients.returns import reward_to_go
 from rlpg.learners.settings import AGENTS
 from rlpg.rollouts import Episodes, Rollout

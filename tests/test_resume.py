@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -233,33 +230,6 @@ def test_tensorboard_shows_one_curve_without_double_points(tmp_path: Path) -> No
     logged = [r["step"] for r in progress(tmp_path / "cut") if "train/policy_loss" in r]
     assert steps == logged
     assert steps == sorted(set(steps))
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
-)
-def test_a_signal_lets_the_iteration_end_and_saves(
-    number: signal.Signals, code: int, tmp_path: Path
-) -> None:
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
-    command = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
-    run = [*command, "train", "CartPole-v1", *options, "--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen([*run, "--total-steps=100_000_000"], stderr=subprocess.PIPE)
-    progressing = tmp_path / "run/policy/policy.safetensors"
-    deadline = time.monotonic() + 250
-    try:
-        while not progressing.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=250)
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
-    saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
-    assert saved is not None
-    assert not skipped
-    assert saved.step == max(row["step"] for row in progress(tmp_path / "run")) or saved.step > 0
-    assert b"Traceback" not in errors
 
 
 def test_another_process_on_the_same_run_is_told_who_holds_it(tmp_path: Path) -> None:

@@ -74,8 +74,9 @@ def test_a_signal_to_the_terminals_group_saves(
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
+)
 def test_a_second_signal_ends_it_at_once(
     first: signal.Signals, second: signal.Signals, tmp_path: Path
 ) -> None:

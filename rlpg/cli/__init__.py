@@ -1,6 +1,6 @@
-"""The command line: one file per verb, read from the types in it; nothing heavy before its use.
+"""The command line, read from the types of its verbs; nothing heavy is imported before its use.
 
-A new verb is a file with a `Verb` and a line in `VERBS`.
+A new verb is a class under `Verb` and a line in `VERBS`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from rlpg.cli.streams import (
     EXIT_USAGE,
     complain,
     open_closed_streams,
-    say_warnings_in_one_line,
+    say,
     silence_broken_output,
 )
-from rlpg.errors import FileError, RlpgError, UsageError
+from rlpg.errors import FileError, RlpgError, UsageError, tell_warnings
 
 if TYPE_CHECKING:
     from rlpg.cli.verb import Verb
 
 VERBS = {
     "train": "rlpg.cli.train:Train",
-    "resume": "rlpg.cli.resume:Resume",
-    "sweep": "rlpg.cli.sweep:Sweep",
-    "evaluate": "rlpg.cli.evaluate:Evaluate",
-    "watch": "rlpg.cli.watch:Watch",
-    "plot": "rlpg.cli.plot:Plot",
-    "export": "rlpg.cli.export:Export",
-    "export-dataset": "rlpg.cli.export_dataset:ExportDataset",
-    "card": "rlpg.cli.card:Card",
-    "diagnose": "rlpg.cli.diagnose:Diagnose",
-    "check-env": "rlpg.cli.check_env:CheckEnv",
-    "agents": "rlpg.cli.agents:Agents",
+    "resume": "rlpg.cli.train:Resume",
+    "sweep": "rlpg.cli.train:Sweep",
+    "evaluate": "rlpg.cli.policies:Evaluate",
+    "watch": "rlpg.cli.policies:Watch",
+    "plot": "rlpg.cli.looking:Plot",
+    "export": "rlpg.cli.policies:Export",
+    "export-dataset": "rlpg.cli.policies:ExportDataset",
+    "card": "rlpg.cli.policies:Card",
+    "diagnose": "rlpg.cli.looking:Diagnose",
+    "check-env": "rlpg.cli.looking:CheckEnv",
+    "agents": "rlpg.cli.policies:Agents",
     "completion": "rlpg.cli.completion:Completion",
 }
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
     open_closed_streams()
-    say_warnings_in_one_line()
+    tell_warnings(say)
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a full disk is told here, not by the interpreter as it exits

@@ -24,9 +24,8 @@ class Completion(Verb):
     """the shell"""
 
     def run(self) -> int:
-        """Print the script."""
         from rlpg.cli import VERBS, verb_class
-        from rlpg.cli.parsing import completion
+        from rlpg.cli.help import completion
 
         print(completion({name: verb_class(name) for name in VERBS}, self.shell))
         return 0

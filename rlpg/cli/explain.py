@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from rlpg.cli.help import shown as as_typed
 from rlpg.engine.components import (
     make_learner,
     make_policy,
@@ -70,9 +71,5 @@ def followed(recipe: Recipe) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """As it is typed."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "()"
-    return "none" if value is None else f"{value:_}" if isinstance(value, int) else str(value)
+    """As it is typed, and easy to read."""
+    return f"{value:_}" if type(value) is int else as_typed(value) or "()"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import warnings
 from contextlib import suppress
 from typing import TextIO
 
 from rlpg.distributed import is_first
-from rlpg.errors import RlpgWarning
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -18,7 +16,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 def complain(error: BaseException, code: int) -> int:
     """One line on the error stream, whatever the message and its notes contain."""
     parts = (str(error), *getattr(error, "__notes__", ()))
-    _say("; ".join(parts))
+    say("; ".join(parts))
     return code
 
 
@@ -40,23 +38,8 @@ def quoted(path: object) -> str:
     return shlex.quote(str(path))
 
 
-def say_warnings_in_one_line() -> None:
-    """From now on, a warning about a run is one line, without the place in the code."""
-    usual = warnings.showwarning
-
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int,
-        file: TextIO | None = None, line: str | None = None,
-    ) -> None:  # fmt: skip
-        if issubclass(category, RlpgWarning):
-            _say(str(message))
-        else:
-            usual(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = show
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line on the error stream, if it takes one."""
     with suppress(OSError, ValueError):
         line = _encodable("rlpg: " + " ".join(text.split()), sys.stderr)
         print(line, file=sys.stderr)

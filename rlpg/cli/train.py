@@ -1,33 +1,39 @@
-"""`rlpg train ENV`."""
+"""The verbs that train: train, resume, sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
+from rlpg.cli.parsing import Given
 from rlpg.cli.streams import EXIT_FAILED, complain, quoted, report
-from rlpg.cli.verb import FREE, SET_BEFORE, EnvironmentId, Folder, Importing, check_extra
-from rlpg.cli.words import Given
+from rlpg.cli.verb import (
+    EnvironmentId,
+    File,
+    Folder,
+    Importing,
+    Number,
+    RunFolder,
+    WithEnvironment,
+    check_extra,
+)
 from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
 from rlpg.errors import RlpgError, UsageError
-from rlpg.runs.recipe import Recipe, flatten, override
+from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.run import safe_name
 from rlpg.settings import Count, Finite, Natural
 
 if TYPE_CHECKING:
     from rlpg.policies.references import UserParts
-    from rlpg.runs.logger import Logger
+    from rlpg.verbs.several import Finished
 
-OWN = (
-    "agent",
-    "policy.network",
-    "policy.factory",
-    "learner.baseline",
-)  # may name code of the user's
+Tracker = Literal["wandb", "mlflow", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +55,12 @@ class Train(Importing):
     aliases: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"backend": "environment.backend", **Importing.aliases}
     )
-    free: ClassVar[tuple[str, ...]] = FREE
-    hidden: ClassVar[tuple[str, ...]] = ("typed", "base", "given")
+    free: ClassVar[tuple[str, ...]] = (
+        "environment.kwargs",
+        "policy.kwargs",
+        "policy.network_kwargs",
+    )
+    hidden: ClassVar[tuple[str, ...]] = ("base", "given")
 
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
@@ -69,14 +79,13 @@ class Train(Importing):
     """print where the time goes and the metrics of learning, too; or -v"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
-    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    track: Tracker | None = None
     """hand the metrics to this tracker, too"""
     explain: bool = False
     """train nothing; print every setting, its value, and why it has this value"""
     settings: Recipe = field(default_factory=Recipe)
-    typed: dict[str, str] = field(default_factory=dict)  # code of the user's that may be imported
     base: Recipe = field(default_factory=Recipe)  # without the options
-    given: tuple[str, ...] = ()  # keys of the options
+    given: dict[str, str | None] = field(default_factory=dict)  # the options, as typed
 
     @classmethod
     def prepared(cls, given: Given) -> Train:
@@ -85,9 +94,8 @@ class Train(Importing):
             raise UsageError("--seeds: expected either --seed or --seeds, got both")
         if given.options.get("agent") == AUTO:
             del given.options["agent"]
-        env, agent = given.options.get("env") or "", given.options.get("agent")
-        file = given.options.get("recipe")
-        typed = {key: text for key in OWN if (text := given.options.get(key)) is not None}
+        typed = given.options
+        env, agent, file = typed.get("env") or "", typed.get("agent"), typed.get("recipe")
         if given.is_help and ":" not in (agent or ""):  # nothing heavy is imported for it
             base = recipe_for(latest_shipped(env), agent, file, None)
         elif not env and not given.is_help:
@@ -95,107 +103,194 @@ class Train(Importing):
         else:
             from rlpg.engine.components import find_recipe
 
-            base = find_recipe(env, agent, file, parts(typed, "import_modules" in given.options))
-        keys = (*SET_BEFORE, "policy.network", "policy.factory")  # which some of the entries need
-        before = {key: text for key in keys if (text := given.options.get(key)) is not None}
-        return cls(
-            settings=override(base, {**before, **given.entries}),
-            typed=typed,
-            base=base,
-            given=tuple(given.options),
-        )
+            base = find_recipe(env, agent, file, parts(typed, "import_modules" in typed))
+        return cls(settings=base, base=base, given=typed)
+
+    def told(self, settings: Mapping[str, str]) -> dict[str, Any]:
+        """The recipe with the options."""
+        return {"settings": override(self.settings, settings)}
 
     def check(self) -> None:
         if self.seeds == ():
             raise UsageError("--seeds: expected at least one seed, got none")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
-        if self.track is not None:
-            check_extra("--track", self.track, "track" if self.track == "wandb" else self.track)
-
-    def _trackers(self, seed: int) -> list[Logger]:
-        """The tracker that was asked for."""
-        if self.track is None:
-            return []
-        from rlpg.runs.trackers import TrackerLogger
-
-        recipe = override(self.settings, {"seed": seed})
-        name = f"{recipe.environment.id} {recipe.agent} seed {seed}"
-        return [TrackerLogger(self.track, name, flatten(recipe))]
+        check_tracker(self.track)
 
     def run(self) -> int:
-        """Train once per seed; say what was trained and what to do next.
-
-        Of several seeds, one whose run fails does not stop the others; the exit code tells.
-        """
+        own = parts(self.given, self.import_modules)
         if self.explain:
-            return self._explain()
-        from rlpg.engine.assembly import Hooks
-        from rlpg.verbs.several import Finished, Training, run_seeds
-        from rlpg.verbs.training import Run, run_recipe
+            from rlpg.cli.explain import explained
 
-        def say(seed: int, run: Run | Finished) -> None:
+            name = f"recipe {self.recipe}" if self.recipe else f"the recipe shipped for {self.env}"
+            for line in explained(self.settings, self.base, name, self.given, own):
+                report(line)
+            return 0
+        from rlpg.verbs.several import Training, run_seeds
+
+        def say(seed: int, run: Finished) -> None:
             report(f"seed {seed}: {run.evaluation.short if run.evaluation else 'trained'}")
 
         def complain_of(seed: int, error: RlpgError) -> None:
             error.args = (f"seed {seed}: {error}",)
             complain(error, EXIT_FAILED)
 
-        own = parts(self.typed, self.import_modules)
         seeds, folder = self.seeds or (self.settings.seed,), self.run_dir
-        runs: Mapping[int, Run | Finished]
+        is_one = len(seeds) == 1
+        folders = (
+            {seed: folder if is_one else folder / str(seed) for seed in seeds} if folder else {}
+        )
+        training = Training(
+            self.env, self.settings, own, folders,
+            stop_at_return=self.stop_at_return, track=self.track, verbose=self.verbose,
+        )  # fmt: skip
         errors: Mapping[int, RlpgError] = {}
-        if len(seeds) == 1:
-            recipe = override(self.settings, {"seed": seeds[0]})
-            hooks = Hooks(
-                stop_at_return=self.stop_at_return,
-                loggers=self._trackers(seeds[0]),
-                verbose=self.verbose,
-            )
-            run = run_recipe(self.env, recipe, folder, parts=own, hooks=hooks, quiet=self.quiet)
-            runs = {seeds[0]: run}
-            say(seeds[0], run)
+        if is_one:
+            runs = {seeds[0]: training.run(seeds[0], quiet=self.quiet)}
+            say(seeds[0], runs[seeds[0]])
         else:
-            training = Training(
-                self.env, self.settings, folder, own, self.stop_at_return, self._trackers
-            )
             runs, errors = run_seeds(
-                training, seeds, jobs=self.jobs, quiet=self.quiet, verbose=self.verbose,
-                done=say, failed=complain_of,
-            )  # fmt: skip
+                training, seeds, jobs=self.jobs, quiet=self.quiet, done=say, failed=complain_of
+            )
         means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
-            low, high = min(means), max(means)
-            report(
-                f"{len(means)} seeds: median return {median(means):.2f} ({low:.2f} to {high:.2f})"
-            )
-        paths = [run.path for run in runs.values()]
+            span = f"{median(means):.2f} ({min(means):.2f} to {max(means):.2f})"
+            report(f"{len(means)} seeds: median return {span}")
+        paths = [quoted(run.path) for run in runs.values()]
         if paths:
-            report(f"saved in {', '.join(map(quoted, paths))}")
+            report(f"saved in {', '.join(paths)}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {quoted(paths[0])} --episodes 100")
-            report(f"       tensorboard --logdir {quoted(paths[0]) if folder else 'runs'}")
+            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
+            report(f"       tensorboard --logdir {paths[0] if folder else 'runs'}")
         return EXIT_FAILED if errors else 0
 
-    def _explain(self) -> int:
-        """Print what would be trained with."""
-        from rlpg.cli.explain import explained
 
-        name = f"recipe {self.recipe}" if self.recipe else f"the recipe shipped for {self.env}"
-        own = parts(self.typed, self.import_modules)
-        for line in explained(self.settings, self.base, name, self.given, own):
-            report(line)
+@dataclass(frozen=True, kw_only=True)
+class Resume(Importing, WithEnvironment):
+    """Continue a run that was stopped, killed or finished.
+
+    It goes on from its newest checkpoint, to the same bits as if it had not stopped.
+
+    examples:
+      rlpg resume runs/CartPole-v1/reinforce/0
+      rlpg resume runs/Hopper-v5/reinforce/0 --total-steps 2_000_000
+    """
+
+    positional: ClassVar[str] = "run_path"
+
+    run_path: RunFolder = Path()
+    """the run's folder"""
+    total_steps: Count | None = None
+    """a new budget (none: the run's own)"""
+    env: EnvironmentId | None = None
+    """where the run does not know how to make its environment"""
+    exact: bool = False
+    """refuse to go on where the bits may differ"""
+    stop_at_return: Finite | None = None
+    """end the run when the mean return of an evaluation is at least this (none: never)"""
+    track: Tracker | None = None
+    """hand the metrics to this tracker, too: where it has this run already, it goes on there"""
+    quiet: bool = False
+    """print the result only"""
+
+    def check(self) -> None:
+        check_tracker(self.track)
+
+    def run(self) -> int:
+        from rlpg.runs.trackers import TrackerLogger
+        from rlpg.verbs.training import resume
+
+        run = resume(
+            self.run_path, env=self.env, env_kwargs=self.kwargs, total_steps=self.total_steps,
+            exact=self.exact, stop_at_return=self.stop_at_return,
+            loggers=[TrackerLogger(self.track, str(self.run_path), {})] if self.track else [],
+            import_modules=self.import_modules, quiet=self.quiet,
+        )  # fmt: skip
+        report(run.evaluation.short if run.evaluation else "trained")
+        report(f"saved in {quoted(run.path)}")
         return 0
 
 
-def parts(typed: Mapping[str, str], import_modules: bool) -> UserParts:
-    """The code of the user's that was typed: it may be imported."""
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Train):
+    """Look for good settings.
+
+    Each trial trains with settings that Optuna chooses, once per seed. The study is a file, so the
+    same command on other machines that share the folder works on the same study, and goes on with
+    one that was stopped or killed. Options that set a setting keep it fixed.
+
+    examples:
+      rlpg sweep CartPole-v1 --agent ppo --trials 20 --total-steps 50_000
+      rlpg sweep Hopper-v5 --agent ppo --trials 50 --space space.toml
+    """
+
+    hidden: ClassVar[tuple[str, ...]] = (*Train.hidden, "seeds", "run_dir", "explain", "track")
+
+    trials: Number = 50
+    """how many trials, of all processes"""
+    num_seeds: Annotated[int, Meta(ge=1, le=100)] = 3
+    """seeds of each trial, from 0 on; its value is the mean of their evaluations after training"""
+    space: File | None = None
+    """a TOML file with the settings to try (none: the space shipped for the agent)"""
+    sweep_dir: Folder | None = None
+    """where the study and its runs are kept (none: sweeps/ENV/AGENT)"""
+    jobs: Count | None = None
+    """processes that work on the study (none: as many as cores)"""
+
+    def run(self) -> int:
+        for module in ("optuna", "matplotlib"):
+            check_extra("sweep", module, "sweep")
+        from rlpg.rollouts.processes import usable_cores
+        from rlpg.verbs.several import run_seeds
+        from rlpg.verbs.spaces import check_space, space_of
+        from rlpg.verbs.sweeping import Sweep as Study
+
+        recipe = self.settings
+        space = {
+            key: kind
+            for key, kind in space_of(recipe.agent, self.space).items()
+            if self.space is not None or key not in self.given
+        }
+        check_space(space, recipe)
+        folder = self.sweep_dir or Path("sweeps") / safe_name(self.env) / recipe.agent
+        sweep = Study(
+            env=self.env, recipe=recipe, folder=folder, space=space, trials=self.trials,
+            seeds=tuple(range(self.num_seeds)), parts=parts(self.given, self.import_modules),
+            stop_at_return=self.stop_at_return,
+        )  # fmt: skip
+        study = sweep.study()
+        jobs = min(self.jobs or max(1, usable_cores() // recipe.threads), self.trials)
+        _, errors = run_seeds(sweep, range(jobs), jobs=jobs, quiet=self.quiet, name="process")
+        for error in errors.values():
+            raise error
+        done = [trial for trial in study.trials if trial.value is not None]
+        if not done:
+            raise UsageError(f"{folder}: expected a trial that was done, got failed ones only")
+        best = study.best_trial
+        report(f"best of {len(done)} trials: {best.value:.2f} (trial {best.number})")
+        for key, value in best.params.items():
+            report(f"  {key} = {value}")
+        picture = sweep.draw(study)
+        report(f"saved in {folder}: best.toml" + (", importances.png" if picture else ""))
+        if not self.quiet:
+            report(f"next:  rlpg train {self.env} --recipe {folder / 'best.toml'}")
+        return 0
+
+
+def check_tracker(track: Tracker | None) -> None:
+    """UsageError where it is not installed."""
+    if track is not None:
+        check_extra("--track", track, "track" if track == "wandb" else track)
+
+
+def parts(given: Mapping[str, str | None], import_modules: bool) -> UserParts:
+    """The code of the user's that was typed, which may be imported."""
     from rlpg.policies.references import UserParts
 
-    agent, baseline = typed.get("agent", ""), typed.get("learner.baseline", "")
+    agent, baseline = given.get("agent") or "", given.get("learner.baseline") or ""
     return UserParts(
-        network=typed.get("policy.network"),
-        policy=typed.get("policy.factory"),
+        network=given.get("policy.network"),
+        policy=given.get("policy.factory"),
         learner=agent if ":" in agent else None,
         baseline=baseline if ":" in baseline else None,
         import_modules=import_modules,

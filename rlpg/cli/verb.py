@@ -1,4 +1,4 @@
-"""What a verb is: a table of options that checks itself, and `run`."""
+"""What a verb is, a table of options that checks itself and `run`; and what several have."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from msgspec import Meta
 
-from rlpg.cli.words import Given
 from rlpg.errors import UsageError, install
 from rlpg.runs.recipe import Recipe, override
 from rlpg.settings import Arguments, Natural, Settings
 
 if TYPE_CHECKING:
-    from rlpg.engine.loading import Saved
+    from rlpg.cli.parsing import Given
 
 EnvironmentId = Annotated[str, Meta(title="ENV")]
 File = Annotated[Path, Meta(title="FILE")]
@@ -26,8 +25,6 @@ Folder = Annotated[Path, Meta(title="DIR")]
 RunFolder = Annotated[Path, Meta(title="RUN")]
 Number = Annotated[int, Meta(ge=1, le=1_000_000)]  # of steps or episodes that are kept in memory
 NOTHING: Mapping[str, str] = MappingProxyType({})
-FREE = ("environment.kwargs", "policy.kwargs", "policy.network_kwargs")  # tables of a recipe
-SET_BEFORE = ("environment.id", *FREE)  # settings that `prepared` sets, not tyro
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,8 @@ class Verb(Settings):
 
     A field called `settings` is a recipe, whose settings are options, too. `positional` is the
     field that is given without its name, `bare` says what options mean that are given without a
-    value, `free` names tables that take any key, and `hidden` fields that are no options.
+    value, `aliases` what other names mean, `free` names tables of a recipe that take any key, and
+    `hidden` fields that are no options.
     """
 
     positional: ClassVar[str] = ""
@@ -48,12 +46,17 @@ class Verb(Settings):
     @classmethod
     def key(cls, name: str) -> str:
         """As it is typed: `--num-envs`."""
-        return f"--{name.replace('_', '-')}"
+        alias = next((alias for alias, of in cls.aliases.items() if of == name), name)
+        return f"--{alias.replace('_', '-')}"
 
     @classmethod
     def prepared(cls, given: Given) -> Self:
         """The verb before its options are set: the defaults, which may depend on what was given."""
         return cls()
+
+    def told(self, settings: Mapping[str, str]) -> dict[str, Any]:
+        """The fields that settings of a recipe decide, which were typed."""
+        return {}
 
     @abstractmethod
     def run(self) -> int:
@@ -69,19 +72,6 @@ class Importing(Verb):
     import_modules: bool = False
     """import the modules of your own that the files name"""
 
-    @classmethod
-    def key(cls, name: str) -> str:
-        """As it is typed: `--num-envs`."""
-        return "--import" if name == "import_modules" else super().key(name)
-
-    def load(self, source: str, *, is_best: bool) -> Saved:
-        """The policy of a run (its best or its last one), of a folder, or of a shipped agent."""
-        from rlpg.engine.loading import load_saved
-        from rlpg.policies.references import UserParts
-
-        parts = UserParts(import_modules=self.import_modules)
-        return load_saved(source, "best" if is_best else "last", parts)
-
 
 @dataclass(frozen=True, kw_only=True)
 class WithEnvironment(Verb):
@@ -92,10 +82,9 @@ class WithEnvironment(Verb):
 
     kwargs: Arguments = field(default_factory=dict)
 
-    @classmethod
-    def prepared(cls, given: Given) -> Self:
-        """With the environment's arguments."""
-        return cls(kwargs=override(Recipe(), given.entries).environment.kwargs)
+    def told(self, settings: Mapping[str, str]) -> dict[str, Any]:
+        """The environment's arguments."""
+        return {"kwargs": override(Recipe(), settings).environment.kwargs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +101,36 @@ class Playing(Importing, WithEnvironment):
     """write what was found to this file, too"""
 
     def check(self) -> None:
-        check_folder("--json", self.json)
+        check_file("--json", self.json)
 
     def write(self, found: Mapping[str, Any]) -> None:
         """Write what was found where --json says. Before printing it: a closed pipe costs less."""
-        from rlpg.runs.files import write
-        from rlpg.runs.trees import to_json
-
         if self.json is not None:
-            write(self.json, to_json(dict(found)))
+            write_json(self.json, found)
 
 
-def check_folder(option: str, path: Path | None) -> None:
-    """UsageError where a file could not be written in the end."""
-    if path is not None and not path.absolute().parent.is_dir():
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """Write it to a file, wholly or not at all."""
+    from rlpg.runs.files import write
+    from rlpg.runs.trees import to_json
+
+    write(path, to_json(dict(found)))
+
+
+def check_file(option: str, path: Path | None, *needed: str) -> None:
+    """UsageError where a file could not be written in the end.
+
+    Args:
+        needed: a package that draws or films it, and the extra which has the package.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
         raise UsageError(f"{option}: expected a file in a folder that exists, got {path}")
-    if path is not None and path.is_dir():
+    if path.is_dir():
         raise UsageError(f"{option}: expected a file, got the folder {path}")
+    if needed:
+        check_extra(option, *needed)
 
 
 def check_extra(option: str, module: str, extra: str) -> None:

@@ -19,34 +19,34 @@ library_name: rlpg
 tags:
 - reinforcement-learning
 - deep-reinforcement-learning
-- {agent}
-- {env}
+- {agent_yaml}
+- {env_yaml}
 model-index:
-- name: {agent}
+- name: {agent_yaml}
   results:
   - task:
       type: reinforcement-learning
       name: reinforcement-learning
     dataset:
-      type: {env}
-      name: {env}
+      type: {env_yaml}
+      name: {env_yaml}
     metrics:
     - type: mean_reward
       name: mean_reward
-      value: {value}
+      value: "{found[mean]:.2f} +/- {found[std]:.2f}"
       verified: false
 ---
 
-# {title}
+# {agent} on {env}
 
-A policy of rlpg for `{plain_env}`, trained with `{plain_agent}`: {steps:,} environment steps, seed
-{seed}.
+A policy of rlpg for `{env}`, trained with `{agent}`: {training[steps]:,} environment steps, seed
+{training[seed]}.
 
 | | |
 |---|---|
-| mean return | {mean:.2f} ± {std:.2f} |
-| 95 % interval of the mean | {low:.2f} to {high:.2f} |
-| episodes | {episodes}, {how} |
+| mean return | {found[mean]:.2f} ± {found[std]:.2f} |
+| 95 % interval of the mean | {found[ci][0]:.2f} to {found[ci][1]:.2f} |
+| episodes | {found[episodes]}, {how} |
 {film}
 ## Use it
 
@@ -99,22 +99,14 @@ def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
 
 def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> str:
     env, agent = str(saved.environment["id"]), str(saved.training["agent"])
-    low, high = found["ci"]
     recipe = contents.get("recipe.toml", b"").decode()
     return CARD.format(
-        agent=json.dumps(agent),  # JSON is YAML
-        env=json.dumps(env),
-        value=json.dumps(f"{found['mean']:.2f} +/- {found['std']:.2f}"),
-        title=f"{agent} on {env}",
-        plain_env=env,
-        plain_agent=agent,
-        steps=saved.training["steps"],
-        seed=saved.training["seed"],
-        mean=found["mean"],
-        std=found["std"],
-        low=low,
-        high=high,
-        episodes=found["episodes"],
+        agent=agent,
+        env=env,
+        agent_yaml=json.dumps(agent),  # JSON is YAML
+        env_yaml=json.dumps(env),
+        found=found,
+        training=saved.training,
         how="deterministic actions" if found["deterministic"] else "sampled actions",
         film="\n`replay.mp4` shows an episode.\n" if "replay.mp4" in contents else "",
         file=POLICY_FILE,

@@ -30,7 +30,7 @@ from rlpg.engine.evaluator import check_spaces
 from rlpg.engine.loading import environment_to_make
 from rlpg.engine.restore import fitting, restore_tensors
 from rlpg.engine.threads import cpu_threads
-from rlpg.errors import UsageError, install
+from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import Learner
 from rlpg.learners.advantages import AdvantageRule
@@ -82,12 +82,14 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON, which has no infinity: what is not finite is None."""
-        content = asdict(self)
-        for row in content["estimates"]:
-            for key, value in row.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    row[key] = None
-        return content
+
+        def finite(value: object) -> object:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        rows = [
+            {name: finite(value) for name, value in asdict(row).items()} for row in self.estimates
+        ]
+        return asdict(self) | {"estimates": rows}
 
     @property
     def best(self) -> Estimate:
@@ -116,13 +118,10 @@ class Diagnosis:
             f"{self.episodes} episodes of {self.mean_length:.0f} steps on {self.env}; signal (to "
             f"noise) and cosine at {self.batch_steps:,.0f} steps per update; reference: "
             f"{self.reference}",
-        ]
-        if not self.has_gradient:
-            return "\n".join([*lines, NO_GRADIENT])
-        best = self.best
-        lines += [
-            f"least noise without bias: {best.name}, whose signal is as strong as its noise in a "
-            f"batch of {best.critical_steps:,.0f} steps",
+            f"least noise without bias: {self.best.name}, whose signal is as strong as its noise "
+            f"in a batch of {self.best.critical_steps:,.0f} steps"
+            if self.has_gradient
+            else NO_GRADIENT,
         ]
         return "\n".join(lines)
 
@@ -138,13 +137,8 @@ def diagnose(
 ) -> Diagnosis:
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
-    Args:
-        path: the run's folder.
-        env: where the run's own id names a module to import.
-        env_kwargs: arguments of the environment that a run's file may not choose; see `resume`.
-        episodes: as many for calibration, and as many for the gradients.
-        seed: of the episodes.
-        parts: those of the user's own that the run was trained with.
+    It plays as many episodes for calibration as for the gradients. For `env`, `env_kwargs` and
+    `parts` see `resume`.
 
     Raises:
         FileError: there is no run.
@@ -186,12 +180,9 @@ def diagnose(
     if recipe.rollout.episodes_per_env is not None:
         per_env = round(recipe.rollout.episodes_per_env * mean_length)
     batch_steps = per_env * recipe.rollout.num_envs
+    found = measured(rules, torch.cat(gradients), size, mean_length, batch_steps)
     return Diagnosis(
-        env=own,
-        episodes=rounds * copies,
-        mean_length=mean_length,
-        batch_steps=batch_steps,
-        **measured(rules, torch.cat(gradients), size, mean_length, batch_steps),
+        env=own, episodes=rounds * copies, mean_length=mean_length, batch_steps=batch_steps, **found
     )
 
 
@@ -200,12 +191,10 @@ def variants(
 ) -> dict[str, AdvantageRule]:
     """Every estimator to compare, by name; what learns has learned from the calibration."""
     own = learner.advantage_rule.gae_lambda
+    lambdas = sorted(each for each in {*LAMBDAS, own} if each is not None)
     settings: list[tuple[str, float | None, bool]] = [
         *((name, None, True) for name in (*STATISTICAL, "linear", "value")),
-        *(
-            ("value", gae_lambda, True)
-            for gae_lambda in sorted({*LAMBDAS} | ({own} if own is not None else set()))
-        ),
+        *(("value", gae_lambda, True) for gae_lambda in lambdas),
     ]
     if recipe.learner.gamma < 1.0:  # else gamma^t is 1
         settings += [("value", None, False), ("value", own, False)]
@@ -213,29 +202,32 @@ def variants(
     rules = {}
     for name, gae_lambda, weighted in settings:
         label = name if gae_lambda is None else f"{name}, GAE {gae_lambda:g}"
-        told = LearnerSettings(
-            gamma=recipe.learner.gamma,
-            gae_lambda=gae_lambda,
-            truncated_return="terminal" if gae_lambda is None else "bootstrap",
-            gamma_weight=weighted,
-            average="episodes",
-            normalize_advantages=False,
+        label = label if weighted else f"{label}, no gamma^t"
+        rules[label] = AdvantageRule(
+            baselines[name], episodes_settings(recipe, gae_lambda, gamma_weight=weighted)
         )
-        full_label = label if weighted else f"{label}, no gamma^t"
-        rules[full_label] = AdvantageRule(baselines[name], told)
     return rules
+
+
+def episodes_settings(recipe: Recipe, gae_lambda: float | None, **others: Any) -> LearnerSettings:
+    """How an estimator gets the advantages of whole episodes."""
+    return LearnerSettings(
+        gamma=recipe.learner.gamma,
+        gae_lambda=gae_lambda,
+        truncated_return="terminal" if gae_lambda is None else "bootstrap",
+        average="episodes",
+        normalize_advantages=False,
+        **others,
+    )
 
 
 def fitted(name: str, learner: Learner, recipe: Recipe, calibration: list[Rollout]) -> Baseline:
     """The run's own value network, or a baseline of that name fitted on the calibration."""
     if name == recipe.learner.baseline and isinstance(learner.baseline, ValueNetwork):
         return learner.baseline
-    settings = LearnerSettings(
-        gamma=recipe.learner.gamma,
-        gae_lambda=None,
-        truncated_return="terminal",
-        average="episodes",
-        normalize_advantages=False,
+    settings = episodes_settings(
+        recipe,
+        None,
         value_hidden=recipe.policy.hidden,
         value_learning_rate=recipe.learner.value_learning_rate,
         num_value_epochs=1,
@@ -308,27 +300,19 @@ def measured(
     of two estimators on the same episodes.
     """
     gradients = gradients.double()
-    num_groups = len(gradients)
     mean = gradients.mean(dim=0)  # [V, P]
-    centered = gradients - mean
-
-    def product(i: int, j: int) -> tuple[float, float]:
-        """`(E g_i . E g_j, tr Cov(g_i, g_j))`, both without bias."""
-        covariance = float((centered[:, i] * centered[:, j]).sum()) / (num_groups - 1)
-        return float(mean[i] @ mean[j]) - covariance / num_groups, covariance
-
-    names = list(rules)
+    centered = (gradients - mean).transpose(0, 1).flatten(1)  # [V, G * P]
+    covariance = centered @ centered.T / (len(gradients) - 1)  # [V, V] tr Cov(g_i, g_j)
+    product = (mean @ mean.T - covariance / len(gradients)).tolist()  # [V][V] E g_i . E g_j
+    variance = (covariance.diagonal() * size).tolist()
     unbiased = [rule.settings.gamma_weight and rule.gae_lambda is None for rule in rules.values()]
-    variance = [product(v, v)[1] * size for v in range(len(names))]
     reference = min((v for v, exact in enumerate(unbiased) if exact), key=lambda v: variance[v])
-    reference_square = max(product(reference, reference)[0], 0.0)
-    batch_episodes = batch_steps / mean_length
+    reference_square = max(product[reference][reference], 0.0)
     estimates = []
-    for v, name in enumerate(names):
-        square, _ = product(v, v)
-        inner, _ = product(v, reference)
-        noise = variance[v] / batch_episodes
-        gap = product(v, v)[0] - 2 * inner + reference_square
+    for v, name in enumerate(rules):
+        square, inner = product[v][v], product[v][reference]
+        noise = variance[v] * mean_length / batch_steps
+        gap = square - 2 * inner + reference_square
         certain = reference_square > 0 and differs(gradients[:, v] - gradients[:, reference])
         length = math.sqrt(reference_square * max(square, 0.0))
         alignment = min(1.0, inner / length) if length else math.nan
@@ -348,7 +332,7 @@ def measured(
         )
     return {
         "estimates": tuple(estimates),
-        "reference": names[reference],
+        "reference": list(rules)[reference],
         "has_gradient": reference_square > 0,
     }
 
@@ -366,17 +350,9 @@ def differs(differences: Tensor) -> bool:
 
 
 def plot(diagnosis: Diagnosis, path: Path) -> None:
-    """Draw how well a batch's gradient points, against its size; needs matplotlib.
+    """Draw how well a batch's gradient points, against its size; needs matplotlib."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            f"plot: expected matplotlib to be installed; run {install('plot')}"
-        ) from None
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     sizes = torch.logspace(1, 6, 100).tolist()

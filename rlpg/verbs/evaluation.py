@@ -103,14 +103,9 @@ def evaluate_saved(
     env_id, options, note = environment_of(saved, env, env_kwargs)
     options["env_kwargs"] = options.pop("kwargs")
     evaluation = evaluate(
-        saved.policy,
-        env_id,
-        episodes,
-        seed,
-        deterministic=deterministic,
-        num_envs=num_envs,
-        **options,
-    )
+        saved.policy, env_id, episodes, seed,
+        deterministic=deterministic, num_envs=num_envs, **options,
+    )  # fmt: skip
     environments = ", ".join(filter(None, (evaluation.environments, note)))
     return replace(evaluation, environments=environments)
 
@@ -118,18 +113,7 @@ def evaluate_saved(
 def environment_of(
     saved: Saved, env: str | None, env_kwargs: Mapping[str, Any] | None
 ) -> tuple[str | EnvSpec, dict[str, Any], str]:
-    """The environment to play a saved policy on, options for `make_envs`, and a note.
-
-    Arguments and time limit of the training are kept where it is the same environment.
-
-    Args:
-        saved: a policy from disk.
-        env: an id, if the caller names one.
-        env_kwargs: the caller's arguments for the constructor, instead of the file's and besides.
-
-    Raises:
-        FileError: the file names a module to import, or an argument that it may not choose.
-    """
+    """The environment that `evaluate_saved` plays on, options for `make_envs`, and a note."""
     recorded = saved.environment
     env_id = environment_to_make(recorded["id"], env, saved.path)
     cap = {"episode_cap": recorded["episode_cap"]} if recorded.get("episode_cap") else {}

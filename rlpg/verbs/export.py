@@ -5,7 +5,6 @@ an observation, without rlpg.
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -64,8 +63,7 @@ class Acting(nn.Module):
         self.policy = copy.deepcopy(policy).cpu().eval().requires_grad_(False)
         self.policy.reset()
         self.deterministic = deterministic
-        heads = _heads(self.policy.head)
-        self.num_uniform = 0 if deterministic else sum(map(_num_uniform, heads))
+        self.num_uniform = 0 if deterministic else _num_uniform(self.policy.head)
         if not deterministic and not isinstance(policy, StandardPolicy):
             raise UsageError(
                 f"export: expected the standard policy to sample from, got "
@@ -154,8 +152,6 @@ def to_onnx(policy: Policy, path: Path, *, deterministic: bool = True) -> float:
     """Write a policy as an ONNX file that acts like it, and check that with onnxruntime.
 
     Args:
-        policy: what is exported.
-        path: of the file.
         deterministic: the mode of the distribution; else the file samples from `uniform` numbers.
 
     Returns:
@@ -175,17 +171,14 @@ def to_onnx(policy: Policy, path: Path, *, deterministic: bool = True) -> float:
             verbose=False,
         )
     assert converted is not None
-    buffer = io.BytesIO()
-    import onnx
-
-    onnx.save(converted.model_proto, buffer)
-    difference = _difference(acting, buffer.getvalue())
+    model = converted.model_proto.SerializeToString()
+    difference = _difference(acting, model)
     if not difference <= TOLERANCE:
         raise UsageError(
             f"export: expected the file to act like the policy, got a difference of "
             f"{difference:.2g}; please report the policy's network"
         )
-    files.write(path, buffer.getvalue())
+    files.write(path, model)
     return difference
 
 
@@ -205,12 +198,10 @@ def _difference(acting: Acting, model: bytes) -> float:
     )
 
 
-def _heads(head: Head) -> list[Head]:
-    return list(head.parts) if isinstance(head, ProductHead) else [head]
-
-
 def _num_uniform(head: Head) -> int:
     """How many uniform numbers a sample of the head takes."""
+    if isinstance(head, ProductHead):
+        return sum(map(_num_uniform, head.parts))
     if isinstance(head, GaussianHead):
         return 2 * int(np.prod(head.action_shape, dtype=int))
     if isinstance(head, BernoulliHead | CategoricalHead | MultiBinaryHead | MultiCategoricalHead):

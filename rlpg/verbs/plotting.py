@@ -13,6 +13,7 @@ import numpy as np
 from rlpg.errors import UsageError
 from rlpg.runs.history import EVALUATED, TRAINED, Curve, History, find_histories
 from rlpg.verbs.scores import (
+    Array,
     interquartile_mean,
     interval,
     performance_profile,
@@ -37,25 +38,25 @@ class Group:
 
     env: str
     label: str
-    x: np.ndarray[Any, Any]  # [P], steps or seconds
-    runs: np.ndarray[Any, Any]  # [R, P]
+    x: Array  # [P], steps or seconds
+    runs: Array  # [R, P]
 
     @cached_property
-    def center(self) -> np.ndarray[Any, Any]:
+    def center(self) -> Array:
         """Interquartile mean over the runs, [P]."""
         return interquartile_mean(self.runs)
 
     @cached_property
-    def interval(self) -> np.ndarray[Any, Any]:
+    def interval(self) -> Array:
         """95 % bootstrap interval of `center`, [2, P]; of no width for a single run."""
         if len(self.runs) == 1:
             return np.stack([self.center, self.center])
         return interval([self.runs], interquartile_mean)
 
     @property
-    def final(self) -> np.ndarray[Any, Any]:
+    def final(self) -> Array:
         """The last point of each run, [R]."""
-        last: np.ndarray[Any, Any] = self.runs[:, -1]
+        last: Array = self.runs[:, -1]
         return last
 
 
@@ -282,45 +283,44 @@ def draw(compared: Comparison, path: Path, kind: Kind = "curves") -> None:
         places = figure.subplots(rows, columns, squeeze=False).ravel()
         for env, axes in zip(compared.envs, places, strict=False):
             (_draw_curves if kind == "curves" else _draw_profiles)(axes, compared, env)
-            axes.set_title(env)
+            axes.set(title=env)
         for axes in places[len(compared.envs) :]:
             axes.set_axis_off()
         _legend(figure, places)
     figure.savefig(path, format=path.suffix[1:].lower(), dpi=150)
 
 
-def _colors(compared: Comparison) -> dict[str, str]:
-    return {label: f"C{k % 10}" for k, label in enumerate(compared.labels)}
-
-
 def _draw_curves(axes: Axes, compared: Comparison, env: str) -> None:
     from matplotlib.ticker import EngFormatter
 
-    colors = _colors(compared)
     for group in compared.on(env):
-        label = f"{group.label} ({len(group.runs)})"
-        axes.plot(group.x, group.center, color=colors[group.label], label=label)
-        axes.fill_between(group.x, *group.interval, color=colors[group.label], alpha=0.2, lw=0)
+        _draw_line(axes, compared, group, group.x, group.center, group.interval)
     axes.set_xlabel("environment steps" if compared.axis == "steps" else "training time (s)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
     axes.set_ylabel(compared.metric)
 
 
 def _draw_profiles(axes: Axes, compared: Comparison, env: str) -> None:
-    colors, groups = _colors(compared), compared.on(env)
-    scores = np.concatenate([group.final for group in groups])
+    scores = np.concatenate([group.final for group in compared.on(env)])
     margin = 0.05 * float(np.ptp(scores)) or 1.0
     at = np.linspace(scores.min() - margin, scores.max() + margin, POINTS)
-    for group in groups:
+    for group in compared.on(env):
+        band = interval([group.final], lambda runs: performance_profile(runs, at))
         share = performance_profile(group.final, at)
-        low, high = interval([group.final], lambda runs: performance_profile(runs, at))
-        label = f"{group.label} ({len(group.runs)})"
-        axes.step(at, share, where="post", color=colors[group.label], label=label)
-        axes.fill_between(
-            at, low, high, step="post", color=colors[group.label], alpha=0.2, lw=0
-        )  # fmt: skip
-    axes.set_xlabel(f"{compared.metric} τ")
-    axes.set_ylabel("share of runs above τ")
+        _draw_line(axes, compared, group, at, share, band, step="post")
+    axes.set(xlabel=f"{compared.metric} τ", ylabel="share of runs above τ")
+
+
+def _draw_line(
+    axes: Axes, compared: Comparison, group: Group, x: Array, y: Array, band: Array,
+    *, step: Literal["post"] | None = None,
+) -> None:  # fmt: skip
+    """What a group has at `x`, and the interval `band` [2, P] around it."""
+    color = f"C{compared.labels.index(group.label) % 10}"
+    drawstyle = "default" if step is None else f"steps-{step}"
+    label = f"{group.label} ({len(group.runs)})"
+    axes.plot(x, y, color=color, label=label, drawstyle=drawstyle)
+    axes.fill_between(x, band[0], band[1], step=step, color=color, alpha=0.2, lw=0)
 
 
 def _draw_improvements(axes: Axes, compared: Comparison) -> None:
@@ -335,10 +335,8 @@ def _draw_improvements(axes: Axes, compared: Comparison) -> None:
 
 def _legend(figure: Figure, places: Any) -> None:
     """One for all pictures; the number of runs is in it, so labels may differ between pictures."""
-    handles = [axes.get_legend_handles_labels() for axes in places]
-    named = {
-        label: handle
-        for lines, labels in handles
-        for label, handle in zip(labels, lines, strict=True)
-    }
+    named: dict[str, Any] = {}
+    for axes in places:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)

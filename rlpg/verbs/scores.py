@@ -54,11 +54,6 @@ def probability_of_improvement(*strata: Array) -> float:
         strata: X's runs on each environment, then Y's on the same ones; each `[R]`.
     """
     half = len(strata) // 2
-    return float(
-        np.mean(
-            [
-                (x[:, None] > y).mean() + (x[:, None] == y).mean() / 2
-                for x, y in zip(strata[:half], strata[half:], strict=True)
-            ]
-        )
-    )
+    pairs = zip(strata[:half], strata[half:], strict=True)
+    better = [((x[:, None] > y).mean() + (x[:, None] == y).mean() / 2) for x, y in pairs]
+    return float(np.mean(better))

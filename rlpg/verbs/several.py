@@ -14,13 +14,13 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rlpg.distributed import is_started_by_torchrun
 from rlpg.engine.assembly import Hooks
@@ -37,14 +37,16 @@ from rlpg.errors import (
     SeedsError,
     TrainingError,
     UsageError,
+    tell_warnings,
 )
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies.references import Part, UserParts
 from rlpg.rollouts import EnvSource
 from rlpg.rollouts.processes import usable_cores
-from rlpg.runs.logger import Logger
-from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recipe import Recipe, flatten, override
+from rlpg.runs.trackers import TrackerLogger
+from rlpg.verbs import training
 from rlpg.verbs.training import Run, Schedules, is_quiet, own_parts
 
 PATIENCE = 5.0  # seconds that a process has to end after a second signal
@@ -58,37 +60,30 @@ class Finished:
     evaluation: Evaluation | None
 
 
-class Work(Protocol):
-    """What processes do, each with another seed or number."""
-
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def stop_at_return(self) -> float | None: ...
-    def run(self, seed: int, hooks: Hooks, *, quiet: bool) -> Finished: ...
-
-
 @dataclass(frozen=True)
 class Training:
-    """What the processes have in common."""
+    """What runs with different seeds have in common."""
 
     env: EnvSource
     recipe: Recipe
-    run_dir: Path | None = None  # holds a folder for each seed
     parts: UserParts = field(default_factory=UserParts)
+    run_dirs: Mapping[int, Path] = field(default_factory=dict)  # by seed
     stop_at_return: float | None = None
-    trackers: Callable[[int], Sequence[Logger]] | None = None  # loggers of a seed, besides
+    track: str | None = None  # a tracker that gets the metrics, too
+    verbose: bool = False
 
-    def run(self, seed: int, hooks: Hooks, *, quiet: bool) -> Finished:
+    def run(self, seed: int, hooks: Hooks | None = None, *, quiet: bool) -> Finished:
         """Train with one seed, here."""
-        from rlpg.verbs import training
-
-        if self.trackers is not None:
-            hooks = replace(hooks, loggers=self.trackers(seed))
-        run_dir = None if self.run_dir is None else self.run_dir / str(seed)
         recipe = override(self.recipe, {"seed": seed})
+        title = f"{recipe.environment.id} {recipe.agent} seed {seed}"
+        hooks = replace(
+            hooks or Hooks(),
+            stop_at_return=self.stop_at_return,
+            loggers=[TrackerLogger(self.track, title, flatten(recipe))] if self.track else [],
+            verbose=self.verbose,
+        )
         run = training.run_recipe(
-            self.env, recipe, run_dir, parts=self.parts, hooks=hooks, quiet=quiet
+            self.env, recipe, self.run_dirs.get(seed), parts=self.parts, hooks=hooks, quiet=quiet
         )
         return Finished(run.path, run.evaluation)
 
@@ -131,46 +126,38 @@ def train_seeds(
     """
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = settings_of(parts) | ({} if total_steps is None else {"total_steps": total_steps})
-    base = override(find_recipe(env, name or None, recipe, parts), changes | dict(overrides or {}))
-    folder = None if run_dir is None else Path(run_dir)
-    training = Training(env, base, folder, parts, stop_at_return)
-    finished, errors = run_seeds(training, seeds, jobs=jobs, quiet=is_quiet(quiet))
+    base = override(find_recipe(env, name, recipe, parts), changes | dict(overrides or {}))
+    folders = {} if run_dir is None else {seed: Path(run_dir) / str(seed) for seed in seeds}
+    common = Training(env, base, parts, folders, stop_at_return)
+    finished, errors = run_seeds(common, seeds, jobs=jobs, quiet=is_quiet(quiet))
     runs = {}
     for seed, done in finished.items():
         own = load(done.path, network=network, policy=policy, import_modules=import_modules)
         runs[seed] = Run(done.path, own, done.evaluation)
     if errors:
-        told = "; ".join(
+        told = [
             "; ".join((f"seed {seed}: {error}", *getattr(error, "__notes__", ())))
             for seed, error in sorted(errors.items())
-        )
-        raise SeedsError(f"{len(errors)} of {len(seeds)} seeds failed: {told}", runs, errors)
+        ]
+        failed = f"{len(errors)} of {len(seeds)} seeds failed: {'; '.join(told)}"
+        raise SeedsError(failed, runs, errors)
     return [runs[seed] for seed in seeds]
 
 
 def run_seeds(
-    training: Work,
+    common: Training,
     seeds: Sequence[int],
     *,
     jobs: int | None,
     quiet: bool,
-    verbose: bool = False,
     name: str = "seed",
     done: Callable[[int, Finished], None] = lambda seed, finished: None,
     failed: Callable[[int, RlpgError], None] = lambda seed, error: None,
 ) -> tuple[dict[int, Finished], dict[int, RlpgError]]:
     """Train with each seed: the runs that are done, in the order of the seeds, and the errors.
 
-    Args:
-        jobs: as for `train_seeds`.
-        verbose: show where the time goes, and the metrics of learning.
-        name: what a seed is called.
-        done, failed: are told at once when a run is done, or has failed.
-
-    Raises:
-        UsageError, FileError: seeds or jobs cannot be used, something cannot be given to a process,
-            or what was asked for cannot be done.
-        KeyboardInterrupt, SystemExit: a signal; all runs were saved.
+    `name` is what a seed is called; `done` and `failed` are told at once. What the first run says
+    that all others would say, too, is raised, and so are signals, after all runs were saved.
     """
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise UsageError(f"jobs: expected an integer of at least 1, got {jobs!r:.40}")
@@ -178,16 +165,14 @@ def run_seeds(
         raise UsageError("seeds: expected one seed for the processes of torchrun, got several")
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
-    if jobs is None:
-        jobs = max(1, usable_cores() // training.recipe.threads)
-    several = _Several(training, seeds, name, done, failed)
-    if min(jobs, len(seeds)) == 1:
-        several.one_by_one(quiet=quiet, verbose=verbose)
+    jobs = min(jobs or max(1, usable_cores() // common.recipe.threads), len(seeds))
+    several = _Several(common, seeds, name, done, failed)
+    if jobs == 1:
+        several.one_by_one(quiet=quiet)
     else:
-        several.at_once(min(jobs, len(seeds)), quiet=quiet, verbose=verbose)
-    return {seed: several.finished[seed] for seed in seeds if seed in several.finished}, (
-        several.errors
-    )
+        several.at_once(jobs, quiet=quiet)
+    finished = {seed: several.finished[seed] for seed in seeds if seed in several.finished}
+    return finished, several.errors
 
 
 class _Several:
@@ -195,129 +180,106 @@ class _Several:
 
     def __init__(
         self,
-        training: Work,
+        common: Training,
         seeds: Sequence[int],
         name: str,
         done: Callable[[int, Finished], None],
         failed: Callable[[int, RlpgError], None],
     ) -> None:
-        self._training, self._seeds, self._name = training, seeds, name
+        self._common, self._seeds = common, seeds
+        self._titles = {seed: f"{name} {seed}" for seed in seeds}
         self._tell_done, self._tell_failed = done, failed
         self.finished: dict[int, Finished] = {}
         self.errors: dict[int, RlpgError] = {}
-
-    def one_by_one(self, *, quiet: bool, verbose: bool) -> None:
-        """Here, one after the other."""
-        for seed in self._seeds:
-            try:
-                say = None if quiet else partial(print, file=sys.stderr)
-                hooks = Hooks(
-                    stop_at_return=self._training.stop_at_return, verbose=verbose, say=say
-                )
-                self._done(seed, self._training.run(seed, hooks, quiet=quiet))
-            except RlpgError as error:
-                is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
-                if is_stopped or self._is_refused(error):
-                    raise
-                self._failed(seed, error)
-                if isinstance(error, SaveError):
-                    self._done(seed, Finished(error.run.path, error.run.evaluation))
-
-    def _is_refused(self, error: RlpgError) -> bool:
-        """Whether it is what the first run says, and would be that of all others."""
-        is_first = not (self.finished or self.errors)
-        return is_first and isinstance(error, UsageError | FileError)
-
-    def at_once(self, jobs: int, *, quiet: bool, verbose: bool) -> None:
-        """In processes, so many at a time."""
-        context = multiprocessing.get_context("spawn")
-        whole = _pickled(self._training)
-        waiting = list(self._seeds)
-        running: dict[int, tuple[Any, Connection]] = {}
-        titles = {seed: f"{self._name} {seed}" for seed in self._seeds}
-        total = self._training.recipe.total_steps
-        display = Displays(list(titles.values()), total, quiet=quiet, verbose=verbose)
-        told = False
-        with display, StopSignals() as stop:
-            try:
-                while running or (waiting and stop.received is None):
-                    while waiting and len(running) < jobs and stop.received is None:
-                        seed = waiting.pop(0)
-                        running[seed] = _started(context, whole, seed)
-                    if stop.received is not None and not told:
-                        told = True
-                        _tell((pipe for _, pipe in running.values()), stop.received)
-                    pipes = {pipe: seed for seed, (_, pipe) in running.items()}
-                    for pipe in wait(list(pipes), 0.2):
-                        seed = pipes[pipe]  # type: ignore[index]  # it is one of those
-                        if self._heard(seed, *running[seed], display, titles[seed]):
-                            del running[seed]
-            except BaseException:  # a second signal: at once
-                _end(list(running.values()), PATIENCE)
-                raise
-        stop.raise_if_received()
-
-    def _heard(
-        self, seed: int, process: Any, pipe: Connection, display: Displays, title: str
-    ) -> bool:
-        """Take one message of a process; whether it was the last."""
-        try:
-            kind, *rest = pipe.recv()
-        except (EOFError, OSError):
-            process.join()
-            died = TrainingError(f"its process {_obituary(process.exitcode)}")
-            self._failed(seed, died)
-            return True
-        if kind == "began":
-            display.begin(title)
-            return False
-        if kind == "log":
-            display.update(title, *rest)
-            return False
-        if kind == "line":
-            display.line(f"{title}: {rest[0]}")
-            return False
-        if kind == "warning":
-            display.warn(f"{title}: {rest[0]}")
-            return False
-        process.join()
-        if kind == "done":
-            self._done(seed, rest[0])
-        elif kind == "stopped":
-            display.line("; ".join((f"{title}: stopped", *rest[0])))
-        else:
-            error: RlpgError = rest[0](rest[1])
-            for note in rest[2]:
-                error.add_note(note)
-            if self._is_refused(error):
-                raise error
-            self._failed(seed, error)
-            if rest[3] is not None:
-                self._done(seed, rest[3])
-        return True
 
     def _done(self, seed: int, finished: Finished) -> None:
         self.finished[seed] = finished
         self._tell_done(seed, finished)
 
     def _failed(self, seed: int, error: RlpgError) -> None:
+        """Go on with the others, unless it is what the first run says, and all others would."""
+        if isinstance(error, UsageError | FileError) and not (self.finished or self.errors):
+            raise error
         self.errors[seed] = error
         self._tell_failed(seed, error)
+        if isinstance(error, SaveError) and error.run is not None:
+            self._done(seed, Finished(error.run.path, error.run.evaluation))
+
+    def one_by_one(self, *, quiet: bool) -> None:
+        """Here, one after the other."""
+        hooks = Hooks(say=None if quiet else partial(print, file=sys.stderr))
+        for seed in self._seeds:
+            try:
+                self._done(seed, self._common.run(seed, hooks, quiet=quiet))
+            except RlpgError as error:
+                if isinstance(error, SaveError) and error.run is None:  # stopped by a signal
+                    raise
+                self._failed(seed, error)
+
+    def at_once(self, jobs: int, *, quiet: bool) -> None:
+        """In processes, so many at a time."""
+        try:
+            whole = pickle.dumps(self._common)
+        except Exception as error:  # whatever the parts' own __reduce__ raises
+            raise UsageError(
+                f"jobs: expected parts that another process can import, got one that it cannot "
+                f"({error}); define them in a module, or set jobs to 1"
+            ) from error
+        waiting = list(self._seeds)
+        running: dict[int, tuple[Any, Connection]] = {}
+        total, verbose = self._common.recipe.total_steps, self._common.verbose
+        display = Displays(list(self._titles.values()), total, quiet=quiet, verbose=verbose)
+        told = False
+        with display, StopSignals() as stop:
+            try:
+                while running or (waiting and stop.received is None):
+                    while waiting and len(running) < jobs and stop.received is None:
+                        seed = waiting.pop(0)
+                        running[seed] = _started(whole, seed)
+                    if stop.received is not None and not told:
+                        told = True
+                        _tell(running.values(), stop.received)
+                    ready = wait([pipe for _, pipe in running.values()], 0.2)
+                    for seed, (process, pipe) in list(running.items()):
+                        if pipe in ready and self._heard(seed, process, pipe, display):
+                            del running[seed]
+            except BaseException:  # a second signal: at once
+                _end(running.values(), PATIENCE)
+                raise
+        stop.raise_if_received()
+
+    def _heard(self, seed: int, process: Any, pipe: Connection, display: Displays) -> bool:
+        """Take one message of a process; whether it was the last."""
+        title = self._titles[seed]
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            process.join()
+            message = "failed", TrainingError(f"its process {_obituary(process.exitcode)}")
+        is_last = message[0] in ("done", "stopped", "failed")
+        if is_last:
+            process.join()
+        match message:
+            case ("began",):
+                display.begin(title)
+            case ("log", step, metrics):
+                display.update(title, step, metrics)
+            case ("line", text):
+                display.line(f"{title}: {text}")
+            case ("warning", text):
+                display.warn(f"{title}: {text}")
+            case ("done", finished):
+                self._done(seed, finished)
+            case ("stopped", notes):
+                display.line("; ".join((f"{title}: stopped", *notes)))
+            case ("failed", error):
+                self._failed(seed, error)
+        return is_last
 
 
-def _pickled(training: Work) -> bytes:
-    try:
-        whole = pickle.dumps(training)
-    except Exception as error:  # whatever the parts' own __reduce__ raises
-        raise UsageError(
-            f"jobs: expected parts that another process can import, got one that it cannot "
-            f"({error}); define them in a module, or set jobs to 1"
-        ) from error
-    return whole
-
-
-def _started(context: Any, whole: bytes, seed: int) -> tuple[Any, Connection]:
+def _started(whole: bytes, seed: int) -> tuple[Any, Connection]:
     """A process that trains with a seed, and the pipe to it."""
+    context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_process, args=(whole, seed, theirs), name=f"seed {seed}")
     # A signal that comes while the process imports torch must neither end it nor be lost.
@@ -330,16 +292,16 @@ def _started(context: Any, whole: bytes, seed: int) -> tuple[Any, Connection]:
     return process, ours
 
 
-def _tell(pipes: Iterator[Connection], number: int) -> None:
-    for pipe in pipes:
+def _tell(running: Iterable[tuple[Any, Connection]], number: int) -> None:
+    for _, pipe in running:
         with suppress(OSError):  # it has ended
             pipe.send(number)
 
 
-def _end(running: Sequence[tuple[Any, Connection]], patience: float) -> None:
+def _end(running: Iterable[tuple[Any, Connection]], patience: float) -> None:
     """Tell the processes once more to stop, and end those that do not."""
-    _tell((pipe for _, pipe in running), signal.SIGINT)
-    _tell((pipe for _, pipe in running), signal.SIGTERM)
+    _tell(running, signal.SIGINT)
+    _tell(running, signal.SIGTERM)
     wait([process.sentinel for process, _ in running], patience)
     for process, pipe in running:
         process.join(0.1)
@@ -361,30 +323,30 @@ def _obituary(code: int) -> str:
 
 
 def _process(whole: bytes, seed: int, pipe: Connection) -> None:
+    def say(*message: object) -> None:
+        with suppress(OSError):  # the parent has died
+            pipe.send(message)
+
     with suppress(OSError):
         os.setpgid(0, 0)  # the terminal's signals are for the parent
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
-    say: Callable[..., None] = lambda *message: _send(pipe, message)  # noqa: E731
+    tell_warnings(partial(say, "warning"))
+    warnings.simplefilter("always", RlpgWarning)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        training: Work = pickle.loads(whole)
-        hooks = Hooks(
-            on_log=lambda step, metrics: say("log", step, metrics),
-            stop_at_return=training.stop_at_return,
-            say=lambda text: say("line", text),
-        )
-        with _warnings_told(say):
-            say("began")
-            say("done", training.run(seed, hooks, quiet=True))
+        common: Training = pickle.loads(whole)
+        hooks = Hooks(on_log=partial(say, "log"), say=partial(say, "line"))
+        say("began")
+        say("done", common.run(seed, hooks, quiet=True))
     except (KeyboardInterrupt, SystemExit) as stop:
-        say("stopped", list(getattr(stop, "__notes__", ())))
+        say("stopped", getattr(stop, "__notes__", ()))
     except RlpgError as error:
-        run = getattr(error, "run", None)  # of a SaveError
-        done = Finished(run.path, run.evaluation) if run is not None else None
-        say("failed", type(error), str(error), list(getattr(error, "__notes__", ())), done)
+        if isinstance(error, SaveError) and error.run is not None:
+            error.run = Finished(error.run.path, error.run.evaluation)
+        say("failed", error)
     except Exception as error:
         traceback.print_exc()
-        say("failed", TrainingError, f"{type(error).__name__}: {error}", [], None)
+        say("failed", TrainingError(f"{type(error).__name__}: {error}"))
 
 
 def _obey(pipe: Connection) -> None:
@@ -396,25 +358,3 @@ def _obey(pipe: Connection) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         os.kill(os.getpid(), number)
-
-
-def _send(pipe: Connection, message: tuple[Any, ...]) -> None:
-    with suppress(OSError):  # the parent has died
-        pipe.send(message)
-
-
-@contextmanager
-def _warnings_told(say: Callable[..., None]) -> Iterator[None]:
-    """Send what a user should know to the parent."""
-    usual = warnings.showwarning
-
-    def show(message: Any, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, RlpgWarning):
-            say("warning", str(message))
-        else:
-            usual(message, category, *where)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", RlpgWarning)
-        warnings.showwarning = show  # type: ignore[assignment]  # what it does not need, it passes on
-        yield

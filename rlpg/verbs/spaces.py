@@ -13,7 +13,7 @@ A file has a table for each setting, by its dotted key:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -47,41 +47,39 @@ class Range:
 
 Space = Mapping[str, Range]
 
-_COMMON: Space = MappingProxyType({
-    "learner.gamma": Range(choices=(0.95, 0.98, 0.99, 0.995, 0.999)),
-    "learner.gae_lambda": Range(choices=(0.8, 0.9, 0.95, 0.98, 1.0)),
-    "policy.hidden": Range(choices=("64,64", "128,128", "256,256")),
+
+def _space(*, num_steps: tuple[int, ...], **learner: Range) -> Space:
+    """What every agent may be told, how long its rollouts are, and settings of its learner."""
+    return MappingProxyType({
+        "learner.gamma": Range(choices=(0.95, 0.98, 0.99, 0.995, 0.999)),
+        "learner.gae_lambda": Range(choices=(0.8, 0.9, 0.95, 0.98, 1.0)),
+        "policy.hidden": Range(choices=("64,64", "128,128", "256,256")),
+        "learner.value_learning_rate": Range(1e-4, 1e-2, log=True),
+        "rollout.num_steps": Range(choices=num_steps),
+        **{f"learner.{name}": kind for name, kind in learner.items()},
+    })  # fmt: skip
+
+
+_RATES: Space = MappingProxyType({
+    "learning_rate": Range(1e-5, 1e-2, log=True), "entropy_coef": Range(1e-8, 0.1, log=True),
 })  # fmt: skip
-_RATE: Space = MappingProxyType({
-    "learner.learning_rate": Range(1e-5, 1e-2, log=True),
-    "learner.entropy_coef": Range(1e-8, 0.1, log=True),
-    "learner.value_learning_rate": Range(1e-4, 1e-2, log=True),
-})  # fmt: skip
-_NATURAL: Space = MappingProxyType({
-    **_COMMON,
-    "rollout.num_steps": Range(choices=(64, 128, 256, 512)),
-    "learner.max_kl": Range(1e-3, 0.1, log=True),
-    "learner.damping": Range(1e-3, 0.5, log=True),
-    "learner.value_learning_rate": Range(1e-4, 1e-2, log=True),
-})  # fmt: skip
+_NATURAL = _space(
+    num_steps=(64, 128, 256, 512),
+    max_kl=Range(1e-3, 0.1, log=True),
+    damping=Range(1e-3, 0.5, log=True),
+)
 SPACES: Mapping[str, Space] = MappingProxyType({
-    "reinforce": MappingProxyType({
-        **_COMMON, **_RATE, "rollout.num_steps": Range(choices=(16, 32, 64, 128)),
-    }),
-    "a2c": MappingProxyType({
-        **_COMMON, **_RATE, "rollout.num_steps": Range(choices=(5, 8, 16, 32)),
-    }),
-    "ppo": MappingProxyType({
-        **_COMMON, **_RATE,
-        "rollout.num_steps": Range(choices=(64, 128, 256, 512)),
-        "learner.num_epochs": Range(3, 20),
-        "learner.clip_range": Range(choices=(0.1, 0.2, 0.3)),
-    }),
+    "reinforce": _space(num_steps=(16, 32, 64, 128), **_RATES),
+    "a2c": _space(num_steps=(5, 8, 16, 32), **_RATES),
+    "ppo": _space(
+        num_steps=(64, 128, 256, 512),
+        num_epochs=Range(3, 20),
+        clip_range=Range(choices=(0.1, 0.2, 0.3)),
+        **_RATES,
+    ),
     "npg": _NATURAL,
     "trpo": _NATURAL,
-    "pathwise": MappingProxyType({
-        **_COMMON, **_RATE, "rollout.num_steps": Range(choices=(8, 16, 32, 64)),
-    }),
+    "pathwise": _space(num_steps=(8, 16, 32, 64), **_RATES),
 })  # fmt: skip
 
 
@@ -98,42 +96,31 @@ def space_of(agent: str, path: Path | None) -> Space:
         return SPACES[agent]
     text = files.read(path, limit=LARGEST_FILE).decode(errors="replace")
     try:
-        tables = toml.tables(text)
+        space = {key: _range(path, key, said) for key, said in _settings(toml.tables(text))}
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: {error}") from None
-    space = {
-        f"{table}.{name}" if table else name: _range(path, f"{table}.{name}".strip("."), said)
-        for table, entries in _by_table(tables).items()
-        for name, said in entries.items()
-    }
     if not space:
         raise FileError(f"{path}: expected a table for each setting to try, got none")
     return space
 
 
-def _by_table(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by table; those of the recipe itself (`total_steps`) are in the table ""."""
-    found: dict[str, dict[str, Any]] = {"": {}}
-    for name, value in tables.items():
-        is_setting = isinstance(value, dict) and not any(
-            isinstance(entry, dict) for entry in value.values()
-        )
-        if is_setting or not isinstance(value, dict):
-            found[""][name] = value
+def _settings(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """What a file says of each setting, by its dotted key: tables in which there are none."""
+    for name, said in table.items():
+        if isinstance(said, dict) and any(isinstance(entry, dict) for entry in said.values()):
+            yield from _settings(said, f"{above}{name}.")
         else:
-            found[name] = value
-    return found
+            yield f"{above}{name}", said
 
 
 def _range(path: Path, key: str, said: Any) -> Range:
     match said:
-        case {"choices": [_, *_] as choices, **rest} if not rest:
+        case {"choices": [_, *_] as choices} if len(said) == 1:
             return Range(choices=tuple(choices))
-        case {"low": int() | float() as low, "high": int() | float() as high, **rest} if not set(
-            rest
-        ) - {"log"}:
-            log = rest.get("log", False)
-            if low < high and isinstance(log, bool) and (low > 0 or not log):
+        case {"low": int() | float() as low, "high": int() | float() as high}:
+            log = said.get("log", False)
+            is_known = said.keys() <= {"low", "high", "log"} and isinstance(log, bool)
+            if is_known and low < high and (low > 0 or not log):
                 return Range(low, high, log)
     raise FileError(
         f"{path}: {key}: expected choices, or low < high (and log = true where low > 0), got "

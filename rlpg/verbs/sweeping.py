@@ -10,18 +10,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlpg.engine.assembly import Hooks
 from rlpg.errors import EstimatorError, FileError, TrainingError, UsageError
-from rlpg.policies.references import UserParts
-from rlpg.rollouts import EnvSource
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, dumps, override
-from rlpg.verbs.several import Finished
+from rlpg.verbs import training
+from rlpg.verbs.several import Finished, Training
 from rlpg.verbs.spaces import Range, Space
 
 NAME = "rlpg"  # of the study in its file
@@ -29,28 +28,21 @@ STARTUP_TRIALS = 10  # at random, before the sampler learns from them
 ABOUT = "rlpg"  # attribute of the study that says what is swept
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What all processes of a sweep have in common.
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Training):
+    """What all processes of a sweep have in common; `recipe` is what the trials do not change.
 
     Attributes:
-        env: what is trained on.
-        recipe: what the trials do not change.
         folder: holds `study.journal`, `trials/<number>/<seed>/`, `best.toml`, `importances.png`.
         space: the settings that are tried.
         trials: how many, of all processes.
         seeds: of every trial.
-        parts: of the user's own.
     """
 
-    env: EnvSource
-    recipe: Recipe
     folder: Path
     space: Space
     trials: int
     seeds: tuple[int, ...] = (0, 1, 2)
-    parts: UserParts = field(default_factory=UserParts)
-    stop_at_return: float | None = None
 
     def study(self) -> Any:
         """The study in the folder, made if there is none.
@@ -97,9 +89,9 @@ class Sweep:
         """Wait until no other process is here."""
         return files.lock(self.folder / "study.lock", wait=True)
 
-    def run(self, worker: int, hooks: Hooks, *, quiet: bool) -> Finished:
-        """Take trials until there are enough; `worker` numbers the processes of this machine."""
-        study = self.study()
+    def run(self, seed: int, hooks: Hooks | None = None, *, quiet: bool) -> Finished:
+        """Take trials until there are enough; `seed` numbers the processes of this machine."""
+        study, hooks = self.study(), hooks or Hooks()
         while True:
             with ExitStack() as held:
                 trial = self._take(study, held)
@@ -116,17 +108,17 @@ class Sweep:
             for found in trials:
                 if found.state == optuna.trial.TrialState.RUNNING:
                     with suppress(UsageError):  # its process is alive
-                        held.enter_context(files.lock(self._lock(found.number)))
+                        self._hold(found.number, held)
                         return optuna.trial.Trial(study, found._trial_id)
             if len(trials) >= self.trials:
                 return None
             trial = study.ask()
-            files.make_folder(self._lock(trial.number).parent)
-            held.enter_context(files.lock(self._lock(trial.number)))
+            files.make_folder(self._trial_folder(trial.number))
+            self._hold(trial.number, held)
             return trial
 
-    def _lock(self, number: int) -> Path:
-        return self._trial_folder(number) / "trial.lock"
+    def _hold(self, number: int, held: ExitStack) -> None:
+        held.enter_context(files.lock(self._trial_folder(number) / "trial.lock"))
 
     def _trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
@@ -167,8 +159,6 @@ class Sweep:
 
     def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> Any:
         """One seed of a trial; where it has begun, it goes on."""
-        from rlpg.verbs import training
-
         folder = self._trial_folder(number) / str(seed)
         hooks = Hooks(watch.on_log, [watch], self.stop_at_return)
         if files.exists(folder / "recipe.toml"):
@@ -207,12 +197,7 @@ class Watch(Logger):
     """A logger that reports evaluations to Optuna, and ends a run that is behind."""
 
     def __init__(self, trial: Any, before: list[float], hooks: Hooks) -> None:
-        """
-        Args:
-            trial: Optuna's.
-            before: what the trial's seeds before this one have reached.
-            hooks: is told of the log, too.
-        """
+        """`before`: what the trial's seeds before this one have reached; `hooks` hear the log."""
         self._trial, self._before, self._hooks = trial, before, hooks
         self.is_behind = False
 

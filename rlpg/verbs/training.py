@@ -37,18 +37,12 @@ from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies import Policy
 from rlpg.policies.references import Part, UserParts, reference_to
-from rlpg.rollouts import (
-    BaseCollector,
-    EnvSource,
-    Episodes,
-    Rollout,
-    hangs_end_the_process,
-)
+from rlpg.rollouts import BaseCollector, EnvSource, Episodes, Rollout, hangs_end_the_process
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import RunFolder, create_run, open_run
-from rlpg.runs.store import newest_checkpoint
+from rlpg.runs.store import Checkpoint, newest_checkpoint
 
 LOG_ENTRIES, EVALUATIONS = 500, 20  # of a run whose recipe does not say how often
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints at most, but for the length of an iteration
@@ -129,11 +123,10 @@ def train(
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
     changes = {key: value for key, value in changes.items() if value is not None}
-    base = find_recipe(env, name or None, recipe, parts)
-    hooks = Hooks(on_log, loggers, stop_at_return)
+    base = find_recipe(env, name, recipe, parts)
     return run_recipe(
-        env, override(base, settings_of(parts) | changes), run_dir,
-        parts=parts, hooks=hooks, quiet=is_quiet(quiet),
+        env, override(base, settings_of(parts) | changes), run_dir, parts=parts,
+        hooks=Hooks(on_log, loggers, stop_at_return), quiet=is_quiet(quiet),
     )  # fmt: skip
 
 
@@ -144,11 +137,12 @@ def own_parts(
     baseline: Part | Baseline | None,
     schedules: Schedules | None,
     import_modules: bool,
-) -> tuple[str, UserParts]:
-    """The agent's name, and what the caller brings."""
-    learner = None if isinstance(agent, str) and ":" not in agent else agent
-    name = "" if agent is None else reference_to(agent, "agent").name if learner else str(agent)
-    return name, UserParts(network, policy, learner, baseline, schedules or {}, import_modules)
+) -> tuple[str | None, UserParts]:
+    """The agent's name, if there is one, and what the caller brings."""
+    if agent is None or (isinstance(agent, str) and ":" not in agent):
+        return agent, UserParts(network, policy, None, baseline, schedules or {}, import_modules)
+    name = reference_to(agent, "agent").name
+    return name, UserParts(network, policy, agent, baseline, schedules or {}, import_modules)
 
 
 def is_quiet(quiet: bool | None) -> bool:
@@ -192,17 +186,22 @@ def run_recipe(
         recipe = with_what_auto_came_to(recipe, components.learner)
         folder = from_first(lambda: create_run(recipe, versions_now(), path=path))
         with _held(folder):
-            warn, loggers = components.display.warn, hooks.loggers
-            is_writing = rank() == 0
-            writer = (
-                RunWriter(folder, recipe, warn, loggers=loggers) if is_writing else NoWriter(folder)
-            )
-            return finish(components, writer)
+            return finish(components, _writer(folder, recipe, components))
 
 
 def _held(folder: RunFolder) -> AbstractContextManager[None]:
     """The first rank holds the run's folder."""
     return folder.held() if rank() == 0 else nullcontext()
+
+
+def _writer(
+    folder: RunFolder, recipe: Recipe, components: Components, saved: Checkpoint | None = None
+) -> RunWriter:
+    """The first rank writes."""
+    if rank() > 0:
+        return NoWriter(folder)
+    display, hooks = components.display, components.hooks
+    return RunWriter(folder, recipe, display.warn, saved, hooks.loggers)
 
 
 def resume(
@@ -251,11 +250,9 @@ def resume(
         SaveError: the run is done, and not everything could be saved.
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
-    hooks = Hooks(on_log, loggers, stop_at_return)
-    quiet = is_quiet(quiet)
     return resume_run(
-        Path(path), env, parts, hooks,
-        env_kwargs=env_kwargs, total_steps=total_steps, exact=exact, quiet=quiet,
+        Path(path), env, parts, Hooks(on_log, loggers, stop_at_return), env_kwargs=env_kwargs,
+        total_steps=total_steps, exact=exact, quiet=is_quiet(quiet),
     )  # fmt: skip
 
 
@@ -307,16 +304,13 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
     if exact and notes:
         raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")
     with fitting(folder.checkpoints):
-        warn, loggers = components.display.warn, components.hooks.loggers
-        writer = (
-            RunWriter(folder, recipe, warn, saved, loggers) if rank() == 0 else NoWriter(folder)
-        )
+        writer = _writer(folder, recipe, components, saved)
     if rank() == 0:
         folder.save_recipe(recipe, before=before, step=step)
     at = f"step {step:,}" if saved else "the start"
     components.display.notes += (f"resumed from {at}",)
     for note in notes:
-        warn(note)
+        components.display.warn(note)
     return finish(components, writer)
 
 

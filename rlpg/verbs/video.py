@@ -14,7 +14,7 @@ import numpy as np
 
 from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import Saved
-from rlpg.errors import EnvironmentSetupError, UsageError, install
+from rlpg.errors import EnvironmentSetupError, UsageError
 from rlpg.rollouts import find_spec
 from rlpg.rollouts.ids import own_words, quietly
 from rlpg.verbs.evaluation import environment_of, evaluate
@@ -22,38 +22,22 @@ from rlpg.verbs.evaluation import environment_of, evaluate
 FRAMES_PER_SECOND = 30  # where the environment does not say
 SMALLEST_LABELED = 120  # pixels of a picture's shorter side
 
+Picture = np.ndarray[Any, Any]  # [height, width, 3] uint8
+Show = Callable[[Picture], None]
+
 
 def has_display() -> bool:
     """Whether an X or Wayland server is there to open windows on."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-@contextmanager
-def without_display() -> Iterator[None]:
-    """Where there is no display, pygame looks for none: it would print errors about it."""
-    if has_display():
-        yield
-        return
-    names = ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: value or "dummy" for name, value in before.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-
-
 class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Hands every picture of the first whole episode to `show`, first and last state included."""
 
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], show: Callable[[np.ndarray[Any, Any]], None]
-    ) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], show: Show) -> None:
         super().__init__(env)
         self._show = show
-        self._first: np.ndarray[Any, Any] | None = None
+        self._first: Picture | None = None
         self._over = False
         self._steps, self._return = 0, 0.0
 
@@ -79,7 +63,7 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._over = bool(result[2] or result[3])
         return result
 
-    def _picture(self) -> np.ndarray[Any, Any]:
+    def _picture(self) -> Picture:
         frame: Any = self.env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
             raise EnvironmentSetupError(
@@ -90,7 +74,7 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return labeled(picture, f"step {self._steps}   return {self._return:.1f}")
 
 
-def labeled(picture: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
+def labeled(picture: Picture, text: str) -> Picture:
     """The picture `[height, width, 3]` with a line of text in its upper left corner, in place.
 
     Without pygame, or where the picture is too small to read it, without the line.
@@ -110,42 +94,33 @@ def labeled(picture: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
     return picture
 
 
-class Film:
-    """An mp4 file that appears when the film is complete; an error leaves none."""
+@contextmanager
+def filming(path: Path, frames_per_second: float) -> Iterator[Show]:
+    """What takes the pictures of an mp4 film. The film appears when it is complete."""
+    from imageio_ffmpeg import write_frames
 
-    def __init__(self, path: Path, frames_per_second: float) -> None:
-        try:
-            import imageio_ffmpeg
-        except ImportError:
-            raise UsageError(
-                f"video: expected imageio-ffmpeg to be installed; run {install('video')}"
-            ) from None
-        self._ffmpeg = imageio_ffmpeg
-        self._path, self._rate = path, frames_per_second
-        self._unfinished = path.with_name(f".tmp-{path.stem}.mp4")
-        self._writer: Any = None
+    unfinished = path.with_name(f".tmp-{path.stem}.mp4")
+    writer: Any = None
 
-    def show(self, frame: np.ndarray[Any, Any]) -> None:
-        """Add a picture, `[height, width, 3]` uint8."""
-        if self._writer is None:
-            size = frame.shape[1], frame.shape[0]
-            self._writer = self._ffmpeg.write_frames(
-                str(self._unfinished), size, fps=self._rate, macro_block_size=2, quality=7
+    def show(picture: Picture) -> None:
+        nonlocal writer
+        if writer is None:
+            size = picture.shape[1], picture.shape[0]
+            writer = write_frames(
+                str(unfinished), size, fps=frames_per_second, macro_block_size=2, quality=7
             )
-            self._writer.send(None)
-        self._writer.send(frame)
+            writer.send(None)
+        writer.send(picture)
 
-    def __enter__(self) -> Film:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if kind is None:
-            self._unfinished.replace(self._path)
-        else:
-            with suppress(FileNotFoundError):
-                self._unfinished.unlink()
+    try:
+        yield show
+        writer.close()
+        unfinished.replace(path)
+    finally:
+        if writer is not None:
+            writer.close()
+        with suppress(FileNotFoundError):
+            unfinished.unlink()
 
 
 def film(
@@ -163,16 +138,18 @@ def film(
         path: of the mp4 file; replaced if it exists.
 
     Raises:
-        UsageError: imageio-ffmpeg is missing, or the environment gives no pictures.
+        UsageError: the environment gives no pictures.
     """
-    made = made_for_pictures(saved, "rgb_array", env, env_kwargs)
-    with without_display(), made as (original, cap):
+    if not has_display():  # pygame would look for one, and print errors
+        for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+            os.environ.setdefault(name, "dummy")
+    with made_for_pictures(saved, "rgb_array", env, env_kwargs) as (original, cap):
         rate = original.metadata.get("render_fps") or FRAMES_PER_SECOND
-        with Film(path, rate) as shooting:
-            filmed = Filmed(original, shooting.show)
+        with filming(path, rate) as show:
             return evaluate(
-                saved.policy, filmed, 1, seed, deterministic=deterministic, episode_cap=cap
-            )
+                saved.policy, Filmed(original, show), 1, seed,
+                deterministic=deterministic, episode_cap=cap,
+            )  # fmt: skip
 
 
 def watch(

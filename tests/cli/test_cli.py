@@ -19,7 +19,7 @@ from gymnasium import spaces
 
 import rlpg
 from rlpg import cli
-from rlpg.cli.parsing import shown
+from rlpg.cli.help import shown
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import newest_checkpoint
@@ -296,8 +296,8 @@ def test_several_seeds_and_numbered_runs(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_folder_for_several_seeds() -> None:
-    words = ["train", "CartPole-v1", *FAST, "--quiet", "--seeds", "0", "1", "--run-dir", "both"]
-    assert cli.main(words) == 0
+    words = ["train", "CartPole-v1", *FAST, "--quiet", "--jobs=1", "--run-dir", "both"]
+    assert cli.main([*words, "--seeds", "0", "1"]) == 0
     assert sorted(path.name for path in Path("both").iterdir()) == ["0", "1"]
 
 
@@ -607,7 +607,7 @@ def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
 def test_a_start_without_output_streams_trained_nothing(closed: str) -> None:
     done = shell(f'"$@" {closed}', "train", "CartPole-v1", *FAST, "--run-dir", "run")
     assert done.returncode == 0, done.stderr
@@ -616,7 +616,7 @@ def test_a_start_without_output_streams_trained_nothing(closed: str) -> None:
 
 
 def test_results_that_could_not_be_printed_lost_the_other_seeds() -> None:
-    words = ("train", "CartPole-v1", *FAST, "--seeds", "1", "2", "--run-dir", "run", "--quiet")
+    words = ("train", "CartPole-v1", *FAST, "--seeds=1,2", "--jobs=1", "--run-dir=run", "--quiet")
     done = shell('PYTHONUNBUFFERED=1 "$@" > /dev/full', *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert Path("run/1/evaluation.json").exists()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlpg.cli.streams import complain, report, say_warnings_in_one_line
-from rlpg.errors import FileError, RlpgWarning
+from rlpg.cli.streams import complain, report, say
+from rlpg.errors import FileError, RlpgWarning, tell_warnings
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
@@ -39,7 +39,7 @@ def test_a_warning_about_a_run_is_one_line_and_others_are_as_usual(
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: others.append(message)
-        say_warnings_in_one_line()
+        tell_warnings(say)
         warnings.warn("the disk\nis full", RlpgWarning, stacklevel=1)
         warnings.warn("another one", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "rlpg: the disk is full\n"
