@@ -113,9 +113,10 @@ def play(
         before_call()
         before, start = global_generators(), perf_counter()
         obs, *outcome, info = _result(call, names)
-        seconds, outcome = perf_counter() - start, outcome or [0.0, False, False]
-        about = (action, given, _changed(before), seconds)
-        return Seen(number, seed, step, obs, fingerprint(obs), info, *outcome, *about)
+        seconds, bits = perf_counter() - start, fingerprint(obs)
+        paid = outcome or [0.0, False, False]
+        about = [action, given, _changed(before), seconds]
+        return Seen._make([number, seed, step, obs, bits, info, *paid, *about])
 
     step = -1
     try:
