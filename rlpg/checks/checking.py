@@ -174,7 +174,7 @@ class _Check:
         for call, seconds in self.seconds.items():
             failed = self.failed
             if failed is not None and failed.failed == call:
-                where = place(failed.number, failed.seed, len(failed.rows) - 1)
+                where = place(failed.number, failed.seed, len(failed.calls) - 1)
                 advice = "reset it with that seed to see it again"
                 self._add(call, "fault", f"{where} {failed.problem}; {advice}")
             elif seconds:
@@ -204,8 +204,8 @@ class _Check:
             longest = left if self.subject.is_limited else min(self.episode_cap, left)
             seed = derived_seed(run, 0, number)
             episode = play(self.env, number, seed, choose, longest, see=watcher)
-            self.seconds["reset"] += episode.seconds[:1]
-            self.seconds["step"] += episode.seconds[1:]
+            for seen in episode.calls:
+                self.seconds["reset" if seen.step < 0 else "step"].append(seen.seconds)
             self.failed = episode if episode.failed else None
             if episode.failed == "reset":
                 return

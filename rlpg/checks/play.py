@@ -34,14 +34,15 @@ class Seen(NamedTuple):
     seed: int
     step: int  # from 0; -1 is the reset
     obs: Any
+    bits: str  # the fingerprint of the observation
     info: Any
-    reward: Any = 0.0
-    terminated: Any = False
-    truncated: Any = False
-    action: Any = None  # the object that the environment got
-    given: str = ""  # the fingerprint of the action before
-    drawn: tuple[str, ...] = ()  # global generators that this call changed
-    seconds: float = 0.0
+    reward: Any
+    terminated: Any
+    truncated: Any
+    action: Any  # the object that the environment got
+    given: str  # the fingerprint of the action before
+    drawn: tuple[str, ...]  # global generators that this call changed
+    seconds: float
 
     @property
     def where(self) -> str:
@@ -49,19 +50,15 @@ class Seen(NamedTuple):
         return place(self.episode, self.seed, self.step)
 
     @property
+    def ends(self) -> str:
+        """Both of them, for messages and to be compared."""
+        return f"{brief(self.terminated)}, {brief(self.truncated)}"
+
+    @property
     def is_end(self) -> bool:
         """Whether the episode is over."""
         flags = (self.terminated, self.truncated)
         return any(isinstance(f, bool | np.bool_ | int | np.integer) and f for f in flags)
-
-
-class Row(NamedTuple):
-    """What a call gave back, to be compared."""
-
-    obs: str  # its fingerprint
-    reward: Any
-    ends: str
-    shown: Any  # a copy of the observation, or None where it is large
 
 
 @dataclass
@@ -72,8 +69,8 @@ class Episode:
     seed: int
     random: dict[str, Any]  # the global generators before its reset
     actions: list[Any] = field(default_factory=list)  # also the one that raised
-    rows: list[Row] = field(default_factory=list)  # of the reset and of every step that returned
-    seconds: list[float] = field(default_factory=list)  # that they took
+    # The reset and every step that returned; of observations copies, and of large ones none.
+    calls: list[Seen] = field(default_factory=list)
     ended: bool = False
     failed: str = ""  # "reset" or "step": the call that raised or returned nonsense
     problem: str = ""  # and what it did
@@ -81,7 +78,7 @@ class Episode:
     @property
     def length(self) -> int:
         """Steps that returned."""
-        return max(len(self.rows) - 1, 0)
+        return max(len(self.calls) - 1, 0)
 
 
 class Misbehaved(Exception):
@@ -116,17 +113,17 @@ def play(
         before_call()
         before, start = global_generators(), perf_counter()
         obs, *outcome, info = _result(call, names)
-        outcome = outcome or [0.0, False, False]
-        outcome += [action, given, _changed(before), perf_counter() - start]
-        return Seen(number, seed, step, obs, info, *outcome)
+        seconds, bits = perf_counter() - start, fingerprint(obs)
+        paid = outcome or [0.0, False, False]
+        about = [action, given, _changed(before), seconds]
+        return Seen._make([number, seed, step, obs, bits, info, *paid, *about])
 
     step = -1
     try:
         seen = called(step)
         while True:
             see(seen)
-            episode.rows.append(_row(seen))
-            episode.seconds.append(seen.seconds)
+            episode.calls.append(_kept(seen))
             episode.ended = seen.is_end
             step += 1
             if episode.ended or step >= num_steps:
@@ -171,17 +168,16 @@ def difference(first: Episode, second: Episode) -> str:
 
     They are compared as far as the shorter one was asked to go.
     """
-    for t, (one, other) in enumerate(zip(first.rows, second.rows, strict=False)):
-        where = place(first.number, first.seed, t - 1)
-        if one.obs != other.obs:
-            return f"{where}: {_parted(one.shown, other.shown)}"
+    for one, other in zip(first.calls, second.calls, strict=False):
+        if one.bits != other.bits:
+            return f"{one.where}: {_parted(one.obs, other.obs)}"
         if fingerprint(one.reward) != fingerprint(other.reward):
-            return f"{where}: the reward was {brief(one.reward)}, then {brief(other.reward)}"
+            return f"{one.where}: the reward was {brief(one.reward)}, then {brief(other.reward)}"
         if one.ends != other.ends:
-            return f"{where}: terminated, truncated were {one.ends}, then {other.ends}"
+            return f"{one.where}: terminated, truncated were {one.ends}, then {other.ends}"
     expected = first.problem if len(first.actions) <= len(second.actions) else ""
     if bool(expected) != bool(second.problem):
-        where = place(first.number, first.seed, min(len(first.rows), len(second.rows)) - 1)
+        where = place(first.number, first.seed, min(len(first.calls), len(second.calls)) - 1)
         return f"{where}: it {expected or 'returned'}, then it {second.problem or 'returned'}"
     return ""
 
@@ -263,14 +259,14 @@ def _result(call: Callable[[], Any], names: str) -> Any:
     return result
 
 
-def _row(seen: Seen) -> Row:
+def _kept(seen: Seen) -> Seen:
+    """What differences are looked for in, and shown from."""
     size = sum(int(array.nbytes) for _, array in _leaves(seen.obs, ()))
     try:
-        shown = copy.deepcopy(seen.obs) if size <= _LARGEST_SHOWN else None
+        obs = copy.deepcopy(seen.obs) if size <= _LARGEST_SHOWN else None
     except (TypeError, ValueError):  # it cannot be copied: it is not shown
-        shown = None
-    ends = f"{brief(seen.terminated)}, {brief(seen.truncated)}"
-    return Row(fingerprint(seen.obs), seen.reward, ends, shown)
+        obs = None
+    return seen._replace(obs=obs, info=None, action=None)
 
 
 def _leaves(obs: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:

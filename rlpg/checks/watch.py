@@ -48,7 +48,7 @@ class Watcher:
             "global random": (self._generators, "random, numpy.random and torch are left alone"),
         }  # fmt: skip
         self._calls = self._steps = 0
-        self._kept: deque[tuple[Seen, str]] = deque(maxlen=_KEPT)
+        self._kept: deque[Seen] = deque(maxlen=_KEPT)
         self._last_end: Seen | None = None
         self._first: dict[tuple[str, Status], str] = {}
         self._count: Counter[tuple[str, Status]] = Counter()
@@ -152,10 +152,10 @@ class Watcher:
         return "fault", "changed the action that it was given", advice
 
     def _buffers(self, seen: Seen) -> Wrong | None:
-        changed = next((old for old, bits in self._kept if fingerprint(old.obs) != bits), None)
+        changed = next((old for old in self._kept if fingerprint(old.obs) != old.bits), None)
         if changed is not None:
             self._kept.clear()
-        self._kept.append((seen, fingerprint(seen.obs)))
+        self._kept.append(seen)
         if changed is None:
             return None
         advice = "return a copy; rlpg copies what it keeps, other programs may not"

@@ -26,6 +26,7 @@ How = Literal[
     "biased_straight_through",
     "biased_gumbel_softmax",
 ]
+_HOWS = get_args(How)  # once: every sample is asked
 BRANCHING = ("expect", "weak", "disarm", "without_replacement")
 
 
@@ -125,9 +126,9 @@ def ancestors_of(
 
 
 def known_how(name: str, how: str) -> How:
-    if how not in get_args(How):
+    if how not in _HOWS:
         raise EstimatorError(
-            f"{name}: expected how in {', '.join(get_args(How))}, got {how!r}; choose one of them"
+            f"{name}: expected how in {', '.join(_HOWS)}, got {how!r}; choose one of them"
         )
     return how  # type: ignore[return-value]
 

@@ -68,9 +68,9 @@ def test_cross_fitted_weights_are_unbiased_where_in_sample_weights_are_not() -> 
     def z_scores(found: Tensor) -> Tensor:
         return (found.mean(0) - exact) / (found.std(0) / math.sqrt(len(found)))
 
-    crossed = estimates("combine", lanes=6, repeats=1500)
+    crossed = estimates("combine", lanes=6, repeats=800)
     assert z_scores(crossed).abs().max() < 4
-    in_sample = estimates("combine", lanes=6, repeats=1500, exact_ivw=True)
+    in_sample = estimates("combine", lanes=6, repeats=800, exact_ivw=True)
     assert z_scores(in_sample).abs().max() > 6
 
 

@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Normal
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut
+from rlpg.gradients.events import Node
 from rlpg.gradients.tape import How, Tape
 
 START = torch.tensor([0.4, 0.7, 1.2], dtype=torch.float64)  # mean, scale, weight of the network
@@ -136,6 +137,18 @@ def test_baseline_of_earlier_nodes_leaves_the_shaped_reward_alone() -> None:
 
     want = torch.autograd.functional.jacobian(exact, START)
     assert z_scores("score", with_baseline, want, 1000).abs().max() < 4
+
+
+def test_what_lies_beyond_a_resample_is_not_in_the_return_of_a_node_before_it() -> None:
+    """A lane's own later terms would count twice, once more by the shaped reward: off by 1 / N."""
+    theta = START.clone().requires_grad_()
+    tape = Tape("score", baseline=LeaveOneOut())
+    x = tape.sample(Normal(theta[0].expand(LANES), theta[1].expand(LANES)))
+    tape.add(0.5 * x)
+    tape.add(100 * tape.resample(theta[2] * x))
+    tape.surrogate()
+    (first,) = (event for event in tape.events[:1] if isinstance(event, Node))
+    torch.testing.assert_close(first.subtracted, 0.5 * (x.sum() - x) / (LANES - 1))
 
 
 def test_value_is_the_finite_objective_not_the_infinite_one() -> None:

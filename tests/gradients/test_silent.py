@@ -39,6 +39,7 @@ from torch.distributions import Categorical as Choice
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
+from rlpg.gradients.events import Node
 from rlpg.gradients.tape import How, Tape
 
 
@@ -548,6 +549,21 @@ def test_optimal_constant_is_the_same_for_probs_and_logits(family: type[Distribu
         tape.add(paid[x] if family is Choice else x @ paid)
         gradients.append(torch.autograd.grad(tape.surrogate(), logits)[0])
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("by", ["logits", "probs"])
+def test_optimal_constant_of_a_choice_weighs_by_the_score_of_its_logits(by: str) -> None:
+    logits = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+    paid, p = torch.tensor([1.0, 3.0, 9.0], dtype=torch.float64), torch.softmax(logits, 0)
+    tape = Tape(baseline=OptimalConstant())
+    x = tape.sample(Choice(**{by: (logits if by == "logits" else p).expand(20, 3)}))
+    assert len(x.unique()) > 1
+    tape.add(paid[x])
+    tape.surrogate()
+    square = (torch.eye(3).double()[x] - p.detach()).square().sum(1)
+    total = (square * paid[x]).sum() - square * paid[x]
+    (node,) = (event for event in tape.events if isinstance(event, Node))
+    torch.testing.assert_close(node.subtracted, total / (square.sum() - square))
 
 
 def test_optimal_constant_of_a_choice_is_at_least_as_good_as_none() -> None:

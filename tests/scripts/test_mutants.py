@@ -57,8 +57,9 @@ def test_every_mutant_changes_a_file_and_names_tests_that_are_there() -> None:
     assert len(listed) >= 100
     assert len({(mutant.file, mutant.name) for mutant in listed}) == len(listed)
     for mutant in listed:
+        text = (mutants.ROOT / "rlpg" / mutant.file).read_text()
+        assert text.count(mutant.old) == 1, f"{mutant.file}: {mutant.name}: does not apply"
         assert mutant.old != mutant.new
-        assert (mutants.ROOT / "rlpg" / mutant.file).is_file(), mutant
         assert mutant.tests
         for name in mutant.tests.split():
             path, *_ = name.split("::")
