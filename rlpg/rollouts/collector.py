@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rlpg.errors import EnvironmentFault, RlpgError
 from rlpg.policies.fast_path import ArrayActor
 from rlpg.policies.networks import Carry, map_carry
-from rlpg.rollouts.base import BaseCollector
+from rlpg.rollouts.base import BaseCollector, never_ends
 from rlpg.rollouts.bounds import Bounds
-from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
+from rlpg.rollouts.buffer import RolloutBuffer, Running, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Rollout
@@ -55,9 +56,6 @@ class Collector(BaseCollector):
         policy, seed, log_prob, deterministic: see `BaseCollector`.
         warn: is told once if an observation is out of the bounds of its space; None: a Python
             warning.
-
-    One step is one call of the policy's actor, one `envs.step` and a few copies into preallocated
-    arrays; everything else is computed once per rollout on whole `[T, N]` arrays.
     """
 
     def __init__(
@@ -78,9 +76,7 @@ class Collector(BaseCollector):
         self._observations = policy.observations
         self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
-        self._running = RunningEpisodes.none(self.num_envs)
-        self._carry: Carry = None  # of the policy, [N, ...]
-        self._starts = np.ones(self.num_envs, dtype=bool)  # `obs` is the first of an episode
+        self._no_episodes()
         self._warn = warn or warnings.warn
         self._bounds = Bounds(self._observations)
         self._checks_bounds = self._bounds.exist  # until there was something to say
@@ -117,12 +113,7 @@ class Collector(BaseCollector):
                     if remaining.max() <= 0:
                         break
                 if t >= limit:
-                    slowest = int(remaining.argmax())
-                    raise EnvironmentFault(
-                        f"environment {slowest}: expected {per_env} episodes to end within "
-                        f"{limit} steps, got {per_env - int(remaining.max())}; "
-                        "give it a time limit (max_episode_steps) or raise max_steps"
-                    )
+                    raise never_ends(per_env - remaining, per_env, limit)
                 if t == buffer.capacity:
                     buffer.grow()
         return self._rollout(buffer, t, ended_before, carry, quota=per_env)
@@ -135,10 +126,10 @@ class Collector(BaseCollector):
         return super().state_dict() | {
             "obs": None if self._obs is None else self._obs.copy(),
             "ended": self._ended.copy(),
-            "returns": self._running.returns.copy(),
-            "lengths": self._running.lengths.copy(),
+            "returns": self._running[0].copy(),
+            "lengths": self._running[1].copy(),
             "starts": self._starts.copy(),
-            "carry": carry_to_arrays(self._carry),
+            "carry": _carry_to_arrays(self._carry),
             "environments": snapshot(self.envs, mid_episode=self._obs is not None),
         }
 
@@ -146,12 +137,9 @@ class Collector(BaseCollector):
         super().load_state_dict(state)
         self._obs = None if state["obs"] is None else np.array(state["obs"])
         self._ended = np.array(state["ended"], dtype=bool)
-        self._running = RunningEpisodes(
-            returns=np.array(state["returns"], dtype=np.float64),
-            lengths=np.array(state["lengths"], dtype=np.int64),
-        )
+        self._running = np.array(state["returns"], np.float64), np.array(state["lengths"], np.int64)
         self._starts = np.array(state["starts"], dtype=bool)
-        self._carry = carry_from_arrays(state["carry"], self._device)
+        self._carry = _carry_from_arrays(state["carry"], self._device)
         problem = restore(self.envs, state["environments"])
         if problem:
             self.restart()
@@ -175,9 +163,12 @@ class Collector(BaseCollector):
             raise _fault(f"reset before step {self.vector_steps}", error) from error
         if not remembers_ends(self.envs):
             self._ended = np.zeros(self.num_envs, dtype=bool)
-        self._running = RunningEpisodes.none(self.num_envs)
-        self._carry = self.policy.initial_carry(self.num_envs)
-        self._starts = np.ones(self.num_envs, dtype=bool)
+        self._no_episodes()
+
+    def _no_episodes(self) -> None:
+        self._running: Running = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        self._carry: Carry = self.policy.initial_carry(self.num_envs)  # [N, ...]
+        self._starts = np.ones(self.num_envs, dtype=bool)  # `obs` is the first of an episode
 
     def _buffer(self, num_steps: int) -> RolloutBuffer:
         head = self.policy.head
@@ -185,7 +176,7 @@ class Collector(BaseCollector):
             num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
         )
         buffer.obs[0] = self._obs
-        self._parts = RewardParts()
+        self._parts = RewardParts(self.num_envs)
         return buffer
 
     def _run_ahead(
@@ -193,7 +184,7 @@ class Collector(BaseCollector):
     ) -> None:
         """Fills the rollout, each worker's environments as fast as they can."""
         obs, first, dtype = buffer.obs[0].copy(), self.vector_steps, buffer.action.dtype
-        acting = 0.0
+        acting, start = 0.0, perf_counter()
         block = 0  # first step of those that are in the workers' memory at a time
 
         def act(obs: np.ndarray, steps: Sequence[tuple[int, slice]]) -> np.ndarray:
@@ -208,20 +199,15 @@ class Collector(BaseCollector):
 
         for block in range(0, num_steps, pool.steps_ahead):
             size = min(pool.steps_ahead, num_steps - block)
-            found, began = pool.outcomes(size), perf_counter()
+            keep = partial(buffer.put_block, block, size)
             try:
                 with np.errstate(over="ignore"):  # 1e39 becomes inf, which is reported
-                    infos = pool.run_ahead(obs, size, first + block, act)
+                    pool.run_ahead(obs, size, first + block, act, keep)
             except Exception:
-                buffer.put_block(block, found)
-                del found  # who keeps the error keeps this frame, but not the workers' memory
                 check_finite(buffer, block + size, first)  # what began earlier is told first
                 raise
-            buffer.put_block(block, found)
-            for info in infos:
-                self._parts.add(info)
-            self.env_seconds += perf_counter() - began
-        self.env_seconds -= acting
+        self._parts = pool.reward_parts()
+        self.env_seconds += perf_counter() - start - acting
         self.vector_steps += num_steps
         last = num_steps - 1
         self._ended = self._starts = buffer.terminated[last] | buffer.truncated[last]
@@ -280,9 +266,8 @@ class Collector(BaseCollector):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """`[N, *O]`; the environments in `maskless` need not have given an action mask."""
-        mask = None
-        if self._observations.info_mask:
-            mask = batched_mask(info, self.num_envs, maskless)
+        has_mask = self._observations.info_mask > 0
+        mask = batched_mask(info, self.num_envs, maskless) if has_mask else None
         packed: np.ndarray = self._observations.pack(obs, self.num_envs, mask, out)
         return packed
 
@@ -317,17 +302,16 @@ class Collector(BaseCollector):
         return self._with_log_prob(rollout)
 
 
-def carry_to_arrays(carry: Carry) -> Any:
+def _carry_to_arrays(carry: Carry) -> Any:
     """The carry as plain data: None, an array, or a list of arrays for a tuple."""
     if isinstance(carry, tuple):
-        return [part.cpu().numpy().copy() for part in carry]
+        return [_carry_to_arrays(part) for part in carry]
     return None if carry is None else carry.cpu().numpy().copy()
 
 
-def carry_from_arrays(arrays: Any, device: torch.device) -> Carry:
-    """The carry that `carry_to_arrays` was given."""
+def _carry_from_arrays(arrays: Any, device: torch.device) -> Any:
     if isinstance(arrays, list | tuple):
-        return tuple(torch.from_numpy(np.array(array)).to(device) for array in arrays)
+        return tuple(_carry_from_arrays(array, device) for array in arrays)
     return None if arrays is None else torch.from_numpy(np.array(arrays)).to(device)
 
 

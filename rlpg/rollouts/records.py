@@ -1,8 +1,6 @@
 """What the files of a run say of an environment object, and an environment from what they say.
 
-An object that `gymnasium.make` can make again from its id, plain arguments, a time limit and
-Gymnasium's own wrappers is recorded so. Any other one has a name that is no id, like
-`MyWrapper(CartPole-v1)`: then nobody plays the bare environment in its place.
+An object that `gymnasium.make` can make again is recorded so; others have a name that is no id.
 """
 
 from __future__ import annotations

@@ -20,23 +20,16 @@ from rlpg.rollouts.workers import WorkerEnvs
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A vector environment that can say where it stands."""
+    """A vector environment that can say where it stands, in plain values and numpy arrays."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides its future: plain values and numpy arrays."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, Any] | None:
     """Where the environments stand: plain values and arrays; None where nobody can tell.
 
-    Args:
-        envs: vector environments.
-        mid_episode: whether their episodes go on; False where a reset comes next.
+    `mid_episode`: whether their episodes go on; False where a reset comes next.
     """
     base = envs.unwrapped
     if isinstance(base, Resumable):
@@ -58,12 +51,8 @@ def restore(envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any] | None) -> 
         elif "episodes" in state and isinstance(base, SyncVectorEnv | WorkerEnvs):
             if len(state["episodes"]) != envs.num_envs:
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
-            episodes = state["episodes"]
-            if isinstance(base, WorkerEnvs):
-                problems = base.replay(episodes)
-            else:
-                problems = base.call("replay_own_episode", episodes)
-            return next(filter(None, problems), "")
+            base.set_attr("saved", state["episodes"])
+            return next(filter(None, base.call("replay_saved")), "")
         else:
             return "the environments are of another kind than before"
     except (RlpgError, KeyError, TypeError, ValueError) as error:
