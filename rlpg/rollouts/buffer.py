@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlpg.errors import EnvironmentFault
-from rlpg.policies.networks import Carry
-from rlpg.policies.observations import Observations
+from rlpg.policies.networks import Carry, map_carry
+from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.shared import SharedArrays
+
+if TYPE_CHECKING:
+    from rlpg.policies import Policy
 
 Running = tuple[np.ndarray, np.ndarray]
 """Of the unfinished episodes so far: returns `[N]` float64, and lengths `[N]` int64."""
 
 
 class RolloutBuffer:
-    """Preallocated `[T, N]` tensors, written once per step, and numpy arrays of the same memory."""
+    """Preallocated `[T, N]` tensors, written once per step, and numpy arrays of the same memory.
+
+    Args:
+        policy: which observations and actions.
+        ended_before: `[N]` bool, an episode ended in the step before the first slot.
+        carry: of the policy, before the first slot.
+    """
 
     def __init__(
         self,
         num_steps: int,
         num_envs: int,
-        observations: Observations,
-        action_shape: tuple[int, ...],
-        action_dtype: torch.dtype,
+        policy: Policy,
+        ended_before: np.ndarray,
+        carry: Carry,
     ) -> None:
         self.capacity = num_steps
         self.num_envs = num_envs
+        self.ended_before, self.carry = ended_before, map_carry(torch.clone, carry)
+        self.parts = RewardParts(num_envs)
+        observations, head = policy.observations, policy.head
         shape = (num_steps + 1, num_envs, *observations.shape)  # [T + 1, N, *O]
         self.obs_tensor = torch.empty(shape, dtype=observations.torch_dtype)
-        self.action_tensor = torch.empty((num_steps, num_envs, *action_shape), dtype=action_dtype)
+        shape = (num_steps, num_envs, *head.action_shape)  # [T, N, *A]
+        self.action_tensor = torch.empty(shape, dtype=head.action_dtype)
         self.obs, self.action = self.obs_tensor.numpy(), self.action_tensor.numpy()
         self.reward = np.empty((num_steps, num_envs))  # float64: returns are summed from it
         self.terminated = np.empty((num_steps, num_envs), dtype=bool)
@@ -94,23 +107,19 @@ class RolloutBuffer:
 def assemble(
     buffer: RolloutBuffer,
     num_steps: int,
-    ended_before: np.ndarray,
     running: Running,
     *,
     reset_takes_a_step: bool,
     quota: int | None,
     first_step: int,
-    carry: Carry = None,
 ) -> tuple[Rollout, Running]:
     """The rollout of the first T slots, and the episodes that are still running after it.
 
     Args:
-        ended_before: `[N]` bool, an episode ended in the step before the first slot.
         running: the episodes that reach into the first slot.
         reset_takes_a_step: the slot after an end is no transition (NEXT_STEP).
         quota: episodes per environment after which its slots are not valid.
         first_step: number of the first slot, for messages.
-        carry: of the policy, before the first slot.
 
     Raises:
         EnvironmentFault: a number that is not finite, or an end in a slot that only resets.
@@ -121,7 +130,7 @@ def assemble(
     done = terminated | truncated
     resets = np.zeros_like(done)  # [T, N] slots that are no transition but a reset
     if reset_takes_a_step:
-        resets[0] = ended_before
+        resets[0] = buffer.ended_before
         resets[1:] = done[:-1]
         if (done & resets).any():
             t, n = np.argwhere(done & resets)[0]
@@ -153,11 +162,12 @@ def assemble(
         valid=torch.from_numpy(valid),
         time=torch.from_numpy(time),
         episode_start=torch.from_numpy(episode_start),
-        carry=carry,
+        carry=buffer.carry,
         final_obs=final_obs,
         final_step=torch.from_numpy(step),
         final_env=torch.from_numpy(env),
         episodes=episodes,
+        reward_parts=buffer.parts.means(),
     )
     return rollout, still_running
 

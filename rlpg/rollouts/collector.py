@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,6 @@ from rlpg.rollouts.base import BaseCollector, never_ends
 from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, Running, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
-from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_streams
 from rlpg.rollouts.vector import (
@@ -58,6 +56,11 @@ class Collector(BaseCollector):
             warning.
     """
 
+    _obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
+    _running: Running
+    _carry: Carry  # of the policy, [N, ...]
+    _starts: np.ndarray  # [N] bool: `_obs` is the first of an episode
+
     def __init__(
         self,
         envs: VectorEnv[Any, Any, Any],
@@ -74,7 +77,6 @@ class Collector(BaseCollector):
         )  # fmt: skip
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
-        self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
         self._no_episodes()
         self._warn = warn or warnings.warn
@@ -84,27 +86,23 @@ class Collector(BaseCollector):
     def _steps(self, num_steps: int) -> Rollout:
         if self._obs is None:
             self._start()
-        buffer, carry = self._buffer(num_steps), self._carry
-        ended_before = self._ended
+        buffer = self._buffer(num_steps)
         with torch.inference_mode():
-            self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
             pool, actor = self.envs, self._act  # a wrapper around the pool wants to see each step
             if isinstance(pool, WorkerEnvs) and pool.steps_ahead and isinstance(actor, ArrayActor):
                 self._run_ahead(buffer, num_steps, pool, actor)
             else:
                 for t in range(num_steps):
                     self._step(buffer, t)
-        return self._rollout(buffer, num_steps, ended_before, carry, quota=None)
+        return self._rollout(buffer, num_steps, quota=None)
 
     def _episodes(self, per_env: int, max_steps: int) -> Rollout:
         self._start()
-        buffer, carry = self._buffer(_FIRST_CHUNK), self._carry
-        ended_before = self._ended
+        buffer = self._buffer(_FIRST_CHUNK)
         remaining = np.full(self.num_envs, per_env)
         limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
         t = 0
         with torch.inference_mode():
-            self._act = self.policy.actor(self._drawing, self.num_envs, _FIRST_CHUNK)
             while True:
                 ended = self._step(buffer, t)
                 t += 1
@@ -116,7 +114,7 @@ class Collector(BaseCollector):
                     raise never_ends(per_env - remaining, per_env, limit)
                 if t == buffer.capacity:
                     buffer.grow()
-        return self._rollout(buffer, t, ended_before, carry, quota=per_env)
+        return self._rollout(buffer, t, quota=per_env)
 
     def restart(self) -> None:
         """Makes the next rollout begin with a reset; running episodes are dropped."""
@@ -166,17 +164,15 @@ class Collector(BaseCollector):
         self._no_episodes()
 
     def _no_episodes(self) -> None:
-        self._running: Running = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
-        self._carry: Carry = self.policy.initial_carry(self.num_envs)  # [N, ...]
-        self._starts = np.ones(self.num_envs, dtype=bool)  # `obs` is the first of an episode
+        self._running = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        self._carry = self.policy.initial_carry(self.num_envs)
+        self._starts = np.ones(self.num_envs, dtype=bool)
 
     def _buffer(self, num_steps: int) -> RolloutBuffer:
-        head = self.policy.head
-        buffer = RolloutBuffer(
-            num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
-        )
+        buffer = RolloutBuffer(num_steps, self.num_envs, self.policy, self._ended, self._carry)
         buffer.obs[0] = self._obs
-        self._parts = RewardParts(self.num_envs)
+        with torch.inference_mode():
+            self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
         return buffer
 
     def _run_ahead(
@@ -206,7 +202,7 @@ class Collector(BaseCollector):
             except Exception:
                 check_finite(buffer, block + size, first)  # what began earlier is told first
                 raise
-        self._parts = pool.reward_parts()
+        buffer.parts = pool.reward_parts()
         self.env_seconds += perf_counter() - start - acting
         self.vector_steps += num_steps
         last = num_steps - 1
@@ -227,7 +223,7 @@ class Collector(BaseCollector):
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
             if info:
-                self._parts.add(info)
+                buffer.parts.add(info)
             ended = buffer.put_outcome(t, reward, terminated, truncated)  # [N]
             maskless = None if self._mode is AutoresetMode.SAME_STEP else ended
             packed = self._pack(raw, info, maskless, out=buffer.obs[t + 1])  # [N, *O]
@@ -242,12 +238,7 @@ class Collector(BaseCollector):
         return ended
 
     def _turn_over(
-        self,
-        buffer: RolloutBuffer,
-        t: int,
-        ended: np.ndarray,
-        packed: np.ndarray,
-        info: Mapping[str, Any],
+        self, buffer: RolloutBuffer, t: int, ended: np.ndarray, packed: np.ndarray, info: Any
     ) -> None:
         """Puts the true last observations aside; `packed` is then what the policy acts on next."""
         rows = np.flatnonzero(ended)
@@ -259,39 +250,25 @@ class Collector(BaseCollector):
             packed[rows] = self._pack(obs, info, maskless=~ended)[rows]
 
     def _pack(
-        self,
-        obs: Any,
-        info: Mapping[str, Any],
-        maskless: np.ndarray | None,
-        out: np.ndarray | None = None,
+        self, obs: Any, info: Any, maskless: Any, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """`[N, *O]`; the environments in `maskless` need not have given an action mask."""
+        """`[N, *O]`; the environments in `maskless` `[N]` need not have given an action mask."""
         has_mask = self._observations.info_mask > 0
         mask = batched_mask(info, self.num_envs, maskless) if has_mask else None
         packed: np.ndarray = self._observations.pack(obs, self.num_envs, mask, out)
         return packed
 
-    def _rollout(
-        self,
-        buffer: RolloutBuffer,
-        num_steps: int,
-        ended_before: np.ndarray,
-        carry: Carry,
-        quota: int | None,
-    ) -> Rollout:
+    def _rollout(self, buffer: RolloutBuffer, num_steps: int, quota: int | None) -> Rollout:
         """The rollout of the filled slots, with everything that is computed once for all steps."""
         first = self.vector_steps - num_steps
         rollout, self._running = assemble(
             buffer,
             num_steps,
-            ended_before,
             self._running,
             reset_takes_a_step=self._mode is AutoresetMode.NEXT_STEP,
             quota=quota,
             first_step=first,
-            carry=map_carry(torch.clone, carry),
         )
-        rollout = replace(rollout, reward_parts=self._parts.means())
         self._obs = buffer.obs[num_steps].copy()
         # What inference_mode has made cannot be saved for a backward pass; a copy can.
         self._carry = map_carry(torch.clone, self._carry)

@@ -191,9 +191,11 @@ class Processes:
         return self._fault(worker, f"its worker ended with exit code {code}")
 
     def _fault(self, worker: int, what: str) -> EnvironmentFault:
-        name, self.faulty = self._arrays.whereabouts(worker), worker
+        index, episode, seed = self._arrays.board[worker, :3].tolist()
+        where = f", episode {episode} (seed {seed})" if episode >= 0 else ""
+        self.faulty = worker
         self.end()
-        return EnvironmentFault(f"{name}: {what}")
+        return EnvironmentFault(f"environment {index}{where}: {what}")
 
     def _check(self, answers: Mapping[int, Any]) -> None:
         failed = {n: answer for n, answer in answers.items() if isinstance(answer, Failure)}

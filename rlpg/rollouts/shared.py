@@ -66,7 +66,8 @@ class SharedArrays:
         num_steps: int | None,
         memory: int,
     ) -> None:
-        offset, mapped = 0, None  # first only the size is found out
+        offset = 0
+        mapped: mmap.mmap | None = None  # first only the size is found out
 
         def take(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             nonlocal offset
@@ -97,11 +98,10 @@ class SharedArrays:
         """Whether observations and actions are single arrays."""
         return isinstance(self.obs, np.ndarray) and isinstance(self.actions, np.ndarray)
 
-    def whereabouts(self, worker: int) -> str:
-        """The environment that a worker is or was busy with, its episode and its seed."""
-        index, episode, seed = self.board[worker, :3].tolist()
-        where = f", episode {episode} (seed {seed})" if episode >= 0 else ""
-        return f"environment {index}{where}"
+    def clear(self, steps: slice, rows: slice) -> None:
+        """Nothing has been answered in these steps; where spaces are single arrays."""
+        for batch in (self.obs, self.reward, self.terminated, self.truncated):
+            batch[steps, rows] = 0
 
     def close(self) -> None:
         """Forgets the arrays; the memory is freed with the last of them."""

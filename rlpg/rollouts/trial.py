@@ -39,8 +39,7 @@ def faster_backend(
     """The backend to use, `async` where that beats the `sync` of `auto`; and why, in a few words.
 
     Environments of their own, as many as two workers would have, are collected from both ways, in
-    turns, for about half a second, and the rollouts are compared. They are closed then: the run
-    has others.
+    turns, for about half a second, and the rollouts are compared.
 
         a backend is asked for, or there is a native one               that one
         fewer than 8 environments, one core, or steps in no time       sync
@@ -65,7 +64,10 @@ def faster_backend(
     there = {**here, "backend": "async", "num_workers": 2}
     try:
         with closing(make_envs(env, 1, **here).envs) as one:
-            if not isinstance(one.unwrapped, SyncVectorEnv) or _is_of_a_script(one.unwrapped):
+            base = one.unwrapped
+            spec = base.envs[0].spec if isinstance(base, SyncVectorEnv) else None
+            entry = spec.entry_point if spec is not None else None
+            if not isinstance(entry, str) or entry.startswith("__main__"):
                 return backend, ""
             seconds = _seconds_per_step(one)
         if seconds * num_envs < _MESSAGE_SECONDS or seconds * total_steps < _WORTHWHILE_SECONDS:
@@ -82,12 +84,6 @@ def faster_backend(
             return _compare(*(Collector(envs, policy, **quiet) for envs in (alone, pool)))
     except Exception as error:  # the run will tell, if it is not the workers' fault
         return "auto", f"not async: {' '.join(str(error).split()):.200}"
-
-
-def _is_of_a_script(envs: SyncVectorEnv) -> bool:
-    spec = envs.envs[0].spec
-    entry = spec.entry_point if spec is not None else None
-    return not isinstance(entry, str) or entry.startswith("__main__")
 
 
 def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:

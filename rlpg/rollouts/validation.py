@@ -145,9 +145,8 @@ class Validator:
     """Checks what an environment with this observation space gives back."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        self._space = space
+        self._space, self._dtype = space, space.dtype
         self._shape = space.shape if isinstance(space, spaces.Box) else None
-        self._dtype = space.dtype
         self._categories = range(0)
         if isinstance(space, spaces.Discrete):
             self._categories = range(int(space.start), int(space.start + space.n))

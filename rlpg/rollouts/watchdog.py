@@ -88,14 +88,12 @@ class Watchdog(threading.Thread):
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Start looking; where signals can be handled, be ready to interrupt."""
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(SIGNAL) is signal.SIG_DFL:
             signal.signal(SIGNAL, _interrupt)
         super().start()
 
     def end(self) -> None:
-        """Returns when the thread is about to end."""
         self._stopped.set()
         if threading.current_thread() is not self:  # the garbage collector runs in any thread
             self.join(1.0)

@@ -79,10 +79,11 @@ class Worker:
     def _make(self, pickled: bytes) -> None:
         """Makes the environments of `WorkerEnvs`."""
         try:
-            worker, rows, spaces, sizes, makers = ForkingPickler.loads(pickled).fn
+            setup: Any = ForkingPickler.loads(pickled).fn
         except BaseException as error:  # a maker that cannot be imported here
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise Failure(-1, words, traceback.format_exc()) from error
+        worker, rows, spaces, sizes, makers = setup
         self._arrays = SharedArrays(*spaces, *sizes, self._memory)
         os.close(self._memory)
         self._board = Board(self._arrays.board[worker])

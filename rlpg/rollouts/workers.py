@@ -184,10 +184,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                         ready.append(worker)
         except BaseException as error:
             for worker, taken in enumerate(at):
-                missing = slice(taken, num_steps), rows[worker]
-                for batch in (arrays.obs, arrays.reward, arrays.terminated, arrays.truncated):
-                    batch[missing] = 0
-            keep(arrays)
+                arrays.clear(slice(taken, num_steps), rows[worker])
+            keep(arrays)  # who keeps the error keeps this frame, but not the memory
             if not workers.all:  # something has ended them
                 self._end()
             if workers.faulty is None:
