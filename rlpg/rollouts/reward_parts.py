@@ -9,6 +9,8 @@ import numpy as np
 
 from rlpg.rollouts.validation import is_scalar
 
+Sums = tuple[np.ndarray, np.ndarray]  # [N] each: the sum, and over how many steps
+
 
 class RewardParts:
     """Sums of the entries `reward_*` of `info` over the steps of a rollout, by environment.
@@ -19,7 +21,7 @@ class RewardParts:
 
     def __init__(self, num_envs: int) -> None:
         self._num_envs = num_envs
-        self._sums: dict[str, np.ndarray] = {}  # [2, N]: the sum, and over how many steps
+        self._sums: dict[str, Sums] = {}
 
     def add(self, info: Mapping[str, Any]) -> None:
         """Take the `info` of a step of all environments; what is no number is left out."""
@@ -43,22 +45,23 @@ class RewardParts:
         if isinstance(info.get("final_info"), Mapping):
             self.add_single(info["final_info"], env)
 
-    def taken(self) -> dict[str, np.ndarray]:
-        """The sums `[2, N]` by name; they begin anew."""
+    def taken(self, rows: slice) -> dict[str, Sums]:
+        """The sums of some of the environments, by name; they begin anew."""
         sums, self._sums = self._sums, {}
-        return sums
+        return {name: (total[rows], count[rows]) for name, (total, count) in sums.items()}
 
-    def put(self, sums: Mapping[str, np.ndarray], rows: slice) -> None:
-        """Take the sums of some of the environments."""
+    def put(self, sums: Mapping[str, Sums], rows: slice) -> None:
+        """Take what `taken` gave."""
         for name, of_rows in sums.items():
-            self._of(name)[:, rows] = of_rows
+            for mine, theirs in zip(self._of(name), of_rows, strict=True):
+                mine[rows] = theirs
 
     def means(self) -> dict[str, float]:
         """Mean per step, by name."""
-        both = {name: sums.sum(axis=1).tolist() for name, sums in self._sums.items()}
+        both = {name: (float(a.sum()), float(b.sum())) for name, (a, b) in self._sums.items()}
         return {name: total / count for name, (total, count) in both.items() if count}
 
-    def _of(self, name: str) -> np.ndarray:
+    def _of(self, name: str) -> Sums:
         if name not in self._sums:
-            self._sums[name] = np.zeros((2, self._num_envs))
+            self._sums[name] = np.zeros(self._num_envs), np.zeros(self._num_envs)
         return self._sums[name]

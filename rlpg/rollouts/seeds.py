@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.rollouts.shared import view
@@ -130,9 +131,14 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             "episode": self.episode,
             "seed": self.episode_seed,
             "count": len(self._actions),
-            "actions": _stacked(self._actions) if self._actions else None,
+            "actions": self._stacked_actions() if self._actions else None,
             "obs": digest(self._obs),
         }
+
+    def _stacked_actions(self) -> Any:
+        """The actions with time as the first axis, in the structure of their space."""
+        together: Any = create_empty_array(self.action_space, len(self._actions))
+        return concatenate(self.action_space, self._actions, together)
 
     def replay_saved(self) -> str:
         """Go to where `episode_state` gave `saved`.
@@ -169,16 +175,6 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(error, EnvironmentFault):
             said = f"{call}() raised {type(error).__name__}: {said}"
         return EnvironmentFault(f"{self.whereabouts}: {said}")
-
-
-def _stacked(actions: Sequence[Any]) -> Any:
-    """The actions with time as the first axis, each in its structure."""
-    first = actions[0]
-    if isinstance(first, Mapping):
-        return {key: _stacked([action[key] for action in actions]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_stacked([action[i] for action in actions]) for i in range(len(first)))
-    return np.stack([np.asarray(action) for action in actions])
 
 
 def digest(obs: Any) -> str:

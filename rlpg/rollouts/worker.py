@@ -24,7 +24,7 @@ import numpy as np
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.ids import hush
-from rlpg.rollouts.reward_parts import RewardParts
+from rlpg.rollouts.reward_parts import RewardParts, Sums
 from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.shared import DONE, OTHER, Failure, SharedArrays, put
 from rlpg.rollouts.watchdog import Calls
@@ -132,15 +132,15 @@ class Worker:
             infos.append(info)
         return None if is_ahead or not any(infos) else infos
 
-    def _parts(self) -> dict[str, np.ndarray]:
+    def _parts(self) -> dict[str, Sums]:
         """Parts of the reward since the last time or reset, of the environments here."""
-        return {name: sums[:, self._rows] for name, sums in self._sums.taken().items()}
+        return self._sums.taken(self._rows)
 
     def _reset(
         self, seeds: Mapping[int, int | None], options: dict[str, Any] | None
     ) -> dict[int, dict[str, Any]]:
         """Starts an episode in the environments that have an entry in `seeds`; their infos."""
-        self._sums.taken()
+        self._sums.taken(self._rows)
         infos = {}
         for index, seed in seeds.items():
             with self._calling(index, "reset()"):
