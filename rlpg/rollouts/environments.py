@@ -28,7 +28,6 @@ from rlpg.rollouts.seeds import (
     OURS,
     EpisodeSeeds,
     derived_seed,
-    mark_seeded,
     reseed,
     seed_sequence,
     seed_streams,
@@ -256,7 +255,6 @@ def _made(
         envs = WorkerEnvs(seeded, timeout=wanted.timeout, num_workers=wanted.num_workers)
     else:
         envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    mark_seeded(envs, by_episode=True)
     if calls is not None:
         envs = WatchedEnvs(envs, wanted.timeout, calls)
     return MadeEnvs(envs, _describe(name, len(makers), backend, *notes))

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.seeds import is_seeded_by_episode
-from rlpg.rollouts.workers import WorkerEnvs
 
 
 @runtime_checkable
@@ -31,10 +30,10 @@ def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, 
 
     `mid_episode`: whether their episodes go on; False where a reset comes next.
     """
-    base = envs.unwrapped
+    base: Any = envs.unwrapped
     if isinstance(base, Resumable):
         return {"state": base.state_dict()}
-    if isinstance(base, SyncVectorEnv | WorkerEnvs) and is_seeded_by_episode(envs):
+    if is_seeded_by_episode(envs):
         return {"episodes": list(base.call("episode_state", mid_episode=mid_episode))}
     return None
 
@@ -42,13 +41,13 @@ def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, 
 def restore(envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any] | None) -> str:
     """Bring environments, made as those were, to where `snapshot` was taken; "", or why that
     cannot be."""
-    base = envs.unwrapped
+    base: Any = envs.unwrapped
     if state is None:
         return "these environments cannot be brought back to where they were"
     try:
         if "state" in state and isinstance(base, Resumable):
             base.load_state_dict(state["state"])
-        elif "episodes" in state and isinstance(base, SyncVectorEnv | WorkerEnvs):
+        elif "episodes" in state and is_seeded_by_episode(envs):
             if len(state["episodes"]) != envs.num_envs:
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
             base.set_attr("saved", state["episodes"])

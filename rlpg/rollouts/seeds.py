@@ -235,7 +235,7 @@ def seed_streams(
     if isinstance(base, one_each) or (spec and spec.id.startswith(OURS)):
         seed = [derived_seed(run, first_env + n, 0) for n in range(envs.num_envs)]
     result = envs.reset(seed=seed)
-    mark_seeded(envs, by_episode=False)
+    mark_seeded(envs)
     return result
 
 
@@ -246,14 +246,17 @@ def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
 
 def is_seeded(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether the environments already have their random streams."""
-    return is_envpool(envs) or _MARK in envs.metadata
+    return is_envpool(envs) or is_seeded_by_episode(envs) or _MARK in envs.metadata
 
 
 def is_seeded_by_episode(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether every episode has a seed of its own, by `EpisodeSeeds`."""
-    return bool(envs.metadata.get(_MARK) == "by episode")
+    base = envs.unwrapped
+    if isinstance(base, SyncVectorEnv):
+        return all(isinstance(env, EpisodeSeeds) for env in base.envs)
+    return isinstance(base, WorkerEnvs)
 
 
-def mark_seeded(envs: VectorEnv[Any, Any, Any], *, by_episode: bool) -> None:
+def mark_seeded(envs: VectorEnv[Any, Any, Any]) -> None:
     """Remembers in the metadata that the environments have their streams."""
-    envs.metadata = {**envs.metadata, _MARK: "by episode" if by_episode else "once"}
+    envs.metadata = {**envs.metadata, _MARK: True}

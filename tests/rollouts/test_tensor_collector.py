@@ -95,7 +95,7 @@ def pair(
         drawn.uniform_(generator=numbers)
         tape += list(drawn.double().numpy())
     envs = Played(env, num_envs, dtype, tape)
-    mark_seeded(envs, by_episode=False)
+    mark_seeded(envs)
     theirs = Collector(envs, acting_in_torch(policy), seed=7, **options)
     return [ours.steps(t) for t in rollouts], [theirs.steps(t) for t in rollouts]
 
@@ -277,7 +277,7 @@ def test_a_step_elsewhere_mixes_in_nothing_from_the_cpu(
     standing = collector._begin(collector._uniform(1)[0])
     with torch.inference_mode():
         steps = collector._play(2, standing, None)
-    assert {value.device.type for value in vars(steps).values()} == {"meta"}
+    assert {value.device.type for value in steps} == {"meta"}
     with pytest.raises(RuntimeError, match="device"):
         _ = steps.reward + torch.zeros(4)  # this is what the test would have seen
 
