@@ -84,7 +84,7 @@ class Worker:
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise Failure(-1, words, traceback.format_exc()) from error
         worker, rows, spaces, sizes, makers = setup
-        self._arrays = SharedArrays(*spaces, *sizes, self._memory)
+        self._arrays = SharedArrays(*(*spaces, *sizes, self._memory))
         os.close(self._memory)
         self._board = Board(self._arrays.board[worker])
         self._rows = rows
