@@ -159,16 +159,17 @@ class WatchedEnvs(VectorWrapper):
 
     def reset(self, **options: Any) -> Any:
         """Start an episode in every environment."""
-        return self._watched(self.env.reset, **options)
+        self.calls.begin(self)
+        try:
+            return self.env.reset(**options)
+        finally:
+            self.calls.end()
 
     def step(self, actions: Any) -> Any:
         """Take an action in every environment."""
-        return self._watched(self.env.step, actions)
-
-    def _watched(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         self.calls.begin(self)
         try:
-            return call(*arguments, **options)
+            return self.env.step(actions)
         finally:
             self.calls.end()
 
