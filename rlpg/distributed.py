@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,8 +57,8 @@ def is_first() -> bool:
 
 def restarts() -> tuple[int, int]:
     """How often torchrun has started the processes again, and how often it would at most."""
-    names = "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"
-    return int(os.environ.get(names[0], "0")), int(os.environ.get(names[1], "0"))
+    told = os.environ.get
+    return int(told("TORCHELASTIC_RESTART_COUNT", 0)), int(told("TORCHELASTIC_MAX_RESTARTS", 0))
 
 
 @contextmanager
@@ -78,16 +78,15 @@ def joined() -> Iterator[None]:
         raise UsageError(
             "torchrun: expected a torch with gloo, got one without; install another build of torch"
         )
-    has_nccl = torch.cuda.is_available() and group.is_nccl_available()
+    backend = "gloo"
+    if torch.cuda.is_available() and group.is_nccl_available():
+        backend = "cpu:gloo,cuda:nccl"
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _lost():
         store, _, _ = next(_group().rendezvous("env://", number, size, timeout=MEETING))
+        fresh = _fresh(store, number, size)
         group.init_process_group(
-            "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
-            store=_fresh(store, number, size),
-            rank=number,
-            world_size=size,
-            timeout=TIMEOUT,
+            backend, store=fresh, rank=number, world_size=size, timeout=TIMEOUT
         )
     threading.Thread(target=_outlive_no_parent, args=(os.getppid(),), daemon=True).start()
     try:
@@ -143,17 +142,14 @@ def share(name: str, number: int) -> int:
     return part
 
 
-# ---- numbers
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, the same on each; the tensor itself when alone."""
-    return values if is_alone() else _reduced(values, "SUM")
+    return _reduced(values, "SUM")
 
 
 def max_over_ranks(values: Tensor) -> Tensor:
     """The largest of each entry over all ranks; the tensor itself when alone."""
-    return values if is_alone() else _reduced(values, "MAX")
+    return _reduced(values, "MAX")
 
 
 def sums_over_ranks(*values: Tensor) -> tuple[Tensor, ...]:
@@ -164,8 +160,7 @@ def sums_over_ranks(*values: Tensor) -> tuple[Tensor, ...]:
 
     place = values[-1].device
     flat = torch.cat([value.detach().to(place, torch.float64).reshape(-1) for value in values])
-    flat = _reduced(flat, "SUM")
-    parts = flat.split([value.numel() for value in values])
+    parts = sum_over_ranks(flat).split([value.numel() for value in values])
     return tuple(part.view(value.shape) for part, value in zip(parts, values, strict=True))
 
 
@@ -198,18 +193,19 @@ def means_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
         return metrics
     import torch
 
-    total = _reduced(torch.tensor(list(metrics.values()), dtype=torch.float64), "SUM")
+    total = sum_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64))
     return dict(zip(metrics, (total / num_ranks()).tolist(), strict=True))
 
 
 def _reduced(values: Tensor, operation: str) -> Tensor:
+    if is_alone():
+        return values
     import torch
 
-    group = _group()
     # A tensor that inference_mode has made may not be written to outside of it.
     total = values.detach().clone(memory_format=torch.contiguous_format)
     with _lost():
-        group.all_reduce(total, getattr(group.ReduceOp, operation))
+        _group().all_reduce(total, getattr(_group().ReduceOp, operation))
     return total
 
 
@@ -219,20 +215,16 @@ def gather_columns(values: Tensor, dim: int = 0) -> Tensor:
         return values
     import torch
 
-    group = _group()
     own = values.detach().contiguous()
     parts = [torch.empty_like(own) for _ in range(num_ranks())]
     with _lost():
-        group.all_gather(parts, own)
+        _group().all_gather(parts, own)
     return torch.cat(parts, dim)
 
 
 def own_columns(values: Tensor, dim: int = 0) -> Tensor:
     """This rank's part of what `gather_columns` gave."""
     return values if is_alone() else values.tensor_split(num_ranks(), dim)[rank()]
-
-
-# ---- objects
 
 
 def gather(value: T) -> list[T]:
@@ -253,24 +245,16 @@ def from_first(make: Callable[[], T]) -> T:
     """
     if is_alone():
         return make()
-    told: list[Any] = [None, None]
-    if rank() == 0:
-        try:
+    told: list[Any] = [False, None]
+    try:
+        if rank() == 0:
             told = [True, make()]
-        except BaseException:
-            _sent([False, None])
-            raise
-    told = _sent(told)
+    finally:
+        with _lost():
+            _group().broadcast_object_list(told, src=0)
     if not told[0]:
         raise SystemExit(1)
     return told[1]  # type: ignore[no-any-return]
-
-
-def _sent(told: Sequence[Any]) -> list[Any]:
-    values = list(told)
-    with _lost():
-        _group().broadcast_object_list(values, src=0)
-    return values
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpg
+from rlpg.cli import main
 from rlpg.engine.stopping import StopSignals
 from rlpg.errors import FileError, RlpgWarning, UsageError
 from rlpg.learners import Reinforce
@@ -200,6 +201,25 @@ def test_a_finished_run_grows(tmp_path: Path) -> None:
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] >= 2200
+
+
+@pytest.mark.parametrize("budget", [1, 1400, 1535])
+def test_a_budget_below_what_is_done_was_recorded_as_if_it_had_been_the_runs(
+    budget: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe then said that a run of 1,536 steps had a budget of 1,400."""
+    run = train(tmp_path / "run")
+    before = (run.path / "recipe.toml").read_text()
+    with pytest.raises(
+        UsageError, match=f"total_steps: expected at least the 1536 steps .* done, got {budget}$"
+    ):
+        rlpg.resume(run.path, total_steps=budget)
+    assert main(["resume", str(run.path), "--total-steps", str(budget), "--quiet"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (run.path / "recipe.toml").read_text() == before
+    for same in (TOTAL, 1536):  # its own budget, and exactly what is done
+        rlpg.resume(run.path, total_steps=same)
+    assert newest_checkpoint(run.path / "checkpoints")[0].step == 1536  # type: ignore[union-attr]
 
 
 def test_tensorboard_shows_one_curve_without_double_points(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rlpg.cli.streams import quoted, report
-from rlpg.cli.verb import EnvironmentId, Importing, RunFolder, WithEnvironment
+from rlpg.cli.verb import EnvironmentId, Importing, RunFolder, WithEnvironment, check_extra
 from rlpg.settings import Count, Finite
 
 
@@ -34,11 +34,18 @@ class Resume(Importing, WithEnvironment):
     """refuse to go on where the bits may differ"""
     stop_at_return: Finite | None = None
     """end the run when the mean return of an evaluation is at least this (none: never)"""
+    track: Literal["wandb", "mlflow", "trackio"] | None = None
+    """hand the metrics to this tracker, too: where it has this run already, it goes on there"""
     quiet: bool = False
     """print the result only"""
 
+    def check(self) -> None:
+        if self.track is not None:
+            check_extra("--track", self.track, "track" if self.track == "wandb" else self.track)
+
     def run(self) -> int:
         """Continue one run."""
+        from rlpg.runs.trackers import TrackerLogger
         from rlpg.verbs.training import resume
 
         run = resume(
@@ -47,6 +54,7 @@ class Resume(Importing, WithEnvironment):
             env_kwargs=self.kwargs,
             total_steps=self.total_steps,
             exact=self.exact,
+            loggers=[TrackerLogger(self.track, str(self.run_path), {})] if self.track else [],
             stop_at_return=self.stop_at_return,
             import_modules=self.import_modules,
             quiet=self.quiet,

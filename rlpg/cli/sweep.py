@@ -46,7 +46,7 @@ class Sweep(Train):
         """Sweep; say what is best and where it is."""
         check_extra("sweep", "optuna", "sweep")
         check_extra("sweep", "matplotlib", "sweep")
-        from rlpg.engine.threads import num_cores
+        from rlpg.rollouts.processes import usable_cores
         from rlpg.verbs.several import run_seeds
         from rlpg.verbs.spaces import check_space, space_of
         from rlpg.verbs.sweeping import Sweep as Study
@@ -67,7 +67,7 @@ class Sweep(Train):
             stop_at_return=self.stop_at_return,
         )  # fmt: skip
         study = sweep.study()
-        jobs = min(self.jobs or max(1, num_cores() // recipe.threads), self.trials)
+        jobs = min(self.jobs or max(1, usable_cores() // recipe.threads), self.trials)
         _, errors = run_seeds(sweep, range(jobs), jobs=jobs, quiet=self.quiet, name="process")
         for error in errors.values():
             raise error

@@ -160,8 +160,9 @@ class Train(Importing):
                 self.env, self.settings, folder, own, self.stop_at_return, self._trackers
             )
             runs, errors = run_seeds(
-                training, seeds, jobs=self.jobs, quiet=self.quiet, done=say, failed=complain_of
-            )
+                training, seeds, jobs=self.jobs, quiet=self.quiet, verbose=self.verbose,
+                done=say, failed=complain_of,
+            )  # fmt: skip
         means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
             low, high = min(means), max(means)

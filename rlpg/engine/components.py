@@ -25,6 +25,7 @@ from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.policies.references import Reference, UserParts, imported, reference_to
+from rlpg.policies.spaces import leaves
 from rlpg.rollouts import (
     BaseCollector,
     Collector,
@@ -52,14 +53,7 @@ STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final 
 def find_recipe(
     env: EnvSource, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
 ) -> Recipe:
-    """The recipe before overrides, with the environment's id and the agent's name in it.
-
-    Args:
-        agent: a name of `AGENTS`, or `module:Class`. None: the recipe's.
-        recipe: one, or its file. None: the one shipped for this environment, or the defaults.
-            `"default"`: the defaults.
-        parts: the learner's class, where the agent is the user's own.
-    """
+    """`recipe_for` the environment, with what the caller's own learner can be told."""
     resolve = partial(learner_settings, parts=parts)
     return recipe_for(environment_name(env), agent, recipe, resolve)
 
@@ -93,11 +87,10 @@ def settings_of(parts: UserParts) -> dict[str, Any]:
     if parts.policy is not None:
         reference = reference_to(parts.policy, "policy")
         said |= {"policy.factory": reference.name, "policy.kwargs": reference.kwargs}
-    if parts.baseline is not None:
-        if isinstance(parts.baseline, str) and ":" not in parts.baseline:
-            said["learner.baseline"] = parts.baseline
-        else:
-            said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
+    if isinstance(parts.baseline, str) and ":" not in parts.baseline:
+        said["learner.baseline"] = parts.baseline
+    elif parts.baseline is not None:
+        said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
     # No table of arguments is no change: a recipe may hold some.
     return {key: value for key, value in said.items() if value != {}}
 
@@ -241,17 +234,11 @@ def training_envs(
 
 def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
     """How to make the environment; a vector environment is used as it is."""
-    settings = recipe.environment
+    settings = recipe.environment.values()
     if isinstance(env, VectorEnv):
-        return {"timeout": settings.timeout}
-    return {
-        "kwargs": {} if isinstance(env, gymnasium.Env) else settings.kwargs,
-        "backend": settings.backend,
-        "max_episode_steps": settings.max_episode_steps,
-        "episode_cap": settings.episode_cap,
-        "timeout": settings.timeout,
-        "num_workers": settings.num_workers,
-    }
+        return {"timeout": settings["timeout"]}
+    del settings["id"], settings["wrappers"]  # they are in `env`
+    return settings | ({"kwargs": {}} if isinstance(env, gymnasium.Env) else {})
 
 
 @contextmanager
@@ -272,53 +259,24 @@ def make_policy(
 ) -> Policy:
     """A fresh policy for these environments."""
     settings, parts = recipe.policy, parts or UserParts()
-    info_mask = probe_action_mask(envs) if settings.action_mask else 0
-    generator = generator_from(seed_sequence(recipe.seed, "policy"))
     both = envs.single_observation_space, envs.single_action_space
+    options: dict[str, Any] = {
+        "info_mask": probe_action_mask(envs) if settings.action_mask else 0,
+        "generator": generator_from(seed_sequence(recipe.seed, "policy")),
+    }
     if settings.factory is not None:
         reference = Reference(settings.factory, settings.kwargs)
         factory = parts.find("policy", reference)
         with made_by_own_part("policy", settings.factory):
-            return make_own_policy(
-                factory, reference, *both, info_mask=info_mask, generator=generator
-            )
+            return make_own_policy(factory, reference, *both, **options)
+    own = ("network", "network_kwargs", "factory", "kwargs", "action_mask", "log_std_init")
+    options |= {name: value for name, value in settings.values().items() if name not in own}
+    options["log_std_init"] = log_std_init(recipe, both[1])
     if settings.network is None:
-        return _standard_policy(both, recipe, None, info_mask, generator)
-    reference = Reference(settings.network, settings.network_kwargs)
-    network = parts.find("network", reference)
+        return StandardPolicy(*both, **options)
+    network = parts.find("network", Reference(settings.network, settings.network_kwargs))
     with made_by_own_part("network", settings.network):
-        return _standard_policy(both, recipe, network, info_mask, generator)
-
-
-def _standard_policy(
-    both: tuple[Space[Any], Space[Any]],
-    recipe: Recipe,
-    network: Callable[..., Any] | None,
-    info_mask: int,
-    generator: torch.Generator,
-) -> StandardPolicy:
-    """The policy that ships, for an observation space and an action space."""
-    settings = recipe.policy
-    return StandardPolicy(
-        *both,
-        generator=generator,
-        hidden=settings.hidden,
-        activation=settings.activation,
-        network=network,
-        memory=settings.memory,
-        memory_size=settings.memory_size,
-        shared_torso=settings.shared_torso,
-        critic_only=settings.critic_only,
-        images=settings.images,
-        normalize_observations=settings.normalize_observations,
-        observation_clip=settings.observation_clip,
-        gaussian=settings.gaussian,
-        std=settings.std,
-        log_std_init=log_std_init(recipe, both[1]),
-        log_std_floor=settings.log_std_floor,
-        bernoulli=settings.bernoulli,
-        info_mask=info_mask,
-    )
+        return StandardPolicy(*both, network=network, **options)
 
 
 def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
@@ -329,10 +287,8 @@ def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
 
 def num_continuous(space: Space[Any]) -> int:
     """Dimensions of an action that are continuous, in all of its parts together."""
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return math.prod(space.shape)
-    parts: Any = space.spaces if isinstance(space, spaces.Dict | spaces.Tuple) else ()
-    return sum(map(num_continuous, parts.values() if isinstance(space, spaces.Dict) else parts))
+    boxes = (leaf for _, leaf in leaves(space, "action") if isinstance(leaf, spaces.Box))
+    return sum(math.prod(box.shape) for box in boxes if np.issubdtype(box.dtype, np.floating))
 
 
 def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:

@@ -49,11 +49,6 @@ class Evaluation:
         """Standard deviation of the returns over episodes (n - 1); 0 for a single episode."""
         return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
 
-    @property
-    def median_length(self) -> float:
-        """Median number of steps of an episode."""
-        return float(np.median(self.lengths))
-
     @cached_property
     def ci(self) -> tuple[float, float]:
         """95 % percentile bootstrap interval of the mean return (Efron & Tibshirani 1993, ch. 13).
@@ -61,12 +56,10 @@ class Evaluation:
         Its resampling is seeded, so the interval is a function of the returns.
         """
         size, generator = len(self.returns), np.random.default_rng(0)
-        resamples = max(min(RESAMPLES, DRAWS // size), 1000)
+        count = max(min(RESAMPLES, DRAWS // size), 1000)
         rows = max(1, DRAWS_AT_ONCE // size)  # at a time: all at once would take much memory
-        means = [
-            self.returns[generator.integers(size, size=(min(rows, resamples - done), size))].mean(1)
-            for done in range(0, resamples, rows)
-        ]
+        draws = (min(rows, count - done) for done in range(0, count, rows))
+        means = [self.returns[generator.integers(size, size=(n, size))].mean(1) for n in draws]
         low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
         return float(low), float(high)
 
@@ -81,7 +74,7 @@ class Evaluation:
             "median": float(np.median(self.returns)),
             "min": float(self.returns.min()),
             "max": float(self.returns.max()),
-            "median_length": self.median_length,
+            "median_length": float(np.median(self.lengths)),
         }
 
     def table(self) -> list[dict[str, float | int]]:
@@ -101,7 +94,7 @@ class Evaluation:
         how = "deterministic actions" if self.deterministic else "sampled actions"
         return (
             f"{self.short} (95 % interval of the mean {low:.2f} to {high:.2f}; median length "
-            f"{self.median_length:.0f}; {how})"
+            f"{np.median(self.lengths):.0f}; {how})"
         )
 
 
@@ -119,24 +112,22 @@ def play(
     )  # out of bounds is the concern of training
     quota = np.full(envs.num_envs, episodes // envs.num_envs)  # [N]
     quota[: episodes % envs.num_envs] += 1
-    returns: list[list[float]] = [[] for _ in quota]
-    lengths: list[list[int]] = [[] for _ in quota]
-    owed = episodes
-    while owed:
-        found = collector.steps(STEPS_PER_CHUNK).episodes
-        for n, value, length in zip(found.env, found.returns, found.lengths, strict=True):
-            if len(returns[n]) < quota[n]:
-                returns[n].append(value)
-                lengths[n].append(length)
-                owed -= 1
+    found: list[list[tuple[float, int]]] = [[] for _ in quota]  # return and length, by copy
+    while any(len(own) < count for own, count in zip(found, quota, strict=True)):
         if collector.vector_steps > MOST_STEPS * quota.max():
             raise EnvironmentFault(
-                f"evaluation: expected {episodes} episodes to end, {owed} have not after "
-                f"{collector.vector_steps} steps; give the environment a time limit"
+                f"evaluation: expected {episodes} episodes to end, "
+                f"{episodes - sum(map(len, found))} have not after {collector.vector_steps} steps; "
+                "give the environment a time limit"
             )
+        ended = collector.steps(STEPS_PER_CHUNK).episodes
+        for n, value, length in zip(ended.env, ended.returns, ended.lengths, strict=True):
+            if len(found[n]) < quota[n]:
+                found[n].append((value, length))
+    rows = [row for own in found for row in own]
     return Evaluation(
-        returns=np.array([value for row in returns for value in row], dtype=np.float64),
-        lengths=np.array([length for row in lengths for length in row], dtype=np.int64),
+        returns=np.array([value for value, _ in rows], dtype=np.float64),
+        lengths=np.array([length for _, length in rows], dtype=np.int64),
         deterministic=deterministic,
     )
 
@@ -193,14 +184,18 @@ class Evaluator:
         if self._envs is None:
             return {}
         kinds = {"eval": True} | ({"eval_stochastic": False} if self._settings.stochastic else {})
-        evaluations = {}
-        for name, deterministic in kinds.items():
-            seed = seed_sequence(self._seed, "evaluation", step)
-            reseed(self._envs, seed)
-            evaluations[name] = play(
-                policy, self._envs, self._settings.episodes, seed, deterministic=deterministic
-            )
-        return evaluations
+        seed = seed_sequence(self._seed, "evaluation", step)
+        return {
+            name: self._play(policy, self._settings.episodes, seed, deterministic)
+            for name, deterministic in kinds.items()
+        }
+
+    def _play(
+        self, policy: Policy, episodes: int, seed: np.random.SeedSequence, deterministic: bool
+    ) -> Evaluation:
+        assert self._envs is not None
+        reseed(self._envs, seed)
+        return play(policy, self._envs, episodes, seed, deterministic=deterministic)
 
     def is_worth(self, step: int, lengths: Sequence[Lengths]) -> bool:
         """Whether to evaluate at a step, after evaluations with episodes of these lengths.
@@ -225,8 +220,7 @@ class Evaluator:
         said = self._settings.final_episodes
         episodes = by_rule if said == "auto" else said
         seed = seed_sequence(self._seed, "final evaluation")
-        reseed(self._envs, seed)
-        return play(policy, self._envs, episodes, seed, deterministic=True)
+        return self._play(policy, episodes, seed, deterministic=True)
 
     def __enter__(self) -> Evaluator:
         return self

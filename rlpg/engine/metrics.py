@@ -78,12 +78,10 @@ class MetricsAccumulator:
         yield
         self._seconds[what] += perf_counter() - began
 
-    def add(self, metrics: Mapping[str, float], *episodes: Episodes) -> None:
-        """An update's metrics, and the episodes that ended before it."""
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """An update's metrics."""
         for tag, value in metrics.items():
             self._metrics.setdefault(tag, []).append(value)
-        for some in episodes:
-            self.add_episodes(some)
 
     def add_episodes(self, episodes: Episodes) -> None:
         """Episodes that have ended."""

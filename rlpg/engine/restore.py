@@ -7,8 +7,7 @@ a dtype that was cast, a name that was ignored or a number that was clipped show
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +24,8 @@ MISFITS = (RlpgError, ArithmeticError, AttributeError, LookupError, RuntimeError
 # A state with the moments of its optimizers, in bytes of one without, and what grows besides: the
 # entries per time step of a baseline, the running returns.
 MOST_PER_BYTE, SPARE = 4, 16 << 20
+
+_ARRAYS = (np.ndarray, Tensor)
 
 
 class Part(Protocol):
@@ -60,10 +61,12 @@ def restore_tensors(part: Part, state: Any, name: str) -> None:
         ValueError, or what the part raises: this cannot be the state of such a part, which cannot
             be used any more.
     """
-    own = num_bytes(part.state_dict())
-    if num_bytes(state) > MOST_PER_BYTE * own + SPARE:  # before any of it is copied
+    own = _num_bytes(part.state_dict())
+    if _num_bytes(state) > MOST_PER_BYTE * own + SPARE:  # before any of it is copied
         raise ValueError(f"{name}: expected a state of {own} bytes and moments, got more")
-    require_finite(state, name)
+    for where, leaf in _leaves(state, name):
+        if isinstance(leaf, np.ndarray | float) and not np.isfinite(leaf).all():
+            raise ValueError(f"{where}: expected finite numbers, got others")
     restore(part, state, name, to_tensors(state))
 
 
@@ -84,70 +87,50 @@ def restore(part: Part, state: Any, name: str, given: Any = None) -> str:
     return ""
 
 
-# ---- trees -----------------------------------------------------------------------------------
-
-
 def to_arrays(tree: Any) -> Any:
     """The tree with numpy arrays for its tensors."""
-    if isinstance(tree, Tensor):
-        return tree.detach().cpu().numpy().copy()
-    if isinstance(tree, Mapping):
-        return {key: to_arrays(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(to_arrays(value) for value in tree)
-    return tree
+    return _mapped(tree, Tensor, lambda tensor: tensor.detach().cpu().numpy().copy())
 
 
 def to_tensors(tree: Any) -> Any:
     """The tree with tensors for its numpy arrays."""
-    if isinstance(tree, np.ndarray):
-        return torch.from_numpy(tree.copy())
+    return _mapped(tree, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+
+
+def _mapped(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if isinstance(tree, Mapping):
-        return {key: to_tensors(value) for key, value in tree.items()}
+        return {key: _mapped(value, kind, change) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(to_tensors(value) for value in tree)
-    return tree
+        return type(tree)(_mapped(value, kind, change) for value in tree)
+    return change(tree) if isinstance(tree, kind) else tree
 
 
-def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What is in the tree besides its tables and lists, each with its dotted name."""
+def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What is in the tree, each with its dotted name; of tables and lists their type."""
+    items: Any = ()
     if isinstance(tree, Mapping):
-        for key, child in tree.items():
-            yield from leaves(child, f"{name}.{key}")
+        items, tree = tree.items(), type(tree)
     elif isinstance(tree, list | tuple):
-        for place, child in enumerate(tree):
-            yield from leaves(child, f"{name}.{place}")
-    else:
-        yield name, tree
+        items, tree = enumerate(tree), type(tree)
+    yield name, tree
+    for key, child in items:
+        yield from _leaves(child, f"{name}.{key}")
 
 
-def num_bytes(tree: Any) -> int:
-    """Of the arrays and tensors in the tree."""
-    return sum(leaf.nbytes for _, leaf in leaves(tree) if isinstance(leaf, np.ndarray | Tensor))
-
-
-def require_finite(tree: Any, name: str) -> None:
-    """ValueError for an array or a number that is not finite: a learner's update refuses them."""
-    for where, leaf in leaves(tree, name):
-        if isinstance(leaf, np.ndarray | float) and not np.isfinite(leaf).all():
-            raise ValueError(f"{where}: expected finite numbers, got others")
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for _, leaf in _leaves(tree, "") if isinstance(leaf, _ARRAYS))
 
 
 def require_same(saved: Any, own: Any, name: str) -> None:
     """ValueError that names the first place where they differ in kind, shape, dtype or bits."""
-    same = type(saved) is type(own)
-    if same and isinstance(saved, Mapping):
-        same = saved.keys() == own.keys()
-        for key in saved if same else ():
-            require_same(saved[key], own[key], f"{name}.{key}")
-    elif same and isinstance(saved, list | tuple):
-        same = len(saved) == len(own)
-        for place, (theirs, ours) in enumerate(zip(saved, own, strict=True) if same else ()):
-            require_same(theirs, ours, f"{name}.{place}")
-    elif same and isinstance(saved, np.ndarray):
-        same = (saved.dtype, saved.shape) == (own.dtype, own.shape)
-        same = same and saved.tobytes() == own.tobytes()
-    elif same:
-        same = saved == own or (isinstance(saved, float) and math.isnan(saved) and math.isnan(own))
-    if not same:
-        raise ValueError(f"{name}: expected {own!r:.80}, got {saved!r:.80}")
+    theirs, ours = dict(_leaves(saved, name)), dict(_leaves(own, name))
+    for where in ours | theirs:
+        wanted, got = ours.get(where, "nothing"), theirs.get(where, "nothing")
+        if _bits(wanted) != _bits(got):
+            raise ValueError(f"{where}: expected {wanted!r:.80}, got {got!r:.80}")
+
+
+def _bits(leaf: Any) -> object:
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype, leaf.shape, leaf.tobytes()
+    return type(leaf), repr(leaf)

@@ -18,7 +18,9 @@ from rlpg.runs import files
 from rlpg.runs.curves import Curves
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, dumps, flatten
+from rlpg.runs.recorded import RECORDED
 from rlpg.runs.run import RunFolder, versions
+from rlpg.runs.saver import Saver
 from rlpg.runs.store import Checkpoint, save_checkpoint, save_policy
 from rlpg.runs.trees import to_json
 
@@ -54,28 +56,20 @@ class RunWriter:
             self.best = _best(saved.state["best"])
             if saved.state["curves"]["step"] > saved.step:
                 raise ValueError(f"curves.step: expected at most {saved.step}, got more")
-        self._warn = warn
+        self._save = Saver(warn, folder.check)
         # Policies that the disk has refused: a best one may stay the best to the end.
         self._waiting: dict[Path, tuple[dict[str, Any], Any]] = {}
-        self._told: set[Path] = set()  # of these it was said that they cannot be saved
-        self._failing: dict[Path, str] = {}  # what could not be saved, and why
         self._versions = versions_now()
-        self._anchor = files.Anchor(folder.path)
-        try:
-            self._curves = Curves(
-                folder.path,
-                env_id=recipe.environment.id,
-                tensorboard=recipe.log.tensorboard,
-                loggers=loggers,
-                settings=_hyperparameters(recipe),
-                texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
-                state=None if saved is None else saved.state["curves"],
-                check=self._anchor.check,
-                warn=warn,
-            )
-        except BaseException:
-            self._anchor.close()
-            raise
+        self._curves = Curves(
+            folder.path,
+            env_id=recipe.environment.id,
+            tensorboard=recipe.log.tensorboard,
+            loggers=loggers,
+            settings=_hyperparameters(recipe),
+            texts={"recipe": dumps(recipe), "versions": to_json(self._versions).decode()},
+            state=None if saved is None else saved.state["curves"],
+            saver=self._save,
+        )
 
     def episodes(self, episodes: Episodes) -> None:
         """Training episodes that ended."""
@@ -118,23 +112,17 @@ class RunWriter:
             keep_last=self.recipe.checkpoint.keep_last,
             keep=() if self.best is None else (self.best[1],),
         )
-        self._try(save, self.folder.checkpoints, step)
+        self._save(self.folder.checkpoints, save)
         self.save_policy(self.folder.policy, step, policy, None)
 
     def save_policy(
         self, folder: Path, step: int, policy: Policy, evaluation: Evaluation | None
     ) -> None:
         """The policy with all that is needed to use it elsewhere, and what waits for the disk."""
-        settings = self.recipe.environment
+        environment = self.recipe.environment.values()
         description = {
             "policy": policy.describe(),
-            "environment": {
-                "id": settings.id,
-                "kwargs": settings.kwargs,
-                "wrappers": settings.wrappers,
-                "max_episode_steps": settings.max_episode_steps,
-                "episode_cap": settings.episode_cap,
-            },
+            "environment": {name: environment[name] for name in RECORDED},
             "training": {
                 "agent": self.recipe.agent,
                 "seed": self.recipe.seed,
@@ -148,8 +136,7 @@ class RunWriter:
 
     def _save_waiting(self) -> None:
         for folder, (description, weights) in list(self._waiting.items()):
-            step = description["training"]["steps"]
-            if self._try(partial(save_policy, folder, description, weights), folder, step):
+            if self._save(folder, partial(save_policy, folder, description, weights)):
                 del self._waiting[folder]
 
     def finish(self, step: int, policy: Policy, evaluation: Evaluation | None) -> None:
@@ -158,28 +145,11 @@ class RunWriter:
         if evaluation is not None:
             path = self.folder.path / "evaluation.json"
             content = to_json({**evaluation.summary(), "table": evaluation.table()})
-            self._try(partial(files.write, path, content), path, step)
-
-    def _try(self, save: Callable[[], object], what: Path, step: int) -> bool:
-        """Whether it was saved. If not, it is said once, not at every attempt."""
-        try:
-            self._anchor.check()
-            save()
-        except OSError as error:
-            if what not in self._told:
-                self._told.add(what)
-                self._warn(f"{what}: not saved at step {step} ({error.strerror}); training goes on")
-            since = self._failing.get(what, f"step {step}: {error.strerror}")
-            self._failing[what] = since
-            return False
-        self._failing.pop(what, None)
-        return True
+            self._save(path, partial(files.write, path, content))
 
     def missing(self) -> str:
         """In one line what of the run is not on disk, and why; "" where nothing is missing."""
-        reasons = {what.name: f"since {since}" for what, since in self._failing.items()}
-        reasons |= self._curves.missing()
-        return ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
+        return ", ".join(f"{name} ({reason})" for name, reason in self._save.missing.items())
 
     def __enter__(self) -> RunWriter:
         return self
@@ -189,7 +159,6 @@ class RunWriter:
             self._save_waiting()
         finally:
             self._curves.close()  # the curves are complete on disk, however the run ends
-            self._anchor.close()
         if error is not None and (missing := self.missing()):
             error.add_note(f"not saved: {missing}")
 

@@ -21,11 +21,6 @@ from rlpg.rollouts import BaseCollector, Episodes
 PER_ENV = ("obs", "ended", "returns", "lengths", "starts", "carry")  # [N, ...] of a collector
 
 
-def action_seed(seed: int, *key: int) -> np.random.SeedSequence:
-    """The stream of a rank's actions."""
-    return seed_sequence(seed, "actions", *rank_key(), *key)
-
-
 def collector_state(collector: BaseCollector) -> dict[str, Any]:
     """Where the environments of all ranks stand; call it on all of them."""
     states = gather(collector.state_dict())
@@ -47,8 +42,8 @@ def own_collector_state(saved: Mapping[str, Any], seed: int) -> tuple[Mapping[st
     number = len(states[0]["ended"]) * len(states) // num_ranks()
     own = slice(rank() * number, (rank() + 1) * number)
     part, rest = divmod(steps, num_ranks())
-    stream = action_seed(seed, vector_steps).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(stream))
+    stream = seed_sequence(seed, "actions", *rank_key(), vector_steps)
+    generator = torch.Generator().manual_seed(int(stream.generate_state(1, np.uint64)[0]))
     state = {
         "env_steps": part + (rest if rank() == 0 else 0),
         "vector_steps": vector_steps,

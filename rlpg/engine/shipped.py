@@ -63,7 +63,7 @@ def agent_for(env_id: str) -> str:
             return -math.inf, 0.0
         return median(row["mean"] for row in seeds), -median(row["cpu_seconds"] for row in seeds)
 
-    return max(shipped, key=rank).removeprefix(start) if shipped else DEFAULT_AGENT
+    return max(shipped, key=rank, default=DEFAULT_AGENT).removeprefix(start)
 
 
 def _folder_name(env_id: str) -> str:
@@ -109,9 +109,6 @@ def shipped_results() -> Iterator[tuple[str, str]]:
             yield name, "no results"
             continue
         means = [row["mean"] for row in results["seeds"]]
-        yield (
-            name,
-            f"median {median(means):.1f} of {len(means)} seeds ({min(means):.1f} to "
-            f"{max(means):.1f}), {results['total_steps']:,} steps; target {results['target']:g} "
-            f"reached by {results['target_reached']}",
-        )
+        words = f"median {median(means):.1f} of {len(means)} seeds ({min(means):.1f} to "
+        words += f"{max(means):.1f}), {results['total_steps']:,} steps; target "
+        yield name, f"{words}{results['target']:g} reached by {results['target_reached']}"

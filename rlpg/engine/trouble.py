@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from statistics import fmean
+from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean, pstdev
 from typing import Any
 
 from rlpg.policies.heads import Head
 from rlpg.runs.recipe import Recipe
 
 ENTRIES = 20  # of the log that a verdict is the mean of
+LITTLE = 0.1  # deviation of the episodes' returns, in mean returns: less leaves nothing to explain
 EARLY = 0.05  # share of the budget after which the value network should predict something
 HALF = 0.5  # share of the budget before which a policy should still explore
 GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
 MOST_KL = 3.0  # times the target
+MOST_CLIPPED = 0.65  # of the ratios; PPO on HalfCheetah works well with up to 0.6
 
 
 class Trouble:
@@ -33,8 +35,13 @@ class Trouble:
         self._recipe, self._warn = recipe, warn
         self._is_discrete, self._numbers = head.is_discrete, max(math.prod(head.action_shape), 1)
         self._recent: dict[str, deque[float]] = {}
+        self._returns: deque[list[float]] = deque([[]], maxlen=ENTRIES)  # between two entries
         self._first: float | None = None  # entropy
         self._told: set[str] = set()
+
+    def episodes(self, returns: Iterable[float]) -> None:
+        """Episodes that ended before the next entry."""
+        self._returns[-1] += returns
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Look at an entry of the log, by tag."""
@@ -53,6 +60,7 @@ class Trouble:
             if verdict and name not in self._told:
                 self._told.add(name)
                 self._warn(f"step {step:,}: {verdict}")
+        self._returns.append([])
 
     def _mean(self, tag: str) -> float:
         """Over the last entries; NaN before there are enough."""
@@ -66,6 +74,9 @@ class Trouble:
         explained = self._mean("train/explained_variance")
         if share < EARLY or self._setting("baseline") != "value" or not explained < EARLY:
             return ""
+        returns = [value for part in self._returns for value in part]
+        if len(returns) > 1 and pstdev(returns) <= LITTLE * abs(fmean(returns)):
+            return ""  # a task that is solved, or a reward that is never found
         return (
             f"the value network explains {max(explained, 0.0):.0%} of the returns' variance after "
             f"{share:.0%} of the budget; try a higher learner.value_learning_rate (it is "
@@ -86,7 +97,7 @@ class Trouble:
 
     def _clip(self) -> str:
         clipped = self._mean("train/clip_fraction")
-        if not clipped > 0.4:
+        if not clipped > MOST_CLIPPED:
             return ""
         return (
             f"{clipped:.0%} of the probability ratios are out of the clip range; try a lower "

@@ -12,22 +12,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
 
-from rlpg.errors import FileError
 from rlpg.runs import files
-from rlpg.runs.logger import (
-    GrowingFile,
-    JSONLLogger,
-    Logger,
-    TensorBoardLogger,
-    Warn,
-    log_warning,
-    once,
-)
+from rlpg.runs.logger import GrowingFile, JSONLLogger, Logger, TensorBoardLogger
+from rlpg.runs.saver import Saver
+
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class Curves:
@@ -37,12 +32,14 @@ class Curves:
         folder: the run's folder.
         env_id: goes into monitor.csv.
         tensorboard: write events too.
-        loggers: take the metrics too; what they raise is kept for `missing`.
+        loggers: take the metrics too; what they raise is a failure for `saver`.
         texts: by name, shown as they are in TensorBoard's text tab.
         settings: by dotted key, for TensorBoard's HParams.
         state: the `state_dict` of the checkpoint the run continues from; None begins the curves.
-        check: raises OSError where the folder is no longer the run's.
-        warn: is told, once per file, what cannot be written.
+        saver: is told what cannot be written.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: the state is none of curves.
     """
 
     def __init__(
@@ -55,54 +52,50 @@ class Curves:
         texts: Mapping[str, str] | None = None,
         settings: Mapping[str, Any] | None = None,
         state: Mapping[str, Any] | None = None,
-        check: Callable[[], None] = lambda: None,
-        warn: Warn = log_warning,
+        saver: Saver | None = None,
     ) -> None:
-        fresh: dict[str, Any] = {
-            "step": -1,
-            "t_start": time.time(),
-            "progress": 0,
-            "monitor": 0,
-            "evaluations": {},
-        }
-        state = fresh if state is None else state
-        for key, example in fresh.items():
-            if type(state.get(key)) is not type(example):
-                raise FileError(
-                    f"curves.{key}: expected {type(example).__name__} in the checkpoint, "
-                    f"got {state.get(key)!r:.80}"
-                )
+        if state is None:
+            state = {
+                "step": -1, "t_start": time.time(), "progress": 0, "monitor": 0, "evaluations": {},
+            }  # fmt: skip
         places = state["step"] + 1, state["progress"], state["monitor"]
         if min(places) < 0 or not math.isfinite(state["t_start"]):
-            raise FileError(
-                "curves: expected places in the curves >= 0 and a time in the checkpoint, "
-                f"got {places} and {state['t_start']}"
+            raise ValueError(
+                "curves: expected places in the curves >= 0 and a time, got "
+                f"{places} and {state['t_start']}"
             )
-        self._folder, self._check, self._warn = folder, check, warn
+        self._folder, self._saver = folder, saver or Saver()
         self._step: int = state["step"]
         self._t_start: float = state["t_start"]
+        self._evaluations: dict[str, Arrays] = {}
+        for name, rows in state["evaluations"].items():
+            if not name.replace("_", "").isalnum():  # it may come from a stranger: no path parts
+                raise ValueError(f"evaluations: expected a name of letters, got {name!r:.80}")
+            columns = rows["timesteps"], rows["results"], rows["ep_lengths"]
+            self._evaluations[name] = _evaluations(*columns)
         self._entry: dict[str, float] = {}  # of the present step, until the next one
         self._progress = JSONLLogger(
-            folder / "progress.jsonl", state["progress"], check=check, warn=warn
+            folder / "progress.jsonl", state["progress"], saver=self._saver
         )
-        monitor = folder / "monitor.csv"
-        self._monitor = GrowingFile(monitor, state["monitor"], check=check, warn=warn)
+        self._monitor = GrowingFile(folder / "monitor.csv", state["monitor"], self._saver)
         if self._monitor.size == 0:
             header = json.dumps({"t_start": self._t_start, "env_id": env_id})
             self._monitor.write(f"#{header}\nr,l,t\n".encode())
-        self._evaluations = {
-            name: _Evaluations(folder, name, check, warn, rows)
-            for name, rows in state["evaluations"].items()
-        }
-        self._tensorboard: TensorBoardLogger | None = None
+        for name in self._evaluations:
+            self._save_evaluations(name)
+        self._loggers: list[Logger] = [self._progress]
         if tensorboard:
-            start = self._step + 1
-            self._tensorboard = TensorBoardLogger(
-                folder, start, texts=texts, settings=settings, check=check, warn=warn
-            )
-        own = [self._progress, self._tensorboard]
-        self._loggers = [*(logger for logger in own if logger is not None), *loggers]
-        self._failures: dict[str, str] = {}  # of the user's loggers
+            try:
+                self._loggers.append(
+                    TensorBoardLogger(
+                        folder, self._step + 1, texts=texts, settings=settings, saver=self._saver
+                    )
+                )
+            except Exception as error:  # nothing in TensorBoard is worth a training run
+                self._failed("TensorBoardLogger", error)
+        self._loggers += loggers
+        for logger in self._loggers:
+            self._call(logger, logger.begin, folder)
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Add metrics of an environment step; calls at the same step become one entry."""
@@ -137,41 +130,37 @@ class Curves:
         name: str = "evaluations",
     ) -> None:
         """Add an evaluation to `<name>.npz`; each has the same number of episodes."""
-        if name not in self._evaluations:
-            self._evaluations[name] = _Evaluations(self._folder, name, self._check, self._warn)
-        self._evaluations[name].add(step, returns, lengths)
+        row = _evaluations([step], [list(map(float, returns))], [list(map(int, lengths))])
+        before = self._evaluations.get(name)
+        self._evaluations[name] = row if before is None else {
+            key: np.concatenate([before[key], row[key]]) for key in row
+        }  # fmt: skip
+        self._save_evaluations(name)
+
+    def _save_evaluations(self, name: str) -> None:
+        buffer, path = io.BytesIO(), self._folder / f"{name}.npz"
+        np.savez(buffer, **self._evaluations[name])  # type: ignore[arg-type]
+        self._saver(path, partial(files.write, path, buffer.getvalue()))
 
     def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
         """Lengths of the episodes of each evaluation so far, `[episodes]` each."""
-        return [row for rows in self._evaluations.values() for row in rows.arrays()["ep_lengths"]]
+        return [row for rows in self._evaluations.values() for row in rows["ep_lengths"]]
 
     def flush(self) -> None:
         """Write what waits. Call it after logging a step and before saving its checkpoint."""
         self._emit()
-        self._progress.file.flush()
         self._monitor.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
+        for logger in self._loggers:
+            self._call(logger, logger.flush)
 
     def close(self) -> None:
         """Write what waits, once more where the disk refused it, and close the loggers."""
         self.flush()
-        for rows in self._evaluations.values():
-            rows.save()
+        for name in self._evaluations:
+            if f"{name}.npz" in self._saver.missing:
+                self._save_evaluations(name)
         for logger in self._loggers:
             self._call(logger, logger.close)
-
-    def missing(self) -> dict[str, str]:
-        """What the curves on disk and the loggers lack, by name, and why."""
-        logs = {"progress.jsonl": self._progress.file, "monitor.csv": self._monitor}
-        found = {name: log.failure for name, log in logs.items()}
-        if self._tensorboard is not None:
-            events = self._tensorboard.file
-            found["events.out.tfevents"] = self._tensorboard.failure or (
-                events.failure if events is not None else ""
-            )
-        found |= {f"{name}.npz": rows.failure for name, rows in self._evaluations.items()}
-        return {name: reason for name, reason in (found | self._failures).items() if reason}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the curves end now, to be resumed from here; flushes."""
@@ -181,7 +170,7 @@ class Curves:
             "t_start": self._t_start,
             "progress": self._progress.file.size,
             "monitor": self._monitor.size,
-            "evaluations": {name: rows.arrays() for name, rows in self._evaluations.items()},
+            "evaluations": dict(self._evaluations),
         }
 
     def _emit(self) -> None:
@@ -191,78 +180,21 @@ class Curves:
                 self._call(logger, logger.log, self._step, dict(entry))
 
     def _call(self, logger: Logger, call: Callable[..., object], *arguments: Any) -> None:
-        """Whatever a user's logger raises is said once, and costs no training."""
+        """Whatever a logger raises is said once, and costs no training."""
         try:
             call(*arguments)
         except Exception as error:
-            name = f"logger {type(logger).__name__}"
-            if name not in self._failures:
-                self._failures[name] = f"step {self._step}: {type(error).__name__}: {error}"
-                self._warn(f"{name}: {self._failures[name]}; training goes on")
+            self._failed(type(logger).__name__, error)
+
+    def _failed(self, logger: str, error: Exception) -> None:
+        name, reason = f"logger {logger}", f"step {self._step}: {type(error).__name__}: {error}"
+        self._saver.failed(name, reason, f"{name}: {reason}")
 
 
-class _Evaluations:
-    """Rows of (step, returns, lengths), rewritten as one npz after each."""
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        check: Callable[[], None],
-        warn: Warn,
-        arrays: Mapping[str, Any] | None = None,
-    ) -> None:
-        if not name.replace("_", "").isalnum():  # it may come from a file: no path parts
-            raise FileError(f"evaluations: expected a name of letters, got {name!r:.80}")
-        self.failure = ""  # why the file does not have all that it should
-        self._path = folder / f"{name}.npz"
-        self._check, self._warn = check, once(self._path, warn)
-        self._timesteps: list[int] = []
-        self._results: list[np.ndarray[Any, Any]] = []
-        self._lengths: list[np.ndarray[Any, Any]] = []
-        if arrays:
-            try:
-                self._timesteps = [int(step) for step in arrays["timesteps"]]
-                self._results = list(np.asarray(arrays["results"], np.float64))
-                self._lengths = list(np.asarray(arrays["ep_lengths"], np.int64))
-            except (KeyError, TypeError, ValueError):
-                raise FileError(f"{name}: expected evaluations in the checkpoint") from None
-            self._write()
-
-    def add(self, step: int, returns: Iterable[SupportsFloat], lengths: Iterable[int]) -> None:
-        result = np.array([float(value) for value in returns])
-        length = np.array([int(value) for value in lengths])
-        episodes = len(self._results[0]) if self._results else len(result)
-        if not len(result) == len(length) == episodes:
-            raise ValueError(
-                f"evaluation: expected {episodes} returns and lengths, the same number each time, "
-                f"got {len(result)} and {len(length)}"
-            )
-        self._timesteps.append(step)
-        self._results.append(result)
-        self._lengths.append(length)
-        self._write()
-
-    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Shapes [k], [k, episodes], [k, episodes] for k evaluations."""
-        return {
-            "timesteps": np.array(self._timesteps, np.int64),
-            "results": np.array(self._results, np.float64),
-            "ep_lengths": np.array(self._lengths, np.int64),
-        }
-
-    def save(self) -> None:
-        """Write them again if the disk refused them last time."""
-        if self.failure:
-            self._write()
-
-    def _write(self) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, **self.arrays())  # type: ignore[arg-type]
-        try:
-            self._check()
-            files.write(self._path, buffer.getvalue())
-            self.failure = ""
-        except OSError as error:
-            self.failure = str(error.strerror)
-            self._warn(self.failure)
+def _evaluations(timesteps: Any, results: Any, lengths: Any) -> Arrays:
+    """Shapes [k], [k, episodes], [k, episodes] for k evaluations."""
+    return {
+        "timesteps": np.array(timesteps, np.int64),
+        "results": np.array(results, np.float64),
+        "ep_lengths": np.array(lengths, np.int64),
+    }

@@ -74,11 +74,6 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
 REWARD_PART: Final = "Mean per step of this entry of the environment's `info`."
 
 
-def description(tag: str) -> str:
-    """What a tag means, in Markdown; "" for one that is not ours."""
-    return DESCRIPTIONS.get(tag, REWARD_PART if tag.startswith("rollout/reward_") else "")
-
-
 def layout() -> Any:
     """The summary that arranges the cards of the tab Custom Scalars."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -100,16 +95,14 @@ def layout() -> Any:
         for name, cards in CARDS.items()
     ]
     content = layout_pb2.Layout(category=categories).SerializeToString()
-    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
-    return Summary(
-        value=[
-            Summary.Value(
-                tag=metadata.CONFIG_SUMMARY_TAG,
-                metadata=SummaryMetadata(plugin_data=plugin),
-                tensor=TensorProto(dtype=DT_STRING, string_val=[content]),
-            )
-        ]
+    value = Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        metadata=SummaryMetadata(
+            plugin_data=SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
+        ),
+        tensor=TensorProto(dtype=DT_STRING, string_val=[content]),
     )
+    return Summary(value=[value])
 
 
 def hyperparameters(settings: Mapping[str, Any], trial: str) -> Any:
@@ -149,12 +142,15 @@ def described(tag: str) -> Any:
 
     if not (text := description(tag)):
         return None
-    plugin = SummaryMetadata.PluginData(
-        plugin_name="scalars"
-    )  # both readers of TensorBoard want it
+    plugin = SummaryMetadata.PluginData(plugin_name="scalars")  # both readers want it
     return SummaryMetadata(
         plugin_data=plugin, data_class=DATA_CLASS_SCALAR, summary_description=text
     )
+
+
+def description(tag: str) -> str:
+    """What a tag means, in Markdown; "" for one that is not ours."""
+    return DESCRIPTIONS.get(tag, REWARD_PART if tag.startswith("rollout/reward_") else "")
 
 
 def _text(value: object) -> str:

@@ -73,7 +73,7 @@ def read_history(path: Path) -> History:
 
 
 def _runs(path: Path) -> Iterator[Path]:
-    if _is_ours(path) or _evaluations(path) or _monitors(path):
+    if _is_ours(path) or _files_of_theirs(path):
         yield path
         return
     for below in files.entries(path):
@@ -85,13 +85,9 @@ def _is_ours(path: Path) -> bool:
     return files.exists(path / "recipe.toml") and files.exists(path / "progress.jsonl")
 
 
-def _evaluations(path: Path) -> list[Path]:
-    file = path / "evaluations.npz"
-    return [file] if files.exists(file) else []
-
-
-def _monitors(path: Path) -> list[Path]:
-    return [file for file in files.entries(path) if file.name.endswith("monitor.csv")]
+def _files_of_theirs(path: Path) -> list[Path]:
+    ends = ("monitor.csv", "evaluations.npz")
+    return [file for file in files.entries(path) if file.name.endswith(ends)]
 
 
 def _ours(path: Path) -> History:
@@ -123,21 +119,22 @@ def _theirs(path: Path) -> History:
     curves, clock = {}, _curve([(0, 0.0)])
     whole = path.absolute()
     env = re.sub(r"_\d+$", "", whole.name)
-    for file in _evaluations(path):
-        arrays = _arrays(file)
-        means = np.asarray(arrays["results"], np.float64).mean(axis=1)
-        curves[EVALUATED] = _curve(zip(arrays["timesteps"].tolist(), means.tolist(), strict=True))
     rows: list[tuple[float, int, float]] = []  # seconds, length, return
-    for file in _monitors(path):
+    for file in _files_of_theirs(path):
+        if file.suffix == ".npz":
+            arrays = _arrays(file)
+            means = np.asarray(arrays["results"], np.float64).mean(axis=1)
+            points = zip(arrays["timesteps"].tolist(), means.tolist(), strict=True)
+            curves[EVALUATED] = _curve(points)
+            continue
         header, _, *lines = files.read(file, limit=LARGEST).decode().splitlines()
         env = str(json.loads(header.removeprefix("#")).get("env_id") or env)
         for line in lines:
             value, length, at, *_ = line.split(",")
             rows.append((float(at), int(length), float(value)))
     if rows:
-        seconds, lengths, returns = map(
-            np.array, zip(*sorted(rows, key=itemgetter(0)), strict=True)
-        )
+        rows.sort(key=itemgetter(0))
+        seconds, lengths, returns = map(np.array, zip(*rows, strict=True))
         steps = lengths.astype(np.int64).cumsum()
         clock = np.insert(steps, 0, 0), np.insert(seconds, 0, 0.0)
         sums = np.insert(returns.cumsum(), 0, 0.0)

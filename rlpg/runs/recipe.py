@@ -166,13 +166,12 @@ def _why_not(recipe: Recipe, key: str) -> str:
     if table == "learner" and (others := agents_with(name)):
         verb = "have" if len(others) > 1 else "has"
         return f"no setting of the agent {recipe.agent}; {' and '.join(others)} {verb} it"
-    known, close = flatten(recipe), did_you_mean(recipe, key)
-    hints = [
-        name
-        if name in known or name in _tables(recipe)
-        else f"{name} (of the agent {' and '.join(agents_with(name.partition('.')[2]))})"
-        for name in close
-    ]
+    hints = did_you_mean(recipe, key)
+    known = {**flatten(recipe), **_tables(recipe)}
+    for k, hint in enumerate(hints):
+        if hint not in known:
+            agents = " and ".join(agents_with(hint.partition(".")[2]))
+            hints[k] = f"{hint} (of the agent {agents})"
     if hints:
         return f"no such setting; did you mean {' or '.join(hints)}?"
     return f"no such setting; the sections are {', '.join(_tables(recipe))}"
@@ -257,16 +256,8 @@ def load_recipe(
         raise FileError(str(error)) from None
 
 
-def save(recipe: Recipe, path: str | Path) -> None:
-    """Write `dumps(recipe)` to a file, atomically."""
-    files.write(Path(path), dumps(recipe).encode())
-
-
 def diff(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """The settings in which the two differ: `{"learner.learning_rate": (0.003, 0.001)}`."""
     theirs = flatten(other)
-    return {
-        key: (mine, theirs.get(key))
-        for key, mine in flatten(recipe).items()
-        if mine != theirs.get(key)
-    }
+    both = {key: (mine, theirs.get(key)) for key, mine in flatten(recipe).items()}
+    return {key: (mine, their) for key, (mine, their) in both.items() if mine != their}

@@ -15,9 +15,10 @@ from typing import Any
 
 from rlpg.errors import FileError, UsageError
 from rlpg.runs import files
+from rlpg.runs.tables import EnvironmentSettings
 
-MOST_CHARACTERS = 4096  # of all texts: each square of a FrozenLake map takes 15 kB of memory
-MOST_ENTRIES = 4096
+RECORDED = ("id", "kwargs", "wrappers", "max_episode_steps", "episode_cap")
+MOST = 4096  # entries, and characters of all texts: a square of a FrozenLake map takes 15 kB
 LARGEST_INTEGER = 10_000  # it may be the length of an array's side
 PICTURES = ("rgb_array", "rgb_array_list", "ansi", "ansi_list", "depth_array")  # open no window
 
@@ -32,16 +33,9 @@ def checked_record(record: object) -> dict[str, Any]:
     """
     if not isinstance(record, Mapping):
         raise UsageError(f"environment: expected a table, got {record!r:.60}")
-    expected = {"kwargs": "a table", "wrappers": "a table",
-                "max_episode_steps": "a number of steps",
-                "episode_cap": "a number of steps"}  # fmt: skip
-    if not isinstance(record.get("id"), str):
+    told = EnvironmentSettings(**{name: record[name] for name in RECORDED if name in record})
+    if not told.id:
         raise UsageError(f"environment.id: expected an id, got {record.get('id')!r:.60}")
-    for name, words in expected.items():
-        value = record.get(name)
-        is_right = isinstance(value, Mapping) if words == "a table" else _is_count(value)
-        if value is not None and not is_right:
-            raise UsageError(f"environment.{name}: expected {words}, got {value!r:.60}")
     return dict(record)
 
 
@@ -60,18 +54,13 @@ def usable_kwargs(
     """
     own = dict(given or {})
     rest = {name: value for name, value in recorded.items() if name not in own}
-    budget = _Budget()
-    for name, value in rest.items():
-        try:
-            budget.spend(value)
-            if name == "render_mode" and value not in (None, *PICTURES):
-                raise _Refused(f"one of {', '.join(PICTURES)}, because others open a window")
-        except _Refused as refused:
-            raise FileError(
-                f"{source}: environment.kwargs.{name}: expected {refused} (it comes from a file), "
-                f"got {value!r:.60}; give it yourself: --environment.kwargs.{name} VALUE, or "
-                f'env_kwargs={{"{name}": ...}}'
-            ) from None
+    if refused := _refused(rest):
+        name, expected = refused
+        raise FileError(
+            f"{source}: environment.kwargs.{name}: expected {expected} (it comes from a file), "
+            f"got {rest[name]!r:.60}; give it yourself: --environment.kwargs.{name} VALUE, or "
+            f'env_kwargs={{"{name}": ...}}'
+        )
     return rest | own
 
 
@@ -81,54 +70,34 @@ def usable_wrappers(recorded: Mapping[str, Any], source: object) -> dict[str, di
     Raises:
         FileError: an argument that may not come from a file.
     """
-    budget = _Budget()
-    for name, kwargs in recorded.items():
-        try:
-            if not isinstance(kwargs, Mapping):
-                raise _Refused("a table")
-            budget.spend(kwargs)
-        except _Refused as refused:
-            raise FileError(
-                f"{source}: environment.wrappers.{name:.40}: expected {refused} (it comes from a "
-                f"file), got {kwargs!r:.60}; make the environment yourself, and pass it: env="
-            ) from None
+    flat = {f"{name}.{key}": v for name, kwargs in recorded.items() for key, v in kwargs.items()}
+    if refused := _refused(flat):
+        name, expected = refused
+        raise FileError(
+            f"{source}: environment.wrappers.{name:.80}: expected {expected} (it comes from a "
+            f"file), got {flat[name]!r:.60}; make the environment yourself, and pass it: env="
+        )
     return {name: dict(kwargs) for name, kwargs in recorded.items()}
 
 
-class _Refused(ValueError):
-    """What was expected instead."""
-
-
-class _Budget:
-    """What the arguments of one file may amount to."""
-
-    def __init__(self) -> None:
-        self._characters = self._entries = 0
-
-    def spend(self, value: object) -> None:
-        """_Refused where the value may not be used, or is one too many."""
-        self._entries += 1
-        if isinstance(value, str):
-            self._characters += len(value)
-            if self._characters <= MOST_CHARACTERS and (
-                not _PLAIN.fullmatch(value) or files.exists(Path(value or " "))
+def _refused(arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first argument that a file may not choose, and what is expected instead."""
+    num_entries = num_characters = 0
+    for name, value in arguments.items():
+        parts = value if isinstance(value, list) else [value]
+        num_entries += len(parts)
+        num_characters += sum(len(part) for part in parts if isinstance(part, str))
+        if max(num_entries, num_characters) > MOST:
+            return name, f"at most {MOST} characters and {MOST} entries"
+        if name == "render_mode" and value not in PICTURES:
+            return name, f"one of {', '.join(PICTURES)}, because others open a window"
+        for part in parts:
+            if isinstance(part, str) and (
+                not _PLAIN.fullmatch(part) or files.exists(Path(part or " "))
             ):
-                raise _Refused("a word that is no path")
-        elif isinstance(value, Mapping | list | tuple) and len(value) <= MOST_ENTRIES:
-            parts = [*value, *value.values()] if isinstance(value, Mapping) else value
-            for part in parts:
-                self.spend(part)
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise _Refused("finite numbers")
-        elif isinstance(value, int):
-            if abs(value) > LARGEST_INTEGER:
-                raise _Refused(f"integers of at most {LARGEST_INTEGER}")
-        elif value is not None:
-            raise _Refused("numbers, words, and lists and tables of them")
-        if self._characters > MOST_CHARACTERS or self._entries > MOST_ENTRIES:
-            raise _Refused(f"at most {MOST_CHARACTERS} characters and {MOST_ENTRIES} entries")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
+                return name, "a word that is no path"
+            if isinstance(part, int) and abs(part) > LARGEST_INTEGER:
+                return name, f"integers of at most {LARGEST_INTEGER}"
+            if isinstance(part, float) and not math.isfinite(part):
+                return name, "finite numbers"
+    return None

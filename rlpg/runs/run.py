@@ -11,12 +11,13 @@ error.log         the traceback of the last error that stopped it, if one did
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import platform
 import re
 import shlex
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -29,10 +30,7 @@ from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe
 from rlpg.runs.store import POLICY_FILE
 from rlpg.runs.trees import to_json
 
-FILES = (
-    "recipe.toml", "progress.jsonl", "monitor.csv", "evaluations.npz", "evaluations_stochastic.npz",
-    "evaluation.json", "error.log",
-)  # fmt: skip
+LOCK, VERSIONS = "run.lock", "versions.json"
 Which = Literal["best", "last"]  # of a run's policies
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
@@ -42,15 +40,10 @@ class RunFolder:
     """The folder of one run; `create_run` makes one, `open_run` finds one."""
 
     path: Path
-    made: tuple[Path, ...] = ()  # folders above it that were made for it
 
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.toml"
-
-    @property
-    def errors(self) -> Path:
-        return self.path / "error.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -93,18 +86,15 @@ class RunFolder:
 
         Raises:
             UsageError: another process holds it; the message has its process id.
-            FileError: one of its folders or files is a link, a pipe or something else.
+            FileError: one of its folders is a link or something else.
             TrainingError: any other error than ours, once the run has begun.
         """
-        with files.lock(self.path / "run.lock"):
+        with files.lock(self.path / LOCK):
             for folder in (self.checkpoints, self.policy, self.best_policy):
                 if files.exists(folder) and not files.is_folder(folder):
                     raise FileError(  # what is removed and written there may be somebody's
                         f"{folder}: expected a folder of the run, got a link or a file"
                     )
-            for file in (self.path / name for name in FILES):
-                if files.exists(file) and not files.is_file(file):
-                    raise FileError(f"{file}: expected a regular file, got something else")
             for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
             try:
@@ -114,32 +104,29 @@ class RunFolder:
             except KeyboardInterrupt as stop:
                 stop.add_note(f"`rlpg resume {shlex.quote(str(self.path))}` goes on")
                 raise
-            except RlpgError as error:
-                self._keep_traceback(error)
-                raise
             except Exception as error:
-                fault = TrainingError(f"{type(error).__name__}: {error}")
-                self._keep_traceback(fault)
+                fault = error
+                if not isinstance(error, RlpgError):
+                    fault = TrainingError(f"{type(error).__name__}: {error}")
+                fault.add_note(self.keep_error(traceback.format_exc()))
+                if fault is error:
+                    raise
                 raise fault from error
 
-    def _keep_traceback(self, error: Exception) -> None:
-        """Of the exception being handled; and let the user know where it is."""
-        error.add_note(self.keep_error(traceback.format_exc()))
+    def check(self) -> None:
+        """OSError where the folder that is held was removed, moved or replaced."""
+        if not files.holds(self.path / LOCK):
+            raise OSError(errno.ENOENT, "the run's folder was removed, moved or replaced")
 
     def keep_error(self, text: str) -> str:
         """Write the error log; one line on where it is."""
         with suppress(OSError):
-            files.write(self.errors, text.encode(errors="backslashreplace"))
+            files.write(self.path / "error.log", text.encode(errors="backslashreplace"))
         return f"what was saved until then is in {self.path}, see error.log there"
 
     def last_words(self, message: str, stack: str) -> str:
         """`keep_error` for a process that is about to end in a call that hangs."""
         return self.keep_error(f"Traceback (most recent call last):\n{stack}{message}\n")
-
-    def discard(self) -> None:
-        """Leave nothing behind: for a run that failed before it did anything."""
-        files.discard(self.path)
-        files.remove_empty(self.made)
 
 
 def create_run(
@@ -149,7 +136,9 @@ def create_run(
     root: Path = Path("runs"),
     path: Path | None = None,
 ) -> RunFolder:
-    """Make the folder of a new run, with its recipe and versions, at once or not at all.
+    """Make the folder of a new run, with its recipe and versions.
+
+    What a process left that was killed while it made a run here counts as nothing.
 
     Args:
         recipe: names environment, agent and seed.
@@ -158,41 +147,40 @@ def create_run(
 
     Raises:
         UsageError: `path` is taken.
-        OSError: the disk refused; nothing was left behind.
+        OSError: the disk refused; no run has appeared.
     """
-    names: Iterable[str]
-    if path is None:
-        parent = root / safe_name(recipe.environment.id) / recipe.agent
-        names = (f"{recipe.seed}-{k}" if k else f"{recipe.seed}" for k in count())
-    else:
-        whole = path if path.name else path.absolute()  # as it was given, but for "."
-        parent, names = whole.parent, [whole.name]
-    contents = {
-        "recipe.toml": dumps(recipe).encode(),
-        "versions.json": to_json(dict(versions)),
-    }
-    made = files.make_folder(parent)
-    run: RunFolder | None = None
+    contents = {VERSIONS: to_json(dict(versions)), "recipe.toml": dumps(recipe).encode()}
+    if path is not None:
+        if not _is_made(path, contents):
+            got = "one in use; choose another or `rlpg resume` it"
+            got = got if files.is_folder(path) else "a file or a link; choose another"
+            raise UsageError(f"{path}: expected a folder that is new or empty, got {got}")
+        return RunFolder(path)
+    parent = root / safe_name(recipe.environment.id) / recipe.agent
+    names = (f"{recipe.seed}-{k}" if k else f"{recipe.seed}" for k in count())
+    return RunFolder(next(parent / name for name in names if _is_made(parent / name, contents)))
+
+
+def _is_made(folder: Path, contents: Mapping[str, bytes]) -> bool:
+    """Whether the folder was free, and is a run's now; the last of the contents makes it one."""
+    if not _is_free(folder):
+        return False
+    files.make_folder(folder)
     try:
-        with files.alone_in(parent) as is_alone:
-            for name in names:
-                if is_alone:  # what is there was left by a process that was killed
-                    files.remove_temporaries(parent, of=name)
-                with suppress(FileExistsError):
-                    files.publish(parent / name, contents)
-                    run = RunFolder(parent / name, tuple(made))
-                    break
-    except BaseException:
-        if run is not None:
-            run.discard()
-        files.remove_empty(made)
-        raise
-    if run is None:
-        place = parent / whole.name
-        got = "one in use; choose another or `rlpg resume` it"
-        got = got if files.is_folder(place) else "a file or a link; choose another"
-        raise UsageError(f"{path}: expected a folder that is new or empty, got {got}")
-    return run
+        with files.lock(folder / LOCK):
+            if not _is_free(folder):  # another process was faster
+                return False
+            for name, data in contents.items():
+                files.write(folder / name, data)
+            return True
+    except UsageError:  # another process makes a run there
+        return False
+
+
+def _is_free(folder: Path) -> bool:
+    ours = (LOCK, VERSIONS)
+    left = (e.name for e in files.entries(folder) if not e.name.startswith(files.TEMPORARY))
+    return not files.exists(folder) or (files.is_folder(folder) and all(n in ours for n in left))
 
 
 def open_run(path: Path) -> RunFolder:
@@ -212,11 +200,8 @@ def find_policy(path: Path, which: Which = "best") -> Path:
     Raises:
         FileError: there is no policy.
     """
-    run = RunFolder(path)
-    order = [run.policy, run.best_policy]
-    own = [
-        folder for folder in (order if which == "last" else order[::-1]) if files.is_folder(folder)
-    ]
+    order = [path / "policy", path / "best_policy"]
+    own = filter(files.is_folder, order if which == "last" else order[::-1])
     for folder in (path, *own):
         if files.exists(folder / POLICY_FILE):
             return folder / POLICY_FILE

@@ -27,9 +27,6 @@ POLICY_FILE: Final = "policy.safetensors"
 LARGEST: Final = {CHECKPOINT: 256 << 20, POLICY: 128 << 20}
 
 
-# ---- checkpoints -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What a run continues from."""
@@ -71,21 +68,16 @@ def save_checkpoint(
     data = pack(CHECKPOINT, LARGEST[CHECKPOINT], tree)
     path = folder / f"step-{step:09d}.safetensors"
     files.make_folder(folder)
-    if not _is_valid(path):
-        if files.is_folder(path):
-            files.discard(path)
+    try:
+        load_checkpoint(path)
+    except FileError:
         files.write(path, data)
     with suppress(OSError):  # the new checkpoint stands; the next one prunes again
-        prune(folder, step, keep_last=keep_last, keep=keep)
+        older = [(at, old) for at, old in _steps(folder) if at <= step and old.suffix]
+        for at, old in older[: max(len(older) - keep_last, 0)]:
+            if at not in keep:
+                files.remove_tree(old)
     return path
-
-
-def prune(folder: Path, step: int, *, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Remove the checkpoints up to `step` but for the last `keep_last` and the steps in `keep`."""
-    older = [(at, path) for at, path in _steps(folder) if at <= step and path.suffix]
-    for at, path in older[: max(len(older) - keep_last, 0)]:
-        if at not in keep:
-            files.discard(path)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -109,22 +101,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     raise FileError(f"{path}: expected the checkpoint of the step in its name, got another")
 
 
-def _is_valid(path: Path) -> bool:
-    try:
-        load_checkpoint(path)
-    except FileError:
-        return False
-    return True
-
-
 def _steps(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints by step. Folders of format version 1, without a suffix, are among them."""
     pattern = re.compile(r"step-(\d{9,18})(\.safetensors)?")
     named = ((pattern.fullmatch(path.name), path) for path in files.entries(folder))
     return sorted((int(match[1]), path) for match, path in named if match)
-
-
-# ---- policies --------------------------------------------------------------------------------
 
 
 def save_policy(
@@ -141,9 +122,8 @@ def save_policy(
         NumericalFault: an array is not finite; nothing was written.
         OSError: the disk refused; the old policy is intact.
     """
-    for name, array in weights.items():
-        if not np.isfinite(array).all():
-            raise NumericalFault(f"{name}: expected finite weights to save, got NaN or infinity")
+    if name := _infinite(weights):
+        raise NumericalFault(f"{name}: expected finite weights to save, got NaN or infinity")
     tree = {"description": dict(description), "weights": dict(weights)}
     data = pack(POLICY, LARGEST[POLICY], tree)
     files.make_folder(folder)
@@ -163,8 +143,12 @@ def load_policy(path: Path) -> tuple[dict[str, Any], Arrays]:
             isinstance(name, str) and isinstance(array, np.ndarray)
             for name, array in weights.items()
         ):
-            for name, array in weights.items():
-                if not np.isfinite(array).all():
-                    raise FileError(f"{path}: {name!r:.80}: expected finite values, got others")
+            if name := _infinite(weights):
+                raise FileError(f"{path}: {name!r:.80}: expected finite values, got others")
             return description, weights
     raise FileError(f"{path}: expected a policy's description and its weights, got others")
+
+
+def _infinite(weights: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """The name of an array that is not finite, "" where there is none."""
+    return next((name for name, array in weights.items() if not np.isfinite(array).all()), "")

@@ -30,7 +30,6 @@ from rlpg.runs import files
 
 VERSION: Final = 2
 LARGEST_HEADER: Final = 4 << 20  # bytes; the objects in it may take 25 times that
-DEEPEST_JSON: Final = 64
 DTYPES: Final = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
@@ -38,7 +37,6 @@ DTYPES: Final = {
 _NO_DIGEST = "0" * 64
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
-Place = tuple[np.dtype[Any], list[int], int]  # of an array: dtype, shape, first byte of the body
 
 
 def pack(kind: str, limit: int, tree: object) -> bytearray:
@@ -47,15 +45,20 @@ def pack(kind: str, limit: int, tree: object) -> bytearray:
     Raises:
         TypeError, ValueError: something in it has no place in a file, or it is too large.
     """
-    plain, arrays = split(tree)
-    content = {"format": kind, "version": VERSION, "sha256": _NO_DIGEST, "tree": plain}
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    try:
+        plain, arrays = split(tree)
+        content = {"format": kind, "version": VERSION, "sha256": _NO_DIGEST, "tree": plain}
+        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    except RecursionError:
+        raise ValueError(f"{kind}: expected a tree that is not so deep") from None
     data = bytearray(safetensors.numpy.save(arrays, {"rlpg": text}))
-    length = int.from_bytes(data[:8], "little")
-    try:  # what could not be read back is not written
-        _judged(data[8 : 8 + length], len(data) - 8 - length, Path(kind), kind, limit)
-    except FileError as error:
-        raise ValueError(str(error)) from None
+    header = int.from_bytes(data[:8], "little")
+    size = len(data) - 8 - header
+    if size > limit or header > LARGEST_HEADER:  # what could not be read back is not written
+        raise ValueError(
+            f"{kind}: expected at most {limit} bytes of arrays and {LARGEST_HEADER} of all else, "
+            f"got {size} and {header}"
+        )
     return sealed(data)
 
 
@@ -73,38 +76,31 @@ def unpack(path: Path, kind: str, limit: int) -> Any:
         FileError: missing, damaged, not of this kind and version, or with a claim that does not fit
             the file.
     """
-    with files.reading(path) as file:
-        prefix = file.take(min(8, file.size))
-        length = int.from_bytes(prefix, "little")
-        if file.size < 8 or length > min(file.size - 8, LARGEST_HEADER):
-            raise FileError(f"{path}: expected a safetensors header that fits, got {length} bytes")
-        header = file.take(length)
-        content, places = _judged(header, file.size - 8 - length, path, kind, limit)
-        body = file.take(file.size - 8 - length)
-    digest = content["sha256"].encode()
-    actual = sha256(prefix + header.replace(digest, _NO_DIGEST.encode(), 1))
-    actual.update(body)
-    if actual.hexdigest().encode() != digest:
-        raise FileError(f"{path}: expected content with the sha256 in its header, got other")
-    arrays: Arrays = {}
-    for name, (dtype, shape, begin) in places.items():
-        try:
-            array = np.frombuffer(body, dtype, math.prod(shape), begin).reshape(shape)
-        except ValueError as error:
-            raise FileError(f"{path}: {name!r:.80}: expected an array, got {error}") from None
-        if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
-            raise FileError(f"{path}: {name!r:.80}: expected bools, got other bytes")
-        arrays[name] = array
-    return join(content["tree"], arrays, path)
+    data = files.read(path, limit=limit + LARGEST_HEADER + 8)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    if not 8 < begin <= min(len(data), LARGEST_HEADER + 8):
+        raise FileError(f"{path}: expected a safetensors header that fits, got {begin - 8} bytes")
+    if len(data) - begin > limit:
+        raise FileError(f"{path}: expected at most {limit} bytes of arrays, got more")
+    try:
+        entries = from_json(data[8:begin], path)
+        content = _content(entries, path, kind)
+        digest = content["sha256"].encode()
+        body = memoryview(data)[begin:]
+        actual = sha256(data[:begin].replace(digest, _NO_DIGEST.encode(), 1))
+        actual.update(body)
+        if actual.hexdigest().encode() != digest:
+            raise FileError(f"{path}: expected content with the sha256 in its header, got other")
+        arrays = {name: _array(entry, body, path, name) for name, entry in entries.items()}
+        if sum(array.nbytes for array in arrays.values()) != len(body):
+            raise FileError(f"{path}: expected arrays side by side to the end, got others")
+        return join(content["tree"], arrays, path)
+    except RecursionError:
+        raise FileError(f"{path}: expected a tree that is not so deep") from None
 
 
-def _judged(
-    header: bytearray, size: int, path: Path, kind: str, limit: int
-) -> tuple[dict[str, Any], dict[str, Place]]:
-    """What a safetensors header says, if it fits a body of `size` bytes; else FileError."""
-    if len(header) > LARGEST_HEADER:
-        raise FileError(f"{path}: expected a header of at most {LARGEST_HEADER} bytes, got more")
-    entries = from_json(header, path)
+def _content(entries: Any, path: Path, kind: str) -> dict[str, Any]:
+    """What the header says besides the arrays, which alone remain in `entries`."""
     metadata = entries.pop("__metadata__", None) if isinstance(entries, dict) else None
     text = metadata.get("rlpg") if isinstance(metadata, dict) else None
     content = from_json(text, path) if isinstance(text, str) else None
@@ -117,35 +113,24 @@ def _judged(
         )
     if not re.fullmatch("[0-9a-f]{64}", str(content.get("sha256"))) or "tree" not in content:
         raise FileError(f"{path}: expected a tree with its sha256 in its header, got none")
-    if size > limit:
-        raise FileError(f"{path}: expected at most {limit} bytes of arrays, got {size}")
-    places: dict[str, Place] = {}
-    spans = [(size, size)]
-    for name, entry in entries.items():
-        places[name], span = _place(entry, f"{path}: {name!r:.80}")
-        spans.append(span)
-    spans.sort()
-    if [begin for begin, _ in spans] != [0, *(end for _, end in spans[:-1])]:
-        raise FileError(f"{path}: expected arrays side by side to the end, got other offsets")
-    return content, places
+    return content
 
 
-def _place(entry: Any, where: str) -> tuple[Place, tuple[int, int]]:
-    """Where one array is, and the first byte and the one after its last."""
+def _array(entry: Any, body: memoryview, path: Path, name: str) -> np.ndarray[Any, Any]:
+    """An array of the file, in the memory that was read."""
     try:
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), entry["shape"]
         begin, end = entry["data_offsets"]
-        sizes = [*shape, begin, end]
-    except (KeyError, TypeError, ValueError):
-        raise FileError(f"{where}: expected dtype, shape and data_offsets, got others") from None
-    if len(sizes) > 66 or any(type(n) is not int or not 0 <= n < 2**63 for n in sizes):
-        raise FileError(f"{where}: expected a few integers >= 0 as sizes, got {sizes!r:.80}")
-    num_bytes = dtype.itemsize * math.prod(shape)
-    if end - begin != num_bytes or begin % dtype.itemsize:
+        if any(type(n) is not int or n < 0 for n in (*shape[:99], begin, end)):
+            raise ValueError("other sizes than integers >= 0")
+        array = np.frombuffer(body[begin:end], dtype).reshape(shape)
+        if dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
+            raise ValueError("bytes that are no bools")
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise FileError(
-            f"{where}: expected {num_bytes} bytes for {shape!r:.80}, got {begin} to {end}"
-        )
-    return (dtype, shape, begin), (begin, end)
+            f"{path}: {name!r:.80}: expected an array that fits its bytes, got {error!r:.80}"
+        ) from None
+    return array
 
 
 # ---- JSON ------------------------------------------------------------------------------------
@@ -157,21 +142,11 @@ def to_json(value: object) -> bytes:
 
 
 def from_json(data: bytes | bytearray | str, path: Path) -> Any:
-    """The value in JSON text; FileError for damage, repeated keys, NaN, too much of anything."""
+    """The value in JSON text; FileError for damage, repeated keys, NaN."""
     try:
-        value = json.loads(data, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise FileError(f"{path}: expected JSON at most {DEEPEST_JSON} deep, got deeper") from None
+        return json.loads(data, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
     except ValueError as error:
         raise FileError(f"{path}: expected JSON, got something else: {error}") from None
-    level = [value]
-    for _ in range(DEEPEST_JSON):
-        tables = [node for node in level if isinstance(node, dict)]
-        level = [child for node in level if isinstance(node, list) for child in node]
-        level += [child for node in tables for child in node.values()]
-        if not level:
-            return value
-    raise FileError(f"{path}: expected JSON at most {DEEPEST_JSON} deep, got deeper")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
         )
     contents = {POLICY_FILE: bytes(files.read(saved.path, limit=2 * LARGEST[POLICY]))}
     recipe = saved.path.parent.parent / "recipe.toml"
-    if files.is_file(recipe):
+    if files.exists(recipe):
         contents["recipe.toml"] = bytes(files.read(recipe, limit=LARGEST_FILE))
     if has_video:
         from rlpg.verbs.video import film
@@ -90,12 +90,11 @@ def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
             film(saved, path)
             contents[path.name] = path.read_bytes()
     contents["README.md"] = _card(saved, found, contents).encode()
-    try:
-        files.publish(folder, contents)
-    except FileExistsError:
-        raise UsageError(
-            f"{folder}: expected a folder that is new or empty, got one in use"
-        ) from None
+    if files.exists(folder) and not (files.is_folder(folder) and not files.entries(folder)):
+        raise UsageError(f"{folder}: expected a folder that is new or empty, got one in use")
+    files.make_folder(folder)
+    for name, data in contents.items():
+        files.write(folder / name, data)
 
 
 def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> str:

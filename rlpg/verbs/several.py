@@ -29,7 +29,6 @@ from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import load
 from rlpg.engine.stopping import SIGNALS, StopSignals
 from rlpg.engine.terminal import Displays
-from rlpg.engine.threads import num_cores
 from rlpg.errors import (
     FileError,
     RlpgError,
@@ -43,6 +42,7 @@ from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies.references import Part, UserParts
 from rlpg.rollouts import EnvSource
+from rlpg.rollouts.processes import usable_cores
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, override
 from rlpg.verbs.training import Run, Schedules, is_quiet, own_parts
@@ -154,6 +154,7 @@ def run_seeds(
     *,
     jobs: int | None,
     quiet: bool,
+    verbose: bool = False,
     name: str = "seed",
     done: Callable[[int, Finished], None] = lambda seed, finished: None,
     failed: Callable[[int, RlpgError], None] = lambda seed, error: None,
@@ -162,6 +163,7 @@ def run_seeds(
 
     Args:
         jobs: as for `train_seeds`.
+        verbose: show where the time goes, and the metrics of learning.
         name: what a seed is called.
         done, failed: are told at once when a run is done, or has failed.
 
@@ -177,12 +179,12 @@ def run_seeds(
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
     if jobs is None:
-        jobs = max(1, num_cores() // training.recipe.threads)
+        jobs = max(1, usable_cores() // training.recipe.threads)
     several = _Several(training, seeds, name, done, failed)
     if min(jobs, len(seeds)) == 1:
-        several.one_by_one(quiet=quiet)
+        several.one_by_one(quiet=quiet, verbose=verbose)
     else:
-        several.at_once(min(jobs, len(seeds)), quiet=quiet)
+        several.at_once(min(jobs, len(seeds)), quiet=quiet, verbose=verbose)
     return {seed: several.finished[seed] for seed in seeds if seed in several.finished}, (
         several.errors
     )
@@ -204,12 +206,14 @@ class _Several:
         self.finished: dict[int, Finished] = {}
         self.errors: dict[int, RlpgError] = {}
 
-    def one_by_one(self, *, quiet: bool) -> None:
+    def one_by_one(self, *, quiet: bool, verbose: bool) -> None:
         """Here, one after the other."""
         for seed in self._seeds:
             try:
                 say = None if quiet else partial(print, file=sys.stderr)
-                hooks = Hooks(stop_at_return=self._training.stop_at_return, say=say)
+                hooks = Hooks(
+                    stop_at_return=self._training.stop_at_return, verbose=verbose, say=say
+                )
                 self._done(seed, self._training.run(seed, hooks, quiet=quiet))
             except RlpgError as error:
                 is_stopped = isinstance(error, SaveError) and error.run is None  # by a signal
@@ -224,14 +228,15 @@ class _Several:
         is_first = not (self.finished or self.errors)
         return is_first and isinstance(error, UsageError | FileError)
 
-    def at_once(self, jobs: int, *, quiet: bool) -> None:
+    def at_once(self, jobs: int, *, quiet: bool, verbose: bool) -> None:
         """In processes, so many at a time."""
         context = multiprocessing.get_context("spawn")
         whole = _pickled(self._training)
         waiting = list(self._seeds)
         running: dict[int, tuple[Any, Connection]] = {}
         titles = {seed: f"{self._name} {seed}" for seed in self._seeds}
-        display = Displays(list(titles.values()), self._training.recipe.total_steps, quiet=quiet)
+        total = self._training.recipe.total_steps
+        display = Displays(list(titles.values()), total, quiet=quiet, verbose=verbose)
         told = False
         with display, StopSignals() as stop:
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rlpg.policies.references import UserParts
 from rlpg.rollouts import EnvSource
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
-from rlpg.runs.recipe import Recipe, dumps, override, save
+from rlpg.runs.recipe import Recipe, dumps, override
 from rlpg.verbs.several import Finished
 from rlpg.verbs.spaces import Range, Space
 
@@ -93,15 +93,9 @@ class Sweep:
             )
         return study
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with files.alone_in(self.folder) as is_alone:
-            if not is_alone:
-                raise UsageError(
-                    f"{self.folder}: expected a file system with locks, got one without; choose a "
-                    "folder elsewhere"
-                )
-            yield
+    def _alone(self) -> AbstractContextManager[None]:
+        """Wait until no other process is here."""
+        return files.lock(self.folder / "study.lock", wait=True)
 
     def run(self, worker: int, hooks: Hooks, *, quiet: bool) -> Finished:
         """Take trials until there are enough; `worker` numbers the processes of this machine."""
@@ -163,7 +157,8 @@ class Sweep:
         self._tell(study, trial, values=value)
         with self._alone():
             best = study.best_trial
-            save(override(self.recipe, best.params), self.folder / "best.toml")
+            text = dumps(override(self.recipe, best.params))
+            files.write(self.folder / "best.toml", text.encode())
         return f"{value:.2f} (best {best.value:.2f}, of trial {best.number})"
 
     def _tell(self, study: Any, trial: Any, **what: Any) -> None:

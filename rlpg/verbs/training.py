@@ -13,14 +13,7 @@ from typing import Any
 
 import torch
 
-from rlpg.distributed import (
-    from_first,
-    is_alone,
-    joined,
-    max_over_ranks,
-    rank,
-    restarts,
-)
+from rlpg.distributed import from_first, is_alone, joined, max_over_ranks, rank, restarts
 from rlpg.engine.assembly import Components, Hooks, OnLog, assembled, bring_back, steps_of_all
 from rlpg.engine.components import (
     find_recipe,
@@ -36,11 +29,7 @@ from rlpg.engine.loading import environment_to_make
 from rlpg.engine.metrics import Every, histograms
 from rlpg.engine.restore import fitting
 from rlpg.engine.run_writer import NoWriter, RunWriter, differences, versions_now
-from rlpg.engine.sharding import (
-    collector_state,
-    merged,
-    require_equal,
-)
+from rlpg.engine.sharding import collector_state, merged, require_equal
 from rlpg.engine.stopping import StopSignals
 from rlpg.engine.trouble import Trouble
 from rlpg.errors import EnvironmentFault, SaveError, UsageError
@@ -257,7 +246,8 @@ def resume(
     Raises:
         FileError: there is no run, it cannot be read, or names a module to import or an argument
             of the environment that a file may not choose.
-        UsageError: another process is training it, or `exact` was asked for and cannot be had.
+        UsageError: another process is training it, it has done more than `total_steps`, or `exact`
+            was asked for and cannot be had.
         SaveError: the run is done, and not everything could be saved.
     """
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
@@ -302,6 +292,12 @@ def resume_run(
 def _continued(folder: RunFolder, components: Components, before: Recipe, *, exact: bool) -> Run:
     recipe, path = components.recipe, folder.path
     saved, skipped = from_first(lambda: newest_checkpoint(folder.checkpoints))
+    step = saved.step if saved else 0
+    if recipe.total_steps < step and recipe.total_steps != before.total_steps:
+        raise UsageError(
+            f"total_steps: expected at least the {step} steps that the run has done, got "
+            f"{recipe.total_steps}"
+        )
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
         notes += differences(saved.versions, versions_now())
@@ -315,7 +311,6 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
         writer = (
             RunWriter(folder, recipe, warn, saved, loggers) if rank() == 0 else NoWriter(folder)
         )
-    step = saved.step if saved else 0
     if rank() == 0:
         folder.save_recipe(recipe, before=before, step=step)
     at = f"step {step:,}" if saved else "the start"
@@ -368,6 +363,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
         ended.clear()
         accumulator.add_episodes(episodes)
         writer.episodes(episodes)
+        trouble.episodes(episodes.returns.tolist())
 
     while step < total and not is_stopping:
         progress = step / total

@@ -65,9 +65,9 @@ def test_a_quiet_command_says_what_is_missing_and_fails(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"rlpg: {tmp_path}/run/policy: not saved at step")
+    assert lines[0].startswith(f"rlpg: {tmp_path}/run/policy: cannot be written now")
     assert lines[1].startswith(f"rlpg: {tmp_path}/run: expected everything to be saved, missing: ")
-    assert "policy (since step" in lines[1]
+    assert "policy (No space left)" in lines[1]
 
 
 def test_a_process_without_descriptors_says_one_line(tmp_path: Path) -> None:

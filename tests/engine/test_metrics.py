@@ -38,6 +38,11 @@ def episodes(*returns: float) -> Episodes:
     return Episodes(np.array(returns), zeros + 2, zeros, zeros)
 
 
+def add(accumulator: MetricsAccumulator, metrics: dict[str, float], ended: Episodes) -> None:
+    accumulator.add(metrics)
+    accumulator.add_episodes(ended)
+
+
 @pytest.fixture
 def collector() -> Any:
     return SimpleNamespace(env_seconds=0.0, env_steps=0)
@@ -45,20 +50,20 @@ def collector() -> Any:
 
 def test_an_entry_has_the_means_of_what_is_finite_and_begins_anew(collector: Any) -> None:
     accumulator = MetricsAccumulator(collector)
-    accumulator.add({"a": 1.0, "b": math.nan, "c": math.inf}, episodes(3.0))
-    accumulator.add({"a": 3.0, "b": 5.0, "c": math.nan}, episodes(5.0))
+    add(accumulator, {"a": 1.0, "b": math.nan, "c": math.inf}, episodes(3.0))
+    add(accumulator, {"a": 3.0, "b": 5.0, "c": math.nan}, episodes(5.0))
     entry = accumulator.take()
     assert (entry["a"], entry["b"]) == (2.0, 5.0)
     assert math.isnan(entry["c"])
-    accumulator.add({"a": 7.0}, episodes())
+    add(accumulator, {"a": 7.0}, episodes())
     assert accumulator.take()["a"] == 7.0
 
 
 def test_recent_episodes_are_the_last_hundred_across_entries(collector: Any) -> None:
     accumulator = MetricsAccumulator(collector)
-    accumulator.add({}, episodes(0.0, *[2.0] * 60))
+    add(accumulator, {}, episodes(0.0, *[2.0] * 60))
     assert accumulator.take()["rollout/ep_rew_mean"] == pytest.approx(120 / 61)
-    accumulator.add({}, episodes(*[4.0] * 40))
+    add(accumulator, {}, episodes(*[4.0] * 40))
     entry = accumulator.take()
     assert entry["rollout/ep_rew_mean"] == pytest.approx((60 * 2 + 40 * 4) / 100)
     assert entry["rollout/ep_len_mean"] == 2.0
@@ -79,9 +84,9 @@ def test_speed_and_shares_are_those_since_the_last_entry(collector: Any) -> None
 
 def test_a_saved_accumulator_goes_on(collector: Any) -> None:
     one, other = MetricsAccumulator(collector), MetricsAccumulator(collector)
-    one.add({"a": 1.0}, episodes(3.0))
+    add(one, {"a": 1.0}, episodes(3.0))
     other.load_state_dict(one.state_dict())
     for accumulator in (one, other):
-        accumulator.add({"a": 2.0}, episodes(4.0))
+        add(accumulator, {"a": 2.0}, episodes(4.0))
     said, again = ({k: v for k, v in a.take().items() if "time/" not in k} for a in (one, other))
     assert said == again == {"a": 1.5, "rollout/ep_rew_mean": 3.5, "rollout/ep_len_mean": 2.0}

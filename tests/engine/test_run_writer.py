@@ -93,8 +93,7 @@ def train(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[rlpg.Run, lis
         overrides=SETTINGS, quiet=False,
     )  # fmt: skip
     told = capsys.readouterr().err.splitlines()
-    return run, [line.strip() for line in told if "not saved" in line or "cannot be" in line
-                 or "nothing was saved" in line]  # fmt: skip
+    return run, [line.strip() for line in told if "cannot be" in line]
 
 
 def weights(run: rlpg.Run) -> dict[str, bytes]:
@@ -140,10 +139,10 @@ def test_a_disk_that_stays_full_leaves_the_older_checkpoints_and_is_an_error_at_
                 recipe="default", overrides=SETTINGS, quiet=True,
             )  # fmt: skip
     assert {warning.category for warning in told} == {RlpgWarning}
-    assert any("checkpoints: not saved at step 576" in str(warning.message) for warning in told)
+    assert any("checkpoints: cannot be written now" in str(warning.message) for warning in told)
     missing = str(caught.value)
     assert missing.startswith(f"{tmp_path / 'run'}: expected everything to be saved, missing: ")
-    for name in ("checkpoints (since step 576: No space", "policy (since step 576", "progress.js",
+    for name in ("checkpoints (No space left", "policy (No space left", "progress.js",
                  "monitor.csv", "events.out", "evaluations.npz", "evaluation.json"):  # fmt: skip
         assert name in missing, missing
     run = caught.value.run
@@ -238,7 +237,7 @@ def test_what_the_disk_refuses_is_an_error_that_names_it_and_all_else_is_saved(
 ) -> None:
     disk = OneFull(PLACES[name])
     monkeypatch.setattr(files, "os", disk)
-    with pytest.raises(SaveError, match=f"missing: {name} ") as caught:
+    with pytest.raises(SaveError, match=f"missing: {name}") as caught:
         train_tiny(tmp_path / "run")
     assert disk.refusals > 0
     assert str(caught.value).count("No space left") == 1, caught.value
@@ -279,7 +278,7 @@ def test_a_fault_at_any_operation_of_a_run_is_made_good_or_told(
         patched.setattr(files, "os", counter)
         train_tiny(tmp_path / "count")
     outcomes: dict[str, int] = {"whole": 0, "told": 0, "refused": 0}
-    for k in range(3, counter.operations, max(counter.operations // 60, 1)):
+    for k in range(3, counter.operations, max(counter.operations // 30, 1)):
         run = tmp_path / "run"
         with monkeypatch.context() as patched:
             patched.setattr(files, "os", FaultyOs("ENOSPC", k))
@@ -295,8 +294,8 @@ def test_a_fault_at_any_operation_of_a_run_is_made_good_or_told(
             assert contents(run) == whole, k
         if run.exists():
             shutil.rmtree(run)
-    assert outcomes["whole"] > 30, outcomes
-    assert outcomes["refused"] < 10, outcomes
+    assert outcomes["whole"] > 15, outcomes
+    assert outcomes["refused"] < 6, outcomes
 
 
 # ---- the run's folder --------------------------------------------------------------------------
@@ -320,7 +319,7 @@ def test_a_folder_that_is_no_longer_the_runs_is_told_and_nothing_is_written_ther
         return update(self, rollout, **options)
 
     monkeypatch.setattr(Reinforce, "update", interfering)
-    with pytest.raises(SaveError, match=r"policy \(since .*removed, moved or replaced") as caught:
+    with pytest.raises(SaveError, match=r"policy \(.*removed, moved or replaced") as caught:
         train_tiny(run)
     assert caught.value.run.evaluation is not None
     assert "progress.jsonl" in str(caught.value)
@@ -348,7 +347,7 @@ def test_what_is_missing_is_a_note_of_the_error_that_stopped_the_run(
     monkeypatch.setattr(Reinforce, "update", failing)
     with pytest.raises(NumericalFault) as caught:
         train_tiny(tmp_path / "run")
-    assert any("not saved: checkpoints (since step 320" in n for n in caught.value.__notes__)
+    assert any("checkpoints (No space left" in n for n in caught.value.__notes__)
 
 
 # ---- loggers -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rlpg.engine import terminal
-from rlpg.engine.terminal import Display, duration
+from rlpg.engine.terminal import Display, Displays, duration
 from rlpg.errors import RlpgWarning
 
 METRICS = {
@@ -78,6 +78,24 @@ def test_where_the_time_goes_and_the_losses_are_for_developers(
         ["entropy", "0.5", "norm", "0.25"],
         ["value_loss", "1.235e+04"],
     ]
+
+
+def test_several_runs_show_it_too(
+    clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`-v` did nothing where several seeds train; a bar has no room for it, so lines are added."""
+    for is_terminal in (False, True):
+        screen = Terminal() if is_terminal else io.StringIO()
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setenv("TERM", "xterm")
+        for verbose in (False, True):
+            with Displays(["seed 0", "seed 1"], 1000, quiet=False, verbose=verbose) as display:
+                display.begin("seed 1")
+                clock[0] += 1.0
+                display.update("seed 1", 100, METRICS | {"train/entropy": 0.125})
+            shown = screen.getvalue()
+            assert ("time: env 25 %, policy 25 %, learn 50 %" in shown) == verbose
+            assert ("entropy      0.125" in shown) == verbose
 
 
 def test_a_resumed_run_counts_its_own_steps(

@@ -238,5 +238,5 @@ def test_a_file_s_wrappers_are_judged_like_its_arguments(
     )  # fmt: skip
     saved = load_saved(run.path)
     saved.environment["wrappers"] = {"ReshapeObservation": kwargs}
-    with pytest.raises(FileError, match=r"environment.wrappers.ReshapeObservation: expected .* "):
+    with pytest.raises(FileError, match=r"environment.wrappers.ReshapeObservation.*: expected .* "):
         evaluate_saved(saved)

@@ -49,38 +49,29 @@ def test_write_replaces_a_link_and_not_its_target(tmp_path):
 
 
 def test_write_survives_a_temporary_of_a_killed_process_with_the_same_id(tmp_path):
-    (tmp_path / f".tmp-file-new-{os.getpid()}").write_text("left over")
+    (tmp_path / f".tmp-file-{os.getpid()}").write_text("left over")
     files.write(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_write_and_publish_sync_the_content_before_the_name_and_then_the_folder(
-    tmp_path, monkeypatch
-):
+def test_write_syncs_the_content_before_the_name_and_then_the_folder(tmp_path, monkeypatch):
     """Else a power failure may leave the name without the content."""
     done = []
 
     class Recorder:
         def __getattr__(self, name):
             original = getattr(os, name)
-            if name not in ("write", "fsync", "rename"):
+            if name not in ("write", "fsync", "rename", "makedirs"):
                 return original
-            return lambda *args: (done.append(name), original(*args))[1]
+            return lambda *args, **options: (done.append(name), original(*args, **options))[1]
 
     monkeypatch.setattr(files, "os", Recorder())
     files.write(tmp_path / "file", b"new")
     assert done == ["write", "fsync", "rename", "fsync"]
     done.clear()
-    files.publish(tmp_path / "folder", {"a": b"1", "b": b"2"})
-    assert done == ["write", "fsync", "write", "fsync", "fsync", "rename", "fsync"]
-
-
-def test_publish_never_replaces(tmp_path):
-    files.publish(tmp_path / "folder", {"a": b"1"})
-    with pytest.raises(FileExistsError):
-        files.publish(tmp_path / "folder", {"a": b"2"})
-    assert (tmp_path / "folder" / "a").read_bytes() == b"1"
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    files.make_folder(tmp_path / "a" / "folder")
+    files.make_folder(tmp_path / "a" / "folder")
+    assert done == ["makedirs", "fsync"]
 
 
 def test_remove_tree_follows_no_link(tmp_path):
@@ -93,12 +84,15 @@ def test_remove_tree_follows_no_link(tmp_path):
     assert (tmp_path / "mine" / "file").read_text() == "mine"
 
 
-def test_make_folder_says_what_it_made(tmp_path):
-    assert files.make_folder(tmp_path / "a" / "b") == [tmp_path / "a", tmp_path / "a" / "b"]
-    assert files.make_folder(tmp_path / "a" / "b") == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        files.make_folder(tmp_path / "file" / "b")
+def test_a_lock_that_was_moved_away_is_not_held(tmp_path):
+    (tmp_path / "run").mkdir()
+    with files.lock(tmp_path / "run" / "lock"):
+        assert files.holds(tmp_path / "run" / "lock")
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        assert not files.holds(tmp_path / "run" / "lock")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "lock").write_text("1\n")
+        assert not files.holds(tmp_path / "run" / "lock")
 
 
 def test_lock_file_that_is_a_link_is_refused(tmp_path):

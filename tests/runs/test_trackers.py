@@ -24,7 +24,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], di
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def call(name: str) -> Any:
-        return lambda *arguments, **options: calls.append((name, arguments, options))
+        def noted(*arguments: Any, **options: Any) -> Any:
+            calls.append((name, arguments, options))
+            known = options.get("id") or options.get("run_id") or f"run {len(calls)}"
+            return SimpleNamespace(
+                id=known, name=options.get("name"), info=SimpleNamespace(run_id=known)
+            )
+
+        return noted
 
     names = ("init", "log", "finish", "set_experiment", "start_run", "log_params", "log_metrics",
              "end_run")  # fmt: skip
@@ -55,7 +62,7 @@ def test_mlflow_has_words_of_its_own(told: list[Any]) -> None:
     tracker.close()
     assert told == [
         ("set_experiment", ("mine",), {}),
-        ("start_run", (), {"run_name": "a run"}),
+        ("start_run", (), {"run_id": None, "run_name": "a run"}),
         ("log_params", ({"agent": "ppo"},), {}),
         ("log_metrics", ({"a": 1.0},), {"step": 5}),
         ("end_run", (), {}),
@@ -90,6 +97,33 @@ def test_a_tracker_that_is_not_installed_is_found_first(
     assert main(["train", "CartPole-v1", *SHORT, "--track", "mlflow"]) == 2
     assert "--track: expected mlflow to be installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", TRACKERS)
+def test_a_resumed_run_began_another_run_of_its_tracker(
+    kind: str, told: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: the second time from the file that the first one has left."""
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "CartPole-v1", "--agent", "a2c", *SHORT, "--run-dir", "run"]
+    assert main([*words, "--track", kind]) == 0
+    for total in ("128", "192"):
+        assert main(["resume", "run", "--quiet", "--track", kind, "--total-steps", total]) == 0
+    begun = [options for name, _, options in told if name in ("init", "start_run")]
+    first = next(k for k, call in enumerate(told, 1) if call[0] in ("init", "start_run"))
+    expected = {
+        "wandb": {"id": f"run {first}", "resume": "allow"},
+        "mlflow": {"run_id": f"run {first}", "run_name": None},
+        "trackio": {"name": "CartPole-v1 a2c seed 0", "resume": "allow"},
+    }[kind]
+    assert len(begun) == 3
+    assert "resume" not in begun[0]
+    for options in begun[1:]:
+        assert options.items() >= expected.items()
+    assert [name for name, _, _ in told].count("log_params") == (kind == "mlflow")
+    steps = [options["step"] for name, _, options in told if name in ("log", "log_metrics")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 192
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages' own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import rlpg
+from rlpg.cli import main
 from rlpg.engine.restore import require_same
 from rlpg.errors import SeedsError, TrainingError, UsageError
 from rlpg.runs.store import newest_checkpoint
@@ -92,6 +94,21 @@ def test_seeds_that_fail_do_not_stop_the_others(
     for seed, run in error.runs.items():
         assert (tmp_path / f"runs/{seed}/evaluation.json").exists()
         assert run.evaluation is not None
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_verbose_was_not_passed_on_to_several_seeds(
+    jobs: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "CartPole-v1", "--agent=a2c", "--total-steps=320", "--recipe=default"]
+    words += [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    words += ["--seeds", "0", "1", "--jobs", jobs, "--run-dir", str(tmp_path / "runs")]
+    for flags, is_told in (([], False), (["-v"], True)):
+        assert main([*words, *flags]) == 0
+        told = capfd.readouterr().err
+        assert ("time: env " in told) == is_told
+        assert ("entropy" in told) == is_told
+        shutil.rmtree(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
