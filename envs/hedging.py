@@ -152,19 +152,9 @@ class HedgingVectorEnv(TorchVectorEnv):
         *,
         device: str = "cpu",
         dtype: str = "float64",
-        num_steps: int = 30,
-        cost: float = 0.0,
-        objective: str = "mean_variance",
-        risk_aversion: float = 1.0,
-        tail: float = 0.05,
-        level: float = 0.0,
-        volatility: float = 0.2,
-        years: float = 30 / 252,
-        price: float = 100.0,
+        **options: Any,
     ) -> None:
-        dynamics = HedgingDynamics(
-            num_steps, cost, objective, risk_aversion, tail, level, volatility, years, price
-        )
+        dynamics = HedgingDynamics(**options)
         super().__init__(dynamics, num_envs, max_episode_steps, device, dtype)
 
 

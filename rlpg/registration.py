@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 # Gymnasium's id -> our vector version of it: the same bits, stepped as arrays, with `SAME_STEP`
@@ -44,30 +46,20 @@ _TORCH = {
 
 def register_environments() -> None:
     """Make `gymnasium.make("rlpg:rlpg/Chain-v0")` and its like work; twice does no harm."""
-    for env_id, (entry_point, num_steps) in _OWN.items():
+
+    def register(env_id: str, entry: Any, vector_entry: str, num_steps: int, **more: Any) -> None:
         if env_id not in gymnasium.registry:
             gymnasium.register(
-                env_id,
-                entry_point,
-                vector_entry_point=f"{entry_point}VectorEnv",
-                max_episode_steps=num_steps,
+                env_id, entry, vector_entry_point=vector_entry, max_episode_steps=num_steps, **more
             )
+
+    for env_id, (entry, num_steps) in _OWN.items():
+        register(env_id, entry, f"{entry}VectorEnv", num_steps)
     for name, num_steps in _TORCH.items():
-        if f"rlpg/Torch{name}" not in gymnasium.registry:
-            gymnasium.register(
-                f"rlpg/Torch{name}",
-                "rlpg.envs.batched_classic:TorchClassic",
-                vector_entry_point="rlpg.envs.batched_classic:TorchClassicVectorEnv",
-                max_episode_steps=num_steps,
-                kwargs={"name": name},
-            )
-    for theirs, vector_entry_point in NATIVE_VERSIONS.items():
-        if f"rlpg/{theirs}" not in gymnasium.registry:
-            spec = gymnasium.spec(theirs)
-            gymnasium.register(
-                f"rlpg/{theirs}",
-                spec.entry_point,
-                vector_entry_point=vector_entry_point,
-                reward_threshold=spec.reward_threshold,
-                max_episode_steps=spec.max_episode_steps,
-            )
+        entry = "rlpg.envs.batched_classic:TorchClassic"
+        register(f"rlpg/Torch{name}", entry, f"{entry}VectorEnv", num_steps, kwargs={"name": name})
+    for theirs, ours in NATIVE_VERSIONS.items():
+        spec: Any = gymnasium.spec(theirs)
+        threshold = spec.reward_threshold
+        register(f"rlpg/{theirs}", spec.entry_point, ours, spec.max_episode_steps,
+                 reward_threshold=threshold)  # fmt: skip

@@ -10,12 +10,7 @@ from rlpg.registration import register_environments
 if TYPE_CHECKING:
     from rlpg.rollouts.base import BaseCollector
     from rlpg.rollouts.collector import Collector
-    from rlpg.rollouts.environments import (
-        BACKENDS,
-        MadeEnvs,
-        another_like,
-        make_envs,
-    )
+    from rlpg.rollouts.environments import BACKENDS, MadeEnvs, another_like, make_envs
     from rlpg.rollouts.ids import EnvSource, environment_name, find_spec, full_id
     from rlpg.rollouts.records import record_of, wrapped
     from rlpg.rollouts.rollout import Episodes, Rollout, Window
@@ -25,29 +20,11 @@ if TYPE_CHECKING:
     from rlpg.rollouts.watchdog import hangs_end_the_process
 
 __all__ = [
-    "BACKENDS",
-    "BaseCollector",
-    "Collector",
-    "EnvSource",
-    "EpisodeSeeds",
-    "Episodes",
-    "MadeEnvs",
-    "Rollout",
-    "TensorCollector",
-    "Window",
-    "another_like",
-    "autoreset_mode",
-    "derived_seed",
-    "environment_name",
-    "find_spec",
-    "full_id",
-    "hangs_end_the_process",
-    "make_envs",
-    "probe_action_mask",
-    "record_of",
-    "reseed",
-    "wrapped",
-]
+    "BACKENDS", "BaseCollector", "Collector", "EnvSource", "EpisodeSeeds", "Episodes",
+    "MadeEnvs", "Rollout", "TensorCollector", "Window", "another_like", "autoreset_mode",
+    "derived_seed", "environment_name", "find_spec", "full_id", "hangs_end_the_process",
+    "make_envs", "probe_action_mask", "record_of", "reseed", "wrapped",
+]  # fmt: skip
 
 register_environments()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rlpg.errors import UsageError
+from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.policies.distributions import checked_log_prob
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import seed_sequence
@@ -128,6 +128,14 @@ class BaseCollector(ABC):
             distribution, _ = self.policy(shown.obs[:-1], shown.carry, shown.episode_start[:-1])
             found = checked_log_prob(distribution, shown.action, shown.reward.shape)
         return replace(rollout, log_prob=found.to(rollout.reward.device))
+
+
+def never_ends(ends: np.ndarray, wanted: int, limit: int) -> EnvironmentFault:
+    """What to say where an environment has not ended enough episodes, for `[N]` ends of each."""
+    return EnvironmentFault(
+        f"environment {int(ends.argmin())}: expected {wanted} episodes to end within {limit} "
+        f"steps, got {int(ends.min())}; give it a time limit (max_episode_steps) or raise max_steps"
+    )
 
 
 def stream(seed: np.random.SeedSequence, device: torch.device) -> torch.Generator:

@@ -35,9 +35,7 @@ class Bounds:
     def remark(self, rollout: Rollout, first_step: int) -> str:
         """One line about the first observation that is out of bounds, or "".
 
-        Args:
-            rollout: T steps.
-            first_step: number of the first of them.
+        `first_step` is the number of the rollout's first step.
         """
         found = self._outside(rollout.obs.numpy())  # [T + 1, N, *O]
         if found is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rlpg.errors import EnvironmentFault, RlpgError
 from rlpg.policies.fast_path import ArrayActor
 from rlpg.policies.networks import Carry, map_carry
-from rlpg.rollouts.base import BaseCollector
+from rlpg.rollouts.base import BaseCollector, never_ends
 from rlpg.rollouts.bounds import Bounds
-from rlpg.rollouts.buffer import RolloutBuffer, RunningEpisodes, assemble, check_finite
+from rlpg.rollouts.buffer import RolloutBuffer, Running, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
-from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_streams
 from rlpg.rollouts.vector import (
@@ -55,10 +54,12 @@ class Collector(BaseCollector):
         policy, seed, log_prob, deterministic: see `BaseCollector`.
         warn: is told once if an observation is out of the bounds of its space; None: a Python
             warning.
-
-    One step is one call of the policy's actor, one `envs.step` and a few copies into preallocated
-    arrays; everything else is computed once per rollout on whole `[T, N]` arrays.
     """
+
+    _obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
+    _running: Running
+    _carry: Carry  # of the policy, [N, ...]
+    _starts: np.ndarray  # [N] bool: `_obs` is the first of an episode
 
     def __init__(
         self,
@@ -76,11 +77,8 @@ class Collector(BaseCollector):
         )  # fmt: skip
         self._mode = autoreset_mode(envs)
         self._observations = policy.observations
-        self._obs: np.ndarray | None = None  # [N, *O] what the next action answers; None: reset
         self._ended = np.zeros(self.num_envs, dtype=bool)  # the last step ended an episode
-        self._running = RunningEpisodes.none(self.num_envs)
-        self._carry: Carry = None  # of the policy, [N, ...]
-        self._starts = np.ones(self.num_envs, dtype=bool)  # `obs` is the first of an episode
+        self._no_episodes()
         self._warn = warn or warnings.warn
         self._bounds = Bounds(self._observations)
         self._checks_bounds = self._bounds.exist  # until there was something to say
@@ -88,27 +86,23 @@ class Collector(BaseCollector):
     def _steps(self, num_steps: int) -> Rollout:
         if self._obs is None:
             self._start()
-        buffer, carry = self._buffer(num_steps), self._carry
-        ended_before = self._ended
+        buffer = self._buffer(num_steps)
         with torch.inference_mode():
-            self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
             pool, actor = self.envs, self._act  # a wrapper around the pool wants to see each step
             if isinstance(pool, WorkerEnvs) and pool.steps_ahead and isinstance(actor, ArrayActor):
                 self._run_ahead(buffer, num_steps, pool, actor)
             else:
                 for t in range(num_steps):
                     self._step(buffer, t)
-        return self._rollout(buffer, num_steps, ended_before, carry, quota=None)
+        return self._rollout(buffer, num_steps, quota=None)
 
     def _episodes(self, per_env: int, max_steps: int) -> Rollout:
         self._start()
-        buffer, carry = self._buffer(_FIRST_CHUNK), self._carry
-        ended_before = self._ended
+        buffer = self._buffer(_FIRST_CHUNK)
         remaining = np.full(self.num_envs, per_env)
         limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
         t = 0
         with torch.inference_mode():
-            self._act = self.policy.actor(self._drawing, self.num_envs, _FIRST_CHUNK)
             while True:
                 ended = self._step(buffer, t)
                 t += 1
@@ -117,15 +111,10 @@ class Collector(BaseCollector):
                     if remaining.max() <= 0:
                         break
                 if t >= limit:
-                    slowest = int(remaining.argmax())
-                    raise EnvironmentFault(
-                        f"environment {slowest}: expected {per_env} episodes to end within "
-                        f"{limit} steps, got {per_env - int(remaining.max())}; "
-                        "give it a time limit (max_episode_steps) or raise max_steps"
-                    )
+                    raise never_ends(per_env - remaining, per_env, limit)
                 if t == buffer.capacity:
                     buffer.grow()
-        return self._rollout(buffer, t, ended_before, carry, quota=per_env)
+        return self._rollout(buffer, t, quota=per_env)
 
     def restart(self) -> None:
         """Makes the next rollout begin with a reset; running episodes are dropped."""
@@ -135,10 +124,10 @@ class Collector(BaseCollector):
         return super().state_dict() | {
             "obs": None if self._obs is None else self._obs.copy(),
             "ended": self._ended.copy(),
-            "returns": self._running.returns.copy(),
-            "lengths": self._running.lengths.copy(),
+            "returns": self._running[0].copy(),
+            "lengths": self._running[1].copy(),
             "starts": self._starts.copy(),
-            "carry": carry_to_arrays(self._carry),
+            "carry": _carry_to_arrays(self._carry),
             "environments": snapshot(self.envs, mid_episode=self._obs is not None),
         }
 
@@ -146,12 +135,9 @@ class Collector(BaseCollector):
         super().load_state_dict(state)
         self._obs = None if state["obs"] is None else np.array(state["obs"])
         self._ended = np.array(state["ended"], dtype=bool)
-        self._running = RunningEpisodes(
-            returns=np.array(state["returns"], dtype=np.float64),
-            lengths=np.array(state["lengths"], dtype=np.int64),
-        )
+        self._running = np.array(state["returns"], np.float64), np.array(state["lengths"], np.int64)
         self._starts = np.array(state["starts"], dtype=bool)
-        self._carry = carry_from_arrays(state["carry"], self._device)
+        self._carry = _carry_from_arrays(state["carry"], self._device)
         problem = restore(self.envs, state["environments"])
         if problem:
             self.restart()
@@ -175,17 +161,18 @@ class Collector(BaseCollector):
             raise _fault(f"reset before step {self.vector_steps}", error) from error
         if not remembers_ends(self.envs):
             self._ended = np.zeros(self.num_envs, dtype=bool)
-        self._running = RunningEpisodes.none(self.num_envs)
+        self._no_episodes()
+
+    def _no_episodes(self) -> None:
+        self._running = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
         self._carry = self.policy.initial_carry(self.num_envs)
         self._starts = np.ones(self.num_envs, dtype=bool)
 
     def _buffer(self, num_steps: int) -> RolloutBuffer:
-        head = self.policy.head
-        buffer = RolloutBuffer(
-            num_steps, self.num_envs, self._observations, head.action_shape, head.action_dtype
-        )
+        buffer = RolloutBuffer(num_steps, self.num_envs, self.policy, self._ended, self._carry)
         buffer.obs[0] = self._obs
-        self._parts = RewardParts()
+        with torch.inference_mode():
+            self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
         return buffer
 
     def _run_ahead(
@@ -193,7 +180,7 @@ class Collector(BaseCollector):
     ) -> None:
         """Fills the rollout, each worker's environments as fast as they can."""
         obs, first, dtype = buffer.obs[0].copy(), self.vector_steps, buffer.action.dtype
-        acting = 0.0
+        acting, start = 0.0, perf_counter()
         block = 0  # first step of those that are in the workers' memory at a time
 
         def act(obs: np.ndarray, steps: Sequence[tuple[int, slice]]) -> np.ndarray:
@@ -208,20 +195,15 @@ class Collector(BaseCollector):
 
         for block in range(0, num_steps, pool.steps_ahead):
             size = min(pool.steps_ahead, num_steps - block)
-            found, began = pool.outcomes(size), perf_counter()
+            keep = partial(buffer.put_block, block, size)
             try:
                 with np.errstate(over="ignore"):  # 1e39 becomes inf, which is reported
-                    infos = pool.run_ahead(obs, size, first + block, act)
+                    pool.run_ahead(obs, size, first + block, act, keep)
             except Exception:
-                buffer.put_block(block, found)
-                del found  # who keeps the error keeps this frame, but not the workers' memory
                 check_finite(buffer, block + size, first)  # what began earlier is told first
                 raise
-            buffer.put_block(block, found)
-            for info in infos:
-                self._parts.add(info)
-            self.env_seconds += perf_counter() - began
-        self.env_seconds -= acting
+        buffer.parts = pool.reward_parts()
+        self.env_seconds += perf_counter() - start - acting
         self.vector_steps += num_steps
         last = num_steps - 1
         self._ended = self._starts = buffer.terminated[last] | buffer.truncated[last]
@@ -241,7 +223,7 @@ class Collector(BaseCollector):
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
             if info:
-                self._parts.add(info)
+                buffer.parts.add(info)
             ended = buffer.put_outcome(t, reward, terminated, truncated)  # [N]
             maskless = None if self._mode is AutoresetMode.SAME_STEP else ended
             packed = self._pack(raw, info, maskless, out=buffer.obs[t + 1])  # [N, *O]
@@ -256,12 +238,7 @@ class Collector(BaseCollector):
         return ended
 
     def _turn_over(
-        self,
-        buffer: RolloutBuffer,
-        t: int,
-        ended: np.ndarray,
-        packed: np.ndarray,
-        info: Mapping[str, Any],
+        self, buffer: RolloutBuffer, t: int, ended: np.ndarray, packed: np.ndarray, info: Any
     ) -> None:
         """Puts the true last observations aside; `packed` is then what the policy acts on next."""
         rows = np.flatnonzero(ended)
@@ -273,40 +250,25 @@ class Collector(BaseCollector):
             packed[rows] = self._pack(obs, info, maskless=~ended)[rows]
 
     def _pack(
-        self,
-        obs: Any,
-        info: Mapping[str, Any],
-        maskless: np.ndarray | None,
-        out: np.ndarray | None = None,
+        self, obs: Any, info: Any, maskless: Any, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """`[N, *O]`; the environments in `maskless` need not have given an action mask."""
-        mask = None
-        if self._observations.info_mask:
-            mask = batched_mask(info, self.num_envs, maskless)
+        """`[N, *O]`; the environments in `maskless` `[N]` need not have given an action mask."""
+        has_mask = self._observations.info_mask > 0
+        mask = batched_mask(info, self.num_envs, maskless) if has_mask else None
         packed: np.ndarray = self._observations.pack(obs, self.num_envs, mask, out)
         return packed
 
-    def _rollout(
-        self,
-        buffer: RolloutBuffer,
-        num_steps: int,
-        ended_before: np.ndarray,
-        carry: Carry,
-        quota: int | None,
-    ) -> Rollout:
+    def _rollout(self, buffer: RolloutBuffer, num_steps: int, quota: int | None) -> Rollout:
         """The rollout of the filled slots, with everything that is computed once for all steps."""
         first = self.vector_steps - num_steps
         rollout, self._running = assemble(
             buffer,
             num_steps,
-            ended_before,
             self._running,
             reset_takes_a_step=self._mode is AutoresetMode.NEXT_STEP,
             quota=quota,
             first_step=first,
-            carry=map_carry(torch.clone, carry),
         )
-        rollout = replace(rollout, reward_parts=self._parts.means())
         self._obs = buffer.obs[num_steps].copy()
         # What inference_mode has made cannot be saved for a backward pass; a copy can.
         self._carry = map_carry(torch.clone, self._carry)
@@ -317,17 +279,16 @@ class Collector(BaseCollector):
         return self._with_log_prob(rollout)
 
 
-def carry_to_arrays(carry: Carry) -> Any:
+def _carry_to_arrays(carry: Carry) -> Any:
     """The carry as plain data: None, an array, or a list of arrays for a tuple."""
     if isinstance(carry, tuple):
-        return [part.cpu().numpy().copy() for part in carry]
+        return [_carry_to_arrays(part) for part in carry]
     return None if carry is None else carry.cpu().numpy().copy()
 
 
-def carry_from_arrays(arrays: Any, device: torch.device) -> Carry:
-    """The carry that `carry_to_arrays` was given."""
+def _carry_from_arrays(arrays: Any, device: torch.device) -> Any:
     if isinstance(arrays, list | tuple):
-        return tuple(torch.from_numpy(np.array(array)).to(device) for array in arrays)
+        return tuple(_carry_from_arrays(array, device) for array in arrays)
     return None if arrays is None else torch.from_numpy(np.array(arrays)).to(device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ from rlpg.rollouts.seeds import (
     OURS,
     EpisodeSeeds,
     derived_seed,
-    mark_seeded,
     reseed,
     seed_sequence,
     seed_streams,
@@ -160,13 +159,13 @@ def _given_env(env: AnyEnv, wanted: _Wanted) -> MadeEnvs:
         )
     limit, note = _limit_of(env, wanted)
     another = _repeated(env)
-    factories: list[Factory] = [partial(LeftOpen, env)]
-    factories += [another] * (wanted.num_envs - 1) if another else []
-    copies = len(factories)
-    reason = "has no registered id" if env.spec is None else "has a wrapper that cannot be repeated"
-    alone = f"not {wanted.num_envs}: it {reason}" if copies < wanted.num_envs else ""
-    envs = _sync([partial(_limited, make, limit) for make in factories], wanted)
-    return MadeEnvs(envs, _describe(environment_name(env), copies, "sync", alone, note))
+    makers: list[Factory] = [partial(LeftOpen, env)]
+    makers += [another] * (wanted.num_envs - 1) if another else []
+    alone = ""
+    if len(makers) < wanted.num_envs:
+        reason = "no registered id" if env.spec is None else "a wrapper that cannot be repeated"
+        alone = f"not {wanted.num_envs}: it has {reason}"
+    return _made(environment_name(env), makers, limit, "sync", wanted, alone, note)
 
 
 def _from_factory(factory: Factory, wanted: _Wanted) -> MadeEnvs:
@@ -175,106 +174,45 @@ def _from_factory(factory: Factory, wanted: _Wanted) -> MadeEnvs:
             f"backend: expected auto, sync or async for a class or function that makes an "
             f"environment, got {wanted.backend!r}; register an id for others"
         )
-    make = partial(made_by, factory, **wanted.kwargs)
-    first = make()  # what it makes decides on the time limit
+    make: Factory = partial(made_by, factory, **wanted.kwargs)
+    first, makers = make(), [make] * wanted.num_envs
     limit, note = _limit_of(first, wanted)
-    makers = [partial(_limited, make, limit)] * wanted.num_envs
     backend = "async" if wanted.backend == "async" else "sync"
     if backend == "async":
         close_quietly(first)
-        envs = _async(makers, wanted)
     else:
-        envs = _sync([partial(_limited, lambda: first, limit), *makers[1:]], wanted)
-    return MadeEnvs(envs, _describe(environment_name(factory), wanted.num_envs, backend, note))
+        makers[0] = lambda: first
+    return _made(environment_name(factory), makers, limit, backend, wanted, note)
 
 
 def _from_id(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
     spec, version_note = find_spec(env_id)
-    backend, num_envs, options = wanted.backend, wanted.num_envs, wanted.kwargs
-    episode_cap = wanted.episode_cap
     if "max_num_frames_per_episode" in spec.kwargs:  # Atari counts frames itself
-        episode_cap = None
-    limit, note = _limit(spec.max_episode_steps, wanted.max_episode_steps, episode_cap)
-    native = _native(spec)
+        wanted = replace(wanted, episode_cap=None)
+    limit, note = _limit(spec.max_episode_steps, wanted)
+    backend, native = wanted.backend, _native(spec)
     if backend == "native" and native is None:
         raise EnvironmentSetupError(
             f"backend: expected an environment with a vector version for 'native', "
             f"got {spec.id}; use 'sync' or 'async'"
         )
-    if backend == "auto":
-        backend = "sync" if native is None or not _accepts(native, options, limit) else "native"
-    if backend == "native" and native is not None:
-        envs = _make_native(native, wanted, limit)
-    else:
-        # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
-        # place.
-        steps = -1 if limit is None else limit
-        make = partial(
-            quietly, gymnasium.make, spec, max_episode_steps=steps, disable_env_checker=True,
-            **options,
-        )  # fmt: skip
-        envs = (_async if backend == "async" else _sync)([make] * num_envs, wanted)
-    return MadeEnvs(envs, _describe(spec.id, num_envs, backend, note, version_note))
-
-
-def _native(spec: EnvSpec) -> EnvSpec | None:
-    """The spec whose vector version stands for `spec`: ours where there is one, else its own."""
-    if spec.additional_wrappers:
-        return None
-    for native in (registry.get(f"{OURS}{spec.id}"), spec):
-        if native is None or native.vector_entry_point is None:
-            continue
-        if "jax" not in str(native.vector_entry_point).lower():
-            return replace(native, kwargs={**spec.kwargs})
-    return None
-
-
-def _accepts(native: EnvSpec, options: dict[str, Any], limit: int | None) -> bool:
-    """Whether the vector version knows all arguments."""
-    entry: Any = native.vector_entry_point
-    known = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry)
-    wanted = {*native.kwargs, *options} | ({"max_episode_steps"} if limit is not None else set())
-    return wanted <= known.parameters.keys()
-
-
-def _make_native(native: EnvSpec, wanted: _Wanted, limit: int | None) -> VectorEnv[Any, Any, Any]:
     options = wanted.kwargs | ({} if limit is None else {"max_episode_steps": limit})
-    made = gymnasium.make_vec(
-        native, num_envs=wanted.num_envs, vectorization_mode="vector_entry_point", **options
-    )
-    autoreset_mode(made)
-    envs = WatchedEnvs(made, wanted.timeout)
-    seed_streams(envs, wanted.run, wanted.first_env)
-    return envs
-
-
-def _sync(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
-    calls = Calls()
-    seeded = [partial(_seeded, make, wanted, n, calls) for n, make in enumerate(makers)]
-    envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    mark_seeded(envs, by_episode=True)
-    return WatchedEnvs(envs, wanted.timeout, calls)
-
-
-def _async(makers: Sequence[Callable[[], AnyEnv]], wanted: _Wanted) -> VectorEnv[Any, Any, Any]:
-    seeded = [partial(_seeded, make, wanted, n) for n, make in enumerate(makers)]
-    envs = WorkerEnvs(seeded, timeout=wanted.timeout, num_workers=wanted.num_workers)
-    mark_seeded(envs, by_episode=True)
-    return envs
-
-
-def _seeded(
-    make: Callable[[], AnyEnv], wanted: _Wanted, place: int, calls: Calls | None = None
-) -> AnyEnv:
-    return EpisodeSeeds(make(), wanted.run, wanted.first_env + place, calls, place)
-
-
-def _limited(make: Callable[[], AnyEnv], limit: int | None) -> AnyEnv:
-    """With a time limit in steps, if it is another than its own."""
-    env = make()
-    if limit is None or limit == _existing_limit(env):
-        return env
-    return gymnasium.wrappers.TimeLimit(env, limit)
+    if native is not None and (
+        backend == "native" or (backend == "auto" and _accepts(native, options))
+    ):
+        made = gymnasium.make_vec(
+            native, wanted.num_envs, vectorization_mode="vector_entry_point", **options
+        )
+        autoreset_mode(made)
+        envs = WatchedEnvs(made, wanted.timeout)
+        seed_streams(envs, wanted.run, wanted.first_env)
+        return MadeEnvs(envs, _describe(spec.id, wanted.num_envs, "native", note, version_note))
+    # -1 asks for no time limit. The checker warns about style on every step; `check-env` is its
+    # place.
+    options = {"max_episode_steps": -1, "disable_env_checker": True} | options
+    make: Factory = partial(quietly, gymnasium.make, spec, **options)
+    backend = "sync" if backend == "auto" else backend
+    return _made(spec.id, [make] * wanted.num_envs, limit, backend, wanted, note, version_note)
 
 
 def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
@@ -289,8 +227,7 @@ def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
     if env_id not in known:
         raise EnvironmentSetupError(unknown_id(env_id, known, "an id that EnvPool has"))
     default = int(envpool.make_spec(env_id).config.max_episode_steps)
-    registered = default if default < 2**31 - 1 else None
-    limit, note = _limit(registered, wanted.max_episode_steps, wanted.episode_cap)
+    limit, note = _limit(default if default < 2**31 - 1 else None, wanted)
     options = wanted.kwargs | ({} if limit is None else {"max_episode_steps": limit})
     num_envs = wanted.num_envs
     seeds = [derived_seed(wanted.run, wanted.first_env + n, 0) for n in range(num_envs)]
@@ -302,8 +239,59 @@ def _envpool(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
 # ------------------------------------------------------------------------------------- details
 
 
+def _made(
+    name: str,
+    makers: Sequence[Factory],
+    limit: int | None,
+    backend: str,
+    wanted: _Wanted,
+    *notes: str,
+) -> MadeEnvs:
+    """Environments one after the other or in workers, each episode with a seed of its own."""
+    calls = None if backend == "async" else Calls()
+    seeded = [partial(_seeded, make, limit, wanted, n, calls) for n, make in enumerate(makers)]
+    envs: VectorEnv[Any, Any, Any]
+    if backend == "async":
+        envs = WorkerEnvs(seeded, timeout=wanted.timeout, num_workers=wanted.num_workers)
+    else:
+        envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    if calls is not None:
+        envs = WatchedEnvs(envs, wanted.timeout, calls)
+    return MadeEnvs(envs, _describe(name, len(makers), backend, *notes))
+
+
+def _seeded(
+    make: Factory, limit: int | None, wanted: _Wanted, place: int, calls: Calls | None
+) -> AnyEnv:
+    env = make()
+    if limit is not None and limit != _existing_limit(env):
+        env = gymnasium.wrappers.TimeLimit(env, limit)
+    return EpisodeSeeds(env, wanted.run, wanted.first_env + place, calls)
+
+
+def _native(spec: EnvSpec) -> EnvSpec | None:
+    """The spec whose vector version stands for `spec`: ours where there is one, else its own."""
+    if spec.additional_wrappers:
+        return None
+    for native in (registry.get(f"{OURS}{spec.id}"), spec):
+        if native is None or native.vector_entry_point is None:
+            continue
+        if "jax" not in str(native.vector_entry_point).lower():
+            return replace(native, kwargs={**spec.kwargs})
+    return None
+
+
+def _accepts(native: EnvSpec, options: dict[str, Any]) -> bool:
+    """Whether the vector version knows all arguments; ours with `**options` judge themselves."""
+    entry: Any = native.vector_entry_point
+    known = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry)
+    if native.id.startswith(OURS) and "options" in known.parameters:
+        return True
+    return {*native.kwargs, *options} <= known.parameters.keys()
+
+
 class LeftOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A vector environment that the caller made, and closes: `close()` here does nothing."""
+    """An environment that the caller made, and closes: `close()` here does nothing."""
 
     def close(self) -> None:
         """Does nothing."""
@@ -324,11 +312,7 @@ def _repeated(env: AnyEnv) -> Factory | None:
 
 
 def made_by(factory: Factory, **options: Any) -> AnyEnv:
-    """What a class or function makes, if it is an environment.
-
-    Raises:
-        EnvironmentSetupError: it is something else.
-    """
+    """What a class or function makes; EnvironmentSetupError if that is no environment."""
     env: Any = factory(**options)
     if not isinstance(env, gymnasium.Env):
         raise EnvironmentSetupError(
@@ -343,15 +327,14 @@ def close_quietly(env: AnyEnv) -> None:
     EpisodeSeeds(env, np.random.SeedSequence(0), 0).close()
 
 
-def _limit(
-    registered: int | None, asked: int | None, episode_cap: int | None
-) -> tuple[int | None, str]:
+def _limit(registered: int | None, wanted: _Wanted) -> tuple[int | None, str]:
     """The time limit to set, and what to say about it."""
+    asked, cap = wanted.max_episode_steps, wanted.episode_cap
     if asked is not None:
         return asked, f"at most {asked} steps per episode"
-    if registered is not None or episode_cap is None:
+    if registered is not None or cap is None:
         return registered, ""
-    return episode_cap, f"capped at {episode_cap} steps per episode: it has no time limit"
+    return cap, f"capped at {cap} steps per episode: it has no time limit"
 
 
 def _limit_of(env: AnyEnv, wanted: _Wanted) -> tuple[int | None, str]:
@@ -362,7 +345,7 @@ def _limit_of(env: AnyEnv, wanted: _Wanted) -> tuple[int | None, str]:
             f"max_episode_steps: expected at most the {existing} that {env} already has, "
             f"got {asked}; make it with a longer TimeLimit"
         )
-    return _limit(existing, asked, wanted.episode_cap)
+    return _limit(existing, wanted)
 
 
 def _existing_limit(env: AnyEnv) -> int | None:

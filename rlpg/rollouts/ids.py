@@ -167,11 +167,9 @@ def quietly(make: Callable[..., AnyEnv], /, *arguments: Any, **options: Any) -> 
     before = get_mju_user_warning()
 
     def tell(message: str) -> None:
-        if "settotalmass" in message:
-            return
-        if before is not None:
+        if "settotalmass" not in message and before is not None:
             before(message)
-        else:
+        elif "settotalmass" not in message:
             print(f"WARNING: {message}", file=sys.stderr)
 
     set_mju_user_warning(tell)

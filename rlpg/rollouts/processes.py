@@ -21,9 +21,7 @@ from typing import Any
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
 from rlpg.rollouts.shared import OTHER, Failure, SharedArrays
-
-GRACE_SECONDS = 2.0  # that workers have to close their environments
-LARGEST_TICK, TICKS = 1.0, 10  # seconds between two looks, and looks per time-out at least
+from rlpg.rollouts.watchdog import GRACE_SECONDS, tick_of
 
 _START = (
     "import sys; sys.path[:] = sys.argv[4:]; from rlpg.rollouts.worker import main; "
@@ -34,17 +32,12 @@ _OF_A_TERMINAL = {signal.SIGINT, signal.SIGHUP}
 
 
 class Processes:
-    """Workers that answer every request with one message.
+    """Workers that share `arrays` and answer every request with one message.
 
-    Args:
-        number: how many.
-        arrays: what they share.
-        memory: its file descriptor.
-        timeout: seconds without a sign of life from an environment before it counts as hanging.
-
-    Time counts only while this process can run, so a suspended computer or a stopped process
-    (Ctrl-Z) is no hanging environment. After an EnvironmentFault no worker is left, nor after a
-    Ctrl-C in the middle of a message.
+    From `limit` on, an environment that shows no sign of life for `timeout` seconds hangs. Time
+    counts only while this process can run, so a suspended computer or a stopped process (Ctrl-Z) is
+    no hanging environment. After an EnvironmentFault no worker is left, nor after a Ctrl-C in the
+    middle of a message.
     """
 
     def __init__(self, number: int, arrays: SharedArrays, memory: int, timeout: float) -> None:
@@ -53,6 +46,7 @@ class Processes:
         self.faulty: int | None = None  # the worker because of which all were ended
         self._arrays = arrays
         self._timeout = timeout
+        self._patience = math.inf
         self._connections: list[Connection[Any, Any]] = []
         self._poll = select.poll()
         self._workers: dict[int, int] = {}  # by the file descriptors of their connections
@@ -63,31 +57,22 @@ class Processes:
             for _ in range(number):
                 self._start(memory)
         except BaseException:
-            self.end(time.monotonic())
+            self.end()
             raise
 
-    def ask(self, requests: Iterable[Any], *, patience: float | None = None) -> list[Any]:
-        """The answers of all workers; those that an interrupted call has left are dropped.
-
-        Args:
-            requests: one for each worker.
-            patience: seconds for each call of an environment; None: the time-out.
-
-        Raises:
-            EnvironmentFault: a worker has died, one hangs, or an environment has raised.
-        """
+    def ask(self, requests: Iterable[Any]) -> list[Any]:
+        """The answers of all workers to a request for each; answers to earlier ones are dropped."""
         while self.pending:
-            self._receive(patience)
+            self._receive()
         for worker, request in enumerate(requests):
             self.send(worker, OTHER, ForkingPickler.dumps(request))
         answers: dict[int, Any] = {}
         while self.pending:
-            answers |= self._receive(patience)
+            answers |= self._receive()
         self._check(answers)
         return [answers[worker] for worker in sorted(answers)]
 
     def send(self, worker: int, code: bytes, request: bytes | memoryview = b"") -> None:
-        """Asks one worker for a step, or for something else."""
         try:
             os.write(self._connections[worker].fileno(), code)
             if request:
@@ -99,29 +84,27 @@ class Processes:
         except OSError:
             raise self._died(worker) from None
         except BaseException:  # Ctrl-C within a message
-            self.end(time.monotonic())
+            self.end()
             raise
 
-    def wait_any(self) -> dict[int, Any]:
-        """The answers of those that have taken their step; waits for one of them.
-
-        Raises:
-            EnvironmentFault: a worker has died, one hangs, or an environment has raised.
-        """
+    def wait_any(self) -> list[int]:
+        """The workers that have taken their step; waits for one of them."""
         answers = self._receive()
         self._check(answers)
-        return answers
+        return list(answers)
 
     def limit(self) -> None:
-        """From now on, a worker that does not read or send all of a message hangs."""
+        """From now on there is a time-out, also for reading or sending all of a message."""
+        self._patience = self._timeout
         limit = struct.pack("ll", int(self._timeout), int(self._timeout % 1 * 1e6))
         for connection in self._connections:
             with socket.socket(fileno=os.dup(connection.fileno())) as ours:
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
-    def end(self, deadline: float) -> None:
-        """Ask the workers to close; end those that have not by the deadline."""
+    def end(self, grace: float = 0.0) -> None:
+        """Ask the workers to close; end those that have not in these seconds."""
+        deadline = time.monotonic() + grace
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 os.write(connection.fileno(), OTHER)
@@ -154,28 +137,26 @@ class Processes:
         self._workers[descriptor] = len(self._workers)
         self._poll.register(descriptor, select.POLLIN)
 
-    def _receive(self, patience: float | None = None) -> dict[int, Any]:
+    def _receive(self) -> dict[int, Any]:
         """The answers that are there; waits for one."""
-        patience = self._timeout if patience is None else patience
-        tick = min(patience / TICKS, LARGEST_TICK)
-        answers: dict[int, Any] = {}
+        tick, answers = tick_of(self._patience), dict[int, Any]()
         while not answers:
             for descriptor, _ in self._poll.poll(math.ceil(tick * 1e3)):
                 worker = self._workers[descriptor]
                 answers[worker] = self._read(worker, descriptor)
             if (now := time.monotonic()) - self._looked >= tick:
                 passed, self._looked = min(now - self._looked, 2 * tick), now
-                self._look(passed, patience)
+                self._look(passed)
         return answers
 
-    def _look(self, passed: float, patience: float) -> None:
+    def _look(self, passed: float) -> None:
         """Looks whether a worker has been at the same call of an environment for too long."""
         for worker in self.pending:
             begun = int(self._arrays.board[worker, 3])
             before, waited = self._silent.get(worker, (None, 0.0))
             waited = waited + passed if begun == before else 0.0
             self._silent[worker] = begun, waited
-            if waited >= patience:
+            if waited >= self._patience:
                 raise self._hangs(worker)
 
     def _read(self, worker: int, descriptor: int) -> Any:
@@ -189,7 +170,7 @@ class Processes:
         except (EOFError, OSError):
             raise self._died(worker) from None
         except BaseException:  # Ctrl-C within a message
-            self.end(time.monotonic())
+            self.end()
             raise
         if not code:
             raise self._died(worker)
@@ -210,9 +191,11 @@ class Processes:
         return self._fault(worker, f"its worker ended with exit code {code}")
 
     def _fault(self, worker: int, what: str) -> EnvironmentFault:
-        name, self.faulty = self._arrays.whereabouts(worker), worker
-        self.end(time.monotonic())
-        return EnvironmentFault(f"{name}: {what}")
+        index, episode, seed = self._arrays.board[worker, :3].tolist()
+        where = f", episode {episode} (seed {seed})" if episode >= 0 else ""
+        self.faulty = worker
+        self.end()
+        return EnvironmentFault(f"environment {index}{where}: {what}")
 
     def _check(self, answers: Mapping[int, Any]) -> None:
         failed = {n: answer for n, answer in answers.items() if isinstance(answer, Failure)}
@@ -229,7 +212,7 @@ class Processes:
                 "the environment into a module, or use the backend 'sync'"
             )
         fault.add_note(f"In its worker:\n{failure.trace}")
-        self.end(time.monotonic())
+        self.end()
         return fault
 
 

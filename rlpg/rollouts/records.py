@@ -1,8 +1,6 @@
 """What the files of a run say of an environment object, and an environment from what they say.
 
-An object that `gymnasium.make` can make again from its id, plain arguments, a time limit and
-Gymnasium's own wrappers is recorded so. Any other one has a name that is no id, like
-`MyWrapper(CartPole-v1)`: then nobody plays the bare environment in its place.
+An object that `gymnasium.make` can make again is recorded so; others have a name that is no id.
 """
 
 from __future__ import annotations
@@ -62,7 +60,7 @@ def record_of(env: object) -> Record | None:
             if name not in registered.kwargs or _data(value) != _data(registered.kwargs[name])
         }
         wrappers = dict(map(_recorded, added := _added_wrappers(env, spec, registered)))
-    except _NoDataError:
+    except ValueError:  # what no file can hold
         return None
     if len(wrappers) < len(added):  # one of them twice
         return None
@@ -89,10 +87,6 @@ def wrapped(spec: EnvSpec, wrappers: Mapping[str, Mapping[str, Any]]) -> EnvSpec
     return replace(spec, additional_wrappers=(*spec.additional_wrappers, *added))
 
 
-class _NoDataError(ValueError):
-    """What no file can hold."""
-
-
 def _added_wrappers(env: object, spec: EnvSpec, registered: EnvSpec) -> tuple[WrapperSpec, ...]:
     """The wrappers around what `gymnasium.make` makes of the id."""
     wrappers = spec.additional_wrappers
@@ -110,10 +104,9 @@ def _added_wrappers(env: object, spec: EnvSpec, registered: EnvSpec) -> tuple[Wr
 def _recorded(wrapper: WrapperSpec) -> tuple[str, dict[str, Any]]:
     """Its name, and those of its arguments that are not the defaults."""
     module, _, name = wrapper.entry_point.partition(":")
-    if not module.startswith("gymnasium.wrappers") or name not in WRAPPERS:
-        raise _NoDataError
-    if wrapper.kwargs is None:
-        raise _NoDataError
+    is_known = module.startswith("gymnasium.wrappers") and name in WRAPPERS
+    if not is_known or wrapper.kwargs is None:
+        raise ValueError
     defaults = inspect.signature(getattr(gymnasium.wrappers, name)).parameters
     return name, {
         key: _data(value)
@@ -123,15 +116,9 @@ def _recorded(wrapper: WrapperSpec) -> tuple[str, dict[str, Any]]:
 
 
 def _data(value: object) -> Any:
-    """The value as recipes hold it: a scalar, or a list of scalars."""
-    if isinstance(value, list | tuple):
-        return [_scalar(entry) for entry in value]
-    return _scalar(value)
-
-
-def _scalar(value: object) -> bool | int | float | str:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if not isinstance(value, bool | int | float | str):
-        raise _NoDataError
-    return value
+    """The value as recipes hold it, a scalar or a list of scalars; else ValueError."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    scalars = [entry.item() if isinstance(entry, np.generic) else entry for entry in entries]
+    if not all(isinstance(scalar, bool | int | float | str) for scalar in scalars):
+        raise ValueError
+    return scalars if entries is value else scalars[0]

@@ -11,37 +11,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from rlpg.errors import RlpgError
 from rlpg.rollouts.seeds import is_seeded_by_episode
-from rlpg.rollouts.workers import WorkerEnvs
 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """A vector environment that can say where it stands."""
+    """A vector environment that can say where it stands, in plain values and numpy arrays."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides its future: plain values and numpy arrays."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, Any] | None:
     """Where the environments stand: plain values and arrays; None where nobody can tell.
 
-    Args:
-        envs: vector environments.
-        mid_episode: whether their episodes go on; False where a reset comes next.
+    `mid_episode`: whether their episodes go on; False where a reset comes next.
     """
-    base = envs.unwrapped
+    base: Any = envs.unwrapped
     if isinstance(base, Resumable):
         return {"state": base.state_dict()}
-    if isinstance(base, SyncVectorEnv | WorkerEnvs) and is_seeded_by_episode(envs):
+    if is_seeded_by_episode(envs):
         return {"episodes": list(base.call("episode_state", mid_episode=mid_episode))}
     return None
 
@@ -49,21 +41,17 @@ def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, 
 def restore(envs: VectorEnv[Any, Any, Any], state: Mapping[str, Any] | None) -> str:
     """Bring environments, made as those were, to where `snapshot` was taken; "", or why that
     cannot be."""
-    base = envs.unwrapped
+    base: Any = envs.unwrapped
     if state is None:
         return "these environments cannot be brought back to where they were"
     try:
         if "state" in state and isinstance(base, Resumable):
             base.load_state_dict(state["state"])
-        elif "episodes" in state and isinstance(base, SyncVectorEnv | WorkerEnvs):
+        elif "episodes" in state and is_seeded_by_episode(envs):
             if len(state["episodes"]) != envs.num_envs:
                 return f"expected {envs.num_envs} environments, got {len(state['episodes'])}"
-            episodes = state["episodes"]
-            if isinstance(base, WorkerEnvs):
-                problems = base.replay(episodes)
-            else:
-                problems = base.call("replay_own_episode", episodes)
-            return next(filter(None, problems), "")
+            base.set_attr("saved", state["episodes"])
+            return next(filter(None, base.call("replay_saved")), "")
         else:
             return "the environments are of another kind than before"
     except (RlpgError, KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The parts of the reward that an environment tells in `info`, as curves."""
+"""The parts of the reward that environments tell in `info`, as curves."""
 
 from __future__ import annotations
 
@@ -7,39 +7,61 @@ from typing import Any
 
 import numpy as np
 
+from rlpg.rollouts.validation import is_scalar
+
+Sums = tuple[np.ndarray, np.ndarray]  # [N] each: the sum, and over how many steps
+
 
 class RewardParts:
-    """Sums of the entries `reward_*` of `info` over the steps of a rollout.
+    """Sums of the entries `reward_*` of `info` over the steps of a rollout, by environment.
 
     An entry counts where the environment gave it: a vector environment tells by `_reward_*`, and
     puts what belongs to the end of an episode that it reset at once into `final_info`.
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}  # and over how many steps
+    def __init__(self, num_envs: int) -> None:
+        self._num_envs = num_envs
+        self._sums: dict[str, Sums] = {}
 
     def add(self, info: Mapping[str, Any]) -> None:
         """Take the `info` of a step of all environments; what is no number is left out."""
         for name in info:
             if name[:7] == "reward_":
-                values = np.asarray(info[name])
-                given = info.get(f"_{name}")
-                if values.ndim == 1 and values.dtype.kind in "fiub":
-                    total, count = self._sums.get(name, (0.0, 0))
-                    values = values if given is None else values[given]
-                    self._sums[name] = total + float(values.sum()), count + len(values)
-        if "final_info" in info and isinstance(info["final_info"], Mapping):
+                values, given = np.asarray(info[name]), info.get(f"_{name}", slice(None))
+                if values.shape == (self._num_envs,) and values.dtype.kind in "fiub":
+                    total, count = self._of(name)
+                    total[given] += values[given]
+                    count[given] += 1
+        if isinstance(info.get("final_info"), Mapping):
             self.add(info["final_info"])
 
-    @staticmethod
-    def of(info: Mapping[str, Any]) -> dict[str, Any]:
-        """What `add` uses of an `info`, also of that of a single environment."""
-        found = {name: value for name, value in info.items() if name[:7] == "reward_"}
-        last = info.get("final_info")
-        if isinstance(last, Mapping) and (last := RewardParts.of(last)):
-            found["final_info"] = last
-        return found
+    def add_single(self, info: Mapping[str, Any], env: int) -> None:
+        """Take the `info` of one environment; the sums are those of `add`, to the bit."""
+        for name, value in info.items():
+            if name[:7] == "reward_" and (isinstance(value, float) or is_scalar(value, "fiub")):
+                total, count = self._of(name)
+                total[env] += value
+                count[env] += 1
+        if isinstance(info.get("final_info"), Mapping):
+            self.add_single(info["final_info"], env)
+
+    def taken(self, rows: slice) -> dict[str, Sums]:
+        """The sums of some of the environments, by name; they begin anew."""
+        sums, self._sums = self._sums, {}
+        return {name: (total[rows], count[rows]) for name, (total, count) in sums.items()}
+
+    def put(self, sums: Mapping[str, Sums], rows: slice) -> None:
+        """Take what `taken` gave."""
+        for name, of_rows in sums.items():
+            for mine, theirs in zip(self._of(name), of_rows, strict=True):
+                mine[rows] = theirs
 
     def means(self) -> dict[str, float]:
         """Mean per step, by name."""
-        return {name: total / count for name, (total, count) in self._sums.items() if count}
+        both = {name: (float(a.sum()), float(b.sum())) for name, (a, b) in self._sums.items()}
+        return {name: total / count for name, (total, count) in both.items() if count}
+
+    def _of(self, name: str) -> Sums:
+        if name not in self._sums:
+            self._sums[name] = np.zeros(self._num_envs), np.zeros(self._num_envs)
+        return self._sums[name]

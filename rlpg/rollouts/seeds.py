@@ -1,21 +1,22 @@
-"""A seed for every episode of every environment.
+"""A seed for every episode, from (run, environment, episode) and from nothing else.
 
-Derived from (run, environment, episode) and from nothing else: two runs share no stream, and
-environment 0 sees the same episodes whether it has 7 neighbors or 700.
+Two runs share no stream; environment 0 sees the same episodes whether it has 7 neighbors or 700.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.rollouts.shared import view
 from rlpg.rollouts.validation import Validator
 from rlpg.rollouts.watchdog import Calls, close_quietly, is_from_a_signal
 from rlpg.rollouts.workers import WorkerEnvs
@@ -47,6 +48,11 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
     31 bits, because environments hand them to `numpy.random.seed` and to C: two given episodes
     share one with probability 5e-10. The last observation of an episode is copied, because the
     reset that follows within the same vector step may overwrite the environment's buffer.
+
+    Args:
+        seed: of the run.
+        env_index: which of the run's environments it is.
+        calls: is told when a call of the environment begins and ends.
     """
 
     def __init__(
@@ -55,22 +61,13 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         seed: np.random.SeedSequence,
         env_index: int,
         calls: Calls | None = None,
-        place: int | None = None,
     ) -> None:
-        """
-        Args:
-            env: makes episodes.
-            seed: of the run.
-            env_index: which of the run's environments it is.
-            calls: is told when a call of the environment begins and ends.
-            place: which of this process's environments it is; None: the same.
-        """
         super().__init__(env)
         self.calls = calls or Calls()  # replaced by a worker
         self.env_index = env_index
-        self._place = env_index if place is None else place
         self.episode = -1
         self.episode_seed: int | None = None
+        self.saved: Mapping[str, Any] = {}  # what `replay_saved` goes back to
         self._run = seed
         self._block = -1
         self._seeds: list[int] = []  # of the episodes in this block
@@ -94,16 +91,13 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._actions = []
         self.calls.begin(self)
         try:
-            obs, info = self.env.reset(seed=self.episode_seed, options=options)
-            fitted = self._validator.observation(obs)
+            self._obs, info = self.env.reset(seed=self.episode_seed, options=options)
+            fitted = self._validator.observation(self._obs)
             self._validator.outcome(0.0, False, False, info)
         except BaseException as error:
-            if is_from_a_signal(error):
-                raise
             raise self._fault("reset", error) from error
         finally:
             self.calls.end()
-        self._obs = obs
         return fitted, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -115,8 +109,6 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             fitted = self._validator.observation(obs)
             self._validator.outcome(reward, terminated, truncated, info)
         except BaseException as error:
-            if is_from_a_signal(error):
-                raise
             raise self._fault("step", error) from error
         finally:
             self.calls.end()
@@ -139,41 +131,37 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             "episode": self.episode,
             "seed": self.episode_seed,
             "count": len(self._actions),
-            "actions": _stacked(self._actions) if self._actions else None,
+            "actions": self._stacked_actions() if self._actions else None,
             "obs": digest(self._obs),
         }
 
-    def replay_episode(self, state: Mapping[str, Any]) -> None:
-        """Go to where `episode_state` was taken.
+    def _stacked_actions(self) -> Any:
+        """The actions with time as the first axis, in the structure of their space."""
+        together: Any = create_empty_array(self.action_space, len(self._actions))
+        return concatenate(self.action_space, self._actions, together)
 
-        Raises:
-            EnvironmentFault: the environment did not repeat itself.
-        """
-        self.episode = state["episode"]
-        if "seed" not in state:
-            return
-        self.episode -= 1
-        self.reset(seed=state["seed"])
-        for t in range(state["count"]):
-            self.step(_entry(state["actions"], t))
-        if digest(self._obs) != state["obs"]:
-            raise EnvironmentFault(
-                f"environment {self.env_index}: the same seed and actions led elsewhere, it does "
-                "not repeat itself"
-            )
-
-    def replay_own_episode(
-        self, states: Sequence[Mapping[str, Any]] | Mapping[int, Mapping[str, Any]]
-    ) -> str:
-        """`replay_episode` for one of several environments that are all told the same.
+    def replay_saved(self) -> str:
+        """Go to where `episode_state` gave `saved`.
 
         Returns:
             "", or why it could not be: an error would end the worker, and training with it.
         """
+        state, self.saved = self.saved, {}
+        self.episode = state["episode"]
+        if "seed" not in state:
+            return ""
+        self.episode -= 1
         try:
-            self.replay_episode(states[self._place])
+            self.reset(seed=state["seed"])
+            for t in range(state["count"]):
+                self.step(view(state["actions"], t))
         except EnvironmentFault as fault:
             return str(fault)
+        if digest(self._obs) != state["obs"]:
+            return (
+                f"environment {self.env_index}: the same seed and actions led elsewhere, it does "
+                "not repeat itself"
+            )
         return ""
 
     @property
@@ -181,29 +169,12 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         return f"environment {self.env_index}, episode {self.episode} (seed {self.episode_seed})"
 
     def _fault(self, call: str, error: BaseException) -> EnvironmentFault:
+        if is_from_a_signal(error):
+            raise error
         said = " ".join(str(error).split())
         if not isinstance(error, EnvironmentFault):
             said = f"{call}() raised {type(error).__name__}: {said}"
         return EnvironmentFault(f"{self.whereabouts}: {said}")
-
-
-def _stacked(actions: Sequence[Any]) -> Any:
-    """The actions with time as the first axis, in the structure that each of them has."""
-    first = actions[0]
-    if isinstance(first, Mapping):
-        return {key: _stacked([action[key] for action in actions]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_stacked([action[i] for action in actions]) for i in range(len(first)))
-    return np.stack([np.asarray(action) for action in actions])
-
-
-def _entry(actions: Any, t: int) -> Any:
-    """The action at time t of `_stacked` ones."""
-    if isinstance(actions, Mapping):
-        return {key: _entry(part, t) for key, part in actions.items()}
-    if isinstance(actions, tuple):
-        return tuple(_entry(part, t) for part in actions)
-    return actions[t]
 
 
 def digest(obs: Any) -> str:
@@ -264,7 +235,7 @@ def seed_streams(
     if isinstance(base, one_each) or (spec and spec.id.startswith(OURS)):
         seed = [derived_seed(run, first_env + n, 0) for n in range(envs.num_envs)]
     result = envs.reset(seed=seed)
-    mark_seeded(envs, by_episode=False)
+    mark_seeded(envs)
     return result
 
 
@@ -275,14 +246,17 @@ def is_envpool(envs: VectorEnv[Any, Any, Any]) -> bool:
 
 def is_seeded(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether the environments already have their random streams."""
-    return is_envpool(envs) or _MARK in envs.metadata
+    return is_envpool(envs) or is_seeded_by_episode(envs) or _MARK in envs.metadata
 
 
 def is_seeded_by_episode(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether every episode has a seed of its own, by `EpisodeSeeds`."""
-    return bool(envs.metadata.get(_MARK) == "by episode")
+    base = envs.unwrapped
+    if isinstance(base, SyncVectorEnv):
+        return all(isinstance(env, EpisodeSeeds) for env in base.envs)
+    return isinstance(base, WorkerEnvs)
 
 
-def mark_seeded(envs: VectorEnv[Any, Any, Any], *, by_episode: bool) -> None:
+def mark_seeded(envs: VectorEnv[Any, Any, Any]) -> None:
     """Remembers in the metadata that the environments have their streams."""
-    envs.metadata = {**envs.metadata, _MARK: "by episode" if by_episode else "once"}
+    envs.metadata = {**envs.metadata, _MARK: True}

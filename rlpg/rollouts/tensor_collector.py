@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from rlpg.gradients.tape import How, Tape
 from rlpg.policies.distributions import DiagonalNormal
 from rlpg.policies.heads import independent
 from rlpg.policies.networks import global_generator_from
-from rlpg.rollouts.base import BaseCollector, set_stream, stream
+from rlpg.rollouts.base import BaseCollector, never_ends, set_stream, stream
+from rlpg.rollouts.buffer import first_not_finite
 from rlpg.rollouts.rollout import Episodes, Rollout, Window
 
 if TYPE_CHECKING:
@@ -29,24 +30,16 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class TensorEnv(Protocol):
-    """An environment as functions of tensors; `rlpg.envs.batched.Batched` says it in full."""
+    """An environment as functions of tensors; `rlpg.envs.batched.Batched` says what they do."""
 
     observation_space: Any
     action_space: Any
     max_episode_steps: int
     num_uniforms: int
 
-    def start(self, uniform: Tensor) -> Tensor:
-        """States `[N, S]` at the start of episodes, for uniform `[N, U]` in [0, 1)."""
-        ...
-
-    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """State `[N, S]`, reward `[N]`, terminated `[N]`, of state `[N, S]`, action `[N, *A]`."""
-        ...
-
-    def observe(self, state: Tensor) -> Tensor:
-        """Observations `[N, *O]` of states `[N, S]`."""
-        ...
+    def start(self, uniform: Tensor) -> Tensor: ...
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+    def observe(self, state: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
@@ -196,18 +189,16 @@ class TensorCollector(BaseCollector):
         ends, limit = torch.zeros(self.num_envs, dtype=torch.int64), per_env * max_steps
         while int(ends.min()) < per_env:
             if len(parts) * _CHUNK >= limit:
-                raise EnvironmentFault(
-                    f"environment {int(ends.argmin())}: expected {per_env} episodes to end within "
-                    f"{limit} steps, got {int(ends.min())}; give it a time limit "
-                    "(max_episode_steps) or raise max_steps"
-                )
+                raise never_ends(ends.numpy(), per_env, limit)
             parts.append(self._replayed(_CHUNK, standing))
             ends = ends + parts[-1].done.sum(0).cpu()
-        steps = _Steps.joined(parts)
+        steps = _Steps(*map(torch.cat, zip(*parts, strict=True)))
+        obs = torch.cat([*(part.obs[:-1] for part in parts), parts[-1].obs[-1:]])
         before = steps.done.long().cumsum(0) - steps.done.long()  # [T, N] ends before the step
         valid = before < per_env
         num_steps = int(valid.any(1).sum())
-        rollout = self._rollout(steps[:num_steps], valid[:num_steps], None)
+        steps = _Steps(*(part[:num_steps] for part in steps))._replace(obs=obs[: num_steps + 1])
+        rollout = self._rollout(steps, valid[:num_steps], None)
         self.vector_steps += len(valid)
         self.env_steps += rollout.num_steps
         return self._with_log_prob(rollout)
@@ -235,7 +226,7 @@ class TensorCollector(BaseCollector):
             self._work, self._recorded = Replayed(play, self._device, generators), kind
         with torch.inference_mode():
             steps = self._work()
-        return steps.copied()
+        return _Steps(*map(torch.clone, steps))  # which no replay writes again
 
     def _play(self, num_steps: int, standing: _Standing, tape: Tape | None) -> _Steps:
         """T steps. Launches work and waits for none of it; `standing` is written in place."""
@@ -279,7 +270,7 @@ class TensorCollector(BaseCollector):
 
     def _rollout(self, graph: _Steps, valid: Tensor, tape: Tape | None) -> Rollout:
         """The rollout of T steps, and its window if there is a tape."""
-        steps = graph.detached()
+        steps = _Steps(*map(torch.detach, graph))
         self._check_finite(steps)
         step, env = (steps.done & valid).nonzero().unbind(1)  # [E], in the order of the ends
         found = [steps.returns[step, env], steps.lengths[step, env], step, env]
@@ -307,15 +298,10 @@ class TensorCollector(BaseCollector):
         )
 
     def _check_finite(self, steps: _Steps) -> None:
-        named = (("reward", steps.reward), ("observation", steps.last_obs))
-        if torch.stack([values.isfinite().all() for _, values in named]).all():
+        if torch.stack([v.isfinite().all() for v in (steps.reward, steps.last_obs)]).all():
             return
-        wrong: list[tuple[int, int, str]] = []  # step, environment, what
-        for name, values in named:
-            for t, n, *where in (~values.isfinite()).nonzero()[:1].tolist():
-                at = f" at {where}" if where else ""
-                got = f"expected finite float32 numbers, got {float(values[(t, n, *where)])}{at}"
-                wrong.append((t, n, f"{name}: {got}"))
+        reward, last_obs = steps.reward.cpu().numpy(), steps.last_obs.cpu().numpy()
+        wrong = [*first_not_finite(reward, "reward"), *first_not_finite(last_obs, "observation")]
         t, n, what = min(wrong)
         raise EnvironmentFault(f"step {self.vector_steps + t}, environment {n}: {what}")
 
@@ -365,8 +351,7 @@ class _Standing:
     lengths: Tensor  # [N] int64
 
 
-@dataclass(frozen=True)
-class _Steps:
+class _Steps(NamedTuple):
     """T steps."""
 
     obs: Tensor  # [T + 1, N, *O] what the policy is shown
@@ -382,35 +367,12 @@ class _Steps:
     def done(self) -> Tensor:
         return self.terminated | self.truncated
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> _Steps:
-        return _Steps(**{name: function(value) for name, value in vars(self).items()})
-
-    def detached(self) -> _Steps:
-        return self._map(torch.detach)
-
-    def copied(self) -> _Steps:
-        """Ordinary tensors, which no replay writes again."""
-        return self._map(torch.clone)
-
-    def __getitem__(self, first: slice) -> _Steps:
-        cut = self._map(lambda part: part[first])
-        return replace(cut, obs=self.obs[: len(cut.reward) + 1])
-
-    @staticmethod
-    def joined(parts: Sequence[_Steps]) -> _Steps:
-        names = [field.name for field in fields(_Steps)]
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return _Steps(
-            **joined | {"obs": torch.cat([*(p.obs[:-1] for p in parts), parts[-1].obs[-1:]])}
-        )
-
 
 class Replayed(Generic[T_co]):
     """Calls a function; on CUDA, from the second call on, as one CUDA graph.
 
     A graph is launched as a whole, so that the Python between its kernels costs nothing. The first
-    call runs as it is: libraries choose their algorithms and memory in it. On any other device
-    every call does.
+    call runs as it is: libraries choose their algorithms and memory in it.
 
     Not run on a GPU yet: the tests cover the code that runs on a CPU.
 

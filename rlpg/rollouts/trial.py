@@ -18,7 +18,6 @@ from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import make_envs
 from rlpg.rollouts.ids import EnvSource
 from rlpg.rollouts.processes import usable_cores
-from rlpg.rollouts.rollout import Rollout
 
 _FEWEST_ENVS, _MOST_ENVS = 8, 32  # for which there is a trial; that take part in it
 _TRIAL_SECONDS = 0.5
@@ -40,8 +39,7 @@ def faster_backend(
     """The backend to use, `async` where that beats the `sync` of `auto`; and why, in a few words.
 
     Environments of their own, as many as two workers would have, are collected from both ways, in
-    turns, for about half a second, and the rollouts are compared. They are closed then: the run
-    has others.
+    turns, for about half a second, and the rollouts are compared.
 
         a backend is asked for, or there is a native one               that one
         fewer than 8 environments, one core, or steps in no time       sync
@@ -66,7 +64,10 @@ def faster_backend(
     there = {**here, "backend": "async", "num_workers": 2}
     try:
         with closing(make_envs(env, 1, **here).envs) as one:
-            if not isinstance(one.unwrapped, SyncVectorEnv) or _is_of_a_script(one.unwrapped):
+            base = one.unwrapped
+            spec = base.envs[0].spec if isinstance(base, SyncVectorEnv) else None
+            entry = spec.entry_point if spec is not None else None
+            if not isinstance(entry, str) or entry.startswith("__main__"):
                 return backend, ""
             seconds = _seconds_per_step(one)
         if seconds * num_envs < _MESSAGE_SECONDS or seconds * total_steps < _WORTHWHILE_SECONDS:
@@ -76,19 +77,13 @@ def faster_backend(
             closing(make_envs(env, num_envs, **here).envs) as alone,
             closing(make_envs(env, num_envs, **there).envs) as pool,
         ):
-            workers_envs: Any = pool.unwrapped
             if whole_episodes:
-                workers_envs.steps_ahead = 0
+                pool.unwrapped.steps_ahead = 0  # type: ignore[attr-defined]
             policy, _ = policy_for(alone), policy_for(pool)  # which may reset them, so both
-            return _compare(_collector(alone, policy), _collector(pool, policy))
+            quiet: dict[str, Any] = {"log_prob": False, "warn": lambda remark: None}
+            return _compare(*(Collector(envs, policy, **quiet) for envs in (alone, pool)))
     except Exception as error:  # the run will tell, if it is not the workers' fault
         return "auto", f"not async: {' '.join(str(error).split()):.200}"
-
-
-def _is_of_a_script(envs: SyncVectorEnv) -> bool:
-    spec = envs.envs[0].spec
-    entry = spec.entry_point if spec is not None else None
-    return not isinstance(entry, str) or entry.startswith("__main__")
 
 
 def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:
@@ -104,13 +99,8 @@ def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:
     return float(np.median(seconds))
 
 
-def _collector(envs: VectorEnv[Any, Any, Any], policy: Policy) -> Collector:
-    return Collector(envs, policy, log_prob=False, warn=lambda remark: None)
-
-
-def _compare(alone: Collector, pool: Collector) -> tuple[str, str]:
+def _compare(*collectors: Collector) -> tuple[str, str]:
     """The rule of `faster_backend` for the same environments in this process and in workers."""
-    collectors = alone, pool
     for collector in collectors:
         collector.steps(2)  # what an episode leaves behind must be alike too
         collector.restart()
@@ -122,7 +112,9 @@ def _compare(alone: Collector, pool: Collector) -> tuple[str, str]:
             began = time.perf_counter()
             rollouts.append(collector.steps(num_steps))
             seconds.append(time.perf_counter() - began)
-        if _differ(*rollouts):
+        parts = zip(*(vars(rollout).values() for rollout in rollouts), strict=True)
+        differing = any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in parts)
+        if differing or rollouts[0].reward_parts != rollouts[1].reward_parts:
             return "auto", "not async: its workers would differ"
         ratios.append(seconds[0] / seconds[1])
         num_steps = min(max(2, int(_BLOCK_SECONDS * num_steps / max(seconds))), 128)
@@ -130,9 +122,3 @@ def _compare(alone: Collector, pool: Collector) -> tuple[str, str]:
     if ratio > _TRIAL_GAIN:
         return "async", f"{ratio:.1f} times as fast as one after the other"
     return "auto", ""
-
-
-def _differ(one: Rollout, other: Rollout) -> bool:
-    parts = zip(vars(one).values(), vars(other).values(), strict=True)
-    differing = any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in parts)
-    return differing or one.reward_parts != other.reward_parts

@@ -5,9 +5,7 @@
     converted   casts it to the space's dtype      fault
     bounds      says so once, and goes on          warning
 
-What one environment gives back is looked at where its index is known. Beside the others in a batch
-a wrong value loses its index, or even its wrongness: Gymnasium's shared memory broadcasts an
-observation of shape (1,) to (3,), and casts strings to numbers.
+Values are looked at where the index of their environment is known, before they are in a batch.
 """
 
 from __future__ import annotations
@@ -108,7 +106,7 @@ def reward_misfit(reward: Any) -> Misfit | None:
     """What is wrong with a reward; one real number is right, also if it is not finite."""
     if isinstance(reward, _NUMBERS) and not isinstance(reward, bool):
         return None
-    kind: Any = "converted" if _is_scalar(reward, "fiub") else "refused"
+    kind: Any = "converted" if is_scalar(reward, "fiub") else "refused"
     return _misfit(kind, "reward", "a number", reward)
 
 
@@ -116,7 +114,7 @@ def flag_misfit(name: str, flag: Any) -> Misfit | None:
     """What is wrong with `terminated` or `truncated`."""
     if isinstance(flag, bool | np.bool_):
         return None
-    kind: Any = "converted" if _is_scalar(flag, "biu") else "refused"
+    kind: Any = "converted" if is_scalar(flag, "biu") else "refused"
     return _misfit(kind, name, "True or False", flag)
 
 
@@ -147,20 +145,14 @@ class Validator:
     """Checks what an environment with this observation space gives back."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
-        self._space = space
+        self._space, self._dtype = space, space.dtype
         self._shape = space.shape if isinstance(space, spaces.Box) else None
-        self._dtype = space.dtype
         self._categories = range(0)
         if isinstance(space, spaces.Discrete):
             self._categories = range(int(space.start), int(space.start + space.n))
 
     def observation(self, obs: Any) -> Any:
-        """The observation, in the dtype of its space.
-
-        Raises:
-            EnvironmentFault: a part has the wrong shape, is no number that the dtype can hold, or
-                no category of the space. What is not finite or out of bounds is found elsewhere.
-        """
+        """`fitted` of the observation."""
         # The usual ones cost two comparisons.
         if type(obs) is np.ndarray and obs.shape == self._shape and obs.dtype == self._dtype:
             return obs
@@ -172,11 +164,7 @@ class Validator:
             raise EnvironmentFault(f"{fault}; {_ADVICE}") from None
 
     def outcome(self, reward: Any, terminated: Any, truncated: Any, info: Any) -> None:
-        """Nothing, if this is one number, two flags and a dict.
-
-        Raises:
-            EnvironmentFault: it is something else.
-        """
+        """Nothing, if this is one number, two flags and a dict; else EnvironmentFault."""
         if (
             isinstance(reward, float)  # numpy's float64 is one
             and (terminated is False or terminated is True)
@@ -215,7 +203,7 @@ def _categories(space: spaces.Space[Any]) -> tuple[Any, Any]:
     return (0, 1) if isinstance(space, spaces.MultiBinary) else (None, None)
 
 
-def _is_scalar(value: Any, kinds: str) -> bool:
+def is_scalar(value: Any, kinds: str) -> bool:
     """Whether it is a single number as numpy, torch and jax have them."""
     return np.shape(value) == () and np.asarray(value).dtype.kind in kinds
 

@@ -43,14 +43,8 @@ def batched_mask(
 ) -> np.ndarray:
     """`[N, M]` bool from `info["action_mask"]`, the parts of a composite action side by side.
 
-    Args:
-        info: as a vector environment returns it: an array `[N, ...]`, an array of N objects, or a
-            tuple of arrays `[N, ...]`, one per part.
-        num_envs: N.
-        maskless: `[N]` bool, environments that need not have given one; all must where None.
-
-    Raises:
-        EnvironmentFault: an environment gave no mask.
+    It is an array `[N, ...]`, an array of N objects, or a tuple of arrays `[N, ...]`, one per part.
+    Every environment must have given one, but those in `maskless` `[N]`.
     """
     masks = info.get("action_mask")
     given = np.asarray(info.get("_action_mask", np.full(num_envs, masks is not None)))  # [N]
@@ -76,13 +70,7 @@ def final_observations(
 ) -> np.ndarray:
     """`[K, *O]`: the last observations of the K environments that a SAME_STEP step has reset.
 
-    Args:
-        info: of the step; `info["final_obs"]` holds N single observations, or a batch of N.
-        rows: `[K]` the environments.
-        observations: packs them.
-
-    Raises:
-        EnvironmentFault: one of them is missing.
+    `info["final_obs"]` holds N single observations, or a batch of N; `rows` `[K]` are wanted.
     """
     last: Any = info.get("final_obs")
     one_by_one = isinstance(last, np.ndarray) and last.dtype == object

@@ -37,10 +37,8 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 
 from rlpg.errors import EnvironmentFault
 
-GRACE_SECONDS = 2.0  # for an interrupted call to end
+GRACE_SECONDS = 2.0  # for an interrupted call to end, and for workers to close
 CLOSING_SECONDS = 2.0  # that close() has
-LARGEST_TICK, TICKS = 1.0, 10  # seconds between two looks, and looks per time-out at least
-EXIT_CODE = 1
 # Nothing else uses it: ignored unless there is a handler, and not raised by any tool.
 SIGNAL = signal.SIGURG
 
@@ -51,9 +49,12 @@ class Caller(Protocol):
     """Who calls an environment."""
 
     @property
-    def whereabouts(self) -> str:
-        """Which environment and episode it is, for messages."""
-        ...
+    def whereabouts(self) -> str: ...  # which environment and episode it is, for messages
+
+
+def tick_of(timeout: float) -> float:
+    """Seconds between two looks whether something hangs."""
+    return min(timeout / 10, 1.0)
 
 
 class Calls:
@@ -64,11 +65,6 @@ class Calls:
         self.caller: Caller | None = None  # None: no call is going on
         self.thread = 0
         self.interrupted = 0  # number of the call that is to be interrupted
-
-    @property
-    def is_to_be_interrupted(self) -> bool:
-        """Whether the call that hung is still going on."""
-        return self.caller is not None and self.interrupted == self.number
 
     def begin(self, caller: Caller) -> None:
         """A call begins; a call that was going on counts as returned."""
@@ -92,22 +88,20 @@ class Watchdog(threading.Thread):
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Start looking; where signals can be handled, be ready to interrupt."""
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(SIGNAL) is signal.SIG_DFL:
             signal.signal(SIGNAL, _interrupt)
         super().start()
 
     def end(self) -> None:
-        """Returns when the thread is about to end."""
         self._stopped.set()
         if threading.current_thread() is not self:  # the garbage collector runs in any thread
-            self.join(LARGEST_TICK)
+            self.join(1.0)
 
     def run(self) -> None:
         """Looks now and then; a call found twice has been going on all the time between."""
         calls, seen, waited, told, last = self.calls, 0, 0.0, False, time.monotonic()
-        while not self._stopped.wait(tick := min(self.timeout / TICKS, LARGEST_TICK)):
+        while not self._stopped.wait(tick := tick_of(self.timeout)):
             now = time.monotonic()
             passed, last = min(now - last, 2 * tick), now
             caller, number = calls.caller, calls.number
@@ -117,20 +111,18 @@ class Watchdog(threading.Thread):
             waited += passed
             if told or waited < self.timeout:
                 continue
-            if calls.interrupted != number and _can_interrupt(calls.thread):
+            is_main = calls.thread == threading.main_thread().ident
+            can_interrupt = is_main and signal.getsignal(SIGNAL) is _interrupt
+            if calls.interrupted != number and can_interrupt:
                 calls.interrupted = number
                 signal.pthread_kill(calls.thread, SIGNAL)
             elif calls.interrupted != number or waited >= self.timeout + GRACE_SECONDS:
                 told = True
-                self._give_up(caller)
+                self._give_up(caller, is_main)
 
-    def fault(self) -> EnvironmentFault:
-        """What the main thread is to raise."""
-        return EnvironmentFault(f"no answer within {self.timeout:g} s; it hangs")
-
-    def _give_up(self, caller: Caller) -> None:
+    def _give_up(self, caller: Caller, is_main: bool) -> None:
         what = f"{caller.whereabouts}: no answer within {self.timeout:g} s; it hangs and "
-        if self.calls.thread != threading.main_thread().ident:
+        if not is_main:
             _say(f"{what}only the main thread can be interrupted")
         elif self.last_words is None:
             _say(f"{what}cannot be interrupted")
@@ -139,7 +131,7 @@ class Watchdog(threading.Thread):
             try:
                 _say(f"{words}; {self.last_words(words, _all_stacks())}")
             finally:
-                os._exit(EXIT_CODE)
+                os._exit(1)
 
 
 class WatchedEnvs(VectorWrapper):
@@ -149,6 +141,9 @@ class WatchedEnvs(VectorWrapper):
         envs: in this process.
         timeout: seconds that a call may take; of each environment if these tell `calls` themselves.
         calls: what they tell.
+
+    Attributes:
+        whereabouts: the class of the environments; they do not say which of them it is.
     """
 
     def __init__(
@@ -156,15 +151,11 @@ class WatchedEnvs(VectorWrapper):
     ) -> None:
         super().__init__(envs)
         self._each_is_watched = calls is not None
+        self.whereabouts = type(envs.unwrapped).__name__
         self.calls = calls or Calls()
         self.watchdog = Watchdog(self.calls, timeout)
         weakref.finalize(self, self.watchdog.end)  # also when the interpreter ends
         self.watchdog.start()
-
-    @property
-    def whereabouts(self) -> str:
-        """The class of the environments; they do not say which of them it is."""
-        return type(self.env.unwrapped).__name__
 
     def reset(self, **options: Any) -> Any:
         """Start an episode in every environment."""
@@ -256,21 +247,19 @@ def hangs_end_the_process(
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Runs in the main thread: raises the fault if the call that hung is still going on."""
     for dog in threading.enumerate():
-        if isinstance(dog, Watchdog) and dog.calls.is_to_be_interrupted:
+        if not isinstance(dog, Watchdog):
+            continue
+        calls = dog.calls
+        if calls.caller is not None and calls.interrupted == calls.number:
             if not _is_debugging():
-                raise dog.fault()
-            dog.calls.number += 1  # its time begins anew
+                raise EnvironmentFault(f"no answer within {dog.timeout:g} s; it hangs")
+            calls.number += 1  # its time begins anew
 
 
 def _is_debugging() -> bool:
     monitoring: Any = getattr(sys, "monitoring", None)  # from Python 3.12 on
     by_monitoring = monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID)
     return sys.gettrace() is not None or bool(by_monitoring)
-
-
-def _can_interrupt(thread: int) -> bool:
-    is_main = thread == threading.main_thread().ident
-    return is_main and signal.getsignal(SIGNAL) is _interrupt
 
 
 def _all_stacks() -> str:

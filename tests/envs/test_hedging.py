@@ -17,6 +17,9 @@ from rlpg.envs.lqr import LQRDynamics
 from rlpg.envs.swing_up import SwingUpDynamics, accelerations
 from torch import Tensor
 
+from rlpg.errors import EnvironmentSetupError
+from rlpg.rollouts import make_envs
+
 
 def play(env: HedgingDynamics, volatility: float | None = None, paths: int = 20_000) -> Any:
     """Wealth at the end and return `[paths]` of who holds a Black-Scholes delta."""
@@ -146,3 +149,16 @@ def test_the_pole_keeps_its_energy() -> None:
 def test_refuses_what_is_no_task(options: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         HedgingDynamics(**options)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sync"])
+def test_arguments_reach_the_dynamics_and_unknown_ones_are_named(backend: str) -> None:
+    kwargs = {"cost": 0.003, "tail": 0.1}
+    envs, said = make_envs("rlpg/Hedging-v0", 2, seed=0, kwargs=kwargs, backend=backend)
+    base: Any = envs.unwrapped
+    dynamics = base.dynamics if backend == "auto" else base.envs[0].unwrapped.envs.dynamics
+    assert ("native" in said) == (backend == "auto")
+    assert (dynamics.cost, dynamics.tail, dynamics.volatility) == (0.003, 0.1, 0.2)
+    envs.close()
+    with pytest.raises(EnvironmentSetupError, match="unexpected keyword argument 'costs'"):
+        make_envs("rlpg/Hedging-v0", 2, seed=0, kwargs={"costs": 0.1}, backend=backend)

@@ -128,8 +128,6 @@ SPACES: dict[str, spaces.Space[Any]] = {
     "multi-binary": spaces.MultiBinary(3),
     "dict": spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,), np.float32)}),
     "tuple": spaces.Tuple((spaces.MultiBinary(2), spaces.Dict({"c": spaces.Discrete(2)}))),
-    "text": spaces.Text(5),
-    "sequence": spaces.Dict({"s": spaces.Sequence(spaces.Discrete(3)), "d": spaces.Discrete(2)}),
 }
 
 

@@ -6,11 +6,12 @@ leaves no process, no shared memory and no file descriptor behind.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,44 +117,37 @@ def check(message: str, moment: str, bad: int, said: str) -> None:
     assert re.search(said, message), message
 
 
-everywhere = pytest.mark.parametrize(
-    ("backend", "bad"), [(backend, bad) for backend in ("sync", "async") for bad in (0, 1)]
-)
-at_any_moment = pytest.mark.parametrize("moment", MOMENTS)
+def everywhere(faults: Iterable[str], moments: Iterable[str]) -> pytest.MarkDecorator:
+    """In one process, in both environments; in workers, which cost more, in one of the two."""
+    cases = []
+    for number, (fault, moment) in enumerate(itertools.product(faults, moments)):
+        places = [("sync", 0), ("sync", 1), ("async", (number + number // 4) % 2)]
+        cases += [(fault, moment, *place) for place in places]
+    return pytest.mark.parametrize(("fault", "moment", "backend", "bad"), cases)
 
 
-@everywhere
-@at_any_moment
-@pytest.mark.parametrize("fault", RAISING)
+@everywhere(RAISING, MOMENTS)
 def test_raising(fault: str, moment: str, backend: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, backend), moment, bad, RAISING[fault])
 
 
-@at_any_moment
-@pytest.mark.parametrize("bad", [0, 1])
-@pytest.mark.parametrize("fault", DYING)
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("fault", "bad"), [("kill", 0), ("os exit", 1), ("segfault", 0)])
 def test_a_worker_that_dies(fault: str, moment: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, "async"), moment, bad, DYING[fault])
 
 
-@everywhere
-@at_any_moment
-@pytest.mark.parametrize("fault", OBSERVATIONS)
+@everywhere(OBSERVATIONS, MOMENTS)
 def test_observations(fault: str, moment: str, backend: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, backend), moment, bad, OBSERVATIONS[fault][1])
 
 
-@everywhere
-@pytest.mark.parametrize("moment", ["first step", "later"])
-@pytest.mark.parametrize("fault", OUTCOMES)
+@everywhere(OUTCOMES, ["first step", "later"])
 def test_outcomes(fault: str, moment: str, backend: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, backend), moment, bad, OUTCOMES[fault][1])
 
 
-@everywhere
-@pytest.mark.parametrize(
-    ("fault", "moment"), [*(("hang", moment) for moment in MOMENTS), ("hang busily", "later")]
-)
+@everywhere(["hang", "hang busily"], ["reset", "later"])
 def test_hanging(fault: str, moment: str, backend: str, bad: int) -> None:
     message = fault_of(fault, moment, bad, backend, timeout=HANG_TIMEOUT)
     check(message, moment, bad, r"no answer within 0\.6 s; it hangs")

@@ -47,7 +47,30 @@ def test_means_are_per_step_in_every_autoreset_mode(mode: AutoresetMode) -> None
 
 
 def test_entries_without_a_mask_count_for_all_and_others_are_left_out() -> None:
-    parts = RewardParts()
+    parts = RewardParts(3)
     parts.add({"reward_a": np.array([1, 2, 3]), "reward_b": np.zeros((3, 2)), "reward_c": "x"})
-    parts.add({"reward_a": np.array([True, False, False]), "reward_d": np.array([None])})
+    parts.add({"reward_a": np.array([True, False, False]), "reward_d": np.full(3, None)})
     assert parts.means() == {"reward_a": 7 / 6}
+
+
+def test_infos_of_single_environments_add_up_to_the_same_bits() -> None:
+    rng = np.random.default_rng(0)
+    together, apart = RewardParts(2), [RewardParts(2), RewardParts(2)]
+    for t in range(50):
+        values, end = rng.normal(size=2), rng.normal()
+        info: dict[str, Any] = {"reward_a": values, "_reward_a": np.array([True, t % 3 == 0])}
+        infos: list[dict[str, Any]] = [{"reward_a": values[0], "reward_b": "x"}, {}]
+        if t % 3 == 0:
+            infos[1] = {"reward_a": values[1], "final_info": {"reward_a": end}}
+            last = {"reward_a": np.array([0, end]), "_reward_a": np.array([False, True])}
+            info |= {"final_info": last}
+        together.add(info)
+        for n, single in enumerate(infos):
+            apart[n].add_single(single, n)
+    other = RewardParts(2)
+    for n, parts in enumerate(apart):
+        rows = slice(n, n + 1)
+        other.put(parts.taken(rows), rows)
+        assert parts.means() == {}
+    assert other.means() == together.means()
+    assert together.means().keys() == {"reward_a"}

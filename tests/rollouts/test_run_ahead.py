@@ -72,22 +72,25 @@ def assert_same(one: Rollout, other: Rollout) -> None:
     assert one.reward_parts == other.reward_parts
 
 
+def nothing(found: shared.SharedArrays) -> None:
+    pass
+
+
 def put_off(monkeypatch: pytest.MonkeyPatch, worker: int) -> list[int]:
     """Hands out what this worker has answered only when no other is stepping; the list grows by
     the steps that the others have taken meanwhile."""
-    wait_any, kept, leads = Processes.wait_any, dict[int, Any](), list[int]()
-    lead = 0
+    wait_any, is_kept, lead, leads = Processes.wait_any, False, 0, list[int]()
 
-    def later(self: Processes) -> dict[int, Any]:
-        nonlocal lead
+    def later(self: Processes) -> list[int]:
+        nonlocal is_kept, lead
         while True:
-            if kept and not self.pending:
+            if is_kept and not self.pending:
                 leads.append(lead)
-                lead = 0
-                return dict([kept.popitem()])
-            answers = wait_any(self)
-            kept.update({n: told for n, told in answers.items() if n == worker})
-            if others := {n: told for n, told in answers.items() if n != worker}:
+                is_kept, lead = False, 0
+                return [worker]
+            ready = wait_any(self)
+            is_kept |= worker in ready
+            if others := [n for n in ready if n != worker]:
                 lead += 1
                 return others
 
@@ -181,12 +184,15 @@ def test_after_an_interruption_only_a_reset_goes_on(pools: Any) -> None:
 
     obs, _ = pool.reset()
     with pytest.raises(KeyboardInterrupt):
-        pool.run_ahead(obs, 9, 0, act)
-    for step in (partial(pool.run_ahead, obs, 9, 0, act), partial(pool.step, act(obs, ()))):
+        pool.run_ahead(obs, 9, 0, act, nothing)
+    for step in (
+        partial(pool.run_ahead, obs, 9, 0, act, nothing),
+        partial(pool.step, act(obs, ())),
+    ):
         with pytest.raises(UsageError, match="expected a reset after a step that was interrupted"):
             step()
     pool.reset()
-    pool.run_ahead(obs, 9, 0, act)
+    pool.run_ahead(obs, 9, 0, act, nothing)
 
 
 def test_a_masked_reset_afterwards_shows_the_others_where_they_are(pools: Any) -> None:
@@ -194,7 +200,7 @@ def test_a_masked_reset_afterwards_shows_the_others_where_they_are(pools: Any) -
     actions = np.zeros((NUM_ENVS, 2), np.float32)
     obs, _ = pool.reset()
     sync.reset()
-    pool.run_ahead(obs, 9, 0, lambda obs, steps: actions)
+    pool.run_ahead(obs, 9, 0, lambda obs, steps: actions, nothing)
     for _ in range(9):
         expected = sync.step(actions)[0]
     np.testing.assert_array_equal(obs, expected)
@@ -216,4 +222,4 @@ def test_actions_of_another_type_are_not_cast(pools: Any) -> None:
     pool = pools()
     obs, _ = pool.reset()
     with pytest.raises(TypeError, match="float64"):
-        pool.run_ahead(obs, 1, 0, lambda obs, steps: np.zeros((NUM_ENVS, 2)))
+        pool.run_ahead(obs, 1, 0, lambda obs, steps: np.zeros((NUM_ENVS, 2)), nothing)
