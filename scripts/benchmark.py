@@ -298,7 +298,7 @@ def update() -> Iterator[Row]:
 
     def bare() -> None:
         adam.zero_grad()
-        sum(net(features).square().mean() for net in networks).backward()
+        sum(net(features)[0].square().mean() for net in networks).backward()
         adam.step()
 
     # Without a step: a policy that is taught one rollout a thousand times has probabilities of
@@ -467,6 +467,7 @@ def training_seconds(total_steps: int, num_envs: int = 64, num_steps: int = 128)
         began = time.perf_counter()
         rlpg.train(
             "CartPole-v1",
+            "reinforce",
             recipe="default",
             total_steps=total_steps,
             run_dir=Path(folder) / "run",
@@ -637,7 +638,7 @@ settings = {
     "rollout.num_envs": 64, "rollout.num_steps": 128,
     "evaluation.every": 50_000, "checkpoint.every": 50_000,
 }
-rlpg.train("CartPole-v1", recipe="default", total_steps=1_500_000, run_dir="run",
+rlpg.train("CartPole-v1", "reinforce", recipe="default", total_steps=1_500_000, run_dir="run",
            overrides=settings, quiet=True)
 first = min(step for step in seen if step >= 500_000)
 print(seen[max(seen)] - seen[first])

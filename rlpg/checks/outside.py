@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -14,76 +13,36 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from rlpg.checks.play import AnyEnv
 from rlpg.checks.report import Finding, Status, counted, words
+from rlpg.checks.subject import Subject
 from rlpg.errors import EnvironmentSetupError, RlpgError
 from rlpg.policies import StandardPolicy
-from rlpg.rollouts import Collector, MadeEnvs, autoreset_mode, probe_action_mask
+from rlpg.rollouts import Collector, autoreset_mode, probe_action_mask
 
 _COPIES = 2
 _STEPS = 64  # at once; until an episode has ended, but not for ever
 _MOST_CHUNKS = 16
 
 # Gymnasium's words that are no matter here: observations are normalized, actions are scaled, and
-# pictures, limits and closing are looked at elsewhere.
+# pictures and limits are looked at elsewhere.
 _STYLE = (
-    r"infinity\. This is probably too",
-    r"symmetric and normalized",
-    r"different from the unwrapped version",
-    r"default seed argument in `Env\.reset`",  # said twice
-    r"render",
+    r"infinity\. This is probably too|symmetric and normalized|render"
+    r"|different from the unwrapped version"
+    r"|default seed argument in `Env\.reset`"  # said twice
 )
-# Its words about what no program could use, and about seeding.
-_FAULTS = (
-    r"was expecting",
-    r"should be an int",
-    r"not within the observation space",
-    r"greater than a high",
-    r"to be a boolean",
-    r"[Rr]eward",
-    r"tuple of the form",
-    r"\(obs, info\)",
-    r"seed",
-    r"old step API",
-    r"`options`",
-)
-# Its words where it stops, about what no one here needs.
-_HARMLESS_STOPS = (
-    r"infos returned",  # they are looked at and not kept: it costs nothing if all are one object
-    r"does not provide",  # it looks for the word kwargs; `reset` has tried the call itself
-)
-# Its words -> the checks here that find the same.
-_SAME = {
-    r"observation space|was expecting|should be|must be a dict|keys|length is not|Casting input": (
-        "observations",
-        "numbers",
-        "spaces",
-    ),
-    r"observations returned .* share": ("buffers",),
-    r"determini|not equivalent|np_random|random number generator|random gen|although similar": (
-        "replay",
-        "seeds",
-        "global random",
-        "early reset",
-        "actions",
-    ),
-    r"reward": ("rewards", "numbers", "replay"),
-    r"terminat|truncat|done": ("ends",),
-    r"info|dictionary": ("info",),
-    r"tuple|reset|step|seed|options|element": ("reset", "step"),
-}
+# Its words where it stops, about what no one here needs: infos are looked at and not kept; it looks
+# for the word kwargs, and `reset` has tried the call itself.
+_HARMLESS_STOPS = r"infos returned|does not provide"
 
 
-def check_by_gymnasium(
-    env: AnyEnv, found: Collection[Finding], *, seed: int, has_mask: bool
-) -> list[Finding]:
-    """What Gymnasium's checker says, but for what other checks have said already.
+def check_by_gymnasium(env: AnyEnv, *, seed: int, has_mask: bool) -> list[Finding]:
+    """What Gymnasium's checker says.
 
     Args:
         env: without Gymnasium's own wrappers; left open.
-        found: the findings of the other checks.
         seed: of its random actions.
         has_mask: it acts without regard to a mask; what is raised is not the environment's fault.
     """
-    name, stopped, same = "gymnasium", "", set[str]()
+    name, stopped = "gymnasium", ""
     try:
         env.action_space.seed(seed)
         with warnings.catch_warnings(record=True) as caught:
@@ -91,76 +50,40 @@ def check_by_gymnasium(
             gymnasium_check(env, skip_render_check=True, skip_close_check=True)
     except AssertionError as error:
         stopped = " ".join(str(error).split()) or "an assertion without words"
-        same = _same_checks(stopped)
     except (Exception, SystemExit) as error:
         stopped = words(error)
-        same = {"reset", "step", "after the end", *_same_checks(stopped)}
         if has_mask:
             text = f"its checker acts without regard to the action mask and stopped: {stopped}"
             return [Finding(name, "skipped", text)]
-    known = {finding.check for finding in found if finding.status in ("fault", "warning")}
-    findings: list[Finding] = []
-    said = dict.fromkeys(_plain(str(w.message)) for w in caught)
-    for text in said:
-        if _matches(_STYLE, text) or known.intersection(_same_checks(text)):
-            continue
-        status: Status = "fault" if _matches(_FAULTS, text) else "warning"
-        findings.append(Finding(name, status, text))
-    if known & same:
-        text = f"its checker stops at what `{min(known & same)}` found; correct that and run again"
-        return [*findings, Finding(name, "skipped", text)]
+    said = [re.sub(r"\x1b\[\d+m", "", str(w.message)).removeprefix("WARN: ") for w in caught]
+    texts = [" ".join(text.split()) for text in dict.fromkeys(said) if not re.search(_STYLE, text)]
+    found = [Finding(name, "warning", text) for text in texts]
     if stopped:
-        status = "warning" if _matches(_HARMLESS_STOPS, stopped) else "fault"
-        return [*findings, Finding(name, status, stopped)]
-    return findings or [Finding(name, "ok", "its checker has no objection")]
+        status: Status = "warning" if re.search(_HARMLESS_STOPS, stopped) else "fault"
+        found.append(Finding(name, status, stopped))
+    return found or [Finding(name, "ok", "its checker has no objection")]
 
 
-def _plain(text: str) -> str:
-    """Without colors and the word WARN."""
-    return " ".join(re.sub(r"\x1b\[\d+m", "", text).removeprefix("WARN: ").split())
-
-
-def _matches(patterns: Collection[str], text: str) -> bool:
-    return any(re.search(pattern, text) for pattern in patterns)
-
-
-def _same_checks(text: str) -> set[str]:
-    return {
-        check for words_, checks in _SAME.items() if re.search(words_, text) for check in checks
-    }
-
-
-# -------------------------------------------------------------------------- copies side by side
-
-
-def check_vectors(
-    make: Callable[[int, str], MadeEnvs], *, seed: int, has_vector: bool, is_ours: bool
-) -> Finding:
+def check_vectors(subject: Subject, *, seed: int) -> Finding:
     """Whether rlpg collects from copies: by the environment's vector version if it has one, and
-    one after the other.
-
-    Args:
-        make: the vector environment for a number of copies and a backend.
-        seed: of the actions.
-        has_vector: whether a vector version is registered.
-        is_ours: False where an environment object was given: then there is one backend.
-    """
+    one after the other. Of an environment object there is one backend."""
     name, texts = "copies", []
-    for backend in ("auto", "sync") if is_ours else ("auto",):
+    has_vector = subject.spec is not None and subject.spec.vector_entry_point is not None
+    for backend in ("auto", "sync") if subject.is_ours else ("auto",):
         try:
-            made = make(_COPIES, backend)
+            made = subject.vector(_COPIES, backend)
         except EnvironmentSetupError as error:
             return Finding(name, "fault", str(error))
         try:
             is_sync = isinstance(made.envs.unwrapped, SyncVectorEnv)
             texts.append(_collected(made.envs, seed, "one by one" if is_sync else "vector version"))
-        except (RlpgError, Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:
             what = str(error) if isinstance(error, RlpgError) else words(error)
             return Finding(name, "fault", f"{made.description}: {what}")
         finally:
             made.envs.close()
         if is_sync:
-            if has_vector and backend == "auto" and is_ours:
+            if has_vector and backend == "auto" and subject.is_ours:
                 texts.append("its vector version does not take all arguments and is not used")
             break
     return Finding(name, "ok", "; ".join(texts))

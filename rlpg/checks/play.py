@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -24,7 +24,6 @@ from rlpg.rollouts.validation import as_array, element
 
 AnyEnv = gymnasium.Env[Any, Any]
 
-_BY_BITS = ("numpy.random", "torch")
 _LARGEST_SHOWN = 4096  # bytes of an observation that is kept to show how another one differs
 
 
@@ -52,17 +51,17 @@ class Seen(NamedTuple):
     @property
     def is_end(self) -> bool:
         """Whether the episode is over."""
-        return _true(self.terminated, self.truncated)
+        flags = (self.terminated, self.truncated)
+        return any(isinstance(f, bool | np.bool_ | int | np.integer) and f for f in flags)
 
 
 class Row(NamedTuple):
-    """What a call gave back, made comparable."""
+    """What a call gave back, to be compared."""
 
-    obs: str
-    reward: str
+    obs: str  # its fingerprint
+    reward: Any
     ends: str
     shown: Any  # a copy of the observation, or None where it is large
-    paid: Any
 
 
 @dataclass
@@ -85,14 +84,6 @@ class Episode:
         return max(len(self.rows) - 1, 0)
 
 
-class Watcher(Protocol):
-    """Sees every call in the order of time."""
-
-    def see(self, seen: Seen) -> None:
-        """Looks at one call."""
-        ...
-
-
 class Misbehaved(Exception):
     """A call that raised, or returned something of another form than Gymnasium's."""
 
@@ -103,9 +94,6 @@ def place(episode: int, seed: int, step: int) -> str:
     return f"{call} of episode {episode} (seed {seed})"
 
 
-# -------------------------------------------------------------------------------------- playing
-
-
 def play(
     env: AnyEnv,
     number: int,
@@ -113,32 +101,30 @@ def play(
     choose: Callable[[Seen], Any],
     num_steps: int,
     *,
-    watchers: Sequence[Watcher] = (),
-    before_call: Callable[[], None] | None = None,
+    see: Callable[[Seen], None] = lambda seen: None,
+    before_call: Callable[[], None] = lambda: None,
 ) -> Episode:
     """One episode, or its first `num_steps`; what the environment raises is kept, not raised."""
     episode = Episode(number, seed, global_generators())
 
     def called(step: int, action: Any = None) -> Seen:
-        given = fingerprint(action)
-        if before_call is not None:
-            before_call()
-        before, start = global_generators(), perf_counter()
+        call: Callable[[], Any] = partial(env.step, action)
+        names = "obs, reward, terminated, truncated, info"
         if step < 0:
-            obs, info = _result(lambda: env.reset(seed=seed, options=None), "obs, info")
-            outcome: Any = (0.0, False, False)
-        else:
-            names = "obs, reward, terminated, truncated, info"
-            obs, *outcome, info = _result(lambda: env.step(action), names)
-        about_call = action, given, _changed(before), perf_counter() - start
-        return Seen._make((number, seed, step, obs, info, *outcome, *about_call))
+            call, names = partial(env.reset, seed=seed, options=None), "obs, info"
+        given = fingerprint(action)
+        before_call()
+        before, start = global_generators(), perf_counter()
+        obs, *outcome, info = _result(call, names)
+        outcome = outcome or [0.0, False, False]
+        outcome += [action, given, _changed(before), perf_counter() - start]
+        return Seen(number, seed, step, obs, info, *outcome)
 
     step = -1
     try:
         seen = called(step)
         while True:
-            for watcher in watchers:
-                watcher.see(seen)
+            see(seen)
             episode.rows.append(_row(seen))
             episode.seconds.append(seen.seconds)
             episode.ended = seen.is_end
@@ -161,25 +147,22 @@ def replay(
     seed: int | None = None,
     num_steps: int | None = None,
     before_call: Callable[[], None] | None = None,
-    pinned: bool = True,
 ) -> Episode:
-    """The same seed and actions again; another seed on request.
+    """The same actions again, with the same seed or another one.
 
-    Args:
-        pinned: put the global generators to where they were when the episode began, so that a
-            difference has another cause than they.
+    The global generators are put to where they were when the episode began, so that a difference
+    has another cause than they; unless `before_call` says otherwise.
     """
-    if pinned:
+    if before_call is None:
         restore_generators(episode.random)
-    actions = episode.actions if num_steps is None else episode.actions[:num_steps]
-    remaining = iter(copy.deepcopy(actions))
+    actions = iter(copy.deepcopy(episode.actions[:num_steps]))
     return play(
         env,
         episode.number,
         episode.seed if seed is None else seed,
-        lambda _: next(remaining),
-        len(actions),
-        before_call=before_call,
+        lambda _: next(actions),
+        len(episode.actions[:num_steps]),
+        before_call=before_call or (lambda: None),
     )
 
 
@@ -192,8 +175,8 @@ def difference(first: Episode, second: Episode) -> str:
         where = place(first.number, first.seed, t - 1)
         if one.obs != other.obs:
             return f"{where}: {_parted(one.shown, other.shown)}"
-        if one.reward != other.reward:
-            return f"{where}: the reward was {brief(one.paid)}, then {brief(other.paid)}"
+        if fingerprint(one.reward) != fingerprint(other.reward):
+            return f"{where}: the reward was {brief(one.reward)}, then {brief(other.reward)}"
         if one.ends != other.ends:
             return f"{where}: terminated, truncated were {one.ends}, then {other.ends}"
     expected = first.problem if len(first.actions) <= len(second.actions) else ""
@@ -203,25 +186,21 @@ def difference(first: Episode, second: Episode) -> str:
     return ""
 
 
-class RandomActions:
-    """Uniformly random actions; only allowed ones where the environment gives a mask."""
+def random_actions(env: AnyEnv, head: Head | None, seed: int) -> Callable[[Seen], Any]:
+    """Uniformly random answers; only allowed ones where the environment gives a mask."""
+    space = copy.deepcopy(env.action_space)  # the environment's own is left alone
+    space.seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
-    def __init__(self, env: AnyEnv, head: Head | None, seed: int) -> None:
-        self._space = copy.deepcopy(env.action_space)  # the environment's own is left alone
-        self._space.seed(seed)
-        self._head = head
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, seen: Seen) -> Any:
-        """The answer to an observation."""
+    def choose(seen: Seen) -> Any:
         mask = flat_mask(mask_in(seen))
-        if self._head is None or mask is None or mask.size != self._head.num_mask:
-            return self._space.sample()
-        outputs = torch.zeros(1, self._head.num_outputs)
-        allowed = torch.from_numpy(mask)[None]
-        drawn = self._head.draw(outputs, self._generator, allowed)
-        batch = self._head.to_env(drawn.numpy())
-        return next(iter(iterate(batch_space(self._space, 1), batch)))
+        if head is None or mask is None or mask.size != head.num_mask:
+            return space.sample()
+        outputs, allowed = torch.zeros(1, head.num_outputs), torch.from_numpy(mask)[None]
+        batch = head.to_env(head.draw(outputs, generator, allowed).numpy())
+        return next(iter(iterate(batch_space(space, 1), batch)))
+
+    return choose
 
 
 def mask_in(seen: Seen) -> Any:
@@ -241,9 +220,6 @@ def flat_mask(mask: Any) -> np.ndarray | None:
     return flat != 0 if flat.dtype.kind in "biuf" else None
 
 
-# ---------------------------------------------------------------------------- global generators
-
-
 def global_generators() -> dict[str, Any]:
     """The states of the generators that the whole process shares."""
     return {
@@ -260,37 +236,12 @@ def restore_generators(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(states["torch"]))
 
 
-@contextmanager
-def kept_generators() -> Iterator[None]:
-    """Whatever happens inside, the process finds its generators as they were."""
-    states = global_generators()
-    try:
-        yield
-    finally:
-        restore_generators(states)
-
-
-class Scramble:
-    """Puts the global generators somewhere else before every call, always the same way."""
-
-    def __init__(self) -> None:
-        self._seed = 2**20
-
-    def __call__(self) -> None:
-        self._seed += 1
-        random.seed(self._seed)
-        np.random.seed(self._seed)
-        torch.default_generator.manual_seed(self._seed)
-
-
 def _changed(before: Mapping[str, Any]) -> tuple[str, ...]:
     after = global_generators()
-    is_same = {name: fingerprint(before[name]) == fingerprint(after[name]) for name in _BY_BITS}
-    is_same["random"] = before["random"] == after["random"]  # 625 integers
-    return tuple(name for name in before if not is_same[name])
-
-
-# -------------------------------------------------------------------------------------- details
+    changed = ["random"] if before["random"] != after["random"] else []  # 625 integers
+    for name in ("numpy.random", "torch"):
+        changed += [name] if fingerprint(before[name]) != fingerprint(after[name]) else []
+    return tuple(changed)
 
 
 def fingerprint(value: Any) -> str:
@@ -307,15 +258,9 @@ def _result(call: Callable[[], Any], names: str) -> Any:
     except (Exception, SystemExit) as error:
         raise Misbehaved(f"raised {words(error)}") from error
     if not isinstance(result, tuple) or len(result) != len(names.split()):
-        got = f"a {type(result).__name__}"
-        if isinstance(result, tuple):
-            got = f"a tuple of {counted(len(result), 'value')}"
-        raise Misbehaved(f"expected to return ({names}), got {got}")
+        what = f" of {counted(len(result), 'value')}" if isinstance(result, tuple) else ""
+        raise Misbehaved(f"expected to return ({names}), got a {type(result).__name__}{what}")
     return result
-
-
-def _true(*flags: Any) -> bool:
-    return any(isinstance(flag, bool | np.bool_ | int | np.integer) and flag for flag in flags)
 
 
 def _row(seen: Seen) -> Row:
@@ -325,7 +270,7 @@ def _row(seen: Seen) -> Row:
     except (TypeError, ValueError):  # it cannot be copied: it is not shown
         shown = None
     ends = f"{brief(seen.terminated)}, {brief(seen.truncated)}"
-    return Row(fingerprint(seen.obs), fingerprint(seen.reward), ends, shown, seen.reward)
+    return Row(fingerprint(seen.obs), seen.reward, ends, shown)
 
 
 def _leaves(obs: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,67 +3,61 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from rlpg.checks.play import (
-    AnyEnv,
-    Episode,
-    Scramble,
-    difference,
-    fingerprint,
-    place,
-    replay,
-)
-from rlpg.checks.report import Finding, counted, listed, words
-from rlpg.checks.watch import GeneratorWatch
+from rlpg.checks.play import AnyEnv, Episode, difference, fingerprint, place, replay
+from rlpg.checks.report import Finding, Status, counted, listed, words
+from rlpg.checks.subject import Subject
+from rlpg.checks.watch import Watcher
 from rlpg.errors import EnvironmentSetupError
 from rlpg.rollouts.environments import close_quietly
 
 _OTHER_SEEDS = 3
 _EARLY, _LATE = 20, 200  # steps by which most differences show, and nearly all
+_ANEW = "let reset() set everything anew"
 
 
-def check_replay(
-    env: AnyEnv, fresh: Callable[[], AnyEnv | None], first: Episode, last: Episode
-) -> Finding:
+def check_replay(subject: Subject, first: Episode, last: Episode) -> Finding:
     """Whether episodes come out to the same bits in the environment that played them and in a new
     one, with the global generators where they were."""
-    name, declared = "replay", env.spec is not None and env.spec.nondeterministic
+    name, env = "replay", subject.env
     try:
-        new = [fresh(), fresh()]
+        new = [subject.fresh(), subject.fresh()]
     except EnvironmentSetupError as error:
         return Finding(name, "fault", f"a second environment cannot be made: {error}")
-    status: Any = "warning" if declared else "fault"
+    played = {episode.number: episode for episode in (first, last)}
+    own = "let everything random come from self.np_random, which reset(seed=...) seeds"
+    reset = f"{_ANEW}, from its seed alone"
+    late = f"in a new environment that had not played {counted(last.number, 'episode')}"
+    tries = [
+        (new[0], first, "in a new environment with the same seed and actions", own),
+        *(
+            (env, one, "when the same environment played it again", reset)
+            for one in played.values()
+        ),
+        (new[1], last, late, reset),
+    ]
+    declared = env.spec is not None and env.spec.nondeterministic
+    status: Status = "warning" if declared else "fault"
     said = " (it is registered as nondeterministic)" if declared else ""
     try:
-        if new[0] is not None and (parted := difference(first, replay(new[0], first))):
-            advice = "let everything random come from self.np_random, which reset(seed=...) seeds"
-            text = f"{parted}, in a new environment with the same seed and actions{said}; {advice}"
-            return Finding(name, status, text)
-        advice = "let reset() set everything anew, from its seed alone"
-        for episode in dict.fromkeys((first.number, last.number)):
-            again = first if episode == first.number else last
-            if parted := difference(again, replay(env, again)):
-                how = "when the same environment played it again"
+        for where, episode, how, advice in tries:
+            if where is not None and (parted := difference(episode, replay(where, episode))):
                 return Finding(name, status, f"{parted}, {how}{said}; {advice}")
-        if new[1] is not None and (parted := difference(last, replay(new[1], last))):
-            how = f"in a new environment that had not played {counted(last.number, 'episode')}"
-            return Finding(name, status, f"{parted}, {how}{said}; {advice}")
     finally:
         for one in filter(None, new):
             close_quietly(one)
-    played = listed(str(n) for n in dict.fromkeys((first.number, last.number)))
-    nouns = "episode" if first is last else "episodes"
-    where = "played again" if new[0] is None else "played again and in a new environment"
-    lengths = listed(str(e.length) for e in ((first,) if first is last else (first, last)))
-    text = f"{nouns} {played} ({lengths} steps) came out the same to the bit when {where}"
-    return Finding(name, "ok", text)
+    nouns = "episode" if len(played) == 1 else "episodes"
+    where_to = "played again" if new[0] is None else "played again and in a new environment"
+    lengths = listed(str(episode.length) for episode in played.values())
+    text = f"{nouns} {listed(map(str, played))} ({lengths} steps) came out the same to the bit"
+    return Finding(name, "ok", f"{text} when {where_to}")
 
 
 def check_reset_anywhere(env: AnyEnv, first: Episode, last: Episode, *, repeats: bool) -> Finding:
@@ -71,31 +65,37 @@ def check_reset_anywhere(env: AnyEnv, first: Episode, last: Episode, *, repeats:
     name, middle = "early reset", first.length // 2
     replay(env, first, num_steps=middle)
     again = replay(env, last, num_steps=_LATE)
+    begun = f"after {counted(middle, 'step')} of an unfinished episode"
     if again.failed == "reset":
-        text = f"reset after {counted(middle, 'step')} of an unfinished episode {again.problem}"
-        return Finding(name, "fault", f"{text}; rlpg resets in mid-episode when it starts anew")
+        text = f"reset {begun} {again.problem}; rlpg resets in mid-episode when it starts anew"
+        return Finding(name, "fault", text)
     if not repeats:
         return Finding(name, "ok", "reset() returns in the middle of an episode")
     if parted := difference(last, again):
-        text = f"{parted}, after a reset in the middle of another episode"
-        return Finding(name, "fault", f"{text}; let reset() set everything anew")
-    text = f"after {counted(middle, 'step')} of an unfinished episode the next one is as ever"
-    return Finding(name, "ok", text)
+        text = f"{parted}, after a reset in the middle of another episode; {_ANEW}"
+        return Finding(name, "fault", text)
+    return Finding(name, "ok", f"{begun} the next one is as ever")
 
 
 def check_global_generators(
-    env: AnyEnv, watch: GeneratorWatch, first: Episode, *, repeats: bool
+    env: AnyEnv, watcher: Watcher, first: Episode, *, repeats: bool
 ) -> Finding:
     """Whether an episode depends on generators that it shares with the whole process."""
-    found = watch.finding()
-    if found.status != "warning":
+    found = watcher.finding("global random")
+    if found.status != "warning" or not repeats:
         return found
-    if not repeats:
-        return found
-    parted = difference(first, replay(env, first, before_call=Scramble(), pinned=False))
+    numbers = itertools.count(1)
+
+    def scramble() -> None:
+        seed = next(numbers)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+
+    parted = difference(first, replay(env, first, before_call=scramble))
     if not parted:
         return Finding(found.check, "warning", f"{found.text}; this episode did not depend on it")
-    text = f"{found.text}; with {listed(sorted(watch.names))} elsewhere, {parted}"
+    text = f"{found.text}; with {listed(sorted(watcher.generators))} elsewhere, {parted}"
     return Finding(found.check, "fault", text)
 
 
@@ -109,12 +109,11 @@ def check_seeds(env: AnyEnv, first: Episode, *, repeats: bool) -> Finding:
         for seed in others:
             if difference(first, replay(env, first, seed=seed, num_steps=num_steps)):
                 return Finding(name, "ok", "another seed makes another episode")
-    replay(env, first, num_steps=0, seed=others[0])
-    other = _own_generators(env)
-    replay(env, first, num_steps=0)
-    before = _own_generators(env)
-    replay(env, first)
-    after = _own_generators(env)
+    states = []
+    for seed, num_steps in ((others[0], 0), (first.seed, 0), (first.seed, None)):
+        replay(env, first, seed=seed, num_steps=num_steps)
+        states.append(_own_generators(env))
+    other, before, after = states
     for attribute, state in before.items():
         if state == other.get(attribute) and state != after.get(attribute):
             text = f"{_OTHER_SEEDS} other seeds made the same episode, yet the environment draws"
@@ -138,16 +137,16 @@ def check_after_end(env: AnyEnv, episode: Episode, *, repeats: bool) -> Finding:
             said = f"raises {words(error)}"
     again = replay(env, episode, num_steps=0)
     if again.failed:
-        text = f"a step after the end {said}, and then reset {again.problem}"
-        return Finding(name, "fault", f"{text}; let reset() set everything anew")
+        text = f"a step after the end {said}, and then reset {again.problem}; {_ANEW}"
+        return Finding(name, "fault", text)
     if repeats and difference(episode, again):
         where = place(episode.number, episode.seed, -1)
-        text = f"{where}: came out differently after a step beyond the end"
-        return Finding(name, "fault", f"{text}; let reset() set everything anew")
+        text = f"{where}: came out differently after a step beyond the end; {_ANEW}"
+        return Finding(name, "fault", text)
     return Finding(name, "ok", f"a step {said}, a reset starts anew; rlpg never steps there")
 
 
-def _own_generators(env: AnyEnv) -> dict[str, str]:
+def _own_generators(env: AnyEnv) -> dict[str, Any]:
     """The states of the generators among the environment's attributes."""
     found = {}
     for name, value in vars(env.unwrapped).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -10,7 +9,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlpg.checks.play import AnyEnv
 from rlpg.rollouts import MadeEnvs, another_like, environment_name, find_spec, make_envs
-from rlpg.rollouts.environments import close_quietly, made_by
+from rlpg.rollouts.environments import made_by
 from rlpg.rollouts.ids import Factory, own_words
 
 
@@ -22,17 +21,21 @@ class Subject:
         is_ours: whether it was made here, and is closed here.
         spec: what Gymnasium knows of it.
         is_limited: whether it has a time limit.
+        whereabouts: its name, for messages about a call that hangs.
     """
 
-    def __init__(self, env: str | AnyEnv | Factory, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, env: str | AnyEnv | Factory, kwargs: dict[str, Any], seed: int, episode_cap: int
+    ) -> None:
         self._given, self._kwargs = env, kwargs
-        self.is_ours = not isinstance(env, gymnasium.Env)
+        self._seed, self._episode_cap = seed, episode_cap
         self._id_spec: EnvSpec | None = None
-        self.name = environment_name(env)
+        self.is_ours = not isinstance(env, gymnasium.Env)
+        self.whereabouts = environment_name(env)
         with own_words(env):
             if isinstance(env, str):
                 self._id_spec, _ = find_spec(env)
-                self.name = self._id_spec.id
+                self.whereabouts = self._id_spec.id
             self.env: AnyEnv = env if isinstance(env, gymnasium.Env) else self._made()
         self.spec = self._id_spec or self.env.spec
         # Atari counts frames itself.
@@ -41,36 +44,21 @@ class Subject:
             or "max_num_frames_per_episode" in self.spec.kwargs
         )
 
-    @property
-    def whereabouts(self) -> str:
-        """For messages about a call that hangs."""
-        return self.name
-
     def fresh(self) -> AnyEnv | None:
         """Another one, or None where there is no way to make it."""
-        with own_words(self.name):
+        with own_words(self.whereabouts):
             another: AnyEnv | None = self._made()
         return another
 
-    def bare(self) -> AnyEnv:
-        """One without the wrappers that Gymnasium adds of itself."""
-        if self._id_spec is None:
-            return (self._made() if self.is_ours else self.env).unwrapped
-        spec = replace(self._id_spec, order_enforce=False, max_episode_steps=None)
-        with own_words(self.name):
-            return gymnasium.make(
-                spec, max_episode_steps=-1, disable_env_checker=True, **self._kwargs
-            )
-
-    def vector(self, num_envs: int, backend: str, *, seed: int, episode_cap: int) -> MadeEnvs:
+    def vector(self, num_envs: int, backend: str) -> MadeEnvs:
         """Copies side by side."""
         return make_envs(
             self._given,
             num_envs,
-            seed=seed,
+            seed=self._seed,
             kwargs=self._kwargs,
             backend=backend,
-            episode_cap=episode_cap,
+            episode_cap=self._episode_cap,
         )
 
     def _made(self) -> Any:
@@ -78,8 +66,3 @@ class Subject:
             return gymnasium.make(self._id_spec, disable_env_checker=True, **self._kwargs)
         another: Any = another_like(self._given)
         return None if another is None else made_by(another, **self._kwargs)
-
-    def close(self) -> None:
-        """Closes what was made here; `close` has a check of its own."""
-        if self.is_ours:
-            close_quietly(self.env)

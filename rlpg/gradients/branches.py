@@ -181,47 +181,41 @@ def weak_branches(distribution: Distribution, lane: int = 0) -> tuple[Tensor, Te
 
 def _pairs(distribution: Distribution) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each parameter x+, x- and a tensor of value 0 and gradient c, all of batch shape."""
-    with torch.no_grad():
-        if isinstance(distribution, Normal):
-            mean, scale = distribution.loc, distribution.scale
-            rayleigh = torch.empty_like(mean).exponential_().mul(2).sqrt()
-            maxwell = torch.randn(3, *mean.shape, dtype=mean.dtype, device=mean.device).norm(dim=0)
-            maxwell = maxwell * (2 * torch.rand_like(mean).round() - 1)  # [*batch], both signs
-            found = [
-                (
-                    (mean + scale * rayleigh, mean - scale * rayleigh),
-                    1 / (scale * math.sqrt(2 * math.pi)),
-                    mean,
-                ),
-                (
-                    (mean + scale * maxwell, mean + scale * maxwell * torch.rand_like(mean)),
-                    1 / scale,
-                    scale,
-                ),
-            ]
-        elif isinstance(distribution, Poisson):
-            sample = distribution.sample()
-            found = [((sample + 1, sample), torch.ones_like(sample), distribution.rate)]
-        elif isinstance(distribution, Exponential | Gamma):
-            # d/d rate: c = concentration / rate, p+ the density itself, p- one more waiting time.
-            rate, shape = distribution.rate, getattr(distribution, "concentration", None)
-            if shape is not None and shape.requires_grad:
-                raise EstimatorError(
-                    "expected a Gamma whose rate is the parameter, got a concentration with a "
-                    "gradient; use how='pathwise'"
-                )
-            first = distribution.sample()
-            pair = (first, first + Exponential(rate).sample())
-            found = [(pair, 1 / rate if shape is None else shape / rate, rate)]
-        elif isinstance(distribution, Bernoulli):
-            ones = torch.ones_like(distribution.probs)
-            found = [((ones, torch.zeros_like(ones)), ones, distribution.probs)]
-        else:
+
+    def change(parameter: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+        return (parameter - parameter.detach()) * factor
+
+    if isinstance(distribution, Normal):
+        mean, scale = distribution.loc.detach(), distribution.scale.detach()
+        rayleigh = torch.empty_like(mean).exponential_().mul(2).sqrt()
+        maxwell = torch.randn(3, *mean.shape, dtype=mean.dtype, device=mean.device).norm(dim=0)
+        maxwell = maxwell * (2 * torch.rand_like(mean).round() - 1)  # [*batch], both signs
+        inner = maxwell * torch.rand_like(mean)
+        of_mean = change(distribution.loc, 1 / (scale * math.sqrt(2 * math.pi)))
+        return [
+            (mean + scale * rayleigh, mean - scale * rayleigh, of_mean),
+            (mean + scale * maxwell, mean + scale * inner, change(distribution.scale, 1 / scale)),
+        ]
+    if isinstance(distribution, Poisson):
+        sample = distribution.sample()
+        return [(sample + 1, sample, change(distribution.rate))]
+    if isinstance(distribution, Exponential | Gamma):
+        # d/d rate: c = concentration / rate, p+ the density itself, p- one more waiting time.
+        rate, shape = distribution.rate.detach(), torch.ones(())
+        if isinstance(distribution, Gamma):
+            shape = distribution.concentration
+        if shape.requires_grad:
             raise EstimatorError(
-                "expected Normal, Poisson, Exponential, Gamma or Bernoulli for how='weak', got "
-                f"{type(distribution).__name__}; use how='score'"
+                "expected a Gamma whose rate is the parameter, got a concentration with a "
+                "gradient; use how='pathwise'"
             )
-    return [
-        (above, below, (parameter - parameter.detach()) * factor)
-        for (above, below), factor, parameter in found
-    ]
+        first = distribution.sample()
+        later = first + Exponential(rate).sample()
+        return [(first, later, change(distribution.rate, shape.to(rate) / rate))]
+    if isinstance(distribution, Bernoulli):
+        ones = torch.ones_like(distribution.probs.detach())
+        return [(ones, torch.zeros_like(ones), change(distribution.probs))]
+    raise EstimatorError(
+        "expected Normal, Poisson, Exponential, Gamma or Bernoulli for how='weak', got "
+        f"{type(distribution).__name__}; use how='score'"
+    )

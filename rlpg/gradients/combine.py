@@ -197,12 +197,9 @@ class _Join(torch.autograd.Function):
             return None, *ctx.mixture.gradients(grad_path, scale)
 
 
-def measure(surrogate: Tensor, mixtures: list[Mixture], parameters: list[Tensor]) -> None:
-    """The measuring pass: one backward pass through `surrogate` that sets every `score_share`.
-
-    Args:
-        parameters: those of the mixtures' distributions; the pass has to reach them all.
-    """
+def measure(surrogate: Tensor, mixtures: list[Mixture]) -> None:
+    """The measuring pass: one backward pass through `surrogate` that sets every `score_share`."""
+    parameters = [parameter for mixture in mixtures for parameter in mixture.own]
     torch.autograd.grad(surrogate, parameters, retain_graph=True, allow_unused=True)
     unreached = sum(mixture.score_share is None for mixture in mixtures)
     if unreached:

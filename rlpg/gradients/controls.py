@@ -40,15 +40,6 @@ class Control(ABC):
         """Of the sample x `[lanes, ...]` of dist."""
 
 
-def controlled(
-    control: Control, dist: Distribution, x: Tensor, branch: Tensor | None
-) -> Controlled:
-    """The control variate, refused where a lane has several returns."""
-    if branch is not None:
-        raise EstimatorError("expected no control inside branches, got one; leave it out")
-    return control(dist, x)
-
-
 @final
 class KnownMean(Control):
     """`c(x)` whose mean under the distribution is known in closed form.

@@ -98,35 +98,30 @@ class Barrier:
     mean: Tensor  # [...]
     deviation: Tensor  # [...]
     weight: Tensor | float
-
-
-class Ancestry:
-    """Which samples came from which, as the program says."""
-
-    def __init__(self) -> None:
-        # By id the sample, which draw it was, and the draws it came from (None: all before it).
-        self._known: dict[int, tuple[Tensor, int, frozenset[int] | None]] = {}
-
-    def remember(self, x: Tensor, draw: int, ancestors: frozenset[int] | None) -> None:
-        self._known[id(x)] = x, draw, ancestors
-
-    def of(self, name: str, depends_on: Sequence[Tensor] | None) -> frozenset[int] | None:
-        """The draws of the samples given, and of those they came from; None: all so far."""
-        if depends_on is None:
-            return None
-        found: set[int] = set()
-        for x in depends_on:
-            if id(x) not in self._known:
-                raise EstimatorError(
-                    f"{name}: expected samples of this tape in depends_on, got another tensor; "
-                    "give what tape.sample returned"
-                )
-            _, draw, before = self._known[id(x)]
-            found |= {draw, *(range(draw) if before is None else before)}
-        return frozenset(found)
+    is_scored: bool  # whether nodes before it are to be credited with what comes after it
 
 
 Event = Node | Path | Term | Branching | Barrier
+# By id a sample, which draw it was, and the draws that it came from (None: all before it).
+Drawn = dict[int, tuple[Tensor, int, frozenset[int] | None]]
+
+
+def ancestors_of(
+    name: str, depends_on: Sequence[Tensor] | None, drawn: Drawn
+) -> frozenset[int] | None:
+    """The draws of the samples given, and of those that they came from; None: all so far."""
+    if depends_on is None:
+        return None
+    found: set[int] = set()
+    for x in depends_on:
+        if id(x) not in drawn:
+            raise EstimatorError(
+                f"{name}: expected samples of this tape in depends_on, got another tensor; "
+                "give what tape.sample returned"
+            )
+        _, draw, before = drawn[id(x)]
+        found |= {draw, *(range(draw) if before is None else before)}
+    return frozenset(found)
 
 
 def known_how(name: str, how: str) -> How:

@@ -79,23 +79,15 @@ def seeded(seed: int, params: Mapping[str, Tensor]) -> Iterator[None]:
             Distribution.set_default_validate_args(checked)
 
 
-def surrogate_of(problem: Problem, tape: Tape, num_lanes: int, order: int = 1) -> Tensor:
-    """The program's own surrogate if it returns one, else the tape's."""
-    own = problem(tape, num_lanes)
-    return tape.surrogate(order) if own is None else own
-
-
-def gradient(surrogate: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+def gradient(
+    surrogate: Tensor, params: Mapping[str, Tensor], *, create_graph: bool = False
+) -> Tensor:
     """`[D]` flat gradient; parameters that are not reached count 0. `.grad` is left alone."""
+    leaves = list(params.values())
     if not surrogate.requires_grad:
-        return torch.cat([torch.zeros_like(value).reshape(-1) for value in params.values()])
+        return torch.cat([torch.zeros_like(leaf).reshape(-1) for leaf in leaves])
     found = torch.autograd.grad(
-        surrogate,
-        list(params.values()),
-        retain_graph=True,
-        create_graph=False,
-        allow_unused=True,
-        materialize_grads=True,
+        surrogate, leaves, retain_graph=True, create_graph=create_graph, materialize_grads=True
     )
     return torch.cat([grad.reshape(-1) for grad in found])
 
@@ -111,59 +103,53 @@ def refuse_coupled_lanes(
     """
     if num_lanes < 2:
         return
-    first = _Replay(num_lanes)
-    with seeded(seed, params), torch.no_grad():
-        own = problem(first, num_lanes)
-    if own is not None or first.lanes_meet or not first.samples:
-        return
-    for k in sorted({0, len(first.samples) // 2, len(first.samples) - 1}):
-        script = list(first.samples)
-        script[k] = script[k].clone()
-        script[k][0] = script[k][1]
-        second = _Replay(num_lanes, script, first.generator_states)
+
+    def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:
+        tape = _Replay(num_lanes, script)
         with seeded(seed, params), torch.no_grad():
-            problem(second, num_lanes)
+            return tape, problem(tape, num_lanes)
+
+    first, own = played()
+    if own is not None or first.lanes_meet or not first.drawn:
+        return
+    for k in sorted({0, len(first.drawn) // 2, len(first.drawn) - 1}):
+        name, x, state = first.drawn[k]
+        swapped = torch.cat([x[1:2], x[1:]])
+        second, _ = played([*first.drawn[:k], (name, swapped, state), *first.drawn[k + 1 :]])
         pairs = zip(first.outcomes(), second.outcomes(), strict=False)
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs):
             raise EstimatorError(
-                f"{first.names[k]}: expected independent lanes, got lanes coupled by a "
-                "batch statistic; 'score' credits a lane with its own terms only: use "
-                "tape.resample, or how='pathwise'"
+                f"{name}: expected independent lanes, got lanes coupled by a batch statistic; "
+                "'score' credits a lane with its own terms only: use tape.resample, or "
+                "how='pathwise'"
             )
+
+
+Drawn = tuple[str, Tensor, Tensor]  # a sample's name and value, and the generator's state after it
 
 
 class _Replay(Tape):
     """Samples what the script says, and remembers what every lane saw."""
 
-    def __init__(
-        self, num_lanes: int, script: Sequence[Tensor] = (), states: Sequence[Tensor] = ()
-    ) -> None:
+    def __init__(self, num_lanes: int, script: Sequence[Drawn]) -> None:
         super().__init__(num_lanes=num_lanes)
-        self.script, self.states = script, states
-        self.names: list[str] = []
-        self.samples: list[Tensor] = []
+        self.script, self.drawn, self.lanes_meet = script, list[Drawn](), False
         self.log_probs: list[Tensor] = []
-        self.generator_states: list[Tensor] = []
-        self.lanes_meet = False
 
     def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
-        k = len(self.samples)
+        k = len(self.drawn)
         drawn = x = dist.sample()
-        log_prob = None
         if k < len(self.script):
             # How many numbers a draw takes may depend on lane 0: the program's own are not to.
-            torch.default_generator.set_state(self.states[k])
-            x = self.script[k]
-            try:
-                log_prob = dist.log_prob(x)
-            except ValueError:  # what lane 0 drew then is impossible now
-                x = x.clone()
-                x[0] = drawn[0]
-        else:
-            self.generator_states.append(torch.default_generator.get_state())
-        self.names.append(name)
-        self.samples.append(x)
-        self.log_probs.append(dist.log_prob(x) if log_prob is None else log_prob)
+            _, x, state = self.script[k]
+            torch.default_generator.set_state(state)
+        try:
+            log_prob = dist.log_prob(x)
+        except ValueError:  # what lane 0 drew then is impossible now
+            x = torch.cat([drawn[:1], x[1:]])
+            log_prob = dist.log_prob(x)
+        self.drawn.append((name, x, torch.default_generator.get_state()))
+        self.log_probs.append(log_prob)
         return x
 
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:

@@ -84,22 +84,20 @@ def gradcheck(
     if how in ("score", "combine", "expect", "weak") or callable(how):
         refuse_coupled_lanes(problem, tensors, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
-    return _decide(
-        check, _reference(check, against, how == "expect"), resolution, max_repeats, tolerance
-    )
-
-
-def _reference(check: Check, against: str | Params, exact: bool) -> Callable[[int], Tensor]:
-    if against == "score":
-        return check.by_score
-    if against == "finite_difference":
-        return check.by_differences if check.order == 2 else check.objective_differences(exact)
-    if isinstance(against, str):
+    if isinstance(against, str) and against not in ("score", "finite_difference"):
         raise EstimatorError(
             f"against: expected 'finite_difference', 'score' or exact gradients, got {against!r}"
         )
-    fixed = check.along(_flat(against, check.tensors))
-    return lambda one: fixed
+    exact = None if isinstance(against, str) else check.along(_flat(against, tensors))
+
+    def reference(one: int) -> Tensor:
+        if exact is not None:
+            return exact
+        if against == "score":
+            return check.by_score(one)
+        return check.by_differences(one, "expect" if how == "expect" else "score")
+
+    return _decide(check, reference, resolution, max_repeats, tolerance)
 
 
 def _decide(

@@ -39,9 +39,14 @@ def check_distribution(name: str, dist: Distribution, how: str) -> None:
             f"{name}: expected a torch.distributions object, got {type(dist).__name__}; pass the "
             "distribution, not its parameters or a sample of it"
         )
-    if how in ("pathwise", "combine") and any(_is_discrete(part) for part in _parts(dist)):
-        if not dist.has_rsample:
-            return  # refused where the sample is drawn
+    if how not in ("pathwise", "combine"):
+        return
+    if not dist.has_rsample:
+        raise EstimatorError(
+            f"{name}: expected a distribution with rsample for how={how!r}, got "
+            f"{type(dist).__name__}; use how='score' for this node"
+        )
+    if any(_is_discrete(part) for part in _parts(dist)):
         raise EstimatorError(
             f"{name}: expected a distribution whose rsample is a path for how={how!r}, got "
             f"{type(dist).__name__}, whose gradient is biased; use how='score', or say "
@@ -87,17 +92,32 @@ def check_support(name: str, dist: Distribution) -> None:
 
 
 def _moves(dist: Distribution) -> bool:
-    if _is_plain(dist):
-        return _edges_move(dist)
-    try:
-        edges = [*_bounds(dist.support)]
-    except NotImplementedError:
-        return False
-    return any(isinstance(edge, Tensor) and edge.requires_grad for edge in edges)
+    """Whether an edge of the support carries a gradient. Where torch declares no more than the
+    codomain of the last transform, the edges of the base's support are sent through all of them."""
+    if not _is_plain(dist):
+        try:
+            edges = [*_bounds(dist.support)]
+        except NotImplementedError:
+            return False
+        return any(isinstance(edge, Tensor) and edge.requires_grad for edge in edges)
+    transforms: list[Transform] = []
+    while isinstance(dist, Independent) or _is_plain(dist):
+        if isinstance(dist, TransformedDistribution):
+            transforms = [*dist.transforms, *transforms]
+        dist = dist.base_dist  # type: ignore[attr-defined]
+    shape = dist.batch_shape + dist.event_shape
+    if isinstance(dist, MixtureSameFamily):
+        dist = dist.component_distribution
+    ends = [0.7]  # of a support without edges every point is one
+    if not _is_discrete(dist) and (bounds := [*_bounds(dist.support)]):
+        ends = [float(torch.as_tensor(bound).min()) for bound in bounds] + [-math.inf, math.inf]
+    elif _is_real(dist.support):
+        ends = [-math.inf, math.inf]
+    device = next((v.device for v in vars(dist).values() if isinstance(v, Tensor)), None)
+    return any(_is_moved(torch.full(shape, end, device=device), transforms) for end in ends)
 
 
 def _is_plain(dist: Distribution) -> bool:
-    """Whether torch declares as its support the codomain of the last transform, and no more."""
     return (
         isinstance(dist, TransformedDistribution)
         and type(dist).support is TransformedDistribution.support
@@ -120,41 +140,18 @@ def _bounds(constraint: object) -> Iterator[object]:
                 yield part
 
 
-def _edges_move(dist: Distribution) -> bool:
-    """Sends the edges of the base's support through the transforms, to see whether they arrive at
-    a finite place that a parameter moves. Of a support without edges every point is one."""
-    transforms: list[Transform] = []
-    shape = dist.batch_shape + dist.event_shape
-    while True:
-        if isinstance(dist, Independent):
-            dist = dist.base_dist
-        elif isinstance(dist, TransformedDistribution) and _is_plain(dist):
-            transforms, dist = [*dist.transforms, *transforms], dist.base_dist
-            shape = dist.batch_shape + dist.event_shape
-        else:
-            break
-    if isinstance(dist, MixtureSameFamily):
-        dist = dist.component_distribution
-    bounds = [*_bounds(dist.support)]
-    if bounds and not _is_discrete(dist):
-        ends = [float(torch.as_tensor(bound).min()) for bound in bounds] + [-math.inf, math.inf]
-    else:
-        ends = [-math.inf, math.inf] if _is_real(dist.support) else [0.7]
-    device = next((v.device for v in vars(dist).values() if isinstance(v, Tensor)), None)
-    for end in ends:
-        with torch.enable_grad():
-            edge = torch.full(shape, end, device=device)
-            for transform in transforms:
-                edge = transform(edge)
-                edge = edge if bool(edge.isfinite().all()) else edge.detach()
-            if edge.requires_grad:
-                weight = torch.linspace(1, 2, edge.numel(), dtype=edge.dtype).reshape(edge.shape)
-                slopes = torch.autograd.grad(
-                    (weight.to(device) * edge).sum(), leaves_of(edge), retain_graph=True
-                )
-                if any(bool(slope.any()) for slope in slopes):
-                    return True
-    return False
+def _is_moved(edge: Tensor, transforms: Sequence[Transform]) -> bool:
+    """Whether a parameter of the transforms moves an edge that arrives at a finite place."""
+    with torch.enable_grad():
+        for transform in transforms:
+            edge = transform(edge)
+            edge = edge if bool(edge.isfinite().all()) else edge.detach()
+        if not edge.requires_grad:
+            return False
+        weight = torch.linspace(1, 2, edge.numel(), dtype=edge.dtype).reshape(edge.shape)
+        moved = (weight.to(edge.device) * edge).sum()
+        slopes = torch.autograd.grad(moved, leaves_of(edge), retain_graph=True)
+    return any(bool(slope.any()) for slope in slopes)
 
 
 def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: int | None) -> int:
@@ -169,10 +166,7 @@ def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: in
     fits = [
         lane
         for lane in range(min(len(branches), len(shape) - 1) + 1)
-        if shape[lane] == lanes
-        and all(
-            a in (1, b) for a, b in zip(shape[:lane], branches[len(branches) - lane :], strict=True)
-        )
+        if shape[lane] == lanes and _fits(shape[:lane], branches)
     ]
     if len(fits) != 1:
         raise EstimatorError(
@@ -183,6 +177,12 @@ def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: in
     return fits[0]
 
 
+def _fits(shape: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether a tensor of this shape broadcasts to the sizes."""
+    pairs = zip(reversed(shape), reversed(sizes), strict=False)
+    return len(shape) <= len(sizes) and all(a in (1, b) for a, b in pairs)
+
+
 def check_term_shape(name: str, term: Tensor, branches: Sequence[int], *, scored: bool) -> None:
     """Refuses what is not one number per lane; of one number for all, where a score was taken."""
     if not isinstance(term, Tensor) or not 1 <= term.dim() <= 1 + len(branches):
@@ -191,7 +191,7 @@ def check_term_shape(name: str, term: Tensor, branches: Sequence[int], *, scored
             f"{name}: expected one number per lane, got {got}; sum over all other dimensions, "
             "and let lanes meet in tape.resample only"
         )
-    if any(a not in (1, b) for a, b in zip(term.shape[-2::-1], branches[::-1], strict=False)):
+    if not _fits(term.shape[:-1], branches):
         raise EstimatorError(
             f"{name}: expected [{', '.join(map(str, branches))}, lanes], got {list(term.shape)}; "
             "keep the leading dimensions of the branching samples"
@@ -220,24 +220,13 @@ def mean_and_deviation(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def checked_sample(name: str, x: Tensor) -> Tensor:
-    """The sample, refused in half precision: a share of 1 / lanes of a gradient is 0 there."""
+def check_sample(name: str, x: Tensor) -> None:
+    """Refuses half precision: a share of 1 / lanes of a gradient is 0 there."""
     if x.dtype in HALF:
         raise EstimatorError(
             f"{name}: expected samples in float32 or float64, got {x.dtype}; gradients below 6e-8 "
             "vanish there: give the distribution .float() parameters"
         )
-    return x
-
-
-def checked_baseline(name: str, baseline: Tensor) -> Tensor:
-    """A copy, which the program may overwrite."""
-    if baseline.requires_grad:
-        raise EstimatorError(
-            f"{name}: expected a baseline without a gradient, got one with; detach it, or use "
-            "Value(net) to train a network on the side"
-        )
-    return baseline.clone()
 
 
 def checked_term(name: str, term: Tensor) -> Tensor:
@@ -262,22 +251,21 @@ def checked_term(name: str, term: Tensor) -> Tensor:
     return term.to(dtype)
 
 
-def refuse_standardized(terms: Sequence[tuple[str, Tensor]]) -> None:
-    """Refuses terms that the lanes' mean was taken from and their deviation divided out of.
+def refuse_standardized(names: Sequence[str], values: Tensor) -> None:
+    """Refuses terms `[terms, lanes]` that the lanes' mean was taken from and their deviation
+    divided out of.
 
     Every lane's term then depends on all lanes' samples, and a score node is credited with its own
     lane's only. Integers are spared: coins of -1 and 1 come out like that by chance.
     """
-    values = torch.stack([value for _, value in terms])  # [terms, lanes]
-    mean, square = values.mean(1), values.square().mean(1)
-    lanes = values.shape[1]
+    mean, square, lanes = values.mean(1), values.square().mean(1), values.shape[1]
     unit = ((square - 1).abs() < 1e-6) | ((square - (lanes - 1) / lanes).abs() < 1e-6)
     suspect = (mean.abs() < 1e-6) & unit & (values != values.round()).any(1)
     if bool(suspect.any()):
-        name = terms[int(suspect.nonzero()[0])][0]
         raise EstimatorError(
-            f"{name}: expected terms of one lane each, got terms standardized across lanes, which "
-            "couples them; add the terms themselves, and use a baseline"
+            f"{names[int(suspect.nonzero()[0])]}: expected terms of one lane each, got terms "
+            "standardized across lanes, which couples them; add the terms themselves, and use a "
+            "baseline"
         )
 
 
@@ -294,10 +282,7 @@ def checked_discount(
             f"{name}: expected a discount without a gradient, got one with, which would be lost; "
             "multiply the later terms by it, or detach it"
         )
-    sizes = (*branches, lanes)[-discount.dim() :] if discount.dim() else ()
-    if discount.dim() > 1 + len(branches) or any(
-        a not in (1, b) for a, b in zip(discount.shape, sizes, strict=True)
-    ):
+    if not _fits(discount.shape, (*branches, lanes)):
         raise EstimatorError(
             f"{name}: expected a discount [{lanes}], one per lane, got {list(discount.shape)}"
         )
@@ -307,14 +292,6 @@ def checked_discount(
             f"{name}: expected a discount in [0, 1], got {float(discount[outside][0])}"
         )
     return discount.clone()
-
-
-def refuse_blind(name: str | None) -> None:
-    if name is not None:
-        raise EstimatorError(
-            f"{name}: expected gradients to be enabled, got a sample drawn under no_grad or "
-            "inference_mode, whose gradient is lost; draw what needs none with torch.randn"
-        )
 
 
 def refuse_cut(name: str, discount: Tensor | float, path: str | None) -> None:

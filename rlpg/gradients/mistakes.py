@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -19,7 +20,6 @@ from rlpg.gradients.experiment import (
     gradient,
     seeded,
     seeds,
-    surrogate_of,
 )
 from rlpg.gradients.parameters import graph_of
 from rlpg.gradients.subtract import lanes_of, leaves_own_out
@@ -31,29 +31,27 @@ SAME = 8  # repeats in which a mistake made on purpose must give the same gradie
 SHORTER = 6  # times that a step is quartered where the parameters may not go so far
 
 
+@dataclass
 class Check:
     """One program with its parameters, and the gradients of it that can be asked for."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        tensors: dict[str, Tensor],
-        make: TapeMaker,
-        num_lanes: int,
-        order: int,
-        step: float,
-        seed: int,
-    ) -> None:
-        self.problem, self.tensors, self.make = problem, tensors, make
-        self.num_lanes, self.order, self.step, self.seed = num_lanes, order, step, seed
-        self.start = torch.cat([t.detach().reshape(-1) for t in tensors.values()])  # [D]
-        generator = torch.Generator().manual_seed(seed)
+    problem: Problem
+    tensors: dict[str, Tensor]
+    make: TapeMaker
+    num_lanes: int
+    order: int
+    step: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.start = torch.cat([t.detach().reshape(-1) for t in self.tensors.values()])  # [D]
+        generator = torch.Generator().manual_seed(self.seed)
         dims = len(self.start)
         if dims <= MAX_DIRECTIONS:
             self.directions = torch.eye(dims, dtype=torch.float64)  # [K, D]
             self.labels = [
                 f"for {name}" + (f"[{k}]" if tensor.numel() > 1 else "")
-                for name, tensor in tensors.items()
+                for name, tensor in self.tensors.items()
                 for k in range(tensor.numel())
             ]
         else:
@@ -67,52 +65,47 @@ class Check:
         derivatives: Tensor = self.directions @ flat.detach().double().cpu()
         return derivatives
 
-    def estimate(self, one: int) -> Tensor:
-        """`[K]` what is being checked."""
+    def by_tape(self, one: int, make: TapeMaker, *, own: bool = False, order: int = 1) -> Tensor:
+        """`[D]` gradient from the seed `one`: of the program's own surrogate if it has one and that
+        is asked for, else of the tape's. Of order 2: of the first derivative along `inner`."""
         with seeded(one, self.tensors):
-            surrogate = surrogate_of(self.problem, self.make(), self.num_lanes, self.order)
-            if self.order == 1:
-                return self.along(gradient(surrogate, self.tensors))
-            first = self._flat_gradient(surrogate)
-            inner = (first * self.inner.to(first)).sum()
-            return self.along(gradient(inner, self.tensors))
+            tape, found = self._played(make)
+            surrogate = found if own and found is not None else tape.surrogate(order)
+            first = gradient(surrogate, self.tensors, create_graph=order == 2)
+            if order == 1:
+                return first
+            return gradient((first * self.inner.to(first)).sum(), self.tensors)
 
-    def _flat_gradient(self, surrogate: Tensor) -> Tensor:
-        found = torch.autograd.grad(
-            surrogate, list(self.tensors.values()), create_graph=True, materialize_grads=True
-        )
-        return torch.cat([grad.reshape(-1) for grad in found])
+    def played(self, make: TapeMaker) -> tuple[Tape, Tensor | None]:
+        """The tape with the program of the first repeat on it, and the program's own surrogate."""
+        with seeded(next(seeds(self.seed, 1)), self.tensors):
+            return self._played(make)
 
-    def by_score(self, one: int) -> Tensor:
-        return self.by_tape(one, _left_out)
-
-    def by_tape(self, one: int, make: TapeMaker) -> Tensor:
-        """`[K]` gradient of the surrogate of a tape of our own, with a mistake or without."""
+    def _played(self, make: TapeMaker) -> tuple[Tape, Tensor | None]:
         tape = make()
         tape.num_lanes = self.num_lanes
-        with seeded(one, self.tensors):
-            self.problem(tape, self.num_lanes)
-            return self.along(gradient(tape.surrogate(), self.tensors))
+        return tape, self.problem(tape, self.num_lanes)
 
-    def objective_differences(self, exact: bool) -> Callable[[int], Tensor]:
-        def objective(one: int) -> float:
-            tape = Tape("expect" if exact else "score", num_lanes=self.num_lanes)
+    def estimate(self, one: int) -> Tensor:
+        """`[K]` what is being checked."""
+        return self.along(self.by_tape(one, self.make, own=True, order=self.order))
+
+    def by_score(self, one: int) -> Tensor:
+        """`[K]` the reference of the tape's own."""
+        return self.along(self.by_tape(one, _left_out))
+
+    def by_differences(self, one: int, how: How) -> Tensor:
+        """`[K]` differences of the objective, or for order 2 of its derivative along `inner`."""
+
+        def objective() -> float:
             with seeded(one, self.tensors):
-                self.problem(tape, self.num_lanes)
-            return float(tape.objective())
-
-        return lambda one: self._differences(lambda: objective(one))
-
-    def by_differences(self, one: int) -> Tensor:
-        """`[K]` differences of the first derivative along `inner`."""
+                return float(self._played(lambda: Tape(how))[0].objective())
 
         def first() -> float:
-            with seeded(one, self.tensors):
-                surrogate = surrogate_of(self.problem, self.make(), self.num_lanes)
-                flat = gradient(surrogate, self.tensors).double().cpu()
+            flat = self.by_tape(one, self.make, own=True).double().cpu()
             return float((flat * self.inner).sum())
 
-        return self._differences(first)
+        return self._differences(first if self.order == 2 else objective)
 
     def _differences(self, function: Callable[[], float]) -> Tensor:
         """`[K]` central differences of fourth order, with the parameters put back afterwards."""
@@ -155,14 +148,10 @@ def recognize(check: Check, got: Tensor, want: Tensor, z: float, tolerance: floa
     """What is wrong, if that can be shown; else what is known of the difference.
 
     Mistakes are made on purpose with the random numbers of the first repeats: the same mistake then
-    gives the same gradient, repeat by repeat and up to a factor, not only on average.
-
-    Args:
-        got, want: `[repeats, K]` derivatives along the directions.
-        z: standard errors within which two means count as the same.
-        tolerance: and the fraction of the gradient's length.
+    gives the same gradient, repeat by repeat and up to a factor, not only on average. `got` and
+    `want` are `[repeats, K]` derivatives along the directions.
     """
-    tape, surrogate = _played(check, check.make())
+    tape, surrogate = check.played(check.make)
     own = surrogate is not None
     graph = graph_of(tape.surrogate() if surrogate is None else surrogate)
     if any(node.name().startswith("NormalBackward") for node in graph):
@@ -198,13 +187,6 @@ def recognize(check: Check, got: Tensor, want: Tensor, z: float, tolerance: floa
     return "none of the mistakes known here does that, so what is wrong is not known"
 
 
-def _played(check: Check, tape: Tape) -> tuple[Tape, Tensor | None]:
-    """The tape with the program of the first repeat on it, and the program's own surrogate."""
-    tape.num_lanes = check.num_lanes
-    with seeded(next(seeds(check.seed, 1)), check.tensors):
-        return tape, check.problem(tape, check.num_lanes)
-
-
 def _peeking(tape: Tape, lanes: int) -> str | None:
     """Whether a `Baseline` of the tape changes with the return it is subtracted from."""
     returns_of = node_returns(tape.events, lanes)
@@ -233,14 +215,16 @@ def _made_on_purpose(check: Check, got: Tensor) -> str | None:
     try:
         runs = list(islice(seeds(check.seed, 1), SAME))
         factors = {
-            mistake: _factor(first, torch.stack([check.by_tape(one, make) for one in runs]))
+            mistake: _factor(
+                first, torch.stack([check.along(check.by_tape(one, make)) for one in runs])
+            )
             for mistake, make in MISTAKES.items()
         }
     except (EstimatorError, NotImplementedError, RuntimeError):
         return None  # the program cannot even be run that way
     right = next((f for m, f in factors.items() if m.startswith("right") and f is not None), None)
     if right is not None:
-        events = _played(check, _left_out())[0].events
+        events = check.played(_left_out)[0].events
         lanes, nodes = check.num_lanes, sum(isinstance(event, Node) for event in events)
         causes = {
             -1.0: "maximize the surrogate (the minus sign belongs to the optimizer's loss)",

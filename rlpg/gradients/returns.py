@@ -86,37 +86,6 @@ def gae(
     return _backward(delta, gamma * gae_lambda, valid & ~(terminated | truncated))
 
 
-def n_step(
-    reward: Tensor,
-    *,
-    successor_value: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
-    gamma: float,
-    num_steps: int,
-) -> Tensor:
-    """`[T, N]` n-step returns: `r_t + ... + gamma^{m-1} r_{t+m-1} + gamma^m V(s_{t+m})`.
-
-    m is `num_steps`, or fewer where the episode or the rollout ends sooner; after a termination
-    the value is 0. Costs `num_steps` passes over the tensors.
-
-    Source: Sutton & Barto 2018, eq. 7.1. Subtract a value to get an advantage.
-    """
-    _check("n_step", reward, terminated, truncated, valid, successor_value)
-    if num_steps < 1:
-        raise EstimatorError(f"num_steps: expected at least 1, got {num_steps}; 1 is the TD target")
-    paid = torch.where(valid, reward, 0.0)
-    stop = torch.where(terminated | ~valid, 0.0, gamma * successor_value.detach())
-    goes_on = (valid & ~(terminated | truncated))[:-1]
-    target = paid + stop
-    for _ in range(num_steps - 1):
-        ahead = stop.clone()
-        ahead[:-1] = torch.where(goes_on, gamma * target[1:], stop[:-1])
-        target = paid + ahead
-    return target
-
-
 def discounted_so_far(
     reward: Tensor, *, done: Tensor, valid: Tensor, gamma: float, before: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

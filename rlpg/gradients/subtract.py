@@ -27,10 +27,8 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
     which "combine" swaps its weights must know nothing of each other.
     """
     given = node.baseline
-    if given is None:
-        return 0.0
-    if isinstance(given, int | float):
-        return float(given)
+    if given is None or isinstance(given, int | float):
+        return float(given or 0.0)
     if isinstance(given, Tensor):
         return _per_lane(node, given, returns)
     if node.branch is not None:
@@ -38,38 +36,37 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
             f"{node.name}: expected a number or tensor as baseline inside branches, got "
             f"{type(given).__name__}; the returns of its branches are not comparable"
         )
-    if isinstance(given, Baseline):
-        if node.subtracted is not None:
-            return node.subtracted
-        if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
-            raise EstimatorError(
-                f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got "
-                f"{len(returns)}; add lanes"
-            )
-        if halves and isinstance(given, LeaveOneOut) and given.groups is not None:
-            raise EstimatorError(
-                f"{node.name}: expected LeaveOneOut() beside how='combine', got one with groups; "
-                "the two halves of the lanes must know nothing of each other"
-            )
-        if halves and not isinstance(given, ValueAt):
-            return _by_halves(node, given, returns)
-        value = _per_lane(node, given(lanes_of(node, returns), returns[None])[0], returns)
+    if node.subtracted is not None:
+        return node.subtracted
+    if not isinstance(given, Baseline):
         if node.lanes_may_depend:
-            others = returns.flip(0) + 1.0 + returns.abs().max()
-            again = given(lanes_of(node, others), others[None])[0]
-            if not torch.equal(again, value):
-                raise _looks_at_lanes(node)
+            raise _looks_at_lanes(node)
+        if halves:
+            raise EstimatorError(
+                f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
+                "function; its two halves must know nothing of each other: use LeaveOneOut()"
+            )
+        state = torch.random.get_rng_state()
+        value = _per_lane(node, torch.as_tensor(given(returns)), returns)
+        leaves_own_out(node, given, returns, value, state)
         return value
-    if node.lanes_may_depend:
-        raise _looks_at_lanes(node)
-    if halves:
+    if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
         raise EstimatorError(
-            f"{node.name}: expected a number, tensor or Baseline beside how='combine', got a "
-            "function; its two halves must know nothing of each other: use LeaveOneOut()"
+            f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got {len(returns)}; "
+            "add lanes"
         )
-    state = torch.random.get_rng_state()
-    value = _per_lane(node, torch.as_tensor(given(returns)), returns)
-    leaves_own_out(node, given, returns, value, state)
+    if halves and isinstance(given, LeaveOneOut) and given.groups is not None:
+        raise EstimatorError(
+            f"{node.name}: expected LeaveOneOut() beside how='combine', got one with groups; the "
+            "two halves of the lanes must know nothing of each other"
+        )
+    if halves and not isinstance(given, ValueAt):
+        return _by_halves(node, given, returns)
+    value = _per_lane(node, given(lanes_of(node, returns), returns[None])[0], returns)
+    if node.lanes_may_depend:
+        others = returns.flip(0) + 1.0 + returns.abs().max()
+        if not torch.equal(given(lanes_of(node, others), others[None])[0], value):
+            raise _looks_at_lanes(node)
     return value
 
 

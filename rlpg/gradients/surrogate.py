@@ -11,11 +11,11 @@ from torch.autograd.graph import Node as GradFn
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, ValueAt
-from rlpg.gradients.combine import Mixture, measure
+from rlpg.gradients.combine import measure
 from rlpg.gradients.estimators import magic_box, score_function
 from rlpg.gradients.events import Barrier, Branching, Event, Node, Path, Term, times
 from rlpg.gradients.guards import refuse_standardized
-from rlpg.gradients.parameters import graph_of, parameters_of
+from rlpg.gradients.parameters import graph_of
 from rlpg.gradients.subtract import baseline_of, in_branches, lanes_of
 
 
@@ -45,41 +45,26 @@ class _Segment:
 def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     """The first-order surrogate: `sum_terms W f + sum_nodes W (G - b) (log p - [log p])`, averaged
     over lanes, where G is the return from the node on."""
-    _check_paths(events)
-    _check_lanes(events, lanes)
+    _check(events, lanes)
     if gae_lambda < 1 or any(isinstance(event, Barrier) for event in events):
         _refuse_ancestors(events)
-    to_go = _zeros(events, lanes)  # G, times the weight of its branch
-    own = node_returns(events, lanes) if _has_ancestors(events) else {}
-    shaped: Tensor | None = (
-        None  # the part of G that lies beyond a barrier; centered, so no baseline is taken off
-    )
-    mixed = any(isinstance(event, Node) and event.mixture for event in events)
+    returns_of = node_returns(events, lanes, gae_lambda)
+    mixtures = [e.mixture for e in events if isinstance(e, Node) and e.mixture]
+    # The part of a return that lies beyond a barrier; centered, so no baseline is taken off.
+    shaped: Tensor | None = None
     segment, surrogate, link = _Segment(lanes), torch.zeros(()), torch.zeros(())
-    mixtures: list[Mixture] = []
-    mixed_parameters: list[Tensor] = []
     learn: list[tuple[Node, Tensor, Tensor | float]] = []
-    stands_in: Tensor | None = None  # the value of the state that the step began in
-    earlier_nodes = sum(isinstance(event, Node) for event in events)
     for event in reversed(events):
-        if stands_in is not None and not isinstance(event, Node | Path):
-            to_go, stands_in = gae_lambda * to_go + (1 - gae_lambda) * stands_in, None
         if isinstance(event, Term):
             segment.terms.append(event.weighted())
-            value = event.value.detach()
-            value = value if event.branch is None else value * event.branch.detach()
-            to_go = value + times(event.discount, to_go)
             shaped = None if shaped is None else times(event.discount, shaped)
-        elif isinstance(event, Branching):
-            to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
-            earlier_nodes -= 1
-            returns = own[id(event)] if own else _returns_at(event, to_go)
+            returns = returns_of[id(event)]
             if event.controlled is not None:
                 returns = returns - event.controlled.value
                 repaid = times(event.weight, event.controlled.repaid)
                 segment.anchors.append((repaid - repaid.detach()).sum() / lanes)
-            baseline = baseline_of(event, returns, halves=mixed)
+            baseline = baseline_of(event, returns, halves=bool(mixtures))
             learn.append((event, returns, baseline))
             left = returns if shaped is None else returns + shaped
             if event.baseline is not None:
@@ -91,21 +76,15 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
             else:
                 event.mixture.credit = credit
                 segment.anchors.append(event.mixture.anchor)
-                mixtures.append(event.mixture)
-                mixed_parameters += parameters_of(event.dist)
-            if gae_lambda < 1 and isinstance(event.baseline, ValueAt | Tensor):
-                stands_in = torch.as_tensor(in_branches(event, baseline))
         elif isinstance(event, Barrier):
             total = segment.total()
-            surrogate = surrogate + total
-            if earlier_nodes > 0:
-                to_go = torch.zeros_like(to_go)
+            surrogate, segment = surrogate + total, _Segment(lanes)
+            if event.is_scored:
                 shaped, link = _shaped(event, total + link)
-            segment = _Segment(lanes)
     surrogate = surrogate + segment.total()
     _check_finite(surrogate, events)
     if mixtures:
-        measure(surrogate, mixtures, mixed_parameters)
+        measure(surrogate, mixtures)
     _learn(learn)
     return surrogate
 
@@ -116,8 +95,7 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
 
     Source: Foerster et al. 2018, eq. 10; baseline for any order: Mao et al. 2019, eq. 8.
     """
-    _check_paths(events)
-    _check_lanes(events, lanes)
+    _check(events, lanes)
     _refuse_ancestors(events)
     learn: list[tuple[Node, Tensor, Tensor | float]] = []
     returns_of = node_returns(events, lanes)
@@ -133,9 +111,8 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
                     f"{event.name}: expected order=1, got 2; use 'score' without a control"
                 )
             after = history + event.log_prob
-            returns = returns_of[id(event)]
-            baseline = baseline_of(event, returns)
-            learn.append((event, returns, baseline))
+            baseline = baseline_of(event, returns_of[id(event)])
+            learn.append((event, returns_of[id(event)], baseline))
             if event.baseline is not None:
                 scale = event.weight if event.branch is None else event.weight * event.branch
                 drop = magic_box(history) - magic_box(after)
@@ -143,11 +120,8 @@ def dice(events: Sequence[Event], lanes: int) -> Tensor:
             history = after
         elif isinstance(event, Term):
             total = total + (event.weighted() * magic_box(history)).sum() / lanes
-            goes_on = event.discount != 0
-            if isinstance(goes_on, Tensor):
-                history = torch.where(goes_on, history, 0.0)
-            elif not goes_on:
-                history = _zeros(events, lanes)
+            goes_on = torch.as_tensor(event.discount != 0, device=history.device)
+            history = torch.where(goes_on, history, 0.0)
     _check_finite(total, events)
     _learn(learn)
     return total
@@ -168,12 +142,12 @@ def _learn(learn: Sequence[tuple[Node, Tensor, Tensor | float]]) -> None:
             node.controlled.learn(returns + node.controlled.value - subtracted)
 
 
-def node_returns(events: Sequence[Event], lanes: int) -> dict[int, Tensor]:
-    """The return of every node, by its id."""
+def node_returns(events: Sequence[Event], lanes: int, gae_lambda: float = 1.0) -> dict[int, Tensor]:
+    """The return of every node up to the next barrier, by the node's id."""
     if not _has_ancestors(events):
-        return _walk(events, lanes, None)
-    nodes = [event for event in events if isinstance(event, Node)]
-    return {id(node): _walk(events, lanes, node)[id(node)] for node in nodes}
+        return _walk(events, lanes, None, gae_lambda)
+    nodes = [event for event in events if isinstance(event, Node)]  # each is paid by its own terms
+    return {id(node): _walk(events, lanes, node, 1.0)[id(node)] for node in nodes}
 
 
 def _has_ancestors(events: Sequence[Event]) -> bool:
@@ -188,26 +162,34 @@ def _refuse_ancestors(events: Sequence[Event]) -> None:
         )
 
 
-def _walk(events: Sequence[Event], lanes: int, only: Node | None) -> dict[int, Tensor]:
+def _walk(
+    events: Sequence[Event], lanes: int, only: Node | None, gae_lambda: float
+) -> dict[int, Tensor]:
     """The sums of the later terms at every node; of those that are paid to one node, if given."""
-    to_go, found = _zeros(events, lanes), {}
+    to_go, found = _zeros(events, lanes), {}  # G, times the weight of its branch
+    stands_in: Tensor | None = None  # the value of the state that the step began in
     for event in reversed(events):
+        if stands_in is not None and not isinstance(event, Node | Path):
+            to_go, stands_in = gae_lambda * to_go + (1 - gae_lambda) * stands_in, None
         if isinstance(event, Term):
-            value = event.value if event.branch is None else event.value * event.branch
             to_go = times(event.discount, to_go)
             if event.paid_to(only):
-                to_go = value.detach() + to_go
+                value = event.value.detach()
+                to_go = to_go + (value if event.branch is None else value * event.branch.detach())
         elif isinstance(event, Branching):
             to_go = to_go.sum(0) if to_go.dim() > event.depth else to_go
         elif isinstance(event, Node):
             found[id(event)] = _returns_at(event, to_go)
+            if gae_lambda < 1 and isinstance(event.baseline, ValueAt | Tensor):
+                value_of_state = baseline_of(event, found[id(event)])
+                stands_in = torch.as_tensor(in_branches(event, value_of_state))
+        elif isinstance(event, Barrier):
+            to_go = torch.zeros_like(to_go)
     return found
 
 
 def _returns_at(node: Node, to_go: Tensor) -> Tensor:
     """The return in the node's own shape; after the last term it is 0 and has no branches yet."""
-    if to_go.shape == node.log_prob.shape:
-        return to_go
     if to_go.dim() < node.log_prob.dim():
         return to_go.expand(node.log_prob.shape)
     return to_go.sum_to_size(node.log_prob.shape)
@@ -221,12 +203,9 @@ def _zeros(events: Sequence[Event], lanes: int) -> Tensor:
 def _shaped(barrier: Barrier, later: Tensor) -> tuple[Tensor, Tensor]:
     """The shaped reward of each lane for what comes after the barrier, and a scalar that hands its
     gradient with respect to the statistics on to the barrier before."""
+    statistics = [barrier.mean, barrier.deviation]
     d_mean, d_deviation = torch.autograd.grad(
-        later,
-        [barrier.mean, barrier.deviation],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
+        later, statistics, retain_graph=True, materialize_grads=True
     )
     link = (d_mean * barrier.mean).sum() + (d_deviation * barrier.deviation).sum()
     mean, deviation, n = barrier.mean.detach(), barrier.deviation.detach(), len(barrier.x)
@@ -239,14 +218,12 @@ def _shaped(barrier: Barrier, later: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_finite(surrogate: Tensor, events: Sequence[Event]) -> None:
     """Looks for the culprit where the sum is not finite."""
-    mixed = [e.log_prob.sum() for e in events if isinstance(e, Node) and e.mixture]
+    nodes = [event for event in events if isinstance(event, Node)]
+    mixed = [node.log_prob.sum() for node in nodes if node.mixture]
     if bool(torch.isfinite(sum(mixed, surrogate.detach()))):
         return
-    terms = [event for event in events if isinstance(event, Term)]
-    nodes = [event for event in events if isinstance(event, Node)]
-    for name, what, values in [(t.name, "terms", t.value) for t in terms] + [
-        (n.name, "log-probabilities", n.log_prob) for n in nodes
-    ]:
+    terms = [(e.name, "terms", e.value) for e in events if isinstance(e, Term)]
+    for name, what, values in terms + [(n.name, "log-probabilities", n.log_prob) for n in nodes]:
         bad = (~torch.isfinite(values)).nonzero()
         if len(bad):
             raise EstimatorError(
@@ -255,29 +232,29 @@ def _check_finite(surrogate: Tensor, events: Sequence[Event]) -> None:
             )
 
 
-def _check_lanes(events: Sequence[Event], lanes: int) -> None:
-    """Standardized terms, where a score is taken."""
-    if lanes > 2 and any(isinstance(event, Node) for event in events):
-        terms = [e for e in events if isinstance(e, Term) and e.value.shape == (lanes,)]
-        if terms:
-            refuse_standardized([(term.name, term.value.detach()) for term in terms])
-
-
-def _check_paths(events: Sequence[Event]) -> None:
-    """Refuses a pathwise node that no later term's gradient reaches: its gradient would be 0.
+def _check(events: Sequence[Event], lanes: int) -> None:
+    """Refuses terms standardized across lanes where a score is taken, and a pathwise node that no
+    later term's gradient reaches: its gradient would be 0.
 
     Walks every autograd node once, from the last event to the first.
     """
     seen: set[GradFn] = set()
-    terms_follow = False
+    terms: list[Term] = []
     for event in reversed(events):
         if isinstance(event, Path) or (isinstance(event, Node) and event.mixture):
-            if terms_follow and event.grad_fn not in seen:
+            if terms and event.grad_fn not in seen:
                 raise EstimatorError(
                     f"{event.name}: expected terms that carry the gradient of this pathwise "
                     "sample, got none (a comparison, rounding or detach between them?); use "
                     "how='score'"
                 )
-        elif isinstance(event, Term | Node):
-            terms_follow |= isinstance(event, Term)
-            graph_of(event.value if isinstance(event, Term) else event.log_prob, seen=seen)
+        elif isinstance(event, Term):
+            terms.append(event)
+            graph_of(event.value, seen=seen)
+        elif isinstance(event, Node):
+            graph_of(event.log_prob, seen=seen)
+    if lanes > 2 and any(isinstance(event, Node) for event in events):
+        plain = [term for term in reversed(terms) if term.value.shape == (lanes,)]
+        if plain:
+            names = [term.name for term in plain]
+            refuse_standardized(names, torch.stack([term.value.detach() for term in plain]))

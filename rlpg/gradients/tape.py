@@ -42,34 +42,33 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, NoBaseline
 from rlpg.gradients.branches import branches
 from rlpg.gradients.combine import LaneCopies, Mixture
-from rlpg.gradients.controls import Control, controlled
+from rlpg.gradients.controls import Control
 from rlpg.gradients.draws import Uniforms
 from rlpg.gradients.estimators import biased_gumbel_softmax, biased_straight_through
 from rlpg.gradients.events import (
     BRANCHING,
-    Ancestry,
     Barrier,
     Branching,
+    Drawn,
     Event,
     Node,
     Path,
     Term,
+    ancestors_of,
     known_how,
 )
 from rlpg.gradients.events import How as How
 from rlpg.gradients.guards import (
     check_distribution,
+    check_sample,
     check_support,
     check_term_shape,
-    checked_baseline,
     checked_discount,
-    checked_sample,
     checked_term,
     density,
     lane_dim,
     mean_and_deviation,
     naming,
-    refuse_blind,
     refuse_cut,
 )
 from rlpg.gradients.parameters import parameters_of
@@ -120,7 +119,7 @@ class Tape:
         self.gae_lambda, self.exact_ivw, self.temperature = gae_lambda, exact_ivw, temperature
         self.uniforms = None if uniforms is None else Uniforms(uniforms)
         self._copies = LaneCopies()
-        self._ancestry = Ancestry()
+        self._drawn: Drawn = {}
         self.events: list[Event] = []
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
@@ -160,9 +159,10 @@ class Tape:
             raise EstimatorError(
                 f"{name}: expected how='score' for a control, got {how!r}; leave it out"
             )
-        draw, ancestors = self._num_samples - 1, self._ancestry.of(name, depends_on)
-        x = checked_sample(name, self._draw(name, dist, how, (baseline, control)))
-        self._ancestry.remember(x, draw, ancestors)
+        ancestors = ancestors_of(name, depends_on, self._drawn)
+        x = self._draw(name, dist, how, (baseline, control))
+        check_sample(name, x)
+        self._drawn[id(x)] = x, self._num_samples - 1, ancestors
         return x
 
     def per_lane(self, parameter: Tensor) -> Tensor:
@@ -197,11 +197,6 @@ class Tape:
                 return biased_straight_through(dist)
             if how == "biased_gumbel_softmax":
                 return biased_gumbel_softmax(dist, self.temperature)
-        if not dist.has_rsample:
-            raise EstimatorError(
-                f"{name}: expected a distribution with rsample for how={how!r}, got "
-                f"{type(dist).__name__}; use how='score' for this node"
-            )
         if how == "combine" and parameters_of(dist):
             return self._combine(name, dist, subtract[0])
         return self._along_path(name, self._rsample(name, dist))
@@ -239,7 +234,7 @@ class Tape:
         computation graphs", theorem 1.
         """
         name = name or f"term {self._num_terms}"
-        ancestors = self._ancestry.of(name, depends_on)
+        ancestors = ancestors_of(name, depends_on, self._drawn)
         self._num_terms += 1
         sizes = () if self._branch is None else self._branch.shape[:-1]
         check_term_shape(name, term, sizes, scored=self._num_nodes > 0)
@@ -287,7 +282,8 @@ class Tape:
         if self._num_nodes and not mean.requires_grad:
             mean.requires_grad_()
             deviation.requires_grad_()
-        self.events.append(Barrier(name, x.detach().clone(), mean, deviation, self._weight))
+        kept, is_scored = x.detach().clone(), self._num_nodes > 0
+        self.events.append(Barrier(name, kept, mean, deviation, self._weight, is_scored))
         dist = Normal(mean.expand(x.shape), deviation.expand(x.shape))
         if how == "score":
             return self._score(name, dist, (None, None), 0)
@@ -307,7 +303,12 @@ class Tape:
                 "surrogate: expected at least one node, got none; draw with tape.sample (what "
                 "torch.normal or dist.sample() draw carries no gradient)"
             )
-        refuse_blind(self._blind)
+        if self._blind is not None:
+            raise EstimatorError(
+                f"{self._blind}: expected gradients to be enabled, got a sample drawn under "
+                "no_grad or inference_mode, whose gradient is lost; draw what needs none with "
+                "torch.randn"
+            )
         for name, dist in self._scored:
             check_support(name, dist)
         lanes = terms[0].value.shape[-1]
@@ -363,9 +364,12 @@ class Tape:
                 log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
             node = self._node(name, dist, kept, log_prob, subtract[0])
             control = subtract[1] or self.control
-            if control is not None:
-                with naming(name):
-                    node.controlled = controlled(control, dist, kept, self._branch)
+            if control is not None and self._branch is not None:
+                raise EstimatorError(
+                    f"{name}: expected no control inside branches, got one; leave it out"
+                )
+            with naming(name):
+                node.controlled = None if control is None else control(dist, kept)
         return x
 
     def _node(
@@ -379,12 +383,17 @@ class Tape:
     ) -> Node:
         baseline = self.baseline if baseline is None else baseline
         if isinstance(baseline, Tensor):
-            baseline = checked_baseline(name, baseline)
+            if baseline.requires_grad:
+                raise EstimatorError(
+                    f"{name}: expected a baseline without a gradient, got one with; detach it, or "
+                    "use Value(net) to train a network on the side"
+                )
+            baseline = baseline.clone()  # the program may overwrite its own
         baseline = None if isinstance(baseline, NoBaseline) else baseline
         index, self._num_nodes = self._num_nodes, self._num_nodes + 1
-        draw, tied = self._num_samples - 1, self.uniforms is not None
-        parts = (name, index, draw, x, log_prob, self._weight, self._branch, baseline, dist)
-        node = Node(*parts, mixture=mixture, lanes_may_depend=tied)
+        parts = (log_prob, self._weight, self._branch, baseline, dist, mixture)
+        node = Node(name, index, self._num_samples - 1, x, *parts)
+        node.lanes_may_depend = self.uniforms is not None
         self.events.append(node)
         return node
 

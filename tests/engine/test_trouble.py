@@ -107,10 +107,10 @@ def test_updates_that_go_far_beyond_their_target(
 
 
 def test_ratios_that_are_mostly_clipped() -> None:
-    (told,) = warned({"clip_fraction": [0.5] * 50}, num_epochs=30)
-    assert "50% of the probability ratios" in told
+    (told,) = warned({"clip_fraction": [0.7] * 50}, num_epochs=30)
+    assert "70% of the probability ratios" in told
     assert "fewer learner.num_epochs (it is 30)" in told
-    assert warned({"clip_fraction": [0.4] * 50}) == []
+    assert warned({"clip_fraction": [0.6] * 50}) == []
 
 
 def test_a_policy_that_chooses_no_more() -> None:

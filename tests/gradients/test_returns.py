@@ -85,40 +85,6 @@ def test_returns_and_advantages_equal_their_definition(
     torch.testing.assert_close(got, advantage)
 
 
-@settings(max_examples=40, deadline=None)
-@given(batches(), st.sampled_from([0.0, 0.9, 1.0]))
-def test_n_step_runs_from_the_one_step_target_to_the_bootstrapped_return(
-    batch: Batch, gamma: float
-) -> None:
-    after, valid = batch["successor_value"], batch["valid"]
-    one = R.n_step(batch["reward"], successor_value=after, **ends(batch), gamma=gamma, num_steps=1)
-    future = torch.where(batch["terminated"], 0.0, gamma * after)
-    torch.testing.assert_close(one, torch.where(valid, batch["reward"] + future, 0.0))
-    everything = R.n_step(
-        batch["reward"], successor_value=after, **ends(batch), gamma=gamma, num_steps=20
-    )
-    torch.testing.assert_close(everything, loop(batch, gamma, 1.0)[0])
-
-
-def test_n_step_by_hand() -> None:
-    # Steps 0..3 of one environment, episode ends by termination at step 2; gamma = 0.5, n = 2.
-    reward = torch.tensor([[1.0], [2.0], [4.0], [8.0]])
-    after = torch.tensor([[10.0], [20.0], [30.0], [40.0]])
-    terminated = torch.tensor([[False], [False], [True], [False]])
-    no, yes = torch.zeros_like(terminated), torch.ones_like(terminated)
-    got = R.n_step(
-        reward,
-        successor_value=after,
-        terminated=terminated,
-        truncated=no,
-        valid=yes,
-        gamma=0.5,
-        num_steps=2,
-    )
-    # 1 + 2/2 + 20/4 = 7;  2 + 4/2 = 4;  4;  8 + 40/2 = 28
-    assert got[:, 0].tolist() == [7.0, 4.0, 4.0, 28.0]
-
-
 def test_truncation_of_an_endless_episode_changes_no_return() -> None:
     # Reward 1 for ever is worth 1 / (1 - gamma) from every state, wherever time limits cut it.
     gamma, shape = 0.9, (7, 2)
@@ -221,13 +187,3 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         R.reward_to_go(torch.ones(3, 2), terminated=no, truncated=no[:1], valid=~no, gamma=0.9)
     with pytest.raises(EstimatorError, match="put time first"):
         R.discounted_so_far(torch.ones(3), done=no[:, 0], valid=~no[:, 0], gamma=0.9)
-    with pytest.raises(EstimatorError, match="num_steps: expected at least 1, got 0"):
-        R.n_step(
-            torch.ones(3, 2),
-            successor_value=torch.ones(3, 2),
-            terminated=no,
-            truncated=no,
-            valid=~no,
-            gamma=0.9,
-            num_steps=0,
-        )

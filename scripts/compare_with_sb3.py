@@ -1,0 +1,201 @@
+#!/usr/bin/env python
+"""Stable-Baselines3's PPO with the recipes of rl-baselines3-zoo beside the agents that ship here.
+
+    pip install ".[bench,box2d,mujoco]"
+    scripts/compare_with_sb3.py [ENV ...] [--seeds 100 101 102 103 104] [--jobs 1]
+
+Both are judged by 100 episodes of deterministic actions with the policy at the end; ours is what
+agents/NAME/results.json says. CPU time is that of training on one thread; ours holds the
+evaluations on the way, Stable-Baselines3 makes none. Every seed is kept in the work folder
+(runs/sb3) as soon as it is done. Writes docs/compared_with_sb3.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from training_seeds import number
+
+import rlpg
+from rlpg.rollouts import make_envs
+from rlpg.verbs.scores import interquartile_mean
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, DATA = ROOT / "docs" / "compared_with_sb3.md", ROOT / "docs" / "compared_with_sb3.json"
+SEEDS = (100, 101, 102, 103, 104)
+EPISODES = 100
+
+# Of hyperparameters/ppo.yml of rl-baselines3-zoo (commit 00128b5); the names are those of the file.
+# `lin_x` falls linearly from x to 0; versions of environments are today's.
+WIDE = {"log_std_init": -2, "ortho_init": False, "activation_fn": "ReLU", "net_arch": [256, 256]}
+ZOO: Mapping[str, Mapping[str, Any]] = {
+    "CartPole-v1": {
+        "n_envs": 8, "n_timesteps": 100_000, "n_steps": 32, "batch_size": 256, "gae_lambda": 0.8,
+        "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0, "learning_rate": "lin_0.001",
+        "clip_range": "lin_0.2",
+    },
+    "Acrobot-v1": {
+        "normalize": True, "n_envs": 16, "n_timesteps": 1_000_000, "n_steps": 256,
+        "gae_lambda": 0.94, "gamma": 0.99, "n_epochs": 4, "ent_coef": 0.0,
+    },
+    "MountainCar-v0": {
+        "normalize": True, "n_envs": 16, "n_timesteps": 1_000_000, "n_steps": 16,
+        "gae_lambda": 0.98, "gamma": 0.99, "n_epochs": 4, "ent_coef": 0.0,
+    },
+    "MountainCarContinuous-v0": {
+        "normalize": True, "n_envs": 1, "n_timesteps": 20_000, "batch_size": 256, "n_steps": 8,
+        "gamma": 0.9999, "learning_rate": 7.77e-5, "ent_coef": 0.00429, "clip_range": 0.1,
+        "n_epochs": 10, "gae_lambda": 0.9, "max_grad_norm": 5, "vf_coef": 0.19, "use_sde": True,
+        "policy_kwargs": {"log_std_init": -3.29, "ortho_init": False},
+    },
+    "Pendulum-v1": {
+        "n_envs": 4, "n_timesteps": 100_000, "n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9,
+        "n_epochs": 10, "ent_coef": 0.0, "learning_rate": 1e-3, "clip_range": 0.2, "use_sde": True,
+        "sde_sample_freq": 4,
+    },
+    "LunarLander-v3": {
+        "n_envs": 16, "n_timesteps": 1_000_000, "n_steps": 1024, "batch_size": 64,
+        "gae_lambda": 0.98, "gamma": 0.999, "n_epochs": 4, "ent_coef": 0.01,
+    },
+    "HalfCheetah-v5": {
+        "normalize": True, "n_envs": 1, "n_timesteps": 1_000_000, "batch_size": 64, "n_steps": 512,
+        "gamma": 0.98, "learning_rate": 2.0633e-5, "ent_coef": 0.000401762, "clip_range": 0.1,
+        "n_epochs": 20, "gae_lambda": 0.92, "max_grad_norm": 0.8, "vf_coef": 0.58096,
+        "policy_kwargs": WIDE,
+    },
+    "Hopper-v5": {
+        "normalize": True, "n_envs": 1, "n_timesteps": 1_000_000, "batch_size": 32, "n_steps": 512,
+        "gamma": 0.999, "learning_rate": 9.80828e-5, "ent_coef": 0.00229519, "clip_range": 0.2,
+        "n_epochs": 5, "gae_lambda": 0.99, "max_grad_norm": 0.7, "vf_coef": 0.835671,
+        "policy_kwargs": WIDE,
+    },
+    "Swimmer-v5": {"normalize": True, "n_envs": 1, "n_timesteps": 1_000_000, "gamma": 0.9999},
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train what is missing, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("envs", nargs="*", metavar="ENV", help="(all of the table)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(100 to 104)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
+    parser.add_argument("--work", type=Path, default=Path("runs/sb3"), help="(runs/sb3)")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.envs) - set(ZOO)):
+        parser.error(f"{unknown[0]}: expected one of {', '.join(ZOO)}")
+    tasks = product(arguments.envs or ZOO, arguments.seeds)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        for env, row in pool.map(partial(train, work=arguments.work), *zip(*tasks, strict=True)):
+            print(f"{env} seed {row['seed']}: {row['mean']:.2f}", flush=True)
+            record(env, row)
+
+
+def train(env: str, seed: int, work: Path, **changes: Any) -> tuple[str, dict[str, Any]]:
+    """The row of one seed, trained now or before."""
+    file = work / env / f"{seed}.json"
+    if file.exists():
+        return env, json.loads(file.read_text())
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    torch.set_num_threads(1)
+    recipe = {name: schedule(value) for name, value in {**ZOO[env], **changes}.items()}
+    steps, normalize = recipe.pop("n_timesteps"), recipe.pop("normalize", False)
+    if "activation_fn" in recipe.get("policy_kwargs", {}):
+        recipe["policy_kwargs"] = {**recipe["policy_kwargs"], "activation_fn": torch.nn.ReLU}
+    envs: Any = make_vec_env(env, recipe.pop("n_envs"), seed=seed)
+    envs = VecNormalize(envs, gamma=recipe.get("gamma", 0.99)) if normalize else envs
+    began = time.process_time()
+    model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **recipe)
+    model.learn(steps)
+    seconds = time.process_time() - began
+    shown = envs.normalize_obs if normalize else lambda obs: obs
+    returns = played(env, lambda obs: model.predict(shown(obs), deterministic=True)[0])
+    row = {
+        "seed": seed, "mean": round(float(returns.mean()), 3), "total_steps": steps,
+        "cpu_seconds": round(seconds, 1), "version": version("stable_baselines3"),
+    }  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row))
+    return env, row
+
+
+def schedule(value: Any) -> Any:
+    """`lin_x` as Stable-Baselines3 wants it: a function of the share of the run that is left."""
+    if not (isinstance(value, str) and value.startswith("lin_")):
+        return value
+    first = float(value.removeprefix("lin_"))
+    return lambda left: first * left
+
+
+def played(env: str, act: Any) -> np.ndarray:
+    """Returns of the first episode of each of 100 environments."""
+    envs, _ = make_envs(env, EPISODES, seed=0)
+    obs, _ = envs.reset()
+    total, is_running = np.zeros(EPISODES), np.ones(EPISODES, dtype=bool)
+    while is_running.any():
+        obs, reward, terminated, truncated, _ = envs.step(act(obs))
+        total += reward * is_running
+        is_running &= ~(terminated | truncated)
+    envs.close()
+    return total
+
+
+def record(env: str, row: Mapping[str, Any]) -> None:
+    """Add a seed to the data, and write the page anew."""
+    known = json.loads(DATA.read_text()) if DATA.exists() else {}
+    rows = {kept["seed"]: kept for kept in known.get(env, ())} | {row["seed"]: row}
+    known[env] = [rows[seed] for seed in sorted(rows)]
+    DATA.write_text(json.dumps(known, indent=1) + "\n")
+    PAGE.write_text(page(known))
+
+
+def page(known: Mapping[str, Any]) -> str:
+    """The text of docs/compared_with_sb3.md."""
+    lines = [
+        "# Beside Stable-Baselines3",
+        "",
+        "Generated by `scripts/compare_with_sb3.py`. Stable-Baselines3's PPO with the recipes that",
+        "rl-baselines3-zoo tuned or ships, and the agents of rlpg ([results.md](results.md)): mean",
+        "return of 100 episodes of deterministic actions with the policy at the end of training,",
+        "one thread. CPU time is the median over seeds; that of rlpg holds the evaluations on the",
+        "way. Where the environment has another version today, its recipe is that of the zoo's.",
+        "",
+        "| environment | agent | steps | median | interquartile mean | by seed | CPU time |",
+        "|---|---|---:|---:|---:|---|---:|",
+    ]
+    for env in filter(known.__contains__, ZOO):
+        lines.append(line(env, "Stable-Baselines3 PPO", known[env][0]["total_steps"], known[env]))
+        for path in sorted(Path(rlpg.__path__[0]).parent.glob(f"agents/{env}-*/results.json")):
+            ours = json.loads(path.read_text())
+            lines.append(line(env, f"rlpg {ours['agent']}", ours["total_steps"], ours["seeds"]))
+    return "\n".join(lines) + "\n"
+
+
+def line(env: str, agent: str, steps: int, rows: list[dict[str, Any]]) -> str:
+    """One row of the table."""
+    means = [row["mean"] for row in rows]
+    seeds = ", ".join(f"{row['seed']}: {number(row['mean'])}" for row in rows)
+    seconds = median(row["cpu_seconds"] for row in rows)
+    return (
+        f"| {env} | {agent} | {steps:,} | {number(median(means))} | "
+        f"{number(float(interquartile_mean(np.array(means))))} | {seeds} | {seconds:,.0f} s |"
+    )
+
+
+if __name__ == "__main__":
+    main()
