@@ -28,7 +28,7 @@ from rlpg.engine.components import find_recipe, settings_of
 from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import load
 from rlpg.engine.stopping import SIGNALS, StopSignals
-from rlpg.engine.terminal import Displays
+from rlpg.engine.terminal import Display
 from rlpg.errors import (
     FileError,
     RlpgError,
@@ -236,7 +236,7 @@ class _Several:
         running: dict[int, tuple[Any, Connection]] = {}
         titles = {seed: f"{self._name} {seed}" for seed in self._seeds}
         total = self._training.recipe.total_steps
-        display = Displays(list(titles.values()), total, quiet=quiet, verbose=verbose)
+        display = Display(*titles.values(), total_steps=total, quiet=quiet, verbose=verbose)
         told = False
         with display, StopSignals() as stop:
             try:
@@ -258,7 +258,7 @@ class _Several:
         stop.raise_if_received()
 
     def _heard(
-        self, seed: int, process: Any, pipe: Connection, display: Displays, title: str
+        self, seed: int, process: Any, pipe: Connection, display: Display, title: str
     ) -> bool:
         """Take one message of a process; whether it was the last."""
         try:
@@ -272,7 +272,7 @@ class _Several:
             display.begin(title)
             return False
         if kind == "log":
-            display.update(title, *rest)
+            display.update(*rest, title)
             return False
         if kind == "line":
             display.line(f"{title}: {rest[0]}")
