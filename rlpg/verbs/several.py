@@ -272,7 +272,8 @@ class _Several:
             display.begin(title)
             return False
         if kind == "log":
-            display.update(*rest, title)
+            step, metrics = rest
+            display.update(step, metrics, title)
             return False
         if kind == "line":
             display.line(f"{title}: {rest[0]}")
