@@ -80,12 +80,13 @@ def test_resume_passes_on_all_that_was_typed(told: list[dict[str, Any]]) -> None
     assert main(["resume", *words.split()]) == 0
     assert told == [
         {"path": Path("run"), "env": "CartPole-v1", "env_kwargs": {}, "total_steps": 9,
-         "exact": True, "stop_at_return": 7.5, "import_modules": True, "quiet": True}
+         "exact": True, "loggers": [], "stop_at_return": 7.5, "import_modules": True,
+         "quiet": True}
     ]  # fmt: skip
     assert main(["resume", "run"]) == 0
     assert told[1] == {
         "path": Path("run"), "env": None, "env_kwargs": {}, "total_steps": None, "exact": False,
-        "stop_at_return": None, "import_modules": False, "quiet": False,
+        "loggers": [], "stop_at_return": None, "import_modules": False, "quiet": False,
     }  # fmt: skip
 
 
