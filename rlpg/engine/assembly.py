@@ -88,10 +88,12 @@ def assembled(
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
-        notes = description, policy.observations.describe_in_words(), evaluator.note
-        title = f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}"
         display = Display(
-            title, recipe.total_steps, notes=notes, quiet=quiet or rank() > 0, verbose=hooks.verbose
+            f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}",
+            total_steps=recipe.total_steps,
+            notes=(description, policy.observations.describe_in_words(), evaluator.note),
+            quiet=quiet or rank() > 0,
+            verbose=hooks.verbose,
         )
         collector = make_collector(envs, learner, recipe, display.warn)
         accumulator = MetricsAccumulator(collector)

@@ -49,6 +49,11 @@ class Evaluation:
         """Standard deviation of the returns over episodes (n - 1); 0 for a single episode."""
         return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
 
+    @property
+    def median_length(self) -> float:
+        """Median number of steps of an episode."""
+        return float(np.median(self.lengths))
+
     @cached_property
     def ci(self) -> tuple[float, float]:
         """95 % percentile bootstrap interval of the mean return (Efron & Tibshirani 1993, ch. 13).
@@ -74,7 +79,7 @@ class Evaluation:
             "median": float(np.median(self.returns)),
             "min": float(self.returns.min()),
             "max": float(self.returns.max()),
-            "median_length": float(np.median(self.lengths)),
+            "median_length": self.median_length,
         }
 
     def table(self) -> list[dict[str, float | int]]:
@@ -94,7 +99,7 @@ class Evaluation:
         how = "deterministic actions" if self.deterministic else "sampled actions"
         return (
             f"{self.short} (95 % interval of the mean {low:.2f} to {high:.2f}; median length "
-            f"{np.median(self.lengths):.0f}; {how})"
+            f"{self.median_length:.0f}; {how})"
         )
 
 

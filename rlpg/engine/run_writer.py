@@ -53,7 +53,8 @@ class RunWriter:
         # Mean return and step of the best evaluation.
         self.best: tuple[float, int] | None = None
         if saved is not None:
-            self.best = _best(saved.state["best"])
+            best = saved.state["best"]
+            self.best = None if best is None else (float(best[0]), int(best[1]))
             if saved.state["curves"]["step"] > saved.step:
                 raise ValueError(f"curves.step: expected at most {saved.step}, got more")
         self._save = Saver(warn, folder.check)
@@ -198,15 +199,6 @@ def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
         for key, value in flatten(recipe).items()
         if (key in names or key.startswith(tables)) and not isinstance(value, Mapping)
     }
-
-
-def _best(best: object) -> tuple[float, int] | None:
-    match best:
-        case None:
-            return None
-        case (float(mean), int(step)):
-            return mean, step
-    raise ValueError(f"best: expected a mean return and a step, got {best!r:.80}")
 
 
 def versions_now() -> dict[str, str]:

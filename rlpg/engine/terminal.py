@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -34,9 +35,9 @@ def duration(seconds: float) -> str:
 
 def described(
     step: int, total: int, rate: float, metrics: Mapping[str, float], *, verbose: bool
-) -> tuple[str, str, str]:
-    """How much time is left at so many steps per second, the state of a run, and, where it is
-    verbose, its metrics of learning as lines."""
+) -> tuple[str, str]:
+    """How much time is left at so many steps per second, and the state of a run; where it is
+    verbose, with its metrics of learning in more lines."""
     left = f"{duration(max(total - step, 0) / rate)} left" if rate > 0 else ""
     whole = f"{total:,}"
     parts = [f"{step:>{len(whole)},}/{whole} steps"]
@@ -46,7 +47,7 @@ def described(
         parts.append(f"evaluated {metrics['eval/mean_reward']:.1f}")
     parts.append(f"{rate:,.0f} steps/s")
     if not verbose:
-        return left, "  ".join(parts), ""
+        return left, "  ".join(parts)
     shares = [
         f"{name} {100 * metrics[f'time/{name}_share']:.0f} %"
         for name in ("env", "policy", "learn")
@@ -59,7 +60,7 @@ def described(
         if tag.startswith(("train/", "gradient/"))
     ]
     table = (f"{'' if k % TABLE_COLUMNS else chr(10)}{cell}" for k, cell in enumerate(cells))
-    return left, "  ".join(parts), "".join(table)
+    return left, "  ".join(parts) + "".join(table)
 
 
 class Forgiving:
@@ -87,13 +88,80 @@ class Forgiving:
         return getattr(self._stream, name)
 
 
-class _Screen:
-    """Lines on the error stream; nothing where it is quiet."""
+class Display:
+    """Progress of one run or several: steps, return, steps per second and time left.
 
-    def __init__(self, *, quiet: bool, verbose: bool) -> None:
+    Args:
+        titles: what is being trained; of several runs, a title for each.
+        total_steps: environment steps of a whole run.
+        notes: lines to print when it starts; empty ones are left out.
+        quiet: print nothing at all; a warning is a Python warning then.
+        verbose: show where the time goes, and every metric of learning.
+    """
+
+    def __init__(
+        self,
+        *titles: str,
+        total_steps: int,
+        notes: tuple[str, ...] = (),
+        quiet: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self._total, self.notes = total_steps, notes
         self._silent, self._verbose = quiet, verbose
+        self.done_steps = 0  # before this display, by an earlier session of the run
         self._console = Console(file=cast(TextIO, Forgiving(sys.stderr)), highlight=False)
-        self._is_live = self._console.is_terminal and not quiet
+        self._began = dict.fromkeys(titles, time.perf_counter())
+        self._last_line = dict.fromkeys(titles, -math.inf)
+        self._unsaid: dict[str, str] = {}  # the newest states, if no line has shown them yet
+        self._states: dict[str, str] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[left]}")
+        )
+        self._tasks = {
+            name: self._bars.add_task(name, total=total_steps, left="") for name in titles
+        }
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        for note in filter(None, self.notes):
+            self.line(note)
+        if self._console.is_terminal and not self._silent:
+            # The metrics have lines of their own: they wrap where the window is narrow.
+            self._live = Live(
+                get_renderable=lambda: Group(self._bars, *map(Text, self._states.values())),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            self._live.start()
+        for title in self._began:
+            self.begin(title)
+        return self
+
+    def begin(self, title: str) -> None:
+        """The run has begun."""
+        self._began[title] = time.perf_counter()
+
+    def update(self, step: int, metrics: Mapping[str, float], title: str = "") -> None:
+        """Show the state of a run at environment step `step`.
+
+        Args:
+            metrics: by TensorBoard tag; the ones it knows are shown.
+            title: of the run, where there are several.
+        """
+        title = title or next(iter(self._began))
+        now = time.perf_counter()
+        rate = (step - self.done_steps) / max(now - self._began[title], 1e-9)
+        left, state = described(step, self._total, rate, metrics, verbose=self._verbose)
+        if self._live is not None:
+            self._states[title] = f"{title}  {state}" if len(self._began) > 1 else state
+            self._bars.update(self._tasks[title], completed=step, left=left)
+            return
+        text, _, learning = state.partition("\n")
+        self._unsaid[title] = f"{title}  {text}  {left}" + (f"\n{learning}" if learning else "")
+        if now - self._last_line[title] >= SECONDS_BETWEEN_LINES:
+            self._last_line[title] = now
+            self.line(self._unsaid.pop(title))
 
     def line(self, text: str) -> None:
         """Print one line above the progress."""
@@ -106,117 +174,8 @@ class _Screen:
             warnings.warn(text, RlpgWarning, stacklevel=2)
         self.line(text)
 
-
-class Display(_Screen):
-    """Progress of one run: steps, return, steps per second and time left.
-
-    Args:
-        title: what is being trained.
-        total_steps: environment steps of the whole run.
-        notes: lines to print when it starts; empty ones are left out.
-        quiet: print nothing at all; a warning is a Python warning then.
-        verbose: show where the time goes, and every metric of learning.
-    """
-
-    def __init__(
-        self,
-        title: str,
-        total_steps: int,
-        *,
-        notes: tuple[str, ...] = (),
-        quiet: bool = False,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(quiet=quiet, verbose=verbose)
-        self._title, self._total, self.notes = title, total_steps, notes
-        self.done_steps = 0  # before this display, by an earlier session of the run
-        self._start = time.perf_counter()
-        self._last_line = -float("inf")
-        self._unsaid = ""  # the newest state, if no line has shown it yet
-        self._state = ""
-        self._live: Live | None = None
-
-    def __enter__(self) -> Display:
-        self._start = time.perf_counter()
-        for note in filter(None, self.notes):
-            self.line(note)
-        if self._is_live:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TextColumn("{task.fields[at]}"),
-            )
-            self._bar = Progress(*columns)
-            self._task = self._bar.add_task(self._title, total=self._total, at="")
-            # The metrics have lines of their own: they wrap where the window is narrow.
-            self._live = Live(
-                get_renderable=lambda: Group(self._bar, Text(self._state)),
-                console=self._console,
-                refresh_per_second=4,
-            )
-            self._live.start()
-        return self
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the state of the run at environment step `step`.
-
-        Args:
-            metrics: by TensorBoard tag; the ones it knows are shown.
-        """
-        rate = (step - self.done_steps) / max(time.perf_counter() - self._start, 1e-9)
-        left, state, learning = described(step, self._total, rate, metrics, verbose=self._verbose)
-        if self._live is not None:
-            self._state = state + learning
-            self._bar.update(self._task, completed=step, at=left)
-            return
-        self._unsaid = f"{self._title}  {state}  {left}{learning}"
-        if time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._say_last()
-
-    def _say_last(self) -> None:
-        if self._unsaid:
-            self._last_line = time.perf_counter()
-            self.line(self._unsaid)
-            self._unsaid = ""
-
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
-        self._say_last()
-
-
-class Displays(_Screen):
-    """Progress of several runs at once: a line each, by name; see `Display`."""
-
-    def __init__(
-        self, names: Sequence[str], total_steps: int, *, quiet: bool, verbose: bool = False
-    ) -> None:
-        super().__init__(quiet=quiet, verbose=verbose)
-        self._total = total_steps
-        columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[at]}")
-        self._bars = Progress(*columns, console=self._console, disable=not self._is_live)
-        self._tasks = {name: self._bars.add_task(name, total=total_steps, at="") for name in names}
-        self._began: dict[str, float] = {}
-        self._last_line = dict.fromkeys(names, -float("inf"))
-
-    def __enter__(self) -> Displays:
-        self._bars.start()
-        return self
-
-    def begin(self, name: str) -> None:
-        """The run has begun."""
-        self._began[name] = time.perf_counter()
-
-    def update(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the state of one run; see `Display.update`."""
-        now = time.perf_counter()
-        rate = step / (now - self._began[name])
-        left, state, learning = described(step, self._total, rate, metrics, verbose=self._verbose)
-        self._bars.update(self._tasks[name], completed=step, at=f"{left}  {state}")
-        is_told = learning or not self._is_live  # a bar has no room for the metrics of learning
-        if is_told and now - self._last_line[name] >= SECONDS_BETWEEN_LINES:
-            self._last_line[name] = now
-            self.line(f"{name}  {state}  {left}{learning}")
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
+        for text in self._unsaid.values():
+            self.line(text)

@@ -118,8 +118,7 @@ class Curves:
         seconds = round(time.time() - self._t_start, 6)
         rows = zip(returns, lengths, strict=True)
         text = "".join(f"{round(float(r), 6)},{int(length)},{seconds}\n" for r, length in rows)
-        if text:
-            self._monitor.write(text.encode())
+        self._monitor.add(text.encode())
 
     def evaluation(
         self,
@@ -175,6 +174,7 @@ class Curves:
 
     def _emit(self) -> None:
         if self._entry:
+            self._monitor.flush()  # not with every rollout: it takes 0.06 ms
             entry, self._entry = self._entry, {}
             for logger in self._loggers:
                 self._call(logger, logger.log, self._step, dict(entry))

@@ -149,9 +149,8 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         wait: until the process that holds it lets go of it.
 
     Raises:
-        UsageError: another process holds it; the message has its process id. Or nobody can, on
-            this file system.
-        FileError: it cannot be opened, or is not a regular file.
+        UsageError: another process holds it; the message has its process id.
+        FileError: it cannot be opened or locked, or is not a regular file.
     """
     try:
         held = [os.open(path, os.O_RDWR | os.O_CREAT | _NO_SURPRISES, 0o666)]
@@ -176,7 +175,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
                 f"{holder}; wait for it or stop it"
             ) from None
         except OSError as error:
-            raise UsageError(
+            raise FileError(
                 f"{path.parent}: expected a file system with locks, got {error.strerror}; choose a "
                 "folder elsewhere"
             ) from None

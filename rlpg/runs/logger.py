@@ -170,9 +170,13 @@ class GrowingFile:
         self._path, self._saver, self._waiting = path, saver, bytearray()
         self.flush()
 
+    def add(self, data: bytes) -> None:
+        """Add to the end with the next `flush`."""
+        self._waiting += data
+
     def write(self, data: bytes) -> None:
         """Add to the end, now or when the disk has room again."""
-        self._waiting += data
+        self.add(data)
         self.flush()
 
     def flush(self) -> None:

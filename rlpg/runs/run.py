@@ -19,7 +19,6 @@ import shlex
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -35,27 +34,13 @@ Which = Literal["best", "last"]  # of a run's policies
 PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run; `create_run` makes one, `open_run` finds one."""
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.toml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def policy(self) -> Path:
-        return self.path / "policy"
-
-    @property
-    def best_policy(self) -> Path:
-        return self.path / "best_policy"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe, self.checkpoints = path / "recipe.toml", path / "checkpoints"
+        self.policy, self.best_policy = path / "policy", path / "best_policy"
 
     def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
         """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""

@@ -41,6 +41,7 @@ class TrackerLogger(Logger):
         self._kind, self._name, self._project = kind, name, project
         self._settings = dict(settings)
         self._file: Path | None = None
+        self._has_tried = False
         self._tracker: Any = None  # the module, once a run has begun
 
     def begin(self, folder: Path) -> None:
@@ -48,9 +49,12 @@ class TrackerLogger(Logger):
         self._file = folder / "tracker.json"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Pass the finite ones on."""
-        if self._tracker is None:
+        """Pass the finite ones on; where the tracker's run could not begin, it is tried once."""
+        if not self._has_tried:
+            self._has_tried = True
             self._begin()
+        if self._tracker is None:
+            return
         finite = {tag: float(value) for tag, value in metrics.items() if math.isfinite(value)}
         if self._kind == "mlflow":
             self._tracker.log_metrics(finite, step=step)

@@ -28,7 +28,7 @@ from rlpg.engine.components import find_recipe, settings_of
 from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import load
 from rlpg.engine.stopping import SIGNALS, StopSignals
-from rlpg.engine.terminal import Displays
+from rlpg.engine.terminal import Display
 from rlpg.errors import (
     FileError,
     RlpgError,
@@ -228,7 +228,8 @@ class _Several:
         waiting = list(self._seeds)
         running: dict[int, tuple[Any, Connection]] = {}
         total, verbose = self._common.recipe.total_steps, self._common.verbose
-        display = Displays(list(self._titles.values()), total, quiet=quiet, verbose=verbose)
+        titles = self._titles.values()
+        display = Display(*titles, total_steps=total, quiet=quiet, verbose=verbose)
         told = False
         with display, StopSignals() as stop:
             try:
@@ -248,7 +249,7 @@ class _Several:
                 raise
         stop.raise_if_received()
 
-    def _heard(self, seed: int, process: Any, pipe: Connection, display: Displays) -> bool:
+    def _heard(self, seed: int, process: Any, pipe: Connection, display: Display) -> bool:
         """Take one message of a process; whether it was the last."""
         title = self._titles[seed]
         try:
@@ -263,7 +264,7 @@ class _Several:
             case ("began",):
                 display.begin(title)
             case ("log", step, metrics):
-                display.update(title, step, metrics)
+                display.update(step, metrics, title)
             case ("line", text):
                 display.line(f"{title}: {text}")
             case ("warning", text):

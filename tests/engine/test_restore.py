@@ -80,7 +80,7 @@ WEIGHT = ("learner", "policy", "network.mlp.layers.0.weight")
         (set_to("collector", "env_steps", value=7), "env_steps: expected"),
         (set_to("curves", "step", value=10**20), "curves.step: expected at most"),
         (set_to("curves", "progress", value=-1), "places in the curves >= 0"),
-        (set_to("best", value=("a", "b")), "best: expected"),
+        (set_to("best", value=("a", "b")), "could not convert string to float"),
     ],
 )
 def test_a_state_that_is_not_of_this_run_is_refused_and_not_bent_to_fit(

@@ -357,6 +357,8 @@ class Tracker(rlpg.Logger):
     def __init__(self, fails_at: int | None = None, *, fails_to_close: bool = False) -> None:
         self.entries: list[tuple[int, dict[str, float]]] = []
         self.closed = 0
+        self.began: list[Path] = []
+        self.flushed: list[int] = []  # how many entries it had
         self._fails_at, self._fails_to_close = fails_at, fails_to_close
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -364,6 +366,12 @@ class Tracker(rlpg.Logger):
             raise ConnectionError("the tracker does not answer")
         self.entries.append((step, dict(metrics)))
         metrics.clear()  # type: ignore[attr-defined]  # the next logger's are its own
+
+    def begin(self, folder: Path) -> None:
+        self.began.append(folder)
+
+    def flush(self) -> None:
+        self.flushed.append(len(self.entries))
 
     def close(self) -> None:
         self.closed += 1
@@ -378,6 +386,9 @@ def test_a_logger_of_ones_own_gets_what_progress_has(whole: dict[str, Any], tmp_
     rows = [json.loads(line) for line in (run.path / "progress.jsonl").read_text().splitlines()]
     assert [{"step": step, **metrics} for step, metrics in one.entries] == rows
     assert (one.closed, two.closed) == (1, 1)
+    assert one.began == two.began == [run.path]
+    # 512 steps, of which each 64 are an entry and a checkpoint; once more at the end
+    assert one.flushed == [*range(1, 9), 8]
     assert contents(run.path) == whole
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from rlpg.engine import terminal
-from rlpg.engine.terminal import Display, Displays, duration
+from rlpg.engine.terminal import Display, duration
 from rlpg.errors import RlpgWarning
 
 METRICS = {
@@ -52,7 +52,7 @@ def test_durations() -> None:
 def test_lines_come_every_half_minute_and_the_last_state_once(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Display("title", 1000, notes=("a note", "")) as display:
+    with Display("title", total_steps=1000, notes=("a note", "")) as display:
         for step in range(100, 1001, 100):
             clock[0] += 6.0
             display.update(step, METRICS)
@@ -69,7 +69,7 @@ def test_where_the_time_goes_and_the_losses_are_for_developers(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses = {"train/entropy": 0.5, "gradient/norm": 0.25, "train/value_loss": 12345.678}
-    with Display("title", 1000, verbose=True) as display:
+    with Display("title", total_steps=1000, verbose=True) as display:
         clock[0] += 1.0
         display.update(100, METRICS | losses)
     lines = capsys.readouterr().err.splitlines()
@@ -83,25 +83,28 @@ def test_where_the_time_goes_and_the_losses_are_for_developers(
 def test_several_runs_show_it_too(
     clock: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`-v` did nothing where several seeds train; a bar has no room for it, so lines are added."""
+    """`-v` did nothing where several seeds train."""
     for is_terminal in (False, True):
         screen = Terminal() if is_terminal else io.StringIO()
         monkeypatch.setattr(sys, "stderr", screen)
         monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
         for verbose in (False, True):
-            with Displays(["seed 0", "seed 1"], 1000, quiet=False, verbose=verbose) as display:
+            with Display("seed 0", "seed 1", total_steps=1000, verbose=verbose) as display:
                 display.begin("seed 1")
                 clock[0] += 1.0
-                display.update("seed 1", 100, METRICS | {"train/entropy": 0.125})
+                display.update(100, METRICS | {"train/entropy": 0.125}, "seed 1")
+                display.update(200, METRICS | {"train/entropy": 0.125}, "seed 1")
             shown = screen.getvalue()
             assert ("time: env 25 %, policy 25 %, learn 50 %" in shown) == verbose
             assert ("entropy      0.125" in shown) == verbose
+            assert "seed 1    200/1,000 steps" in shown
 
 
 def test_a_resumed_run_counts_its_own_steps(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Display("title", 1000) as display:
+    with Display("title", total_steps=1000) as display:
         display.done_steps = 500
         clock[0] += 1.0
         display.update(600, {})
@@ -109,7 +112,7 @@ def test_a_resumed_run_counts_its_own_steps(
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display("title", 10, notes=("a note",), quiet=True) as display:
+    with Display("title", total_steps=10, notes=("a note",), quiet=True) as display:
         display.update(10, METRICS)
         display.line("a line")
     assert capsys.readouterr() == ("", "")
@@ -124,7 +127,7 @@ def test_a_terminal_shows_everything_at_any_width(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     title = "CartPole-v1 reinforce seed 0"
-    with Display(title, 1000, notes=("a note",), verbose=True) as display:
+    with Display(title, total_steps=1000, notes=("a note",), verbose=True) as display:
         display.update(600, METRICS)
         display.line("[a] line with [brackets]")
     shown = screen.getvalue()
@@ -138,7 +141,7 @@ def test_losing_the_terminal_stops_nothing(
 ) -> None:
     stream = Terminal() if broken is None else broken
     monkeypatch.setattr(sys, "stderr", stream)
-    with Display("title", 10, notes=("a note",)) as display:
+    with Display("title", total_steps=10, notes=("a note",)) as display:
         if broken is None:  # it goes away later
             monkeypatch.setattr(stream, "write", Gone().write)
             monkeypatch.setattr(stream, "flush", Gone().flush)
@@ -151,7 +154,7 @@ def test_a_process_without_an_error_stream_could_not_train(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    with Display("title", 10, notes=("a note",)) as display:
+    with Display("title", total_steps=10, notes=("a note",)) as display:
         clock[0] += 100.0
         display.update(5, METRICS)
 
@@ -161,7 +164,7 @@ def test_a_quiet_display_warns_in_python_and_another_one_prints(
 ) -> None:
     """With `quiet`, nobody was told that the bits may differ or that nothing could be saved."""
     with pytest.warns(RlpgWarning, match=r"^the disk is full$"):
-        Display("title", 100, quiet=True).warn("the disk is full")
+        Display("title", total_steps=100, quiet=True).warn("the disk is full")
     assert capsys.readouterr().err == ""
-    Display("title", 100).warn("the disk is full")
+    Display("title", total_steps=100).warn("the disk is full")
     assert capsys.readouterr().err == "the disk is full\n"

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -134,6 +135,16 @@ def test_a_run_that_could_not_be_created_is_made_by_the_next_start(tmp_path, mon
             assert everything(again.path) == ["recipe.toml", "run.lock", "versions.json"]
         assert again.load_recipe() == RECIPE
     assert k > 20
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def refusing(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refusing)
+    for place in ({"root": tmp_path}, {"path": tmp_path / "run"}):
+        with pytest.raises(FileError, match="expected a file system with locks, got No locks av"):
+            create_run(RECIPE, {}, **place)
 
 
 def test_what_a_process_left_that_was_killed_while_it_made_a_run_is_gone_after_the_next_start(

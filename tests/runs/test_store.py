@@ -73,7 +73,7 @@ def test_round_trip(tmp_path):
     st.integers(1, 4),
     st.data(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_pruning_keeps_the_last_ones_and_the_best(tmp_path_factory, steps, keep_last, data):
     folder = tmp_path_factory.mktemp("checkpoints")
     best = data.draw(st.sampled_from(steps))
@@ -390,7 +390,7 @@ def test_every_mutation_is_refused(tmp_path):
     other = pack(CHECKPOINT, LARGEST[CHECKPOINT], {"step": 100, "versions": {}, "state": {}})
     assert_whole(load_checkpoint(path))
     generator = np.random.default_rng(1)
-    for k in range(600):
+    for k in range(400):
         data = bytearray(original)
         at = int(generator.integers(len(data)))
         match k % 4:

@@ -99,6 +99,25 @@ def test_a_tracker_that_is_not_installed_is_found_first(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::rlpg.errors.RlpgWarning")
+def test_a_tracker_that_does_not_answer_is_asked_once(
+    told: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """It was asked with every entry of the log, and may take a minute to say no."""
+    asked = []
+
+    def init(**options: Any) -> None:
+        asked.append(options)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", init)
+    words = ["train", "CartPole-v1", "--agent", "a2c", *SHORT, "--track", "wandb"]
+    assert main([*words, "--run-dir", str(tmp_path / "run")]) == 1
+    assert len(asked) == 1
+    assert "missing: logger TrackerLogger (step " in capsys.readouterr().err
+    assert "finish" not in [name for name, _, _ in told]
+
+
 @pytest.mark.parametrize("kind", TRACKERS)
 def test_a_resumed_run_began_another_run_of_its_tracker(
     kind: str, told: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

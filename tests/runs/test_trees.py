@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rlpg.errors import FileError
-from rlpg.runs import files
 from rlpg.runs.trees import DTYPES, from_json, join, pack, sealed, split, to_json, unpack
 
 PATH = Path("some.file")
@@ -49,11 +48,11 @@ def same(a, b):
 
 def again(tree, folder):
     """The tree after it was in a file."""
-    files.write(folder / "file", pack(KIND, LIMIT, tree))
+    (folder / "file").write_bytes(pack(KIND, LIMIT, tree))
     return unpack(folder / "file", KIND, LIMIT)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(tree=trees)
 def test_a_state_tree_comes_back_bit_for_bit(tmp_path_factory, tree):
     assert same(again(tree, tmp_path_factory.getbasetemp()), tree)
