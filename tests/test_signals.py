@@ -44,8 +44,10 @@ def wait_for(path: Path, pattern: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
-@pytest.mark.parametrize("backend", ["native", "async"])
+@pytest.mark.parametrize(
+    ("backend", "number", "code"),
+    [("native", signal.SIGINT, 130), *(("async", *case) for case in SIGNALS)],
+)
 def test_a_signal_to_the_terminals_group_saves(
     backend: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:

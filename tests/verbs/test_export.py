@@ -37,10 +37,13 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "integers": (VECTOR, spaces.Box(-3, 4, (2,), np.int32), {}),
     "nested": (VECTOR, ALL, {}),
     "masked": (VECTOR, spaces.Discrete(3), {"info_mask": 3}),
-    "image": (IMAGE, spaces.Discrete(3), {}),
+    "image, one logit": (IMAGE, spaces.Discrete(2), {"bernoulli": True}),
     "gru": (VECTOR, spaces.Discrete(3), {"memory": "gru", "memory_size": 5}),
-    "lstm": (VECTOR, BOX, {"memory": "lstm", "memory_size": 5}),
-}
+    "gru, masked": (VECTOR, spaces.Discrete(3),
+                    {"info_mask": 3, "memory": "gru", "memory_size": 5}),
+    "lstm, squashed": (VECTOR, BOX, {"gaussian": "squashed", "std": "dependent",
+                                     "memory": "lstm", "memory_size": 5}),
+}  # fmt: skip
 
 
 def policy_of(case: str) -> rlpg.StandardPolicy:
@@ -85,13 +88,10 @@ def test_the_module_acts_like_the_policy(case: str) -> None:
 
 FILES = {  # outputs; each file takes seconds to make, so one has many heads
     "nested": ["action['a']", "action['b']", "action['c']", "action['d']", "action['e']"],
-    "one logit": ["action"],
-    "squashed": ["action"],
     "beta": ["action"],
-    "masked": ["action"],
-    "image": ["action"],
-    "gru": ["action", "next_carry_0"],
-    "lstm": ["action", "next_carry_0", "next_carry_1"],
+    "image, one logit": ["action"],
+    "gru, masked": ["action", "next_carry_0"],
+    "lstm, squashed": ["action", "next_carry_0", "next_carry_1"],
 }
 
 
