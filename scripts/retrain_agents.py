@@ -64,6 +64,11 @@ TARGETS = {
     ),
     "MountainCar-v0-ppo": Target(-110),
     "MountainCarContinuous-v0-ppo": Target(92),
+    "LunarLander-v3-ppo": Target(260),
+    "HalfCheetah-v5-ppo": Target(6000),
+    "Hopper-v5-ppo": Target(3000),
+    "Walker2d-v5-ppo": Target(3500),
+    "Swimmer-v5-ppo": Target(340),
     "Pendulum-v1-ppo": Target(-165, note="missed: two of five seeds end at -300"),
 }
 
