@@ -298,7 +298,7 @@ def update() -> Iterator[Row]:
 
     def bare() -> None:
         adam.zero_grad()
-        sum(net(features).square().mean() for net in networks).backward()
+        sum(net(features)[0].square().mean() for net in networks).backward()
         adam.step()
 
     # Without a step: a policy that is taught one rollout a thousand times has probabilities of
