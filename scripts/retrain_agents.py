@@ -52,18 +52,22 @@ TARGETS = {
     "Acrobot-v1-reinforce": Target(-90),
     "MountainCarContinuous-v0-reinforce": Target(90),
     "Pendulum-v1-reinforce": Target(-200),
-    "LunarLander-v3-reinforce": Target(200, 1.0),
+    "LunarLander-v3-reinforce": Target(200, 1.0, note="missed: one seed of five lands less often"),
     "InvertedPendulum-v5-reinforce": Target(990),
     "rlpg-UnitCommitment-v0-reinforce": Target(
         -5, note="optimum -4.34, random -15.86; the target is our own"
     ),
     "rlpg-Replenishment-v0-reinforce": Target(45, note="optimum 53.67, random -50.99"),
-    "rlpg-Catch-v0-reinforce": Target(4.5, note="optimum 5, random -3.13"),
+    "rlpg-Catch-v0-reinforce": Target(
+        4.5, note="optimum 5, random -3.13; missed: one seed of five learns next to nothing"
+    ),
     "Acrobot-v1-ppo": Target(
         -78, note="missed by the median, -82.8; what REINFORCE reaches is -84.0"
     ),
     "MountainCar-v0-ppo": Target(-110),
     "MountainCarContinuous-v0-ppo": Target(92),
+    "LunarLander-v3-ppo": Target(260, note="260 is asked of the median, which is 270.5"),
+    "HalfCheetah-v5-ppo": Target(6000),
     "Pendulum-v1-ppo": Target(-165, note="missed: two of five seeds end at -300"),
 }
 
@@ -141,9 +145,8 @@ def write_table() -> None:
         "actions with the policy at the *end* of training (not the best one on the way), for every",
         "seed that was run. `rlpg evaluate NAME` plays the shipped policy, that of the median",
         "seed. CPU time is for one seed on one thread, evaluations included: its wall time where",
-        "nothing else runs. Recipes are tuned on the seeds 0 to 4 and reported on 100 to 104;",
-        "where the commit is missing, version 0.1 was trained, on seeds that its recipe may have",
-        "been tuned on.",
+        "nothing else runs (it mostly did). Recipes are tuned on the seeds 0 to 4 and reported on",
+        "100 to 104.",
         "",
         "| agent | steps | target | met | median | interquartile mean | lowest to highest "
         "| first at target, median | CPU time |",
