@@ -162,7 +162,7 @@ def write(report: list[dict[str, Any]], command: str) -> None:
         "(deterministic actions).",
         f"*Learned* means: every seed is better than random by more than {CLEARLY:g} standard",
         "errors. CPU time is for one seed on one thread with an evaluation at the end: its wall",
-        "time where nothing else runs.",
+        f"time where nothing else runs. Measured with version {known['rlpg']}.",
         "",
         "| environment | random | trained, by seed | learned | CPU time |",
         "|---|---:|---|---|---:|",

@@ -145,8 +145,8 @@ def write_table() -> None:
         "actions with the policy at the *end* of training (not the best one on the way), for every",
         "seed that was run. `rlpg evaluate NAME` plays the shipped policy, that of the median",
         "seed. CPU time is for one seed on one thread, evaluations included: its wall time where",
-        "nothing else runs (it mostly did). Recipes are tuned on the seeds 0 to 4 and reported on",
-        "100 to 104.",
+        "nothing else runs (here something did, which makes CPU times longer, too). Recipes are",
+        "tuned on the seeds 0 to 4 and reported on 100 to 104.",
         "",
         "| agent | steps | target | met | median | interquartile mean | lowest to highest "
         "| first at target, median | CPU time |",
