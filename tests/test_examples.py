@@ -11,7 +11,12 @@ from types import ModuleType
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SHORT = {"fifty_samples": "60", "three_ways": "5", "price_sensitivity": "200_000"}
+SHORT = {
+    "resume_and_plot": "2048",
+    "fifty_samples": "60",
+    "three_ways": "5",
+    "price_sensitivity": "200_000",
+}
 # In the last line that a program prints.
 EXPECTED = {
     "train_and_evaluate": r"mean return \d+\.\d of 100 episodes",

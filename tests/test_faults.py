@@ -27,7 +27,7 @@ from rlpg.rollouts import derived_seed
 from rlpg.runs.store import newest_checkpoint
 
 sys.path.append(str(Path(__file__).parent / "rollouts"))
-from faulty import Fragile
+from faulty_envs import Fragile
 from misbehaving import children
 
 SMALL: dict[str, Any] = {

@@ -125,6 +125,15 @@ def test_the_top_holds_what_every_room_needs_and_nothing_else() -> None:
     assert top == {"__init__", "__main__", "distributed", "errors", "registration", "settings"}
 
 
+def test_two_helpers_of_one_name_hid_each_other_from_the_tests() -> None:
+    helpers = [
+        path.name
+        for path in (ROOT / "tests").rglob("*.py")
+        if not path.name.startswith(("test_", "conftest"))
+    ]
+    assert len(set(helpers)) == len(helpers), "the first that is imported stands for the other"
+
+
 def test_public_names_are_there() -> None:
     import rlpg
 

@@ -26,7 +26,7 @@ from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, Rollout, derived_seed, make_envs
 
 sys.path.append(str(Path(__file__).parent))
-from faulty import OBSERVATIONS, OUTCOMES, Faulty, Odd
+from faulty_envs import OBSERVATIONS, OUTCOMES, Faulty, Odd
 from misbehaving import children
 
 NUM_ENVS = 2

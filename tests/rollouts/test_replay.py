@@ -18,7 +18,7 @@ from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs.trees import join, split
 
 sys.path.append(str(Path(__file__).parent))
-from faulty import Composite, Unrepeatable
+from faulty_envs import Composite, Unrepeatable
 
 NUM_ENVS = 3
 

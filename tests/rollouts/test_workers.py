@@ -25,7 +25,7 @@ from rlpg.rollouts.seeds import EpisodeSeeds
 from rlpg.rollouts.workers import WorkerEnvs
 
 sys.path.append(str(Path(__file__).parent))
-from faulty import SPACES, Sampling, described
+from faulty_envs import SPACES, Sampling, described
 from misbehaving import children, misbehave
 
 
