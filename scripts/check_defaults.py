@@ -16,15 +16,13 @@ import math
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from training_seeds import cpu_seconds
+from training_seeds import cpu_seconds, workers
 
 import rlpg
 from rlpg.runs.recipe import flatten, override
@@ -67,7 +65,7 @@ def main() -> int:
     envs = arguments.envs or list(ENVS)
     tasks = [(env, seed) for env in envs for seed in arguments.seeds]
     rows: dict[str, list[dict[str, Any]]] = {env: [] for env in envs}
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+    with workers(arguments.jobs) as pool:
         baselines = pool.map(random_actions, envs)
         done = pool.map(partial(train, work=arguments.work), *zip(*tasks, strict=True))
         for (env, seed), row in zip(tasks, done, strict=True):

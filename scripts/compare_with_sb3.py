@@ -16,17 +16,15 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from training_seeds import number
+from training_seeds import number, workers
 
 import rlpg
 from rlpg.rollouts import make_envs
@@ -96,7 +94,7 @@ def main() -> None:
     if unknown := sorted(set(arguments.envs) - set(ZOO)):
         parser.error(f"{unknown[0]}: expected one of {', '.join(ZOO)}")
     tasks = product(arguments.envs or ZOO, arguments.seeds)
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+    with workers(arguments.jobs) as pool:
         for env, row in pool.map(partial(train, work=arguments.work), *zip(*tasks, strict=True)):
             print(f"{env} seed {row['seed']}: {row['mean']:.2f}", flush=True)
             record(env, row)

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def train_all(
 ) -> None:
     """Train what is missing, one process per run; `done` when a job's last seed is there."""
     todo = {job.name: set(seeds) for job, seeds in jobs.items()}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with workers(processes) as pool:
         futures = {
             pool.submit(train_one, job, seed, work): (job, seed)
             for job, seeds in jobs.items()
@@ -57,6 +58,23 @@ def train_all(
             todo[job.name].remove(seed)
             if not todo[job.name]:
                 done(job)
+
+
+def workers(processes: int) -> ProcessPoolExecutor:
+    """Processes that end when this one is gone, however it ended."""
+    context = get_context("spawn")
+    return ProcessPoolExecutor(processes, context, end_without_parent, (os.getpid(),))
+
+
+def end_without_parent(parent: int) -> None:
+    """Without this, a training whose program was killed goes on to its end."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=look, daemon=True).start()
 
 
 def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:

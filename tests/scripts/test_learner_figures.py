@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import learner_figures
@@ -64,3 +69,26 @@ def test_environments_that_need_memory() -> None:
     obs, _ = positions.reset(seed=0)
     assert obs.shape == positions.observation_space.shape == (2,)
     assert set(learner_figures.SEEDS).isdisjoint(range(5))
+
+
+def test_a_killed_program_left_its_training_running(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; sys.path.append(sys.argv[1]); from training_seeds import workers\n"
+        "if __name__ == '__main__':\n"
+        "    pool = workers(1); print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60); time.sleep(60)\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    scripts = str(Path(__file__).parents[2] / "scripts")
+    with subprocess.Popen(
+        [sys.executable, str(program), scripts], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        process.kill()
+        # The end of the pipe comes when the last who holds it is gone.
+        has_ended, _, _ = select.select([process.stdout], [], [], 30)
+        if not has_ended:
+            os.kill(worker, signal.SIGKILL)
+    assert has_ended
