@@ -34,7 +34,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from compare_with_sb3 import recipe_of
 from torch.distributions import Normal
+from training_seeds import played
 
 import rlpg
 import rlpg.errors
@@ -554,12 +556,11 @@ def solved_by_sb3(seed: int) -> float:
                     act = partial(self.model.predict, deterministic=True)
                     self.is_good = mean_return(lambda obs: act(obs)[0]) >= 475
 
-    model = PPO(
-        "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), seed=seed, device="cpu",
-        n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
-        learning_rate=lambda left: 0.001 * left, clip_range=lambda left: 0.2 * left,
-    )  # fmt: skip
-    model.learn(100_000, callback=Look())
+    recipe = recipe_of("CartPole-v1")
+    total_steps, num_envs = recipe.pop("n_timesteps"), recipe.pop("n_envs")
+    envs = make_vec_env("CartPole-v1", num_envs, seed=seed)
+    model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **recipe)
+    model.learn(total_steps, callback=Look())
     return clock.seconds()
 
 
@@ -583,14 +584,7 @@ class Clock:
 
 def mean_return(act: Callable[[Any], Any]) -> float:
     """Of the first episode of each of 100 CartPoles."""
-    envs, _ = make_envs("CartPole-v1", 100, seed=1)
-    obs, _ = envs.reset()
-    total, running = np.zeros(100), np.ones(100, dtype=bool)
-    while running.any():
-        obs, reward, terminated, truncated, _ = envs.step(act(obs))
-        total += reward * running
-        running &= ~(terminated | truncated)
-    return float(total.mean())
+    return float(played("CartPole-v1", act, seed=1).mean())
 
 
 def evaluate() -> Iterator[Row]:

@@ -12,9 +12,7 @@ evaluations on the way, Stable-Baselines3 makes none. Every seed is kept in the 
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
@@ -24,15 +22,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from training_seeds import number, workers
+from training_seeds import cpu_seconds, number, parsed, parser_of, played, workers
 
 import rlpg
-from rlpg.rollouts import make_envs
 from rlpg.verbs.scores import interquartile_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs" / "compared_with_sb3.md", ROOT / "docs" / "compared_with_sb3.json"
-SEEDS = (100, 101, 102, 103, 104)
 EPISODES = 100
 
 # Of hyperparameters/ppo.yml of rl-baselines3-zoo (commit 00128b5); the names are those of the file.
@@ -85,15 +81,8 @@ ZOO: Mapping[str, Mapping[str, Any]] = {
 
 def main() -> None:
     """Train what is missing, and write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("envs", nargs="*", metavar="ENV", help="(all of the table)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(100 to 104)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
-    parser.add_argument("--work", type=Path, default=Path("runs/sb3"), help="(runs/sb3)")
-    arguments = parser.parse_args()
-    if unknown := sorted(set(arguments.envs) - set(ZOO)):
-        parser.error(f"{unknown[0]}: expected one of {', '.join(ZOO)}")
-    tasks = product(arguments.envs or ZOO, arguments.seeds)
+    arguments = parsed(parser_of(__doc__, "ENV", "runs/sb3", jobs=1), ZOO)
+    tasks = product(arguments.names, arguments.seeds)
     with workers(arguments.jobs) as pool:
         for env, row in pool.map(partial(train, work=arguments.work), *zip(*tasks, strict=True)):
             print(f"{env} seed {row['seed']}: {row['mean']:.2f}", flush=True)
@@ -111,18 +100,18 @@ def train(env: str, seed: int, work: Path, **changes: Any) -> tuple[str, dict[st
     from stable_baselines3.common.vec_env import VecNormalize
 
     torch.set_num_threads(1)
-    recipe = {name: schedule(value) for name, value in {**ZOO[env], **changes}.items()}
+    recipe = recipe_of(env) | changes
     steps, normalize = recipe.pop("n_timesteps"), recipe.pop("normalize", False)
     if "activation_fn" in recipe.get("policy_kwargs", {}):
         recipe["policy_kwargs"] = {**recipe["policy_kwargs"], "activation_fn": torch.nn.ReLU}
     envs: Any = make_vec_env(env, recipe.pop("n_envs"), seed=seed)
     envs = VecNormalize(envs, gamma=recipe.get("gamma", 0.99)) if normalize else envs
-    began = time.process_time()
+    began = cpu_seconds()
     model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **recipe)
     model.learn(steps)
-    seconds = time.process_time() - began
+    seconds = cpu_seconds() - began
     shown = envs.normalize_obs if normalize else lambda obs: obs
-    returns = played(env, lambda obs: model.predict(shown(obs), deterministic=True)[0])
+    returns = played(env, lambda obs: model.predict(shown(obs), deterministic=True)[0], 0, EPISODES)
     row = {
         "seed": seed, "mean": round(float(returns.mean()), 3), "total_steps": steps,
         "cpu_seconds": round(seconds, 1), "version": version("stable_baselines3"),
@@ -132,25 +121,17 @@ def train(env: str, seed: int, work: Path, **changes: Any) -> tuple[str, dict[st
     return env, row
 
 
+def recipe_of(env: str) -> dict[str, Any]:
+    """The zoo's settings, with schedules as Stable-Baselines3 wants them."""
+    return {name: schedule(value) for name, value in ZOO[env].items()}
+
+
 def schedule(value: Any) -> Any:
     """`lin_x` as Stable-Baselines3 wants it: a function of the share of the run that is left."""
     if not (isinstance(value, str) and value.startswith("lin_")):
         return value
     first = float(value.removeprefix("lin_"))
     return lambda left: first * left
-
-
-def played(env: str, act: Any) -> np.ndarray:
-    """Returns of the first episode of each of 100 environments."""
-    envs, _ = make_envs(env, EPISODES, seed=0)
-    obs, _ = envs.reset()
-    total, is_running = np.zeros(EPISODES), np.ones(EPISODES, dtype=bool)
-    while is_running.any():
-        obs, reward, terminated, truncated, _ = envs.step(act(obs))
-        total += reward * is_running
-        is_running &= ~(terminated | truncated)
-    envs.close()
-    return total
 
 
 def record(env: str, row: Mapping[str, Any]) -> None:

@@ -21,14 +21,21 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from training_seeds import Job, number, rows_of, train_all, without_machine
+from training_seeds import (
+    Job,
+    number,
+    parsed,
+    parser_of,
+    rows_of,
+    train_all,
+    without_machine,
+)
 
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs" / "learner_figures.md", ROOT / "docs" / "learner_figures.json"
-SEEDS = (100, 101, 102, 103, 104)
 
 
 class Positions(gymnasium.ObservationWrapper[Any, Any, Any]):
@@ -95,15 +102,8 @@ FIGURES: dict[str, Figure] = {
 
 def main() -> None:
     """Train what is missing of the figures that are asked for, and write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="figures (all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(100 to 104)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
-    parser.add_argument("--work", type=Path, default=Path("runs/figures"), help="(runs/figures)")
-    arguments = parser.parse_args()
-    if unknown := sorted(set(arguments.names) - set(FIGURES)):
-        parser.error(f"{unknown[0]}: expected one of {', '.join(FIGURES)}")
-    jobs = {job_of(name): arguments.seeds for name in arguments.names or FIGURES}
+    arguments = parsed(parser_of(__doc__, "NAME", "runs/figures"), FIGURES)
+    jobs = {job_of(name): arguments.seeds for name in arguments.names}
     train_all(jobs, arguments.work, arguments.jobs, lambda job: record(job, arguments))
 
 

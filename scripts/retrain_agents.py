@@ -15,7 +15,6 @@ to be expected to reach. `--check` trains nothing: it evaluates the shipped poli
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -24,7 +23,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from training_seeds import Job, evaluated, number, rows_of, train_all, without_machine
+from training_seeds import (
+    Job,
+    evaluated,
+    number,
+    parsed,
+    parser_of,
+    rows_of,
+    train_all,
+    without_machine,
+)
 
 import rlpg
 from rlpg.runs.recipe import load_recipe
@@ -34,7 +42,6 @@ from rlpg.verbs.scores import interquartile_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS, TABLE = ROOT / "agents", ROOT / "docs" / "results.md"
-SEEDS = [100, 101, 102, 103, 104]  # no recipe was tuned on them
 EPISODES, EVALUATION_SEED = 100, 0  # what `rlpg evaluate NAME` does when told nothing else
 
 
@@ -74,16 +81,10 @@ TARGETS = {
 
 def main() -> int:
     """Exit code 0: all done; 1: a shipped policy does not do what its results say."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="agents (all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(100 to 104)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
-    parser.add_argument("--work", type=Path, default=Path("runs/agents"), help="(runs/agents)")
+    parser = parser_of(__doc__, "NAME", "runs/agents")
     parser.add_argument("--check", action="store_true", help="evaluate what is shipped, only")
-    arguments = parser.parse_args()
-    names = arguments.names or list(TARGETS)
-    if unknown := sorted(set(names) - set(TARGETS)):
-        parser.error(f"{unknown[0]}: expected one of {', '.join(TARGETS)}")
+    arguments = parsed(parser, TARGETS)
+    names = arguments.names
     if arguments.check:
         return 0 if sum(map(check, names)) == len(names) else 1
 

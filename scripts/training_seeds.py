@@ -6,12 +6,13 @@ a program that is stopped goes on where it was.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,11 +23,35 @@ from typing import Any
 import numpy as np
 
 import rlpg
-from rlpg.rollouts import EnvSource
+from rlpg.rollouts import EnvSource, make_envs
 from rlpg.runs.recipe import Recipe, flatten
 
 # Curves that nobody will look at; without them a run comes to the same policy, sooner.
 UNWATCHED = {"evaluation.stochastic": False, "log.tensorboard": False, "checkpoint.keep_last": 1}
+
+
+SEEDS = (100, 101, 102, 103, 104)  # what is reported; nothing was tuned on them
+
+
+def parser_of(
+    doc: str | None, metavar: str, work: str, *, jobs: int = 2
+) -> argparse.ArgumentParser:
+    """The words that programs which train several seeds share."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
+    parser.add_argument("names", nargs="*", metavar=metavar, help="(all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(100 to 104)")
+    parser.add_argument("--jobs", type=int, default=jobs, help=f"processes ({jobs})")
+    parser.add_argument("--work", type=Path, default=Path(work), help=f"({work})")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, known: Collection[str]) -> argparse.Namespace:
+    """The words typed, with all names where none was."""
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(known)):
+        parser.error(f"{unknown[0]}: expected one of {', '.join(known)}")
+    arguments.names = arguments.names or list(known)
+    return arguments
 
 
 @dataclass(frozen=True, eq=False)  # a recipe holds tables, so jobs are told apart by identity
@@ -139,6 +164,19 @@ def evaluated(policy: rlpg.Policy, env: EnvSource, episodes: int, seed: int) -> 
     """What `rlpg evaluate` would measure."""
     result = rlpg.evaluate(policy, env, episodes, seed).summary()
     return {key: round_all(value) for key, value in result.items()}
+
+
+def played(env: str, act: Callable[[Any], Any], seed: int, num_envs: int = 100) -> np.ndarray:
+    """Returns `[N]` of the first episode of each of N environments, whoever acts `[N, *A]`."""
+    envs, _ = make_envs(env, num_envs, seed=seed)
+    obs, _ = envs.reset()
+    total, is_running = np.zeros(num_envs), np.ones(num_envs, dtype=bool)
+    while is_running.any():
+        obs, reward, terminated, truncated, _ = envs.step(act(obs))
+        total += reward * is_running
+        is_running &= ~(terminated | truncated)
+    envs.close()
+    return total
 
 
 def first_step(run: Path, target: float) -> int | None:

@@ -11,10 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import learner_figures
 import pytest
 from learner_figures import FIGURES, Positions, RepeatPrevious, job_of, page
-from training_seeds import Job, rows_of, train_one
+from training_seeds import SEEDS, Job, rows_of, train_one
 
 from rlpg.runs.recipe import override
 
@@ -68,7 +67,7 @@ def test_environments_that_need_memory() -> None:
     positions = Positions()
     obs, _ = positions.reset(seed=0)
     assert obs.shape == positions.observation_space.shape == (2,)
-    assert set(learner_figures.SEEDS).isdisjoint(range(5))
+    assert set(SEEDS).isdisjoint(range(5))
 
 
 def test_a_killed_program_left_its_training_running(tmp_path: Path) -> None:
