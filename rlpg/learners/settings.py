@@ -161,6 +161,9 @@ class NaturalSettings(LearnerSettings):
 
     unused: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm", "value_coef"})
 
+    learning_rate_schedule: Schedule = "constant"
+    num_value_epochs: Count = 5
+    num_value_minibatches: Literal["auto"] | Count = "auto"
     max_kl: Positive = 0.01
     """length of a step: the mean KL divergence between the policy before and after it"""
     damping: NonNegative = 0.1
@@ -217,15 +220,15 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
     "ppo": Agent(
         PPOSettings,
         "rlpg.learners.ppo:PPO",
-        {"policy.log_std_init": "auto", "rollout.num_steps": 128},
+        {"policy.log_std_init": "auto", "rollout.num_steps": 64},
     ),
     "npg": Agent(
-        NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": 128}
+        NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": 64}
     ),
     "trpo": Agent(
         NaturalSettings,
         "rlpg.learners.natural:NaturalGradient",
-        {"rollout.num_steps": 128, "learner.line_search": True},
+        {"rollout.num_steps": 64, "learner.line_search": True},
     ),
     "pathwise": Agent(
         PathwiseSettings,

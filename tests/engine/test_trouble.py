@@ -75,6 +75,8 @@ def test_a_value_network_that_explains_nothing() -> None:
         ([0.0, 1.0] * 100, 1),
         ([500.0, 100.0] * 100, 1),
         ([-1200.0, -800.0] * 100, 1),
+        ([20.0, 10.0] * 30 + [60.0, 30.0] * 70, 0),  # it learns all the same
+        ([20.0, 10.0] * 30 + [21.0, 12.0] * 70, 1),
         ([7.0], 1),  # one episode tells nothing
         ([], 1),
     ],
