@@ -13,6 +13,8 @@ import pytest
 
 import rlpg
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 HASH = """
 import hashlib, sys
@@ -30,7 +32,6 @@ sys.stdout.write(f"sha256 {hashlib.sha256(parameters).hexdigest()}\\n")  # one w
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["reinforce", "ppo", "trpo"])
 def test_after_a_hundred_updates_every_rank_has_the_same_bits(agent: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
@@ -72,7 +73,6 @@ def ip(*words: str) -> None:
         pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
 
 
-@pytest.mark.slow
 def test_two_hosts_solve_cartpole(hosts: list[str], tmp_path: Path) -> None:
     """The folder is shared, as on a cluster; the hosts see each other through the wire only."""
     processes = [
