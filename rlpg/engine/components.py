@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import num_ranks, rank, share
+from rlpg.engine.device import device_of
 from rlpg.engine.shipped import recipe_for
 from rlpg.errors import RlpgError, UsageError
 from rlpg.gradients.baselines import Baseline, Value
@@ -259,8 +260,16 @@ def made_by_own_part(kind: str, name: str) -> Iterator[None]:
 def make_policy(
     envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts | None = None
 ) -> Policy:
-    """A fresh policy for these environments."""
-    settings, parts = recipe.policy, parts or UserParts()
+    """A fresh policy for these environments, on the device that the recipe says.
+
+    Raises:
+        UsageError: there is no such device, or the user's part does not make a policy.
+    """
+    return _fresh_policy(envs, recipe, parts or UserParts()).to(device_of(recipe.device))
+
+
+def _fresh_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts) -> Policy:
+    settings = recipe.policy
     both = envs.single_observation_space, envs.single_action_space
     options: dict[str, Any] = {
         "info_mask": probe_action_mask(envs) if settings.action_mask else 0,
