@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from gymnasium import spaces
 
 import rlpg
 from rlpg.cli import main
-from rlpg.errors import UsageError
+from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.gradients.baselines import STATISTICAL
 from rlpg.policies import Observations
 
 sys.path.append(str(Path(__file__).parent))
-from plugin_envs import Mission, Told
+from plugin_envs import INFOS, Informed, Masked, Mission, Parts, Told
 
 TOLD = "plugin_envs:Plugin/Told-v1"
 SMALL: dict[str, Any] = {
@@ -137,3 +138,57 @@ def test_every_agent_has_memory_with_a_single_environment(agent: str, tmp_path: 
     if agent != "ppo":
         with pytest.raises(UsageError, match="at most the 1 environments"):
             small(tmp_path / "no", TOLD, agent, learner__num_value_minibatches=3, **overrides)
+
+
+# ---- infos
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("infos", INFOS)
+def test_an_info_may_be_anything(infos: str, backend: str, tmp_path: Path) -> None:
+    """Of two environments whose info had other shapes or kinds, a training ended in a traceback:
+    could not broadcast input array from shape (3,) into shape (2,)."""
+    if backend == "async" and infos not in ("other shapes", "what cannot be pickled"):
+        pytest.skip("the same wrapper reads them in workers")
+    make = functools.partial(Informed, infos)
+    overrides = {"environment__backend": backend, "rollout__num_envs": 3}
+    assert small(tmp_path / "run", make, "ppo", **overrides).evaluation is not None
+
+
+def test_parts_of_the_reward_are_not_cut_to_integers() -> None:
+    """The type of the first was that of all: 0.5 after 1 counted as 0."""
+    envs = rlpg.make_envs(Parts, 2, seed=0).envs
+    space = envs.single_observation_space, envs.single_action_space
+    policy = rlpg.StandardPolicy(*space, generator=torch.Generator())
+    rollout = rlpg.Collector(envs, policy, 0).steps(6)
+    assert rollout.reward_parts == {"reward_a": 0.5}
+
+
+ONES = np.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [
+        (
+            [ONES, np.ones(3)],
+            r"environment 0, .*action_mask.*: expected 2 entries, as before, got 3",
+        ),
+        ([ONES, "ab"], r"environment 0, .*action_mask.*: expected an array of booleans, got str"),
+        ([ONES, None], r"expected one from every environment, got none from \[0, 1\]"),
+        ([ONES, [[1], [1, 2]]], r"environment 0, .*expected 2 entries, as before, got 3"),
+        ([ONES, [True, False]], None),
+        ([torch.ones(2), ONES], None),
+        ([None], None),
+    ],
+    ids=str,
+)
+def test_masks_that_do_not_fit_are_told_with_their_environment(
+    masks: list[Any], words: str | None, tmp_path: Path
+) -> None:
+    make = functools.partial(Masked, masks)
+    if words is None:
+        small(tmp_path / "run", make, "ppo")
+        return
+    with pytest.raises(EnvironmentFault, match=words):
+        small(tmp_path / "run", make, "ppo")

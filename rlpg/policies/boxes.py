@@ -1,7 +1,8 @@
 """Heads for Box actions: Normal with clipping, Normal through tanh, Beta.
 
 Every dimension with two finite bounds is mapped affinely, so that a head works in units in which
-[-1, 1] is [low, high] (for "beta": (0, 1)); the others pass as they are. For an integer Box the
+[-1, 1] is [low, high] (for "beta": (0, 1)). One with a single bound begins at the bound, so that
+not every first action is clipped to it; the others pass as they are. For an integer Box the
 interval reaches half a unit beyond the bounds before it is rounded: each integer has an equal cell.
 """
 
@@ -44,7 +45,12 @@ class BoxHead(Head):
         with np.errstate(over="ignore", invalid="ignore"):
             is_bounded = space.bounded_below & space.bounded_above & np.isfinite(high - low)
             is_bounded &= high - low < _LARGEST_WIDTH
-            self._center = np.where(is_bounded, (low + high) / 2, 0.0)  # [*A]
+            has_low = space.bounded_below & (np.abs(low) < _LARGEST_WIDTH)
+            has_high = space.bounded_above & (np.abs(high) < _LARGEST_WIDTH)
+            only_low, only_high = has_low & ~has_high, has_high & ~has_low
+            self._center = np.select(  # [*A]
+                [is_bounded, only_low, only_high], [(low + high) / 2, low, high]
+            )
             self._half_width = np.where(is_bounded, (high - low) / 2 + cell, 1.0)  # [*A]
         self._is_bounded = bool(is_bounded.all() and (self._half_width > 0).all())
         if self._is_integer:  # bounds as floats that the integer type can hold

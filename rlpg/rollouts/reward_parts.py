@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpg.rollouts.validation import is_scalar
+from rlpg.rollouts.validation import is_number
 
 Sums = tuple[np.ndarray, np.ndarray]  # [N] each: the sum, and over how many steps
 
@@ -38,7 +38,7 @@ class RewardParts:
     def add_single(self, info: Mapping[str, Any], env: int) -> None:
         """Take the `info` of one environment; the sums are those of `add`, to the bit."""
         for name, value in info.items():
-            if name[:7] == "reward_" and (isinstance(value, float) or is_scalar(value, "fiub")):
+            if name[:7] == "reward_" and is_number(value):
                 total, count = self._of(name)
                 total[env] += value
                 count[env] += 1

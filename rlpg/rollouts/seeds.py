@@ -17,7 +17,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 
 from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.rollouts.shared import view
-from rlpg.rollouts.validation import Validator
+from rlpg.rollouts.validation import Validator, flat_mask, is_number
 from rlpg.rollouts.watchdog import Calls, close_quietly, is_from_a_signal
 from rlpg.rollouts.workers import WorkerEnvs
 
@@ -74,6 +74,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
         self._validator = Validator(env.observation_space)
+        self._mask_size: int | None = None  # entries of the first action mask
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
@@ -82,7 +83,7 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """The first observation of the next episode."""
+        """The first observation of the next episode, and what is read of its info."""
         self.episode += 1
         block, place = divmod(self.episode, _BLOCK)
         if block != self._block:
@@ -94,20 +95,22 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._obs, info = self.env.reset(seed=self.episode_seed, options=options)
             fitted = self._validator.observation(self._obs)
             self._validator.outcome(0.0, False, False, info)
+            read = self._read(info)
         except BaseException as error:
             raise self._fault("reset", error) from error
         finally:
             self.calls.end()
-        return fitted, info
+        return fitted, read
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The environment's own step."""
+        """The environment's own step, with what is read of its info."""
         taken = action.copy() if isinstance(action, np.ndarray) else copy.deepcopy(action)
         self.calls.begin(self)
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
             fitted = self._validator.observation(obs)
             self._validator.outcome(reward, terminated, truncated, info)
+            read = self._read(info)
         except BaseException as error:
             raise self._fault("step", error) from error
         finally:
@@ -116,7 +119,28 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             fitted = copy.deepcopy(fitted)
         self._actions.append(taken)
         self._obs = obs
-        return fitted, reward, terminated, truncated, info
+        return fitted, reward, terminated, truncated, read
+
+    def _read(self, info: Mapping[Any, Any]) -> dict[str, Any]:
+        """The entries of an `info` that are used: the action mask, `[M]` bool, and parts of the
+        reward, as floats.
+
+        Others may be anything, and a vector environment would put each into an array with those of
+        the other environments: of the type and shape that came first, which the next need not fit.
+        """
+        read: dict[str, Any] = {}
+        for name, value in info.items():
+            if name == "action_mask" and value is not None:
+                mask = flat_mask(value)
+                if self._mask_size not in (None, len(mask)):
+                    raise EnvironmentFault(
+                        f'info["action_mask"]: expected {self._mask_size} entries, as before, got '
+                        f"{len(mask)}"
+                    )
+                self._mask_size, read[name] = len(mask), mask
+            elif isinstance(name, str) and name[:7] == "reward_" and is_number(value):
+                read[name] = float(value)
+        return read
 
     def close(self) -> None:
         """Close the environment; what goes wrong there harms no one any more."""

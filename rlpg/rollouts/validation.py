@@ -208,6 +208,23 @@ def is_scalar(value: Any, kinds: str) -> bool:
     return np.shape(value) == () and np.asarray(value).dtype.kind in kinds
 
 
+def flat_mask(mask: Any) -> np.ndarray:
+    """`[M]` bool of an action mask; the parts of a composite action's one after the other.
+
+    Raises:
+        EnvironmentFault: it is nothing of numbers.
+    """
+    parts = [as_array(part) for part in (mask if isinstance(mask, tuple | list) else (mask,))]
+    if any(part.dtype.kind not in "biuf" for part in parts):
+        raise _fault('info["action_mask"]', "an array of booleans", mask)
+    return np.concatenate([part.ravel() for part in parts]).astype(bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a single real number or a boolean."""
+    return isinstance(value, float) or is_scalar(value, "fiub")
+
+
 def beyond(name: str, low: Any, high: Any, value: Any) -> str:
     return f"{name}: expected {low:.6g} to {high:.6g}, got {value:.6g}"
 

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentFault, EnvironmentSetupError
+from rlpg.rollouts.validation import flat_mask
 
 if TYPE_CHECKING:  # workers import this module, and need no torch
     from rlpg.policies.observations import Observations
@@ -35,6 +36,9 @@ def probe_action_mask(envs: VectorEnv[Any, Any, Any]) -> int:
         _, info = envs.reset()
     except EnvironmentFault as fault:
         raise EnvironmentFault(f"reset before step 0: {fault}") from fault
+    except Exception as error:  # of a vector environment, where its environments do not fit
+        said = f"{type(error).__name__}: {error}"
+        raise EnvironmentFault(f"reset before step 0: {said}") from error
     return batched_mask(info, envs.num_envs).shape[1] if "action_mask" in info else 0
 
 
@@ -57,7 +61,7 @@ def batched_mask(
     if isinstance(masks, tuple):
         masks = np.concatenate([np.reshape(part, (num_envs, -1)) for part in masks], axis=1)
     elif masks.dtype == object:
-        rows = {n: _flat(masks[n]) for n in np.flatnonzero(given)}
+        rows = {n: flat_mask(masks[n]) for n in np.flatnonzero(given)}
         masks = np.ones((num_envs, len(next(iter(rows.values())))), dtype=bool)
         for n, row in rows.items():
             masks[n] = row
@@ -102,8 +106,3 @@ def remembers_ends(envs: VectorEnv[Any, Any, Any]) -> bool:
         and not base.shared_memory
         and base.autoreset_mode is AutoresetMode.NEXT_STEP
     )
-
-
-def _flat(mask: Any) -> np.ndarray:
-    parts = mask if isinstance(mask, tuple | list) else (mask,)
-    return np.concatenate([np.ravel(part) for part in parts]).astype(bool)

@@ -497,3 +497,21 @@ def test_the_global_generators_are_not_touched():
         head.draw(outputs_for(head, 8), generator())
     assert torch.equal(before, torch.get_rng_state())
     assert (numpy_before == np.random.get_state()[1]).all()
+
+
+INF, MAX = np.inf, np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "first"),
+    [(5, INF, 5), (-INF, -7, -7), (0, INF, 0), (5, MAX, 5), (-MAX, INF, 0), (-INF, INF, 0),
+     (100, 101, 100.5), (-MAX, MAX, 0), (-1e6, 1e6, 0)],
+)  # fmt: skip
+def test_an_action_with_one_bound_begins_at_the_bound(
+    low: float, high: float, first: float
+) -> None:
+    """Between 5 and infinity it began at 0: every draw was clipped to 5, and nothing was learned."""
+    head = make_head(spaces.Box(np.float32([low]), np.float32([high])))
+    assert head.to_env(np.zeros(1, np.float32)) == first
+    on_device = head.to_env_on(torch.device("cpu"))
+    assert on_device(torch.zeros(1)) == first
