@@ -160,8 +160,10 @@ class Train(Importing):
         if paths:
             report(f"saved in {', '.join(paths)}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-            report(f"       tensorboard --logdir {paths[0] if folder else 'runs'}")
+            is_own = ":" in self.env  # a module, which a file may not choose
+            named = f" --env {quoted(self.env)}" if is_own else ""
+            report(f"next:  rlpg evaluate {paths[0]} --episodes 100{named}")
+            report(f"       tensorboard --logdir {quoted(folder) if folder else 'runs'}")
         return EXIT_FAILED if errors else 0
 
 

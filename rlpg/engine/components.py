@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import Space, spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import num_ranks, rank, share
@@ -200,7 +201,8 @@ def training_envs(
 ) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
-    if name != told:
+    # The spec of an id (environment.wrappers) does not say which module it is from.
+    if name != (told.rpartition(":")[2] if isinstance(env, EnvSpec) else told):
         raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
     num_envs = share("rollout.num_envs", recipe.rollout.num_envs)
     if num_ranks() > 1 and isinstance(env, VectorEnv | gymnasium.Env):

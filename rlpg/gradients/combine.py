@@ -114,9 +114,15 @@ class Mixture:
         self.exact_ivw = exact_ivw
         self.credit = torch.zeros_like(self.log_prob)  # [lanes], known when the program has ended
         self.score_share: Tensor | None = None  # [lanes], k; None while measuring
-        self.sample: Tensor
-        self.anchor: Tensor
-        self.sample, self.anchor = _Join.apply(self, *self.own)  # type: ignore[no-untyped-call]
+
+    def join(self) -> tuple[Tensor, Tensor]:
+        """The sample `[lanes, ...]`, and a scalar 0 whose gradient has the surrogate pay the score.
+
+        They are the caller's: their graph holds this object, so that, kept in it, neither would
+        ever be freed.
+        """
+        joined: tuple[Tensor, Tensor] = _Join.apply(self, *self.own)  # type: ignore[no-untyped-call]
+        return joined
 
     def _own_parameters(self) -> None:
         """Refuses parameters of which it cannot be told what each lane contributes."""

@@ -43,7 +43,8 @@ class Node:
     branch: Tensor | None  # weight of each branch at this point, sums to 1
     baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
     dist: Distribution
-    mixture: Mixture | None = None  # set for "combine"
+    mixture: Mixture | None = None  # set for "combine", with the next
+    anchor: Tensor | None = None  # scalar 0; see `Mixture.join`
     controlled: Controlled | None = None
     lanes_may_depend: bool = False  # on each other: their random numbers were given
     subtracted: Tensor | None = None  # what a baseline gave before it learned from this
@@ -51,7 +52,7 @@ class Node:
     @property
     def grad_fn(self) -> GradFn | None:
         """Where the gradient of later terms must arrive, if the sample carries one."""
-        return None if self.mixture is None else self.mixture.sample.grad_fn
+        return None if self.anchor is None else self.anchor.grad_fn  # the sample's, too
 
 
 @dataclass

@@ -406,8 +406,11 @@ class Tape:
         self._scored.append((name, dist))
         self._path = self._path or name
         mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw, lane_copies=self._copies)
-        self._node(name, dist, mixture.path.detach(), mixture.log_prob, baseline, mixture)
-        return mixture.sample
+        sample, anchor = mixture.join()
+        path = mixture.path.detach()
+        node = self._node(name, dist, path, mixture.log_prob, baseline, mixture)
+        node.anchor = anchor
+        return sample
 
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
         with naming(name):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlpg.distributed import (
     gather_columns,
+    is_alone,
     num_ranks,
     own_columns,
     sum_over_ranks,
@@ -88,7 +89,13 @@ class LinearValue(StateValue):
         keep = weight > 0
         design = self._design(samples.obs[:-1], samples.time)[keep]  # [S, 2 F + 4]
         target = returns[keep].double()  # [S]
-        size, gram, moment = sums_over_ranks(keep.sum(), design.T @ design, design.T @ target)
+        # With fewer samples than numbers (images) w = D' (D D' + ridge)^-1 target: the same w,
+        # from a system of S equations; the other one would take minutes and gigabytes.
+        is_wide = is_alone() and 0 < len(design) < design.shape[1]
+        if is_wide:
+            size, gram, moment = keep.sum(), design @ design.T, target
+        else:
+            size, gram, moment = sums_over_ranks(keep.sum(), design.T @ design, design.T @ target)
         if size == 0:
             return {}
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -96,7 +103,7 @@ class LinearValue(StateValue):
         for _ in range(6):
             solution, _ = torch.linalg.solve_ex(gram + ridge * identity, moment)
             if bool(torch.isfinite(solution).all()):
-                self.coefficients = solution
+                self.coefficients = design.T @ solution if is_wide else solution
                 break
             ridge *= 10
         return {}

@@ -104,10 +104,11 @@ def test_lelands_volatility_pays_for_the_costs() -> None:
     [
         HedgingDynamics(cost=0.002),
         HedgingDynamics(cost=0.002, objective="cvar", level=0.3),
+        HedgingDynamics(cost=0.002, model="heston", vol_of_vol=0.8),
         LQRDynamics(observe_time=True),
         SwingUpDynamics(),
     ],
-    ids=["mean-variance", "cvar", "lqr", "swing-up"],
+    ids=["mean-variance", "cvar", "heston", "lqr", "swing-up"],
 )
 def test_a_step_has_the_gradient_of_finite_differences(env: Any) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -121,6 +122,55 @@ def test_a_step_has_the_gradient_of_finite_differences(env: Any) -> None:
 
     state, action = state.clone().requires_grad_(), (action * 0.7).requires_grad_()
     assert torch.autograd.gradcheck(step, (state, action))
+
+
+def heston_paths(paths: int, **options: Any) -> tuple[HedgingDynamics, Tensor]:
+    """Log prices and variances `[T + 1, paths, 2]` of Heston's model, from one seed."""
+    env = HedgingDynamics(model="heston", **options)
+    state = env.reset(paths, torch.Generator().manual_seed(2), torch.float64)
+    states = [state]
+    for _ in range(env.num_steps):
+        state, _, _ = env.step(state, torch.zeros((paths, 1)))
+        states.append(state)
+    return env, torch.stack(states)[..., [0, 4]]
+
+
+def test_hestons_price_is_a_martingale_and_his_variance_has_its_mean() -> None:
+    """E v = theta + (v_0 - theta) exp(-kappa t), and dW dZ = rho dt; z-tests, |z| < 4."""
+    env, paths = heston_paths(20_000, long_run_volatility=0.4, mean_reversion=1.0)
+    price, variance = paths[-1, :, 0].exp(), paths[-1, :, 1]
+    assert abs(float((price.mean() - 1) / price.std())) * 20_000**0.5 < 4
+    error = variance.mean() - 0.16 - (0.04 - 0.16) * math.exp(-env.years)  # Euler's is 3e-5
+    assert abs(float(error / variance.std())) * 20_000**0.5 < 4
+    moves = paths.diff(dim=0)[0].T  # [2, paths]
+    assert float(torch.corrcoef(moves)[0, 1]) == pytest.approx(-0.7, abs=4 * 0.51 / 20_000**0.5)
+
+
+def test_heston_without_volatility_of_variance_is_black_and_scholes() -> None:
+    heston, plain = HedgingDynamics(model="heston", vol_of_vol=0.0), HedgingDynamics(cost=0.0)
+    uniform = torch.rand((50, 60), dtype=torch.float64)
+    states = [heston.start(uniform), plain.start(uniform[:, :30])]
+    for _ in range(30):
+        found = [
+            env.step(s, env.delta(env.observe(s)))
+            for env, s in zip((heston, plain), states, strict=True)
+        ]
+        states = [after for after, _, _ in found]
+        torch.testing.assert_close(found[0][1], found[1][1])
+    torch.testing.assert_close(states[0][:, :4], states[1][:, :4])
+
+
+def test_a_variance_below_zero_moves_no_price_and_has_a_finite_gradient() -> None:
+    """Heston's variance at -0.01 comes back by kappa theta dt; the price waits for it."""
+    env = HedgingDynamics(model="heston")
+    state = env.reset(3, torch.Generator().manual_seed(0), torch.float64)
+    state[:, 4] = torch.tensor([-0.01, 0.0, 1e-4])
+    state.requires_grad_()
+    after, reward, _ = env.step(state, torch.full((3, 1), 0.5, dtype=torch.float64))
+    assert (after[:, 0] == 0).tolist() == [True, True, False]
+    assert float(after[0, 4].detach()) == pytest.approx(-0.01 + 2 * 0.04 / 252)
+    (gradient,) = torch.autograd.grad(reward.sum() + env.observe(after).sum(), state)
+    assert gradient.isfinite().all()
 
 
 def test_the_pole_keeps_its_energy() -> None:
@@ -145,10 +195,29 @@ def test_the_pole_keeps_its_energy() -> None:
     assert energy(state) == pytest.approx(before, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"objective": "vega"}, {"num_steps": 0}, {"tail": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "vega"},
+        {"num_steps": 0},
+        {"tail": 1.5},
+        {"model": "sabr"},
+        {"vol_of_vol": 0.3},
+        {"model": "heston", "correlation": -1.5},
+    ],
+)
 def test_refuses_what_is_no_task(options: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         HedgingDynamics(**options)
+
+
+def test_gymnasium_shows_hestons_volatility() -> None:
+    envs, _ = make_envs("rlpg/Hedging-v0", 2, seed=0, kwargs={"model": "heston"})
+    assert envs.reset()[0][:, 4].tolist() == [1.0, 1.0]
+    obs = envs.step(envs.action_space.sample())[0]
+    assert obs.shape == (2, 5)
+    assert 0.8 < obs[0, 4] != obs[1, 4] < 1.2
+    envs.close()
 
 
 @pytest.mark.parametrize("backend", ["auto", "sync"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,7 @@ from torch.distributions import Gamma, Independent, Normal
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut, OptimalConstant
 from rlpg.gradients.combine import mixing_weight
+from rlpg.gradients.events import Node
 from rlpg.gradients.tape import How, Tape
 
 
@@ -219,3 +222,16 @@ def test_policy_weights_are_unbiased_and_calmer_where_steps_are_many() -> None:
     error = math.sqrt(float(own.var() + policy.var()) / len(own))
     assert abs(float(own.mean() - policy.mean())) < 4 * error
     assert float(policy.var()) < float(own.var())
+
+
+def test_a_mixture_that_nobody_needs_any_more_stayed_in_memory() -> None:
+    """Its graph held it and it held its graph: training with combine grew by every window."""
+    mean = torch.zeros(8, requires_grad=True)
+    tape = Tape("combine")
+    tape.add(tape.sample(Normal(mean + 1, torch.ones(8))).square())
+    tape.surrogate().backward()
+    (mixture,) = (weakref.ref(event.mixture) for event in tape.events if isinstance(event, Node))
+    assert mixture() is not None
+    del tape
+    gc.collect()
+    assert mixture() is None
