@@ -102,8 +102,9 @@ class Evaluate(PlayingPolicy):
         from rlpg.engine.device import device_of
         from rlpg.verbs.evaluation import evaluate_saved
 
-        saved, how = self.load(), self.how(deterministic=not self.stochastic)
+        saved = self.load()
         saved.policy.to(device_of(self.device))
+        how = self.how(deterministic=not self.stochastic)
         found = evaluate_saved(saved, episodes=self.episodes, num_envs=self.num_envs, **how)
         name = self.env or saved.environment["id"]
         print(found.environments, file=sys.stderr)

@@ -120,7 +120,8 @@ def _counted(
             f"{function}: expected a log_prob that carries a gradient, got one without; "
             "recompute it from the stored sample with gradients enabled"
         )
-    if not isinstance(weight, Tensor) or bool(weight.all()):
+    # Only a CPU can tell at once whether there is nothing to leave out.
+    if not isinstance(weight, Tensor) or (weight.device.type == "cpu" and bool(weight.all())):
         return [log_prob, *others]
     return [torch.where(weight != 0, part, 0.0) for part in (log_prob, *others)]
 

@@ -128,11 +128,10 @@ def normalize(x: Tensor, keep: Tensor) -> Tensor:
     count, mean, square, largest = moments_over_ranks(
         keep.sum(), total, centered.square().sum(), largest
     )
-    if count < 2:
-        return wide.to(x.dtype)
     if not is_alone():
         centered = torch.where(keep, wide - mean, 0.0)
-    return _divided(centered, square / (count - 1), largest).to(x.dtype)
+    divided = _divided(centered, square / (count - 1), largest)
+    return torch.where(count < 2, wide, divided).to(x.dtype)
 
 
 def normalize_rows(x: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def _divided(centered: Tensor, variance: Tensor, largest: Tensor) -> Tensor:
     return centered / torch.where(is_rounding, 1.0, deviation)
 
 
-def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:
+def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
     """1 - E[w^2 A^2] / E[w^2 G^2]: the share of the gradient's second moment a baseline took away.
 
     The score function's second moment is E[|score|^2 A^2]; the scores are the same with and
@@ -163,12 +162,12 @@ def variance_removed(returns: Tensor, advantage: Tensor, weight: Tensor) -> floa
     Args:
         returns, advantage, weight: `[T, N]`.
     """
-    before = float((weight * returns).square().sum())
-    after = float((weight * advantage).square().sum())
-    return 1.0 - after / before if before > 0 else math.nan
+    before = (weight * returns).square().sum().double()
+    after = (weight * advantage).square().sum().double()
+    return torch.where(before > 0, 1.0 - after / before, math.nan)
 
 
-def explained_variance(returns: Tensor, advantage: Tensor, weight: Tensor) -> float:
+def explained_variance(returns: Tensor, advantage: Tensor, weight: Tensor) -> Tensor:
     """1 - Var(returns - baseline) / Var(returns), over steps of positive weight; nan for one value.
 
     Args:
@@ -177,6 +176,6 @@ def explained_variance(returns: Tensor, advantage: Tensor, weight: Tensor) -> fl
     slots = rows(weight > 0)
     target, error = slots(returns), slots(advantage)
     if len(target) < 2:
-        return math.nan
-    variance = float(torch.var(target))
-    return 1.0 - float(torch.var(error)) / variance if variance > 0 else math.nan
+        return target.new_tensor(math.nan)
+    variance = torch.var(target).double()
+    return torch.where(variance > 0, 1.0 - torch.var(error).double() / variance, math.nan)

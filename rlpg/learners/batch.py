@@ -66,7 +66,8 @@ class Batch:
         if in_order:
             carry, starts = rollout.carry, rollout.episode_start[:-1]
         else:
-            selects = [(rows(kept[:, envs]), envs) for envs in groups]
+            is_whole = bool(kept.all())  # then no group has to be looked at
+            selects = [(rows(kept[:, envs], are_all=is_whole), envs) for envs in groups]
             laid = [[select(part[:, envs]) for select, envs in selects] for part in parts]
             ends = list(accumulate(map(len, laid[-1])))
             parts = tuple(part[0] if len(part) == 1 else torch.cat(part) for part in laid)
@@ -102,7 +103,8 @@ class Batch:
     def places(self) -> Places:
         """Where the samples, or the sequences, of the whole batch are among those of all ranks."""
         groups = partial(environment_groups, len(self.kept))
-        return places(self.kept, groups, in_order=self.in_order)
+        number = self.weight.numel()
+        return places(self.kept, number, groups, in_order=self.in_order)
 
     @property
     def groups(self) -> list[Batch]:

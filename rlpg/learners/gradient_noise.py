@@ -23,7 +23,7 @@ def environment_groups(num_steps: int, num_envs: int) -> list[slice]:
 
 def signal_to_noise(
     per_group: Tensor, sizes: Sequence[int], gradient: Tensor | None = None
-) -> float:
+) -> Tensor:
     """|E g|^2 / tr Cov g, from K gradients that independent groups contributed to g = sum of them.
 
     With N environments in all, n_k and g_k of group k, and C an environment's covariance / N^2,
@@ -40,12 +40,12 @@ def signal_to_noise(
             rank's groups; None: the sum of these.
     """
     if len(per_group) < 2:
-        return math.nan
+        return per_group.new_tensor(math.nan)
     size = torch.tensor(sizes, dtype=per_group.dtype, device=per_group.device).unsqueeze(1)
     own, num_envs = per_group.sum(dim=0), size.sum()
     spread = (size * (per_group / size - own / num_envs).square()).sum()
-    noise = float(num_envs * spread) / (len(per_group) - 1)
+    noise = (num_envs * spread).double() / (len(per_group) - 1)
     if gradient is not None:
         own, noise = gradient, noise * num_ranks()
-    signal = float(own.square().sum()) - noise
-    return signal / noise if noise > 0 else math.nan
+    signal = own.square().sum().double() - noise
+    return torch.where(noise > 0, signal / noise, math.nan)

@@ -30,7 +30,7 @@ from rlpg.learners.advantages import (
 )
 from rlpg.learners.batch import Batch, refuse_too_many
 from rlpg.learners.gradient_noise import signal_to_noise
-from rlpg.learners.optimizer import Optimizer
+from rlpg.learners.optimizer import Number, Optimizer
 from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
@@ -158,7 +158,7 @@ class Learner(ABC):
             log_prob: `[S]` of the batch's actions under the policy as it is now.
         """
 
-    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+    def improve(self, batch: Batch, lr_scale: float) -> Mapping[str, Number]:
         """Make the policy better: one gradient step, unless a subclass does otherwise.
 
         Args:
@@ -166,7 +166,8 @@ class Learner(ABC):
             lr_scale: multiplies the learning rate.
 
         Returns:
-            Metrics to log, by TensorBoard tag.
+            Metrics to log, by TensorBoard tag. A scalar that is left on the device is read with the
+            others, in one wait.
         """
         # Independent groups of environments cost no extra pass and show the gradient's noise.
         gradients, log_probs, sums = [], [], dict[str, Tensor]()
@@ -183,7 +184,7 @@ class Learner(ABC):
         gradient = sum_over_ranks(per_group.sum(dim=0))
         norm = self.optimizer.step(gradient, lr_scale)
         batch = replace(batch, log_prob=torch.cat(log_probs, dim=1 if batch.in_order else 0))
-        return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {
+        return {name: value / batch.weight.sum() for name, value in sums.items()} | {
             "train/approx_kl": self.approx_kl(batch, KL_SAMPLES),
             "gradient/norm": norm,
             "gradient/signal_to_noise": signal_to_noise(per_group, batch.group_sizes, gradient),
@@ -238,7 +239,7 @@ class Learner(ABC):
         return float(value) * scheduled(self.schedules.get(name, own), self.progress)
 
     @torch.no_grad()
-    def approx_kl(self, batch: Batch, num_samples: int | None = None) -> float:
+    def approx_kl(self, batch: Batch, num_samples: int | None = None) -> Tensor:
         """KL(policy that acted || policy now), by the low-variance estimator (Schulman 2020).
 
         Args:
@@ -250,7 +251,7 @@ class Learner(ABC):
         log_ratio = some.log_prob_of(some.distribution(self.policy)) - some.log_prob
         kl = torch.expm1(log_ratio) - log_ratio
         counts = some.weight > 0
-        return float(torch.where(counts, kl, 0.0).sum() / counts.sum().clamp(min=1))
+        return torch.where(counts, kl, 0.0).sum() / counts.sum().clamp(min=1)
 
     @torch.no_grad()
     def batch(self, rollout: Rollout, advantages: Advantages | None = None) -> Batch:
@@ -288,15 +289,16 @@ class Learner(ABC):
 
         Raises:
             NumericalFault: a gradient is not finite. Nothing has changed if it is the first one of
-                the policy; if it is the value network's, the policy has taken its step.
+                the policy; if it is the value network's, the policy has taken its step. Elsewhere
+                than on a CPU it is raised after the other steps were taken.
         """
         self.progress = min(max(progress, 0.0), 1.0)
         rollout = rollout.to(self.policy.device)
         lr_scale *= self.scheduled("learning_rate", 1.0)
         advantages = self.advantages(rollout)
         weight = advantages.weight
-        own_loss = -float((weight * advantages.normalized).sum())
-        metrics = {
+        own_loss = -(weight * advantages.normalized).sum().double()
+        unread: dict[str, Number] = {
             "train/policy_loss": own_loss * num_ranks(),
             "train/entropy": math.nan,
             "train/explained_variance": explained_variance(
@@ -309,9 +311,10 @@ class Learner(ABC):
             ),
         }
         if "learning_rate" in self.settings.names():
-            metrics["train/learning_rate"] = self.settings.learning_rate * lr_scale
+            unread["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
-            metrics |= self.improve(self.batch(rollout, advantages), lr_scale)
+            unread |= self.improve(self.batch(rollout, advantages), lr_scale)
+        metrics = self.optimizer.read(unread)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
         if isinstance(self.baseline, StateValue):
             self.baseline.advance(rollout)

@@ -21,6 +21,7 @@ from rlpg.errors import UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
+from rlpg.learners.optimizer import Number
 from rlpg.learners.settings import LearnerSettings, NaturalSettings
 
 
@@ -36,15 +37,15 @@ class NaturalGradient(Learner):
             log_prob, batch.log_prob, batch.advantage, weight=batch.weight
         )
 
-    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+    def improve(self, batch: Batch, lr_scale: float) -> dict[str, Number]:
         """Direction by conjugate gradients, length by the KL, and the line search."""
         s, optimizer = self.settings, self.optimizer
         objective, _, terms = self.objective(batch)
         gradient = optimizer.gradient(objective)
         own = terms["train/entropy"], batch.weight.sum(), objective.detach()
         entropy, weight, start_value = sums_over_ranks(*own)
-        metrics = {
-            "train/entropy": float(entropy / weight),
+        metrics: dict[str, Number] = {
+            "train/entropy": entropy / weight,
             "gradient/norm": optimizer.norm(gradient),
             "train/approx_kl": 0.0,
             "train/line_search_steps": 0.0,

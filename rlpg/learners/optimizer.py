@@ -1,6 +1,7 @@
 """`Optimizer`: gradient ascent by Adam on one flat parameter vector, for policies and critics.
 
-The one minus sign, the one norm clip and the one check that a gradient is finite are here.
+The one minus sign, the norm clip and the check that a gradient is finite are here. A CPU reads its
+numbers as they come; elsewhere steps wait for nothing, and `read` waits once for all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
+Number = float | Tensor
+"""A number that is known, or a scalar on a device."""
 
 
 class Optimizer:
@@ -63,6 +66,7 @@ class Optimizer:
         self._flatten()
         self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)  # [P]
         self._count = torch.zeros((), device=self._flat.device)  # steps so far
+        self._lost = torch.zeros_like(self._count, dtype=torch.float64)  # steps that `read` tells
 
     def gradient(self, objective: Tensor) -> Tensor:
         """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0."""
@@ -88,8 +92,11 @@ class Optimizer:
         flat: Tensor = torch._utils._flatten_dense_tensors(parts)  # in one call; none is sparse
         return flat
 
-    def step(self, gradient: Tensor, lr_scale: float = 1.0) -> float:
+    def step(self, gradient: Tensor, lr_scale: float = 1.0) -> Number:
         """One step up the gradient `[P]` of what is maximized; the gradient's norm.
+
+        Elsewhere than on a CPU the norm is a scalar that has not been waited for, and `read` raises
+        for a gradient that is not finite.
 
         Args:
             gradient: as `gradient` returns it.
@@ -98,21 +105,47 @@ class Optimizer:
         Raises:
             NumericalFault: the gradient is not finite; nothing is changed.
         """
+        if gradient.device.type != "cpu":
+            return self._step_unread(gradient, self.learning_rate * lr_scale)
         norm = self.norm(gradient)
         length = norm if self.max_grad_norm is None else min(norm, self.max_grad_norm)
         if not length * length < torch.finfo(gradient.dtype).max:
             # Adam would never recover from a second moment that is not finite.
-            raise NumericalFault(self._fault(gradient))
+            raise NumericalFault(self._fault(self._culprit(gradient)))
         if length < norm:
             gradient = gradient * (length / norm)
         self._ascend(gradient, self.learning_rate * lr_scale)
         return norm
 
+    def _step_unread(self, gradient: Tensor, learning_rate: float) -> Tensor:
+        """`step`, whose numbers stay where they are."""
+        norm: Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        length = norm if self.max_grad_norm is None else norm.clamp(max=self.max_grad_norm)
+        is_lost = ~(norm.isfinite() & (length.square() < torch.finfo(gradient.dtype).max))
+        gradient = gradient * torch.where(length < norm, length / norm, 1.0)
+        self._ascend(gradient, learning_rate, is_lost.float())
+        self._lost += is_lost
+        return norm
+
+    def read(self, values: Mapping[str, Number]) -> dict[str, float]:
+        """The values as numbers; those on the device are waited for once.
+
+        Raises:
+            NumericalFault: a gradient since the last call was not finite; its step was not taken.
+        """
+        there = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        scalars = [value.detach().to(self._lost).reshape(()) for value in there.values()]
+        lost, *found = torch.stack([self._lost, *scalars]).tolist()
+        if lost:
+            self._lost.zero_()
+            raise NumericalFault(self._fault("one of its parameters"))
+        return {**values, **dict(zip(there, found, strict=True))}
+
     def norm(self, gradient: Tensor) -> float:
         """Euclidean norm of a gradient `[P]`; NumericalFault if it is not finite."""
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         if not math.isfinite(norm):
-            raise NumericalFault(self._fault(gradient))
+            raise NumericalFault(self._fault(self._culprit(gradient)))
         return norm
 
     @torch.no_grad()
@@ -127,13 +160,16 @@ class Optimizer:
         return self._flat.clone()
 
     @torch.no_grad()
-    def _ascend(self, gradient: Tensor, learning_rate: float) -> None:
+    def _ascend(
+        self, gradient: Tensor, learning_rate: float, is_lost: Tensor | None = None
+    ) -> None:
         self._rebind()
-        self._count += 1
+        self._count += 1 if is_lost is None else 1 - is_lost
         torch._fused_adam_(
             [self._flat], [gradient], [self._mean], [self._square], [], [self._count],
             lr=-learning_rate, beta1=_BETAS[0], beta2=_BETAS[1], weight_decay=0.0, eps=_EPS,
             amsgrad=False, maximize=False,  # which would keep the moments of -gradient
+            found_inf=is_lost,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -149,10 +185,13 @@ class Optimizer:
         if [parameter.data_ptr() for parameter in self.parameters] != self._places:
             self._flatten()
 
-    def _fault(self, gradient: Tensor) -> str:
+    def _culprit(self, gradient: Tensor) -> str:
+        """The first parameter whose gradient is not finite."""
         sizes = [float(part.square().sum()) for part in gradient.split(self._sizes)]
         pairs = zip(self._names, sizes, strict=True)
-        bad = next((name for name, size in pairs if not size < math.inf), "all")
+        return next((name for name, size in pairs if not size < math.inf), "all")
+
+    def _fault(self, bad: str) -> str:
         return (
             f"{self._owner}: expected a finite gradient, got NaN, infinity or more than can be "
             f"squared in {bad} after {int(self._count)} steps; look at the rewards, lower the "

@@ -21,6 +21,7 @@ from rlpg.errors import UsageError
 from rlpg.gradients.afterwards import add_terms
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import KL_SAMPLES, Learner
+from rlpg.learners.optimizer import Number
 from rlpg.learners.settings import LearnerSettings, PathwiseSettings
 from rlpg.learners.values import StateValue, ValueNetwork, module_state
 from rlpg.rollouts.rollout import Rollout
@@ -110,11 +111,11 @@ class Pathwise(Learner):
         add_terms(window.tape, terms.unbind(), discounts.unbind(), values)
         return window.tape.surrogate() * batch.weight.sum() / len(terms)  # weight: of this rank
 
-    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+    def improve(self, batch: Batch, lr_scale: float) -> dict[str, Number]:
         """One step along the gradient of the whole window."""
         objective, log_prob, sums = self.objective(batch)
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
-        return {name: float(value / batch.weight.sum()) for name, value in sums.items()} | {
+        return {name: value / batch.weight.sum() for name, value in sums.items()} | {
             "train/approx_kl": self.approx_kl(replace(batch, log_prob=log_prob), KL_SAMPLES),
             "gradient/norm": norm,
         }

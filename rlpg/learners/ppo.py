@@ -20,11 +20,12 @@ from rlpg.learners import rules
 from rlpg.learners.advantages import Advantages
 from rlpg.learners.batch import Batch, normalized
 from rlpg.learners.learner import Learner
+from rlpg.learners.optimizer import Number
 from rlpg.learners.settings import LearnerSettings, PPOSettings
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
-_Step = tuple[Batch, Tensor, dict[str, Tensor], float]  # with [S] log-probs; sums; norm
+_Step = tuple[Batch, Tensor, dict[str, Tensor], Number]  # with [S] log-probs; sums; norm
 
 
 class PPO(Learner):
@@ -45,9 +46,9 @@ class PPO(Learner):
         """Its present value; above 0 also where its schedule has come to an end."""
         return max(self.scheduled("clip_range", self.settings.clip_range), _LEAST_CLIP_RANGE)
 
-    def improve(self, batch: Batch, lr_scale: float) -> dict[str, float]:
+    def improve(self, batch: Batch, lr_scale: float) -> dict[str, Number]:
         """Epochs of minibatches, until `target_kl` is passed."""
-        s, fitted, passes = self.settings, dict[str, float](), list[dict[str, float]]()
+        s, fitted, passes = self.settings, dict[str, Number](), list[dict[str, Number]]()
         length = len(batch.weight) if batch.in_order else None
         num_minibatches = rules.num_minibatches(s.num_minibatches, batch.places.number, length)
         for num_epochs in range(1, s.num_epochs + 1):
@@ -57,7 +58,7 @@ class PPO(Learner):
             steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
             passes.append(self._metrics(steps))
             if s.recompute_advantages:
-                fitted = super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
+                fitted |= super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
             if s.target_kl is not None and passes[-1]["train/approx_kl"] > s.target_kl:
                 break
             if s.recompute_advantages and num_epochs < s.num_epochs:
@@ -68,7 +69,7 @@ class PPO(Learner):
         metrics["train/approx_kl"] = passes[-1]["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
-            self._adapt(metrics["train/approx_kl"], s.desired_kl)
+            self._adapt(float(metrics["train/approx_kl"]), s.desired_kl)
         return metrics | {"train/num_epochs": float(num_epochs)}
 
     def fit_baseline(
@@ -84,20 +85,23 @@ class PPO(Learner):
         norm = self.optimizer.step(self.optimizer.gradient(objective), lr_scale)
         return batch, log_prob, terms, norm
 
-    def _metrics(self, steps: list[_Step]) -> dict[str, float]:
-        """Of a pass of all ranks: every minibatch before its step."""
+    def _metrics(self, steps: list[_Step]) -> dict[str, Number]:
+        """Of a pass of all ranks: every minibatch before its step; not waited for."""
         batches, log_probs, terms, norms = zip(*steps, strict=True)
         pairs = zip(batches, log_probs, strict=True)
-        log_ratio = torch.cat([(now - b.log_prob)[b.weight > 0] for b, now in pairs]).double()
+        log_ratio = torch.cat([(now - b.log_prob).reshape(-1) for b, now in pairs]).double()
+        if batches[0].in_order:  # else there are samples of positive weight only
+            log_ratio = log_ratio[torch.cat([b.weight.reshape(-1) for b in batches]) > 0]
         less_one = torch.expm1(log_ratio)
         is_clipped = (less_one.abs() > self.clip_range).double()
         own = (less_one - log_ratio).sum(), is_clipped.sum(), torch.ones_like(log_ratio).sum()
         kl, clipped, count = sum_over_ranks(torch.stack(own))
         rows = [[*term.values(), b.weight.sum()] for term, b in zip(terms, batches, strict=True)]
         *sums, weight = sum_over_ranks(torch.stack([torch.stack(row) for row in rows])).T
-        return {n: float((x / weight).mean()) for n, x in zip(terms[0], sums, strict=True)} | {
-            "train/approx_kl": float(kl / count),
-            "train/clip_fraction": float(clipped / count),
+        pairs = zip(terms[0], sums, strict=True)
+        return {name: (x / weight).mean().double() for name, x in pairs} | {
+            "train/approx_kl": kl / count,
+            "train/clip_fraction": clipped / count,
             "gradient/norm": sum(norms) / len(steps),
         }
 

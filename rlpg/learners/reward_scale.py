@@ -52,12 +52,12 @@ class RewardScale:
         size, own = torch.tensor(len(batch)), batch.sum()
         own_m2 = (batch - own / max(len(batch), 1)).square().sum()
         found = moments_over_ranks(size, own, own_m2, own_m2)
-        count = int(found[0])
+        told = torch.stack([part.to(own.device, torch.float64) for part in found[:3]])
+        count, mean, m2 = told.tolist()
         if count == 0:
             return
-        mean, m2 = float(found[1]), float(found[2])
         # Chan, Golub & LeVeque 1979: moments of two sets from the moments of each.
-        total, delta = self._count + count, mean - self._mean
+        total, delta = self._count + int(count), mean - self._mean
         self._m2 += m2 + delta**2 * self._count * count / total
         self._mean += delta * count / total
         self._count = total

@@ -20,11 +20,14 @@ class Places:
     own: Tensor | None = None  # [S] int64; None when alone: 0, 1, ...
 
 
-def places(keep: Tensor, groups: Callable[[int], Sequence[slice]], *, in_order: bool) -> Places:
+def places(
+    keep: Tensor, number: int, groups: Callable[[int], Sequence[slice]], *, in_order: bool
+) -> Places:
     """The places of the steps that are kept or, in order, of the sequences of all environments.
 
     Args:
         keep: `[T, n]` bool, this rank's steps.
+        number: how many of them are kept.
         groups: of so many environments; samples are laid one group after the other.
         in_order: whether a sample is the sequence of an environment.
     """
@@ -32,9 +35,9 @@ def places(keep: Tensor, groups: Callable[[int], Sequence[slice]], *, in_order: 
     if in_order:
         number = num_envs * num_ranks()
         return Places(number, None if is_alone() else own_columns(torch.arange(number)))
-    number = int(sum_over_ranks(keep.sum()))
     if is_alone():
         return Places(number)
+    number = int(sum_over_ranks(torch.tensor(number)))
     whole = torch.ones(num_steps, num_envs * num_ranks(), dtype=torch.uint8)  # [T, N]
     if number < whole.numel():
         whole = gather_columns(keep.to("cpu", torch.uint8).T).T

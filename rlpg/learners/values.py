@@ -234,13 +234,14 @@ class ValueNetwork(NetworkValue):
     ) -> dict[str, float]:
         """Minimize the squared error to `returns`, where the weight is positive."""
         keep = weight > 0
-        if not int(sum_over_ranks(keep.sum())):
+        select = rows(keep)
+        own = len(select(returns))
+        if not int(sum_over_ranks(torch.tensor(own))):
             return {}
         old = returns if self._clip_range is None else self.predict(samples)[0]
-        select = rows(keep)
         parts = select(samples.obs[:-1]), select(returns), select(old)  # [S, *O], [S], [S]
         carry, has_memory = self._carry_before(samples), self.network.memory is not None
-        at = places(keep, lambda num_envs: [slice(num_envs)], in_order=has_memory)
+        at = places(keep, own, lambda num_envs: [slice(num_envs)], in_order=has_memory)
         for _ in range(self._num_epochs):
             order, cuts = self._cut(at, len(returns) if has_memory else None)
             order = None if order is None else order.to(keep.device)
@@ -254,7 +255,7 @@ class ValueNetwork(NetworkValue):
                 else:
                     loss, gradient = self._gradient(*(part[cut] for part in laid), size=size)
                 self._optimizer.step(sum_over_ranks(gradient), lr_scale)
-        return {"train/value_loss": loss.item() * num_ranks()}
+        return self._optimizer.read({"train/value_loss": loss.double() * num_ranks()})
 
     def advance(self, rollout: Rollout) -> None:
         if self.network.memory is not None:

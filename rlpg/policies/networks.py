@@ -160,12 +160,11 @@ class Memory(nn.Module):
         """
         num_steps, num_envs = inputs.shape[:2]
         carry = self.initial_carry(num_envs) if carry is None else carry
-        bounds = sorted({0, cut, num_steps})
+        starts: list[int] = []
         if episode_start is not None:
-            starts = episode_start.any(1).nonzero()[:, 0].tolist()
-            bounds = sorted({*bounds, *starts})
-        for first, stop in itertools.pairwise(bounds):
-            if episode_start is not None:
+            starts = [t for t, any_env in enumerate(episode_start.any(1).tolist()) if any_env]
+        for first, stop in itertools.pairwise(sorted({0, cut, num_steps, *starts})):
+            if episode_start is not None and first in starts:
                 carry = restarted(carry, episode_start[first])
             stacked = map_carry(lambda part: part.unsqueeze(0), carry)  # [1, n, size]
             outputs, stacked = self.core(inputs[first:stop], stacked)
@@ -319,8 +318,6 @@ def restarted(carry: Carry, starts: Tensor) -> Carry:
         carry: a tensor `[n, ...]`, or a tuple of them.
         starts: `[n]` bool.
     """
-    if not bool(starts.any()):
-        return carry
     return map_carry(
         lambda part: torch.where(starts.reshape(-1, *(1,) * (part.ndim - 1)), 0.0, part), carry
     )

@@ -92,25 +92,30 @@ class Normalizer(nn.Module):
         Raises:
             NumericalFault: the moments are not finite; nothing is changed.
         """
-        if not (mean.isfinite().all() and m2.isfinite().all()):
+        total = self.count + count
+        is_finite = mean.isfinite().all() & m2.isfinite().all()
+        is_sound, has_seen = torch.stack([is_finite, total > 0]).tolist()  # waits once
+        if not is_sound:
             raise NumericalFault(
                 "observations: expected finite numbers to normalize, got NaN or inf; "
                 "check what the environment returned"
             )
-        total = self.count + count
-        if total == 0:
+        if not has_seen:
             return
         delta = mean - self.mean
         self.mean += delta * (count / total)
         self.m2 += m2 + delta.square() * (self.count * count / total)
         self.count.copy_(total)
-        self.refresh()
+        self.is_identity = False
+        self._derive()
 
     def refresh(self) -> None:
         """Derive the float32 map from the moments; needed only after writing to the buffers."""
         self.is_identity = bool(self.count == 0)
-        if self.is_identity:
-            return
+        if not self.is_identity:
+            self._derive()
+
+    def _derive(self) -> None:
         where = slice(None) if self._index is None else self._index.to(self.mean.device)
         center = self.mean.float()
         scale = (self.var + self.eps).rsqrt()

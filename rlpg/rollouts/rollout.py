@@ -110,11 +110,15 @@ class Rollout:
         return replace(self, **moved)
 
 
-def rows(counts: Tensor) -> Callable[[Tensor], Tensor]:
+def rows(counts: Tensor, *, are_all: bool = False) -> Callable[[Tensor], Tensor]:
     """What takes the S slots that count out of `[T, N, ...]`, as `[S, ...]`.
 
     Where all of them do, as in most rollouts, nothing has to be looked for.
+
+    Args:
+        counts: `[T, N]` bool.
+        are_all: it is known that all of them do.
     """
-    if bool(counts.all()):
+    if are_all or bool(counts.all()):
         return lambda per_slot: per_slot.flatten(0, 1)
     return lambda per_slot: per_slot[counts]

@@ -225,6 +225,35 @@ def test_a_gradient_is_diagnosed_elsewhere_as_here(there: Elsewhere, tmp_path: P
         np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-3, err_msg=ours.name)
 
 
+@pytest.mark.parametrize(
+    ("agent", "said", "expected"),
+    [
+        ("reinforce", {}, 10),
+        ("ppo", {"learner.num_minibatches": 2, "learner.num_value_minibatches": 2}, 10),
+        ("ppo", {"learner.num_minibatches": 5, "learner.num_value_minibatches": 3}, 10),
+        ("ppo", {"learner.num_minibatches": 2, "learner.target_kl": 9.0}, 10 + 4),
+    ],
+)
+def test_an_update_waits_as_often_however_many_minibatches_there_are(
+    agent: str, said: dict[str, Any], expected: int, there: Elsewhere
+) -> None:
+    """For a decision about the rollout, its reward scale, the normalizer, and for the metrics of
+    the policy and of the value network once each; `target_kl` decides after every pass."""
+    passes = {} if agent == "reinforce" else {"learner.num_epochs": 4}
+    own = {"device": "cuda", "environment.id": "CartPole-v1", **passes}
+    recipe = override(Recipe.of(agent), TINY | own | said)
+    with training_envs("CartPole-v1", recipe) as (envs, _):
+        learner = make_learner(make_policy(envs, recipe), recipe)
+        collector = make_collector(envs, learner, recipe, lambda remark: None)
+        for _ in range(2):
+            there.waits.clear()
+            rollout = collect(collector, recipe)
+            assert there.waits.total() == recipe.rollout.num_steps  # to send the actions
+            there.waits.clear()
+            learner.update(rollout)
+            assert there.waits.total() == expected
+
+
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 

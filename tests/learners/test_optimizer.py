@@ -6,13 +6,18 @@ import copy
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rlpg.engine.restore import to_arrays
 from rlpg.errors import NumericalFault, UsageError
 from rlpg.learners.optimizer import Optimizer
+
+sys.path.append(str(Path(__file__).parents[1]))
+from elsewhere import PLACE, elsewhere
 
 SHAPES: list[tuple[int, ...]] = [(3, 4), (5,), (), (2, 1, 2)]
 SIZE = 22
@@ -78,6 +83,42 @@ class TestStep:
         assert torch.equal(flat(parameters), before)
         assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(state[k]))
                    for k, v in optimizer.state_dict().items())  # fmt: skip
+
+    @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+    @pytest.mark.parametrize("bad", [math.nan, -math.inf, 1e36])
+    def test_elsewhere_steps_are_the_same_and_read_tells_of_the_lost_one(
+        self, bad: float, max_grad_norm: float | None
+    ) -> None:
+        here = named()
+        on_cpu = Optimizer(here, learning_rate=0.1, max_grad_norm=max_grad_norm)
+        sizes, generator = (0.0, 0.01, 30.0), torch.Generator().manual_seed(3)
+        gradients = [size * torch.randn(SIZE, generator=generator) for size in sizes]
+        with elsewhere() as mode:
+            there = [(name, nn.Parameter(p.detach().to(PLACE))) for name, p in named()]
+            optimizer = Optimizer(there, learning_rate=0.1, max_grad_norm=max_grad_norm)
+            lost = gradients[1].clone()
+            lost[13] = bad
+            is_lost = max_grad_norm is None or not math.isfinite(bad)  # else it is shortened
+            mode.waits.clear()
+            for gradient in (gradients[0], lost, *gradients[1:]):
+                norm = optimizer.step(gradient.to(PLACE), 0.5)
+            assert mode.waits.total() == 0
+            if is_lost:
+                with pytest.raises(NumericalFault, match="in one of its parameters after 3 steps"):
+                    optimizer.read({})
+            else:
+                on_cpu.step(gradients[0], 0.5)
+                on_cpu.step(lost, 0.5)
+            for gradient in gradients if is_lost else gradients[1:]:
+                expected = on_cpu.step(gradient, 0.5)
+            mode.waits.clear()
+            assert optimizer.read({"a": norm, "b": 2.0}) == {"a": expected, "b": 2.0}
+            assert mode.waits.total() == 1
+            states = on_cpu.state_dict(), to_arrays(optimizer.state_dict())
+            for name, value in states[0].items():
+                torch.testing.assert_close(torch.as_tensor(states[1][name]), torch.as_tensor(value))
+            for (_, theirs), (_, ours) in zip(here, there, strict=True):
+                torch.testing.assert_close(ours.detach().cpu(), theirs.detach())
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_the_clip_hides_nothing(self, bad: float) -> None:
