@@ -55,6 +55,14 @@ def is_first() -> bool:
     return not is_started_by_torchrun() or os.environ["RANK"] == "0"
 
 
+def local_ranks() -> tuple[int, int]:
+    """Which of the processes on this machine this is, and how many there are."""
+    if not is_started_by_torchrun():
+        return 0, 1
+    told = os.environ.get
+    return int(told("LOCAL_RANK", 0)), int(told("LOCAL_WORLD_SIZE", 1))
+
+
 def restarts() -> tuple[int, int]:
     """How often torchrun has started the processes again, and how often it would at most."""
     told = os.environ.get

@@ -246,7 +246,8 @@ def test_other_versions_are_said_and_exact_refuses(
     with killed_at(9):
         train(tmp_path / "run")
     monkeypatch.setattr(
-        "rlpg.verbs.training.versions_now", lambda: {**versions(tmp_path / "run"), "torch": "9.9"}
+        "rlpg.verbs.training.versions_now",
+        lambda recipe: {**versions(tmp_path / "run"), "torch": "9.9"},
     )
     with pytest.raises(UsageError, match=r"torch was 2\.[0-9.+a-z]*, is 9\.9"):
         rlpg.resume(tmp_path / "run", exact=True)

@@ -164,12 +164,13 @@ def test_a_signal_to_torchrun_saves(number: signal.Signals, tmp_path: Path) -> N
     assert not steps or max(steps) <= saved.step
 
 
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_again_and_again_costs_no_more_than_what_was_not_saved(
-    tmp_path: Path,
+    kills: int, tmp_path: Path
 ) -> None:
     """SIGKILL of a random rank at random moments; torchrun starts all of them again."""
     random = np.random.default_rng(4)
-    path, kills = tmp_path / "run", 2
+    path = tmp_path / "run"
     words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000", "--run-dir", path]
     with torchrun(2, *words, restarts=kills) as process:
         before = -1

@@ -157,7 +157,8 @@ class _Check:
                     head = make_head(space)
                     size = counted(head.num_outputs, "output")
                 else:
-                    size = counted(Observations(space).num_features, "feature")
+                    seen = Observations(space)
+                    size = counted(seen.num_features, "feature") + seen.without
             except SpaceError as error:
                 faults.append(str(error))
                 continue

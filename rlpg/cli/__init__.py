@@ -16,7 +16,7 @@ from rlpg.cli.streams import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     complain,
-    open_closed_streams,
+    prepare_streams,
     say,
     silence_broken_output,
 )
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the run failed, 2 it was asked wrongly."""
     if "" not in sys.path:
         sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
-    open_closed_streams()
+    prepare_streams()
     tell_warnings(say)
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))

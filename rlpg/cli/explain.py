@@ -13,6 +13,7 @@ from rlpg.engine.components import (
     training_envs,
     with_what_auto_came_to,
 )
+from rlpg.engine.device import device_of
 from rlpg.learners.rules import REASONS, num_minibatches
 from rlpg.learners.settings import AGENTS
 from rlpg.policies.references import UserParts
@@ -45,7 +46,7 @@ def explained(
     of_agent = diff(Recipe.of(agent, type(base.learner)), Recipe())
     values = flatten(with_what_auto_came_to(recipe, learner)) | followed(recipe)
     for key, value in values.items():
-        if key in given or key == "environment.id":
+        if (key in given and before[key] != "auto") or key == "environment.id":
             why = "given"
         elif value != before[key] or before[key] == "auto" or key == "agent":
             why = f"by rule: {REASONS[key]}"
@@ -57,10 +58,11 @@ def explained(
 
 
 def followed(recipe: Recipe) -> dict[str, Any]:
-    """What follows from the size of a run and of a rollout."""
+    """What follows from the size of a run and of a rollout, and from the machine."""
     rollout, learner = recipe.rollout, recipe.learner
     names = ("log.every", "evaluation.every", "checkpoint.every")
     found: dict[str, Any] = dict(zip(names, intervals(recipe), strict=True))
+    found["device"] = device_of(recipe.device).type
     size, length = rollout.num_envs * rollout.num_steps, None
     if recipe.policy.memory:
         size, length = rollout.num_envs, rollout.num_steps

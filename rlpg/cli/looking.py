@@ -23,6 +23,7 @@ from rlpg.cli.verb import (
     write_json,
 )
 from rlpg.errors import UsageError
+from rlpg.runs.recipe import Device
 from rlpg.settings import Natural
 
 FORMATS = ("png", "svg", "pdf")
@@ -103,6 +104,8 @@ class Diagnose(Playing):
     """the run's folder"""
     episodes: Number = 256
     """number of episodes to measure with"""
+    device: Device = "cpu"
+    """where the networks are"""
     plot: File | None = None
     """draw the table to this file"""
 
@@ -116,7 +119,8 @@ class Diagnose(Playing):
 
         found = diagnosis.diagnose(
             self.run_path, env=self.env, env_kwargs=self.kwargs, episodes=self.episodes,
-            seed=self.seed, parts=UserParts(import_modules=self.import_modules),
+            seed=self.seed, device=self.device,
+            parts=UserParts(import_modules=self.import_modules),
         )  # fmt: skip
         self.write(found.as_dict())
         if self.plot is not None:

@@ -155,4 +155,5 @@ def _refuse(name: str, verb: type[Verb], word: str, before: str, value: str | No
     if before and value and _NUMBERS.fullmatch(word):
         several = f"; {verb.key(before)}s takes several" if f"{before}s" in kinds(verb) else ""
         raise UsageError(f"{verb.key(before)}: expected one value, got {value} {word}{several}")
-    raise UsageError(f"{word}: expected an option, got a word; see `rlpg {name} --help`")
+    what = "no such option" if word.startswith("-") else "expected an option, got a word"
+    raise UsageError(f"{word}: {what}; see `rlpg {name} --help`")

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from rlpg.cli.streams import quoted, report
 from rlpg.cli.verb import File, Folder, Importing, Number, Playing, Verb, check_extra, check_file
+from rlpg.runs.recipe import Device
 from rlpg.settings import Size
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class Evaluate(PlayingPolicy):
     """sample actions instead of the most likely category, or the center of a Gaussian"""
     num_envs: Size | None = None
     """copies side by side (none: as many as episodes, at most 64)"""
+    device: Device = "cpu"
+    """where the policy is"""
     video: File | None = None
     """film one episode more; without FILE as episode.mp4"""
 
@@ -96,9 +99,11 @@ class Evaluate(PlayingPolicy):
         check_file("--video", self.video, "imageio_ffmpeg", "video")
 
     def run(self) -> int:
+        from rlpg.engine.device import device_of
         from rlpg.verbs.evaluation import evaluate_saved
 
         saved, how = self.load(), self.how(deterministic=not self.stochastic)
+        saved.policy.to(device_of(self.device))
         found = evaluate_saved(saved, episodes=self.episodes, num_envs=self.num_envs, **how)
         name = self.env or saved.environment["id"]
         print(found.environments, file=sys.stderr)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from contextlib import suppress
-from typing import TextIO
 
 from rlpg.distributed import is_first
 
@@ -28,7 +28,7 @@ def report(line: object) -> None:
     if not is_first():
         return
     try:
-        print(_encodable(str(line), sys.stdout), flush=True)
+        print(line, flush=True)
     except (OSError, ValueError):
         silence_broken_output()
 
@@ -41,14 +41,7 @@ def quoted(path: object) -> str:
 def say(text: str) -> None:
     """One line on the error stream, if it takes one."""
     with suppress(OSError, ValueError):
-        line = _encodable("rlpg: " + " ".join(text.split()), sys.stderr)
-        print(line, file=sys.stderr)
-
-
-def _encodable(text: str, stream: TextIO) -> str:
-    """The text with escapes for what the stream cannot encode, such as parts of file names."""
-    encoding = stream.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+        print("rlpg:", " ".join(text.split()), file=sys.stderr)
 
 
 def silence_broken_output() -> None:
@@ -60,10 +53,16 @@ def silence_broken_output() -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def open_closed_streams() -> None:
-    """Streams that were closed at the start (`2>&-`) lead nowhere, not into a file of the run."""
+def prepare_streams() -> None:
+    """Streams that were closed at the start (`2>&-`) lead nowhere, not into a file of the run.
+
+    What a stream cannot encode, such as ± in ASCII or parts of file names, is escaped.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

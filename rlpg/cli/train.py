@@ -25,7 +25,7 @@ from rlpg.cli.verb import (
 )
 from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
 from rlpg.errors import RlpgError, UsageError
-from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import safe_name
 from rlpg.settings import Count, Finite, Natural
 
@@ -160,8 +160,10 @@ class Train(Importing):
         if paths:
             report(f"saved in {', '.join(paths)}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100")
-            report(f"       tensorboard --logdir {paths[0] if folder else 'runs'}")
+            is_own = ":" in self.env  # a module, which a file may not choose
+            named = f" --env {quoted(self.env)}" if is_own else ""
+            report(f"next:  rlpg evaluate {paths[0]} --episodes 100{named}")
+            report(f"       tensorboard --logdir {quoted(folder) if folder else 'runs'}")
         return EXIT_FAILED if errors else 0
 
 
@@ -182,6 +184,8 @@ class Resume(Importing, WithEnvironment):
     """the run's folder"""
     total_steps: Count | None = None
     """a new budget (none: the run's own)"""
+    device: Device | None = None
+    """where the networks are from now on (none: the run's own)"""
     env: EnvironmentId | None = None
     """where the run does not know how to make its environment"""
     exact: bool = False
@@ -202,7 +206,7 @@ class Resume(Importing, WithEnvironment):
 
         run = resume(
             self.run_path, env=self.env, env_kwargs=self.kwargs, total_steps=self.total_steps,
-            exact=self.exact, stop_at_return=self.stop_at_return,
+            device=self.device, exact=self.exact, stop_at_return=self.stop_at_return,
             loggers=[TrackerLogger(self.track, str(self.run_path), {})] if self.track else [],
             import_modules=self.import_modules, quiet=self.quiet,
         )  # fmt: skip

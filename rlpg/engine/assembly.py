@@ -10,6 +10,7 @@ import torch
 
 from rlpg.distributed import gather, num_ranks, rank, sum_over_ranks
 from rlpg.engine.components import make_collector, make_learner, make_policy, training_envs
+from rlpg.engine.device import require_one_kind
 from rlpg.engine.evaluator import Evaluator
 from rlpg.engine.metrics import MetricsAccumulator
 from rlpg.engine.restore import fitting, restore, restore_tensors
@@ -81,6 +82,7 @@ def assembled(
         stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe, parts))
         policy = make_policy(envs, recipe, parts)
+        require_one_kind(policy.device)
         learner = make_learner(policy, recipe, parts)
         is_cut = recipe.rollout.episodes_per_env is None
         num_envs = envs.num_envs * num_ranks()
@@ -88,10 +90,11 @@ def assembled(
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))
+        where = "" if policy.device.type == "cpu" else f"networks on {policy.device}"
         display = Display(
             f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}",
             total_steps=recipe.total_steps,
-            notes=(description, policy.observations.describe_in_words(), evaluator.note),
+            notes=(description, policy.observations.describe_in_words(), where, evaluator.note),
             quiet=quiet or rank() > 0,
             verbose=hooks.verbose,
         )

@@ -14,9 +14,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import Space, spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import num_ranks, rank, share
+from rlpg.engine.device import device_of
 from rlpg.engine.shipped import recipe_for
 from rlpg.errors import RlpgError, UsageError
 from rlpg.gradients.baselines import Baseline, Value
@@ -199,7 +201,8 @@ def training_envs(
 ) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
-    if name != told:
+    # The spec of an id (environment.wrappers) does not say which module it is from.
+    if name != (told.rpartition(":")[2] if isinstance(env, EnvSpec) else told):
         raise UsageError(f"environment.id: expected {name}, which is trained on, got {told}")
     num_envs = share("rollout.num_envs", recipe.rollout.num_envs)
     if num_ranks() > 1 and isinstance(env, VectorEnv | gymnasium.Env):
@@ -257,8 +260,16 @@ def made_by_own_part(kind: str, name: str) -> Iterator[None]:
 def make_policy(
     envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts | None = None
 ) -> Policy:
-    """A fresh policy for these environments."""
-    settings, parts = recipe.policy, parts or UserParts()
+    """A fresh policy for these environments, on the device that the recipe says.
+
+    Raises:
+        UsageError: there is no such device, or the user's part does not make a policy.
+    """
+    return _fresh_policy(envs, recipe, parts or UserParts()).to(device_of(recipe.device))
+
+
+def _fresh_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts) -> Policy:
+    settings = recipe.policy
     both = envs.single_observation_space, envs.single_action_space
     options: dict[str, Any] = {
         "info_mask": probe_action_mask(envs) if settings.action_mask else 0,

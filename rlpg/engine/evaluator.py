@@ -14,6 +14,7 @@ from rlpg.distributed import rank
 from rlpg.engine.components import environment_options, seed_sequence
 from rlpg.errors import EnvironmentFault, SpaceError
 from rlpg.policies import Policy
+from rlpg.policies.spaces import without_text
 from rlpg.rollouts import Collector, EnvSource, another_like, make_envs, reseed
 from rlpg.runs.recipe import Recipe
 
@@ -144,7 +145,7 @@ def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any]) -> None:
         SpaceError: names what differs.
     """
     pairs = (
-        ("observation", policy.observations.space, envs.single_observation_space),
+        ("observation", policy.observations.space, without_text(envs.single_observation_space)),
         ("action", policy.head.space, envs.single_action_space),
     )
     for kind, own, given in pairs:

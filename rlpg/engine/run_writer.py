@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlpg.engine.device import device_of
 from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.restore import to_arrays
 from rlpg.policies import Policy
@@ -60,7 +61,7 @@ class RunWriter:
         self._save = Saver(warn, folder.check)
         # Policies that the disk has refused: a best one may stay the best to the end.
         self._waiting: dict[Path, tuple[dict[str, Any], Any]] = {}
-        self._versions = versions_now()
+        self._versions = versions_now(recipe)
         self._curves = Curves(
             folder.path,
             env_id=recipe.environment.id,
@@ -201,10 +202,13 @@ def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def versions_now() -> dict[str, str]:
+def versions_now(recipe: Recipe) -> dict[str, str]:
     """All that the bits of a run depend on, besides its recipe."""
     capability = torch.backends.cpu.get_cpu_capability()
-    return versions({"torch threads": torch.get_num_threads(), "cpu capability": capability})
+    found = {"torch threads": torch.get_num_threads(), "cpu capability": capability}
+    device = device_of(recipe.device)
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return versions(found | gpu)
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

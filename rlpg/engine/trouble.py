@@ -13,7 +13,7 @@ from rlpg.runs.recipe import Recipe
 
 ENTRIES = 20  # of the log that a verdict is the mean of
 LITTLE = 0.1  # deviation of the episodes' returns, in mean returns: less leaves nothing to explain
-FIRST = 50  # episodes that tell what the policy could do before it learned
+EPISODES = 50  # the first and the last ones tell whether a policy has learned
 EARLY = 0.05  # share of the budget after which the value network should predict something
 HALF = 0.5  # share of the budget before which a policy should still explore
 GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
@@ -36,16 +36,17 @@ class Trouble:
         self._recipe, self._warn = recipe, warn
         self._is_discrete, self._numbers = head.is_discrete, max(math.prod(head.action_shape), 1)
         self._recent: dict[str, deque[float]] = {}
-        self._returns: deque[list[float]] = deque([[]], maxlen=ENTRIES)  # between two entries
-        self._start: list[float] = []  # returns of the first episodes
+        self._first_returns: list[float] = []
+        self._returns: deque[float] = deque(maxlen=EPISODES)
         self._first: float | None = None  # entropy
         self._told: set[str] = set()
 
     def episodes(self, returns: Iterable[float]) -> None:
         """Episodes that ended before the next entry."""
-        returns = list(returns)
-        self._returns[-1] += returns
-        self._start += returns[: FIRST - len(self._start)]
+        for value in returns:
+            self._returns.append(value)
+            if len(self._first_returns) < EPISODES:
+                self._first_returns.append(value)
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Look at an entry of the log, by tag."""
@@ -64,7 +65,6 @@ class Trouble:
             if verdict and name not in self._told:
                 self._told.add(name)
                 self._warn(f"step {step:,}: {verdict}")
-        self._returns.append([])
 
     def _mean(self, tag: str) -> float:
         """Over the last entries; NaN before there are enough."""
@@ -78,10 +78,10 @@ class Trouble:
         explained = self._mean("train/explained_variance")
         if share < EARLY or self._setting("baseline") != "value" or not explained < EARLY:
             return ""
-        returns = [value for part in self._returns for value in part]
+        first, returns = self._first_returns, self._returns
         if len(returns) > 1 and pstdev(returns) <= LITTLE * abs(fmean(returns)):
             return ""  # a task that is solved, or a reward that is never found
-        if returns and fmean(returns) > fmean(self._start) + 2.0 * pstdev(self._start):
+        if returns and fmean(returns) > fmean(first) + 2.0 * pstdev(first):
             return ""  # it learns all the same
         return (
             f"the value network explains {max(explained, 0.0):.0%} of the returns' variance after "

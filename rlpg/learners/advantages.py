@@ -42,6 +42,8 @@ class AdvantageRule:
         gae_lambda, truncated_return = settings.gae_lambda, settings.truncated_return
         if gae_lambda == "auto":
             gae_lambda = rules.gae_lambda(predicts, truncated_return)
+        if gae_lambda == 1.0 and not predicts:
+            gae_lambda = None  # the whole return
         if truncated_return == "auto":
             truncated_return = rules.truncated_return(predicts)
         if gae_lambda is not None and not predicts:

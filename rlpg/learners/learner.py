@@ -141,7 +141,9 @@ class Learner(ABC):
             asked.append(("num_value_minibatches", self.baseline.network.memory is not None))
         for name, in_order in asked:
             wanted: Any = getattr(self.settings, name, "auto")
-            if wanted != "auto" and (in_order or num_steps is not None):
+            # Nobody asked for a default: one environment with memory is one minibatch.
+            is_own = wanted != getattr(type(self.settings), name, "auto")
+            if wanted != "auto" and is_own and (in_order or num_steps is not None):
                 most = num_envs if in_order else num_envs * (num_steps or 1)
                 refuse_too_many(f"learner.{name}", wanted, most, in_order=in_order)
 

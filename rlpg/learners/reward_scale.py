@@ -44,7 +44,7 @@ class RewardScale:
                     f"reward_scale.running: expected {list(rollout.reward.shape[1:])}, one sum for "
                     f"each environment, got {list(self._running.shape)}"
                 )
-            before = self._running * (rollout.time[0] > 0)
+            before = self._running.to(rollout.reward.device) * (rollout.time[0] > 0)
         so_far, self._running = returns.discounted_so_far(
             rollout.reward, done=rollout.done, valid=rollout.valid, gamma=self._gamma, before=before
         )

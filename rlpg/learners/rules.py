@@ -62,6 +62,7 @@ def num_minibatches(wanted: Literal["auto"] | int, number: int, length: int | No
 
 REASONS: Mapping[str, str] = MappingProxyType({
     "agent": "the one shipped for the environment, else ppo",
+    "device": "cuda where torch finds a GPU, else cpu",
     "policy.log_std_init": "0.5 - 0.65 log(action dimensions): one dimension has to try its whole "
     "range, many at once would drown in noise",
     "policy.images": "whole numbers from 0 to 255, at least 36 x 36, are images",

@@ -46,7 +46,8 @@ class LearnerSettings(Settings):
     """discount per step"""
     gae_lambda: Literal["auto"] | Fraction | None = "auto"
     """GAE's weight of longer returns, for baselines that predict values: linear, value
-    (none: the whole return minus the baseline; auto: 0.95 where the baseline predicts values)"""
+    (none: the whole return minus the baseline, as 1 is for other baselines; auto: 0.95 where the
+    baseline predicts values)"""
     truncated_return: Literal["auto", "bootstrap", "drop", "terminal"] = "auto"
     """a cut-off episode: add the value of its last state, drop it, or count it as ended (auto:
     bootstrap if the baseline predicts values; else collect whole episodes and count it as ended)"""
@@ -75,7 +76,7 @@ class LearnerSettings(Settings):
     """passes of the value network over a rollout"""
     num_value_minibatches: Literal["auto"] | Count = 2
     """minibatches of the value network in each of its passes (auto: of about 64 samples; with
-    memory of whole environments, at least 4)"""
+    memory of whole environments, at least 4); the default is lower where there are fewer samples"""
     value_coef: Positive = 0.5
     """weight of the value loss in the objective, where policy and value network share their layers
     (policy.shared_torso)"""
@@ -83,11 +84,11 @@ class LearnerSettings(Settings):
     """the learner sees rewards divided by the running standard deviation of the return"""
 
     def check(self) -> None:
-        if self.gae_lambda not in ("auto", None) and self.cannot_predict:
+        if self.gae_lambda not in ("auto", None, 1.0) and self.cannot_predict:
             raise RecipeError(
-                f"{self.key('gae_lambda')}: expected auto or none with baseline {self.baseline}, "
-                f"which does not predict values, got {self.gae_lambda}; the baselines "
-                f"{' and '.join(PREDICTING)} predict values"
+                f"{self.key('gae_lambda')}: expected auto, none or 1 with baseline "
+                f"{self.baseline}, which does not predict values, got {self.gae_lambda}; the "
+                f"baselines {' and '.join(PREDICTING)} predict values"
             )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlpg.distributed import (
     gather_columns,
+    is_alone,
     num_ranks,
     own_columns,
     sum_over_ranks,
@@ -70,7 +71,7 @@ class LinearValue(StateValue):
     def predict(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         if self.coefficients is None:
             return torch.zeros_like(rollout.reward), torch.zeros_like(rollout.reward)
-        weights = self.coefficients
+        weights = self.coefficients.to(rollout.obs.device)
         value = self._design(rollout.obs[:-1], rollout.time) @ weights  # [T, N]
         # A successor's clock is one step on, whatever the reset did to the next slot.
         after = self._design(rollout.obs[1:], rollout.time + 1) @ weights  # [T, N]
@@ -88,7 +89,13 @@ class LinearValue(StateValue):
         keep = weight > 0
         design = self._design(samples.obs[:-1], samples.time)[keep]  # [S, 2 F + 4]
         target = returns[keep].double()  # [S]
-        size, gram, moment = sums_over_ranks(keep.sum(), design.T @ design, design.T @ target)
+        # With fewer samples than numbers (images) w = D' (D D' + ridge)^-1 target: the same w,
+        # from a system of S equations; the other one would take minutes and gigabytes.
+        is_wide = is_alone() and 0 < len(design) < design.shape[1]
+        if is_wide:
+            size, gram, moment = keep.sum(), design @ design.T, target
+        else:
+            size, gram, moment = sums_over_ranks(keep.sum(), design.T @ design, design.T @ target)
         if size == 0:
             return {}
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -96,7 +103,7 @@ class LinearValue(StateValue):
         for _ in range(6):
             solution, _ = torch.linalg.solve_ex(gram + ridge * identity, moment)
             if bool(torch.isfinite(solution).all()):
-                self.coefficients = solution
+                self.coefficients = design.T @ solution if is_wide else solution
                 break
             ridge *= 10
         return {}
@@ -218,8 +225,9 @@ class ValueNetwork(NetworkValue):
 
     def _carry_before(self, rollout: Rollout) -> Carry:
         # That which the rollout before ended with, if it was of as many environments.
-        parts = carry_parts(self._carry)
-        return self._carry if parts and len(parts[0]) == rollout.reward.shape[1] else None
+        parts, place = carry_parts(self._carry), rollout.reward.device
+        fits = bool(parts) and len(parts[0]) == rollout.reward.shape[1]
+        return map_carry(lambda part: part.to(place), self._carry) if fits else None
 
     def update(  # type: ignore[override]  # the samples of a learner are a rollout
         self, samples: Rollout, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
@@ -235,6 +243,7 @@ class ValueNetwork(NetworkValue):
         at = places(keep, lambda num_envs: [slice(num_envs)], in_order=has_memory)
         for _ in range(self._num_epochs):
             order, cuts = self._cut(at, len(returns) if has_memory else None)
+            order = None if order is None else order.to(keep.device)
             laid = parts if has_memory or order is None else tuple(part[order] for part in parts)
             for cut, size in cuts:
                 if has_memory:

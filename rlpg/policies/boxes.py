@@ -160,7 +160,7 @@ class GaussianHead(BoxHead):
         if self.raw_log_std is None:
             return None
         std = self._log_std(self.raw_log_std.detach()).exp().reshape(self._size)
-        return std * _normal((*shape, self._size), generator)
+        return std.to(generator.device) * _normal((*shape, self._size), generator)
 
     def draw(
         self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
@@ -168,7 +168,8 @@ class GaussianHead(BoxHead):
         if self.raw_log_std is not None:
             return super().draw(outputs, generator, mask)
         mean, log_std = self.moments(outputs)
-        return torch.addcmul(mean, log_std.exp(), _normal(mean.shape, generator)).detach()
+        noise = _normal(mean.shape, generator).to(mean.device)
+        return torch.addcmul(mean, log_std.exp(), noise).detach()
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.moments(outputs)[0].detach()
@@ -206,8 +207,9 @@ class BetaHead(BoxHead):
         self, outputs: Tensor, generator: torch.Generator, mask: Tensor | None = None
     ) -> Tensor:
         # torch's Beta takes no generator; Gamma(a) / (Gamma(a) + Gamma(b)) is its definition.
-        gammas = torch._standard_gamma(F.softplus(outputs) + _BETA_LEAST, generator=generator)
-        first, second = _halves(gammas.detach(), self.action_shape)
+        concentrations = (F.softplus(outputs.detach()) + _BETA_LEAST).to(generator.device)
+        gammas = torch._standard_gamma(concentrations, generator=generator).to(outputs.device)
+        first, second = _halves(gammas, self.action_shape)
         return (first / (first + second)).clamp(_UNIT_EPS, 1.0 - _UNIT_EPS)
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,7 +3,8 @@
 A small network spends its time in calls, not in arithmetic, and between two steps of an environment
 torch's code has left the caches: there its calls cost two to three times what they cost in a loop
 of their own. So a small MLP on the CPU is evaluated in NumPy, with the same weights, and all that
-can be known before the first step (weights, moments, noise) is prepared once per rollout.
+can be known before the first step (weights, moments, noise) is prepared once per rollout. Of an MLP
+on another device the outputs come here; the noise, and so the actions, are drawn in the same way.
 """
 
 from __future__ import annotations
@@ -46,8 +47,12 @@ class ArrayActor:
         num_envs: int,
         num_steps: int,
     ) -> None:
-        self._normalize = _normalize(normalizer)
-        self._mlp = _mlp(mlp, num_envs, head.num_outputs)
+        if mlp.linears[0].weight.device.type == "cpu":
+            self._normalize = _normalize(normalizer)
+            self._mlp = _mlp(mlp, num_envs, head.num_outputs)
+        else:
+            self._normalize = _unchanged
+            self._mlp = _elsewhere(mlp, normalizer, head.num_outputs)
         self._head, self._generator = head, generator
         self._sizes = num_envs, num_steps
         self._noise: list[Array] = []  # of each step so far, and of some that follow
@@ -99,7 +104,7 @@ class ArrayActor:
 def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:
     """`Normalizer.forward` for the moments as they are."""
     if normalizer is None or normalizer.is_identity:
-        return lambda features: features
+        return _unchanged
     center, scale, shift = (moment.numpy() for moment in normalizer.affine)
     clip = normalizer.clip
 
@@ -108,6 +113,25 @@ def _normalize(normalizer: Normalizer | None) -> Callable[[Array], Array]:
         out += shift
         np.maximum(out, -clip, out=out)
         return np.minimum(out, clip, out=out)
+
+    return forward
+
+
+def _unchanged(features: Array) -> Array:
+    return features
+
+
+def _elsewhere(
+    mlp: MLP, normalizer: Normalizer | None, num_outputs: int
+) -> Callable[[Array], Array]:
+    """The first outputs for observations `[N, F]`, which go to the MLP's device."""
+    device = mlp.linears[0].weight.device
+
+    def forward(obs: Array) -> Array:
+        features = torch.from_numpy(obs).to(device)
+        features = features if normalizer is None else normalizer.forward(features)
+        array: Array = mlp.forward(features)[..., :num_outputs].cpu().numpy()
+        return array
 
     return forward
 

@@ -70,7 +70,8 @@ class Head(nn.Module, ABC):
         """`[*shape, num_outputs]` such that `mode(outputs + noise)` has the law of `forward`.
 
         Gumbel noise for a choice, logistic for a coin, normal for a Normal: what is random can be
-        drawn before the outputs are known. None where no noise does that.
+        drawn before the outputs are known. It is on the generator's device; None where there is
+        no such noise.
         """
         return None
 
@@ -80,7 +81,7 @@ class Head(nn.Module, ABC):
         """Actions `[..., *A]` with the law of `forward`, without its objects; no gradient."""
         noise = self.noise(outputs.shape[:-1], generator)
         assert noise is not None, "a head without noise has a draw of its own"
-        return self.mode(outputs + noise, mask)
+        return self.mode(outputs + noise.to(outputs.device), mask)
 
     @abstractmethod
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -327,15 +327,18 @@ def restarted(carry: Carry, starts: Tensor) -> Carry:
 
 
 @contextmanager
-def global_generator_from(generator: torch.Generator | None) -> Iterator[None]:
+def global_generator_from(
+    generator: torch.Generator | None, device: torch.device | None = None
+) -> Iterator[None]:
     """Lets code that draws from torch's global generators draw from a stream of ours instead.
 
-    The global generators are as they were afterwards; the stream has moved by one number.
+    The global generators, of the CPU and of `device`, are as they were afterwards; the stream has
+    moved by one number.
     """
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    devices = [generator.device] if generator.device.type == "cuda" else []
+    devices = {place for place in (generator.device, device) if place and place.type == "cuda"}
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield

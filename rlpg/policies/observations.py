@@ -28,6 +28,8 @@ from rlpg.policies.spaces import (
     path_name,
     space_from_data,
     space_to_data,
+    text_names,
+    without_text,
 )
 
 MASK_KEY = "action_mask"
@@ -73,7 +75,8 @@ class Observations:
     def __init__(self, space: Space, *, info_mask: int = 0, images: Images = "auto") -> None:
         """
         Args:
-            space: Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these.
+            space: Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these. Text in a
+                Dict is left out.
             info_mask: length of the `info["action_mask"]` to append to every packed observation;
                 0 for none. A top-level Dict entry "action_mask" is found without being named.
             images: which uint8 Boxes of rank 2 or 3 are images: all, none, or ("auto") those with
@@ -85,7 +88,11 @@ class Observations:
         """
         if images not in (True, False, "auto"):
             raise SpaceError(f"images: expected true, false or auto, got {images!r:.40}")
-        self.space, self.info_mask, self.images_setting = space, info_mask, images
+        text = text_names(space)
+        self.without = f", without {', '.join(text)} (text)" if text else ""  # for a line
+        seen = without_text(space)
+        self.space = space = seen if leaves(seen, "observation") else space
+        self.info_mask, self.images_setting = info_mask, images
         self._leaves: list[_Leaf] = []
         size = self.num_features = 0
         for path, part in leaves(space, "observation"):
@@ -253,6 +260,7 @@ class Observations:
         parts += [_counted(num_normalized, "number")] if num_normalized else []
         parts += [_counted(num_other, "0/1 feature")] if num_other else []
         line = f"observations: {', '.join(parts)}"
+        line += self.without
         if any(leaf.could_be_image and leaf.image is None for leaf in self._leaves):
             return line + " (uint8 arrays as numbers; policy.images = true shows them to a CNN)"
         return line + " (through a CNN; policy.images = false shows them as numbers)" * bool(shapes)

@@ -147,11 +147,14 @@ class Policy(nn.Module, ABC):
         Args:
             obs: packed observations `[N, *O]` of one step.
             carry: `[N, ...]`, or None.
-            generator: of the draws, on the policy's device.
+            generator: of the draws. One on the CPU gives the same random numbers wherever the
+                policy is, unless its distributions draw for themselves, on its device.
             episode_start: `[N]` bool, for a policy with memory.
         """
         distribution, carry = self._step(obs, carry, episode_start)
-        with global_generator_from(generator):  # torch's distributions take no generator
+        with global_generator_from(
+            generator, self.device
+        ):  # torch's distributions take no generator
             action = distribution.sample()
         return self._action(action, obs.shape[0]), carry
 
@@ -204,7 +207,7 @@ class Policy(nn.Module, ABC):
         under `torch.inference_mode()`.
 
         Args:
-            generator: of the draws, on the policy's device. None: the deterministic actions.
+            generator: of the draws, on the CPU. None: the deterministic actions.
             num_envs: N.
             num_steps: how many calls to expect.
         """
@@ -222,7 +225,7 @@ class Policy(nn.Module, ABC):
 
     def seed(self, seed: int) -> None:
         """Fix what stochastic `act` draws from now on."""
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
 
     def reset(self, mask: object = None) -> None:
         """Tell `act` that the next observation starts an episode; a policy with memory forgets.

@@ -72,6 +72,32 @@ def leaves(space: Space, role: str) -> list[tuple[Path, Space]]:
     return found
 
 
+def without_text(space: Space) -> Space:
+    """The space without the text in its `Dict`s; the same object if it has none."""
+    parts = children(space)
+    if parts is None:
+        return space
+    kept: list[Any] = [(k, without_text(part)) for k, part in parts if not is_text(space, part)]
+    if len(kept) == len(parts) and all(a[1] is b[1] for a, b in zip(kept, parts, strict=True)):
+        return space
+    return spaces.Dict(kept) if isinstance(space, spaces.Dict) else spaces.Tuple(p for _, p in kept)
+
+
+def is_text(space: Space, part: Space) -> bool:
+    """Whether this part of a space is left out: an entry of a `Dict` that is text (`Text`, or
+    MiniGrid's missions, whose space is of a class of their own)."""
+    return isinstance(space, spaces.Dict) and part.dtype is not None and part.dtype.kind == "U"
+
+
+def text_names(space: Space, path: Path = ()) -> list[str]:
+    """What `without_text` leaves out, as `observation['mission']`."""
+    found: list[str] = []
+    for key, part in children(space) or ():
+        inner = (*path, key)
+        found += [path_name("observation", inner)] * is_text(space, part) + text_names(part, inner)
+    return found
+
+
 def path_name(role: str, path: Path) -> str:
     """`observation['camera'][0]`: how a part of a space is called in messages."""
     return role + "".join(f"[{key!r}]" for key in path)

@@ -213,10 +213,10 @@ class StandardPolicy(Policy):
     def quick_actor(
         self, generator: torch.Generator | None, num_envs: int, num_steps: int
     ) -> ArrayActor | None:
-        """`actor` in NumPy; None where the policy is more than an MLP on a vector, on a CPU."""
+        """`actor` in NumPy; None where the policy is more than an MLP on a vector."""
         seen, network = self.observations, self.network
         is_whole = seen.is_plain and seen.num_mask == 0 and self._seen is None
-        if not is_whole or self.has_memory or self.device.type != "cpu":
+        if not is_whole or self.has_memory:
             return None
         has_noise = generator is None or self.head.noise((0, 1), torch.Generator()) is not None
         if not isinstance(network.mlp, MLP) or not has_noise:

@@ -51,7 +51,8 @@ class BaseCollector(ABC):
         self._log_prob = log_prob
         self._seed = seed_sequence(seed)
         self._device = policy.device
-        self._generator = stream(self._seed, self._device)
+        # On the CPU: random numbers, and files with the state of their streams, know no device.
+        self._generator = stream(self._seed, torch.device("cpu"))
         self._drawing = None if deterministic else self._generator
 
     def steps(self, num_steps: int) -> Rollout:

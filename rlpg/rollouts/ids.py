@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import PurePath
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -23,6 +24,12 @@ AnyEnv = gymnasium.Env[Any, Any]
 Factory = Callable[..., AnyEnv]  # an environment's class, or a function that makes one
 EnvSource = str | EnvSpec | AnyEnv | VectorEnv[Any, Any, Any] | Factory
 
+_REGISTER = {  # start of ids -> the module that registers them when it is imported
+    "ALE/": "ale_py",
+    "BabyAI-": "minigrid",
+    "MiniGrid-": "minigrid",
+    "MinAtar/": "minatar.gym",
+}
 _INSTALL = {  # word in the import error -> what to type
     "box2d": install("box2d"),
     "mujoco is not": install("mujoco"),
@@ -46,8 +53,8 @@ def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
     if isinstance(env_id, EnvSpec):
         return env_id, ""
     module, _, name = env_id.rpartition(":")
-    if not module and name.startswith("ALE/"):
-        module = "ale_py"  # registers its environments when it is imported
+    if not module and name not in registry:
+        module = next((m for start, m in _REGISTER.items() if name.startswith(start)), "")
     if module.endswith(".py"):
         name_of_module = PurePath(module).stem
         raise EnvironmentSetupError(
@@ -55,7 +62,7 @@ def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
             f"{name_of_module}:{name}, in the folder of that file"
         )
     if module:
-        importlib.import_module(module)
+        _register(importlib.import_module(module), name)
     try:
         namespace, base, version = parse_env_id(name)
     except gymnasium.error.Error:
@@ -73,6 +80,17 @@ def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
         raise EnvironmentSetupError(unknown_id(name, list(registry), "a registered id"))
     latest = versions[-1]
     return spec, "" if latest is spec else f"there is a newer version, {latest.id}"
+
+
+def _register(module: ModuleType, name: str) -> None:
+    """Lets a module that was imported register the id, if it does so in `register_envs()` only.
+
+    That is what plugins of Gymnasium before 1.0 did (MinAtar: `minatar.gym:MinAtar/Breakout-v1`).
+    """
+    register = getattr(module, "register_envs", None)
+    base = name.partition("-v")[0]
+    if callable(register) and not any(known.startswith(base) for known in registry):
+        register()
 
 
 def environment_name(env: EnvSource) -> str:

@@ -123,7 +123,11 @@ def _batch_of(
 ) -> Batch:
     """Arrays `[*sizes, ...]` of elements of a space."""
     if isinstance(space, spaces.Dict):
-        return {key: _batch_of(part, sizes, take) for key, part in space.spaces.items()}
+        return {
+            key: _batch_of(part, sizes, take)
+            for key, part in space.spaces.items()
+            if part.dtype is None or part.dtype.kind != "U"  # of text no policy makes anything
+        }
     if isinstance(space, spaces.Tuple):
         return tuple(_batch_of(part, sizes, take) for part in space.spaces)
     if not isinstance(

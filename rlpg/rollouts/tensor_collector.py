@@ -99,7 +99,10 @@ class TensorCollector(BaseCollector):
         self._to_env = policy.head.to_env_on(self._device)
         run = self._seed
         starts = np.random.SeedSequence(run.entropy, spawn_key=(*run.spawn_key, _STARTS))
-        self._starts = stream(starts, self._device)
+        if gradient is None:  # a graph takes its numbers where it is replayed
+            self._generator = stream(run, self._device)
+            self._drawing = None if deterministic else self._generator
+        self._starts = stream(starts, self._generator.device)
         self._standing: _Standing | None = None
         self._work: Replayed[_Steps] | None = None
         self._recorded: tuple[int, bool] | None = None  # T, and whether the normalizer did nothing
@@ -171,7 +174,7 @@ class TensorCollector(BaseCollector):
         if tape is None:
             steps = self._replayed(num_steps, self._standing)
         else:
-            with torch.enable_grad(), global_generator_from(self._generator):
+            with torch.enable_grad(), global_generator_from(self._generator, self._device):
                 steps = self._play(num_steps, self._standing, tape)
         rollout = self._rollout(steps, torch.ones_like(steps.terminated), tape)
         self.vector_steps += num_steps
@@ -205,8 +208,8 @@ class TensorCollector(BaseCollector):
 
     def _uniform(self, num_steps: int) -> Tensor:
         shape = (num_steps, self.num_envs, self.env.num_uniforms)
-        uniform = torch.empty(shape, dtype=self._dtype, device=self._device)
-        return uniform.uniform_(generator=self._starts)
+        uniform = torch.empty(shape, dtype=self._dtype, device=self._starts.device)
+        return uniform.uniform_(generator=self._starts).to(self._device)
 
     def _begin(self, uniform: Tensor) -> _Standing:
         return _Standing(

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta
 
@@ -32,6 +32,7 @@ from rlpg.settings import Count, Natural, Settings, from_text, kinds, one_of, va
 LARGEST_FILE = 1 << 20  # bytes; a recipe is a page of text
 
 AgentName = Annotated[str, one_of(*AGENTS, or_own="Class")]
+Device = Literal["cpu", "cuda", "auto"]
 Resolve = Callable[[str], type[LearnerSettings]]
 
 
@@ -47,6 +48,9 @@ class Recipe(Settings):
     """seed of every random stream of the run"""
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     """CPU threads for the networks; more help large ones, where nothing else runs"""
+    device: Device = "cpu"
+    """where the networks are: cpu, which is fastest for small ones, or a GPU (auto: a GPU if there
+    is one)"""
     compile: bool = False
     """compile the networks for learning (torch.compile; half a minute at the start)"""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)

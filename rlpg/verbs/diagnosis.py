@@ -39,7 +39,7 @@ from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import map_carry
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.runs.recipe import Recipe
+from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import open_run
 from rlpg.runs.store import newest_checkpoint
 
@@ -133,12 +133,13 @@ def diagnose(
     env_kwargs: Mapping[str, Any] | None = None,
     episodes: int = 256,
     seed: int = 0,
+    device: Device = "cpu",
     parts: UserParts | None = None,
 ) -> Diagnosis:
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
-    It plays as many episodes for calibration as for the gradients. For `env`, `env_kwargs` and
-    `parts` see `resume`.
+    It plays as many episodes for calibration as for the gradients. For `env`, `env_kwargs`,
+    `device` and `parts` see `resume`.
 
     Raises:
         FileError: there is no run.
@@ -149,7 +150,7 @@ def diagnose(
     folder = open_run(Path(path))
     parts = parts or UserParts()
     recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
-    recipe = with_usable_kwargs(recipe, folder.path, env_kwargs)
+    recipe = override(with_usable_kwargs(recipe, folder.path, env_kwargs), {"device": device})
     saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
@@ -167,12 +168,12 @@ def diagnose(
         actions = seed_sequence(seed, "actions")
         collector = Collector(envs, policy, actions, log_prob=False, warn=lambda _: None)
         rounds = max(2, math.ceil(episodes / copies))
-        calibration = [collector.episodes(1) for _ in range(rounds)]
+        calibration = [collector.episodes(1).to(policy.device) for _ in range(rounds)]
         rules = variants(learner, recipe, calibration)
         size = max(1, rounds * copies // GROUPS)  # episodes per group
         gradients, steps = [], 0
         for _ in range(rounds):
-            rollout = collector.episodes(1)
+            rollout = collector.episodes(1).to(policy.device)
             steps += rollout.num_steps
             gradients.append(group_gradients(learner, list(rules.values()), rollout, size))
     mean_length = steps / (rounds * copies)
@@ -280,11 +281,11 @@ def group_gradients(
             allow_unused=True,
         )
         parts = [
-            torch.zeros(len(rules), p.numel()) if grad is None else grad.reshape(len(rules), -1)
+            p.new_zeros(len(rules), p.numel()) if grad is None else grad.reshape(len(rules), -1)
             for grad, p in zip(grads, parameters, strict=True)
         ]
         groups.append(torch.cat(parts, dim=1))
-    return torch.stack(groups)
+    return torch.stack(groups).cpu()
 
 
 def measured(

@@ -40,7 +40,7 @@ from rlpg.policies.references import Part, UserParts, reference_to
 from rlpg.rollouts import BaseCollector, EnvSource, Episodes, Rollout, hangs_end_the_process
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
-from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import RunFolder, create_run, open_run
 from rlpg.runs.store import Checkpoint, newest_checkpoint
 
@@ -180,11 +180,11 @@ def run_recipe(
         except EnvironmentFault:  # in its first reset: the traceback needs a place
             if rank() > 0:
                 raise
-            with create_run(recipe, versions_now(), path=path).held():
+            with create_run(recipe, versions_now(recipe), path=path).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
         recipe = with_what_auto_came_to(recipe, components.learner)
-        folder = from_first(lambda: create_run(recipe, versions_now(), path=path))
+        folder = from_first(lambda: create_run(recipe, versions_now(recipe), path=path))
         with _held(folder):
             return finish(components, _writer(folder, recipe, components))
 
@@ -210,6 +210,7 @@ def resume(
     env: EnvSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
+    device: Device | None = None,
     exact: bool = False,
     agent: str | type[Learner] | None = None,
     network: Part | None = None,
@@ -236,6 +237,7 @@ def resume(
             added to them. A run's file may not choose paths, windows and large numbers.
         total_steps: a new budget; None: the run's own. A linear learning-rate schedule stretches
             to it.
+        device: where the networks are from now on: `cpu`, `cuda` or `auto`; None: the run's own.
         exact: refuse to go on where the bits may differ.
         agent, network, policy, baseline, schedules: the parts of your own that the run was
             trained with; see `train`.
@@ -252,7 +254,7 @@ def resume(
     _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     return resume_run(
         Path(path), env, parts, Hooks(on_log, loggers, stop_at_return), env_kwargs=env_kwargs,
-        total_steps=total_steps, exact=exact, quiet=is_quiet(quiet),
+        total_steps=total_steps, device=device, exact=exact, quiet=is_quiet(quiet),
     )  # fmt: skip
 
 
@@ -264,6 +266,7 @@ def resume_run(
     *,
     env_kwargs: Mapping[str, Any] | None = None,
     total_steps: int | None = None,
+    device: Device | None = None,
     exact: bool = False,
     quiet: bool,
 ) -> Run:
@@ -277,8 +280,8 @@ def resume_run(
                 env_kwargs,
             )
         )
-        if total_steps is not None:
-            recipe = override(recipe, {"total_steps": total_steps})
+        told = {"total_steps": total_steps, "device": device}
+        recipe = override(recipe, {key: new for key, new in told.items() if new is not None})
         if env is None:
             env = environment_to_make(recipe.environment.id, None, folder.path)
         env, recipe = with_record(env, recipe)
@@ -297,7 +300,9 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
         )
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
-        notes += differences(saved.versions, versions_now())
+        notes += differences(saved.versions, versions_now(recipe))
+        if components.learner.policy.device.type != "cpu":
+            notes.append("bits may differ: a GPU need not repeat them")
         problem = bring_back(components, saved)
         if problem:
             notes.append(f"bits may differ: {problem}")

@@ -171,7 +171,7 @@ def another(value: object, key: str) -> str:
         "learner.learning_rate_schedule": "constant", "learner.entropy_coef_schedule": "linear",
         "policy.network": "nets:Mine", "policy.memory": "gru", "policy.factory": "nets:Policy",
         "policy.images": "false", "learner.value_hidden": "7,5", "policy.critic_only": "a,b",
-        "evaluation.final_episodes": "9",
+        "evaluation.final_episodes": "9", "device": "auto",
     }  # fmt: skip
     if key in words:
         return words[key]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpg.cli.streams import complain, report, say
+from rlpg.cli.streams import complain, prepare_streams, report, say
 from rlpg.errors import FileError, RlpgWarning, tell_warnings
 
 
@@ -22,14 +22,17 @@ def test_what_a_stream_cannot_encode_is_escaped(
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
+    prepare_streams()
     assert complain(FileError("no file x\udcff\n of\tyours"), 2) == 2
     report("saved in x\udcff")
+    print("\u2212 0.5")  # `evaluate` ended in a traceback where ± could not be encoded
     told = {}
     for name, stream in streams.items():
         stream.flush()
         told[name] = stream.buffer.getvalue()  # type: ignore[attr-defined]
     assert told["stderr"] == b"rlpg: no file x\\udcff of yours\n"
-    assert told["stdout"] == b"saved in x\\udcff\n"
+    minus = "\u2212".encode(encoding, "backslashreplace")
+    assert told["stdout"] == b"saved in x\\udcff\n" + minus + b" 0.5\n"
 
 
 def test_a_warning_about_a_run_is_one_line_and_others_are_as_usual(

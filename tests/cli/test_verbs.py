@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlpg.cli import main
 from rlpg.engine.evaluator import Evaluation
@@ -41,7 +42,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
     def load_saved(source: Any, which: str, parts: Any) -> Any:
         calls.append({"source": source, "which": which})
-        return SimpleNamespace(environment={"id": "CartPole-v1"})
+        return SimpleNamespace(environment={"id": "CartPole-v1"}, policy=torch.nn.Identity())
 
     def evaluate_saved(saved: Any, **options: Any) -> Evaluation:
         calls.append(options)
@@ -77,16 +78,17 @@ def test_train_of_one_seed_is_kept_where_it_was_told(told: list[dict[str, Any]])
 
 def test_resume_passes_on_all_that_was_typed(told: list[dict[str, Any]]) -> None:
     words = "run --exact --total-steps 9 --stop-at-return 7.5 --quiet --env CartPole-v1 --import"
-    assert main(["resume", *words.split()]) == 0
+    assert main(["resume", *words.split(), "--device", "auto"]) == 0
     assert told == [
         {"path": Path("run"), "env": "CartPole-v1", "env_kwargs": {}, "total_steps": 9,
-         "exact": True, "stop_at_return": 7.5, "import_modules": True, "quiet": True,
-         "loggers": []}
+         "device": "auto", "exact": True, "stop_at_return": 7.5, "import_modules": True,
+         "quiet": True, "loggers": []}
     ]  # fmt: skip
     assert main(["resume", "run"]) == 0
     assert told[1] == {
-        "path": Path("run"), "env": None, "env_kwargs": {}, "total_steps": None, "exact": False,
-        "stop_at_return": None, "import_modules": False, "quiet": False, "loggers": [],
+        "path": Path("run"), "env": None, "env_kwargs": {}, "total_steps": None, "device": None,
+        "exact": False, "stop_at_return": None, "import_modules": False, "quiet": False,
+        "loggers": [],
     }  # fmt: skip
 
 

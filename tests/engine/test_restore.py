@@ -14,6 +14,7 @@ import rlpg
 from rlpg.engine.run_writer import versions_now
 from rlpg.errors import EnvironmentFault, FileError
 from rlpg.rollouts import Collector
+from rlpg.runs.recipe import Recipe
 from rlpg.runs.store import newest_checkpoint, save_checkpoint
 from rlpg.verbs.diagnosis import diagnose
 
@@ -44,7 +45,7 @@ def changed(run: Path, copy: Path, change: Callable[[State], object]) -> Path:
     assert found is not None
     change(found.state)
     shutil.rmtree(copy / "checkpoints")
-    save_checkpoint(copy / "checkpoints", found.step, found.state, versions=versions_now())
+    save_checkpoint(copy / "checkpoints", found.step, found.state, versions=versions_now(Recipe()))
     return copy
 
 

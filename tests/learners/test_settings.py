@@ -26,10 +26,10 @@ from made import make_policy
 @pytest.mark.parametrize("baseline", ["none", "moving_average", "time_step", "leave_one_out"])
 def test_gae_lambda_with_a_baseline_that_cannot_predict_is_refused(baseline: str) -> None:
     """It was ignored, and recorded all the same."""
-    with pytest.raises(RecipeError, match=f"auto or none with baseline {baseline}, which does not"):
+    with pytest.raises(RecipeError, match=f"none or 1 with baseline {baseline}, which does not"):
         LearnerSettings(baseline=baseline, gae_lambda=0.9)
-    for unsaid in ("auto", None):
-        LearnerSettings(baseline=baseline, gae_lambda=unsaid)
+    for whole in ("auto", None, 1.0):
+        LearnerSettings(baseline=baseline, gae_lambda=whole)
     for predicting in ("linear", "value", "my:Own"):
         LearnerSettings(baseline=predicting, gae_lambda=0.9)
 

@@ -35,7 +35,7 @@ def test_nested_values_are_written_and_read_in_their_structure() -> None:
     assert shared.actions["a"].sum() == 0, "no array shares the memory of another"
 
 
-@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Dict({"a": BOX, "b": spaces.Text(3)})])
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Tuple([BOX, spaces.Text(3)])])
 def test_a_space_with_a_part_of_no_fixed_size_is_refused(space: Any) -> None:
     with pytest.raises(EnvironmentSetupError, match=r"of a fixed size for 'async', got .*Text"):
         arrays(space, BOX)
