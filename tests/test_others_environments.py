@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 import rlpg
 from rlpg.cli import main
-from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.errors import EnvironmentFault, FileError, UsageError
 from rlpg.gradients.baselines import STATISTICAL
 from rlpg.policies import Observations
 
@@ -192,3 +192,25 @@ def test_masks_that_do_not_fit_are_told_with_their_environment(
         return
     with pytest.raises(EnvironmentFault, match=words):
         small(tmp_path / "run", make, "ppo")
+
+
+# ---- arguments of another kind
+
+
+def test_arguments_of_another_kind_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    """A number for a schedule was ignored; the others ended in a traceback or an AttributeError."""
+    (tmp_path / "file").touch()
+    schedule: Any = {"learning_rate": 3}
+    logger: Any = [3]
+    path: Any = str(tmp_path)
+    for train, words in (
+        ({"schedules": schedule}, "schedules: expected a function of progress for learning_rate"),
+        ({"loggers": logger}, "loggers: expected objects of rlpg.Logger, got 3"),
+        ({"run_dir": tmp_path / "file" / "run"}, "expected a place where a folder can be made"),
+    ):
+        options = {"run_dir": tmp_path / "run"} | train
+        with pytest.raises((UsageError, FileError), match=words):
+            rlpg.train("CartPole-v1", "ppo", total_steps=32, quiet=True, **options)
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match=r"policy: expected an rlpg\.Policy, got '"):
+        rlpg.evaluate(path, "CartPole-v1", episodes=1)

@@ -106,6 +106,11 @@ class Learner(ABC):
         for name in schedules:
             if name not in known:
                 raise UsageError(f"schedules: expected {' or '.join(known)}, got {name!r}")
+            if not callable(schedules[name]):
+                raise UsageError(
+                    f"schedules: expected a function of progress for {name}, got "
+                    f"{schedules[name]!r:.60}; a name (linear) goes into learner.{name}{_SUFFIX}"
+                )
         for name in known:
             value = getattr(self.settings, name + _SUFFIX)
             if ":" in value and name not in schedules:

@@ -26,7 +26,7 @@ class RewardParts:
     def add(self, info: Mapping[str, Any]) -> None:
         """Take the `info` of a step of all environments; what is no number is left out."""
         for name in info:
-            if name[:7] == "reward_":
+            if isinstance(name, str) and name[:7] == "reward_":
                 values, given = np.asarray(info[name]), info.get(f"_{name}", slice(None))
                 if values.shape == (self._num_envs,) and values.dtype.kind in "fiub":
                     total, count = self._of(name)

@@ -150,7 +150,13 @@ def _is_made(folder: Path, contents: Mapping[str, bytes]) -> bool:
     """Whether the folder was free, and is a run's now; the last of the contents makes it one."""
     if not _is_free(folder):
         return False
-    files.make_folder(folder)
+    try:
+        files.make_folder(folder)
+    except OSError as error:
+        raise FileError(
+            f"{folder}: expected a place where a folder can be made, got {error.strerror}; choose "
+            "another (run_dir)"
+        ) from None
     try:
         with files.lock(folder / LOCK):
             if not _is_free(folder):  # another process was faster

@@ -55,6 +55,10 @@ def evaluate(
         SpaceError: the environment's spaces are not those the policy was made for.
         EnvironmentFault: the environment failed, or an episode does not end.
     """
+    if not isinstance(policy, Policy):
+        raise UsageError(
+            f"policy: expected an rlpg.Policy, got {policy!r:.60}; rlpg.load(path) reads one"
+        )
     counts = {"episodes": episodes, "num_envs": MOST_ENVS if num_envs is None else num_envs}
     for name, count in counts.items():
         if count < 1:

@@ -296,7 +296,7 @@ class TestBadSettings:
             ({"learning_rate_schedule": "cosine"}, "learning_rate_schedule: expected"),
             ({"learning_rat": 1e-3}, "learning_rat: no such setting.*learning_rate"),
             ({"n_epochs": 4}, "n_epochs: no such setting"),
-            ({"gae_lambda": 0.9, "baseline": "none"}, "gae_lambda: expected auto or none"),
+            ({"gae_lambda": 0.9, "baseline": "none"}, "gae_lambda: expected auto, none or 1"),
         ],
         ids=str,
     )

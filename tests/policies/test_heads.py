@@ -510,7 +510,7 @@ INF, MAX = np.inf, np.finfo(np.float32).max
 def test_an_action_with_one_bound_begins_at_the_bound(
     low: float, high: float, first: float
 ) -> None:
-    """Between 5 and infinity it began at 0: every draw was clipped to 5, nothing was learned."""
+    """Between 5 and infinity it began at 0: every draw was clipped to 5."""
     head = make_head(spaces.Box(np.float32([low]), np.float32([high])))
     assert head.to_env(np.zeros(1, np.float32)) == first
     on_device = head.to_env_on(torch.device("cpu"))

@@ -74,3 +74,10 @@ def test_infos_of_single_environments_add_up_to_the_same_bits() -> None:
         assert parts.means() == {}
     assert other.means() == together.means()
     assert together.means().keys() == {"reward_a"}
+
+
+def test_a_vector_environment_may_tell_things_under_any_key() -> None:
+    """`name[:7]` of a number ended the training: 'int' object is not subscriptable."""
+    parts = RewardParts(2)
+    parts.add({1: np.ones(2), ("reward_", 2): 3, "reward_a": np.array([1.0, 2.0])})
+    assert parts.means() == {"reward_a": 1.5}
