@@ -42,7 +42,7 @@ def evaluate(
     (taking the first episodes that finish would favor short ones).
 
     Args:
-        policy: what is evaluated.
+        policy: what is evaluated, on the device where it is.
         env: as in `make_envs`; a vector environment is used as it is, and left open.
         episodes: number of episodes, spread evenly over the copies.
         seed: of the environments and of sampled actions.
