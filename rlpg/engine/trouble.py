@@ -14,7 +14,8 @@ from rlpg.runs.recipe import Recipe
 ENTRIES = 20  # of the log that a verdict is the mean of
 LITTLE = 0.1  # deviation of the episodes' returns, in mean returns: less leaves nothing to explain
 EPISODES = 50  # the first and the last ones tell whether a policy has learned
-EARLY = 0.05  # share of the budget after which the value network should predict something
+QUARTER = 0.25  # share of the budget after which the value network should predict something
+LEAST = 0.05  # share of the returns' variance that is something
 HALF = 0.5  # share of the budget before which a policy should still explore
 GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
 MOST_KL = 3.0  # times the target
@@ -76,7 +77,7 @@ class Trouble:
 
     def _value(self, share: float) -> str:
         explained = self._mean("train/explained_variance")
-        if share < EARLY or self._setting("baseline") != "value" or not explained < EARLY:
+        if share < QUARTER or self._setting("baseline") != "value" or not explained < LEAST:
             return ""
         first, returns = self._first_returns, self._returns
         if len(returns) > 1 and pstdev(returns) <= LITTLE * abs(fmean(returns)):

@@ -51,7 +51,7 @@ def test_a_healthy_run_is_left_alone() -> None:
 def test_a_value_network_that_explains_nothing() -> None:
     (told,) = warned({"explained_variance": [-0.2] * 200}, value_learning_rate=0.001)
     assert told == (
-        "step 100: the value network explains 0% of the returns' variance after 10% of the budget; "
+        "step 250: the value network explains 0% of the returns' variance after 25% of the budget; "
         "try a higher learner.value_learning_rate (it is 0.001) or more learner.num_value_epochs"
     )
     # Too early, too few entries, or a baseline that is not learned so: nothing is said.
@@ -60,8 +60,8 @@ def test_a_value_network_that_explains_nothing() -> None:
         warned({"explained_variance": [-0.2] * 40}, agent="reinforce", baseline="moving_average")
         == []
     )
-    values = [-0.2] * 400 + [0.9] * 9600
-    assert len(warned({"explained_variance": values})) == 0  # the first 4 % of the budget
+    values = [-0.2] * 2400 + [0.9] * 7600
+    assert len(warned({"explained_variance": values})) == 0  # the first 24 % of the budget
 
 
 @pytest.mark.parametrize(
