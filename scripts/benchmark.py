@@ -703,10 +703,54 @@ def start() -> Iterator[Row]:
     yield Row("rlpg train to its first update / import torch", trained, imported, "s", "<= 3 s")
 
 
+def ranks() -> Iterator[Row]:
+    """One training in two processes that torchrun starts, against one; 64 environments for each.
+
+    Start-up is taken off: it is the time of so many steps more that counts.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "rlpg"]
+    quiet = ["--quiet", "--log.tensorboard=false", "--evaluation.every=1_000_000_000",
+             "--checkpoint.every=1_000_000_000", "--evaluation.final-episodes=1",
+             "--environment.max-episode-steps=500"]  # fmt: skip
+
+    def seconds(words: list[str], total_steps: int, *more: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable,
+                *words,
+                "train",
+                *quiet,
+                *more,
+                f"--total-steps={total_steps}",
+            ]
+            began = time.perf_counter()
+            subprocess.run(
+                command, check=True, capture_output=True, cwd=folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            return time.perf_counter() - began
+
+    def rate(words: list[str], steps: int, num_envs: int, *more: str) -> float:
+        more = (*more, f"--rollout.num-envs={num_envs}")
+        return steps / (seconds(words, 6 * steps // 5, *more) - seconds(words, steps // 5, *more))
+
+    for env, steps, target, backend in (
+        ("BipedalWalker-v3", 100_000, ">= 1.7", "sync"),
+        ("CartPole-v1", 2_000_000, ">= 1.6", "native"),
+    ):
+        words = [env, "--recipe=default", "--agent=reinforce", f"--environment.backend={backend}"]
+        two, one = alternate(
+            partial(rate, torchrun, steps, 128, *words),
+            partial(rate, ["-m", "rlpg"], steps, 64, *words),
+            repeats=3,
+        )
+        yield Row(f"two ranks / one process: {env}", two, one, "steps/s", target)
+
+
 BENCHMARKS = {
     f.__name__: f
     for f in (
-        collect, pool, messages, update, ppo, compiled, gae, tape, train, solve, evaluate,
+        collect, pool, ranks, messages, update, ppo, compiled, gae, tape, train, solve, evaluate,
         memory, scale, start,
     )
 }  # fmt: skip
