@@ -73,7 +73,7 @@ TEXT = spaces.Text(3)
         (spaces.Dict({"t": TEXT}), None),  # nothing would be left
         (spaces.Dict({"s": spaces.Sequence(NUMBERS), "x": NUMBERS}), None),
     ],
-    ids=str,
+    ids=["text", "two", "in a tuple", "of a tuple", "alone", "sequence"],
 )
 def test_only_text_that_has_a_name_is_left_out_and_it_is_said(
     space: spaces.Space[Any], without: str | None
