@@ -116,10 +116,13 @@ def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_tests_pass_in_a_background_job(tmp_path: Path) -> None:
-    """A shell's background job ignores SIGINT: six tests that send it failed there."""
+    """A shell's background job ignores SIGINT: six tests that send it failed there. SIGHUP is
+    ignored under nohup: a test that sends it failed."""
     ignoring = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    ignoring += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     ignoring += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    seen = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    seen = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler; "
+    seen += "assert signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN"
     (tmp_path / "test_seen.py").write_text(f"def test_seen():\n    {seen}\n")
     (tmp_path / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
     command = [sys.executable, "-c", ignoring, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
