@@ -335,9 +335,10 @@ try:
         envs.step(np.zeros(4, np.int64))
         steps += 1
 except KeyboardInterrupt:
-    envs.reset()
-    envs.step(np.zeros(4, np.int64))
-    envs.close()
+    if not envs.closed:  # it was not within a message, half of which nobody could read
+        envs.reset()
+        envs.step(np.zeros(4, np.int64))
+        envs.close()
     print("closed", flush=True)
 """
 
