@@ -706,7 +706,8 @@ def start() -> Iterator[Row]:
 def ranks() -> Iterator[Row]:
     """One training in two processes that torchrun starts, against one; 64 environments for each.
 
-    Start-up is taken off: it is the time of so many steps more that counts.
+    Start-up is taken off: it is the time of so many steps more that counts. Episodes end after
+    500 steps, so that the evaluation of one at the end is short.
     """
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "rlpg"]
     quiet = ["--quiet", "--log.tensorboard=false", "--evaluation.every=1_000_000_000",
