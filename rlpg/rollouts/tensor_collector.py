@@ -377,8 +377,6 @@ class Replayed(Generic[T_co]):
     A graph is launched as a whole, so that the Python between its kernels costs nothing. The first
     call runs as it is: libraries choose their algorithms and memory in it.
 
-    Not run on a GPU yet: the tests cover the code that runs on a CPU.
-
     Args:
         function: reads the same tensors in every call, waits for nothing, and takes every random
             number from `generators`. What it returns is written again by the next call.

@@ -414,8 +414,8 @@ def test_on_cuda_work_is_recorded_at_the_second_call(monkeypatch: pytest.MonkeyP
 class Eager(Replayed):
     """Never records."""
 
-    def __call__(self) -> None:
-        self._function()
+    def __call__(self) -> Any:
+        return self._function()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
