@@ -11,7 +11,18 @@ from typing import Any
 
 import ablations
 import pytest
-from ablations import CHANGES, DEFAULT, TASKS, cell, difference, job_of, main, page, tasks_of
+from ablations import (
+    CHANGES,
+    DEFAULT,
+    TASKS,
+    cell,
+    difference,
+    job_of,
+    main,
+    normalized,
+    page,
+    tasks_of,
+)
 from training_seeds import Job
 
 import rlpg
@@ -65,21 +76,21 @@ def test_the_difference_is_a_share_of_what_the_default_learns() -> None:
     change = "learner.gamma=0.98"
     halves = [[150.0] * 5] * len(TASKS)
     known = everywhere(change, halves, [200.0] * 5)
-    assert difference(known, change) == (-0.5, -0.5, -0.5)
-    assert "-0.50 (-0.50 to -0.50) | earns its place |" in page(known)
+    assert difference(normalized(known, change)) == (-0.5, -0.5, -0.5)
+    assert "-0.50 (-0.50 to -0.50) | 0.00 | earns its place |" in page(known)
     better = everywhere(change, [[300.0] * 5] * len(TASKS), [200.0] * 5)
-    assert "+1.00 (+1.00 to +1.00) | hurts |" in page(better)
+    assert "+1.00 (+1.00 to +1.00) | 1.00 | hurts |" in page(better)
 
 
 def test_the_interval_is_over_tasks_and_over_seeds() -> None:
     change = "learner.gamma=0.98"
     by_task = [[200.0 + 10 * k] * 5 for k in range(len(TASKS))]  # the seeds are all alike
-    mean, low, high = difference(everywhere(change, by_task, [200.0] * 5), change)
+    mean, low, high = difference(normalized(everywhere(change, by_task, [200.0] * 5), change))
     assert low < mean < high
     by_seed = [[150.0, 175.0, 200.0, 225.0, 250.0]] * len(TASKS)  # the tasks are all alike
-    mean, low, high = difference(everywhere(change, by_seed, [200.0] * 5), change)
+    mean, low, high = difference(normalized(everywhere(change, by_seed, [200.0] * 5), change))
     assert low < mean == 0 < high
-    assert "| no clear difference |" in page(everywhere(change, by_seed, [200.0] * 5))
+    assert "| 0.50 | no clear difference |" in page(everywhere(change, by_seed, [200.0] * 5))
 
 
 def test_a_change_that_is_not_done_on_every_task_is_not_compared() -> None:
