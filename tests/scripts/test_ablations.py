@@ -142,3 +142,7 @@ def test_a_program_that_is_started_again_trains_only_what_is_missing(
     assert (tmp_path / "page.md").read_text().splitlines()[6:] == text.splitlines()[6:]
     known = json.loads((tmp_path / "data.json").read_text())
     assert known["tasks"]["CartPole-v1"]["changes"].keys() == {DEFAULT, "learner.gamma=0.98"}
+
+
+def test_the_page_that_ships_is_of_the_data_that_ship() -> None:
+    assert page(json.loads(ablations.DATA.read_text())) == ablations.PAGE.read_text()
