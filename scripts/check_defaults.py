@@ -10,22 +10,17 @@ done is kept in the work folder (runs/defaults) and not trained again unless the
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import shutil
 import sys
-import time
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from training_seeds import cpu_seconds, workers
+from training_seeds import Job, parser_of, random_actions, rows_of, train_all, without_machine
 
-import rlpg
-from rlpg.runs.recipe import flatten, override
+from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,76 +41,31 @@ ENVS = (
 )
 EPISODES = {"Blackjack-v1": 2000}  # one hand is mostly luck; 100 episodes of the others
 CLEARLY = 5.0  # standard errors of the difference, at least
-# Training is the same, bit for bit, whether it is watched or not.
-UNWATCHED = {
-    "evaluation.every": rlpg.Recipe().total_steps,
-    "evaluation.stochastic": False,
-    "log.tensorboard": False,
-}
+KEPT = ("seed", "mean", "std", "wall_seconds", "cpu_seconds", "commit")
+TOTAL_STEPS = Recipe().total_steps
 
 
 def main() -> int:
     """Exit code 0: every seed learned; 1: one did not."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("envs", nargs="*", metavar="ENV", help="(all of classic and toy text)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12], help="(10 11 12)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
-    parser.add_argument("--work", type=Path, default=Path("runs/defaults"), help="(runs/defaults)")
-    arguments = parser.parse_args()
-    envs = arguments.envs or list(ENVS)
-    tasks = [(env, seed) for env in envs for seed in arguments.seeds]
-    rows: dict[str, list[dict[str, Any]]] = {env: [] for env in envs}
-    with workers(arguments.jobs) as pool:
-        baselines = pool.map(random_actions, envs)
-        done = pool.map(partial(train, work=arguments.work), *zip(*tasks, strict=True))
-        for (env, seed), row in zip(tasks, done, strict=True):
-            print(f"{env} seed {seed}: {row['mean']:.2f}", flush=True)
-            rows[env].append(row)
-        report = [entry(env, base, rows[env]) for env, base in zip(envs, baselines, strict=True)]
-    write(report, f"scripts/check_defaults.py --seeds {' '.join(map(str, arguments.seeds))}")
-    return 0 if all(line["learned"] for line in report) else 1
+    arguments = parser_of(__doc__, "ENV", "runs/defaults", seeds=(10, 11, 12)).parse_args()
+    envs = arguments.names or ENVS
+    report: dict[str, dict[str, Any]] = {}
+
+    def done(job: Job) -> None:
+        rows = rows_of(job, arguments.seeds, arguments.work)
+        report[job.name] = entry(job.name, random_actions(job.name, job.episodes), rows)
+
+    jobs = {job_of(env): arguments.seeds for env in envs}
+    train_all(jobs, arguments.work, arguments.jobs, done)
+    ordered = [report[env] for env in envs]
+    write(ordered, f"scripts/check_defaults.py --seeds {' '.join(map(str, arguments.seeds))}")
+    return 0 if all(line["learned"] for line in ordered) else 1
 
 
-def train(env: str, seed: int, work: Path) -> dict[str, Any]:
-    """The row of one seed: trained now, or read from the work folder."""
-    recipe = override(rlpg.Recipe(), {"seed": seed, "environment.id": env})
-    settings = json.loads(json.dumps(flatten(recipe)))
-    folder, done = work / env / str(seed), work / env / f"{seed}.json"
-    if done.exists():
-        row: dict[str, Any] = json.loads(done.read_text())
-        if row.pop("recipe").items() <= settings.items():  # a newer setting changes nothing
-            return row
-    done.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    run = rlpg.train(env, seed=seed, run_dir=folder, recipe="default", overrides=UNWATCHED)
-    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-    result = rlpg.evaluate(run.policy, env, episodes(env), seed=0)
-    row = {
-        "seed": seed,
-        "mean": round(result.mean, 4),
-        "std": round(result.std, 4),
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(cpu, 1),
-    }
-    done.write_text(json.dumps({**row, "recipe": settings}))
-    return row
-
-
-def random_actions(env: str) -> dict[str, float]:
-    """Mean and standard deviation of the return of uniformly random actions."""
-    made = rlpg.make_envs(env, 1, seed=0, backend="sync")
-    made.envs.action_space.seed(0)
-    returns = []
-    for _ in range(episodes(env)):
-        made.envs.reset()
-        total, ended = 0.0, False
-        while not ended:
-            _, reward, terminated, truncated, _ = made.envs.step(made.envs.action_space.sample())
-            total, ended = total + float(reward[0]), bool(terminated[0] or truncated[0])
-        returns.append(total)
-    made.envs.close()
-    return {"mean": round(float(np.mean(returns)), 4), "std": round(float(np.std(returns)), 4)}
+def job_of(env: str) -> Job:
+    """The training by default; it is the same, bit for bit, whether it is evaluated or not."""
+    changes = {"environment.id": env, "evaluation.every": TOTAL_STEPS}
+    return Job(env, env, override(Recipe.of("ppo"), changes), math.inf, episodes(env))
 
 
 def episodes(env: str) -> int:
@@ -123,7 +73,7 @@ def episodes(env: str) -> int:
     return EPISODES.get(env, 100)
 
 
-def entry(env: str, base: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def entry(env: str, base: dict[str, float], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the report says of one environment."""
 
     def learned(row: dict[str, Any]) -> bool:
@@ -134,19 +84,18 @@ def entry(env: str, base: dict[str, float], rows: list[dict[str, Any]]) -> dict[
         "environment": env,
         "episodes": episodes(env),
         "random": base,
-        "seeds": rows,
+        "seeds": [{key: row[key] for key in KEPT} for row in rows],
         "learned": all(learned(row) for row in rows),
     }
 
 
 def write(report: list[dict[str, Any]], command: str) -> None:
     """docs/defaults.json and docs/defaults.md."""
-    total = rlpg.Recipe().total_steps
-    known = versions()
+    known = without_machine(versions())
     content = {
-        "total_steps": total,
+        "total_steps": TOTAL_STEPS,
         "environments": report,
-        "versions": {key: known[key] for key in known if key not in ("platform", "machine")},
+        "versions": known,
         "command": command,
     }
     REPORT.parent.mkdir(exist_ok=True)
@@ -155,7 +104,7 @@ def write(report: list[dict[str, Any]], command: str) -> None:
         "# What the defaults reach",
         "",
         f"Generated by `{command}`. `rlpg train ENV --recipe default`: agent `ppo`,",
-        f"no recipe, no option, {total:,} environment steps. Mean return of 100 episodes",
+        f"no recipe, no option, {TOTAL_STEPS:,} environment steps. Mean return of 100 episodes",
         "(Blackjack 2,000), of uniformly random actions, and of each seed's policy at the end of",
         "training (deterministic actions).",
         f"*Learned* means: every seed is better than random by more than {CLEARLY:g} standard",

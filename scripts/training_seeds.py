@@ -1,4 +1,4 @@
-"""Several seeds of a recipe, each trained once: what `retrain_agents` and `learner_figures` share.
+"""Several seeds of a recipe, each trained once: what the programs that report on seeds share.
 
 A seed that is done is kept in a work folder and not trained again unless its settings changed, so
 a program that is stopped goes on where it was.
@@ -34,12 +34,13 @@ SEEDS = (100, 101, 102, 103, 104)  # what is reported; nothing was tuned on them
 
 
 def parser_of(
-    doc: str | None, metavar: str, work: str, *, jobs: int = 2
+    doc: str | None, metavar: str, work: str, *, jobs: int = 2, seeds: Sequence[int] = SEEDS
 ) -> argparse.ArgumentParser:
     """The words that programs which train several seeds share."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar=metavar, help="(all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(100 to 104)")
+    shown = f"({seeds[0]} to {seeds[-1]})"
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds, help=shown)
     parser.add_argument("--jobs", type=int, default=jobs, help=f"processes ({jobs})")
     parser.add_argument("--work", type=Path, default=Path(work), help=f"({work})")
     return parser
@@ -177,6 +178,22 @@ def played(env: str, act: Callable[[Any], Any], seed: int, num_envs: int = 100) 
         is_running &= ~(terminated | truncated)
     envs.close()
     return total
+
+
+def random_actions(env: str, episodes: int) -> dict[str, float]:
+    """Mean and standard deviation of the return of uniformly random actions."""
+    made = rlpg.make_envs(env, 1, seed=0, backend="sync")
+    made.envs.action_space.seed(0)
+    returns = []
+    for _ in range(episodes):
+        made.envs.reset()
+        total, ended = 0.0, False
+        while not ended:
+            _, reward, terminated, truncated, _ = made.envs.step(made.envs.action_space.sample())
+            total, ended = total + float(reward[0]), bool(terminated[0] or truncated[0])
+        returns.append(total)
+    made.envs.close()
+    return {"mean": round(float(np.mean(returns)), 4), "std": round(float(np.std(returns)), 4)}
 
 
 def first_step(run: Path, target: float) -> int | None:
