@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -128,6 +129,8 @@ class Memory(nn.Module):
                 f"got {size}"
             )
         self.size, self.is_pair = size, kind == "lstm"
+        # A learner keeps all weights in one vector; for cuDNN it copies them at every call.
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
         with torch.random.fork_rng(devices=[]):
             self.core = MEMORIES[kind](num_inputs, size)
         if generator is not None:

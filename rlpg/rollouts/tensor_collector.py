@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -377,8 +379,6 @@ class Replayed(Generic[T_co]):
     A graph is launched as a whole, so that the Python between its kernels costs nothing. The first
     call runs as it is: libraries choose their algorithms and memory in it.
 
-    Not run on a GPU yet: the tests cover the code that runs on a CPU.
-
     Args:
         function: reads the same tensors in every call, waits for nothing, and takes every random
             number from `generators`. What it returns is written again by the next call.
@@ -406,8 +406,24 @@ class Replayed(Generic[T_co]):
             graph = torch.cuda.CUDAGraph()
             for generator in self._generators:
                 graph.register_generator_state(generator)
-            with torch.cuda.graph(graph):  # records, and runs nothing
+            # This records, and runs nothing. An older graph that is freed meanwhile spoils it.
+            gc.collect()
+            with (
+                _no_garbage_collected(),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
                 self._result = self._function()
             self._graph = graph
         self._graph.replay()
         return self._result
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,10 @@ class Own(rlpg.Policy):
         return Categorical(logits=self.layer(self.features(obs)), validate_args=False), None
 
 
+GPU = torch.device("cuda", 0)
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     """The setting `cuda` is the other device."""
@@ -77,6 +83,17 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
         monkeypatch.setattr(name, lambda said: PLACE if said == "cuda" else device_of(said))
     with elsewhere() as mode:
         yield mode
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=ON_A_GPU)])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """What the setting `cuda` is: the stand-in for a GPU and, where there is one, the GPU."""
+    if request.param == "stand-in":
+        request.getfixturevalue("there")
+        return PLACE
+    # With TF32, its default for convolutions, a GPU rounds after ten bits.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return GPU
 
 
 def trained(
@@ -89,7 +106,7 @@ def trained(
     with training_envs(env, recipe, parts) as (envs, _):
         learner = make_learner(make_policy(envs, recipe, parts), recipe, parts)
         collector = make_collector(envs, learner, recipe, lambda remark: None)
-        assert learner.policy.device == device_of("cpu") if device == "cpu" else PLACE
+        assert (learner.policy.device.type == "cpu") == (device == "cpu")
         for _ in range(updates):
             metrics = learner.update(collect(collector, recipe))
         return to_arrays((learner.state_dict(), collector.state_dict())), metrics
@@ -135,17 +152,21 @@ CASES = [
 
 @pytest.mark.parametrize(("env", "agent", "said"), CASES)
 def test_a_training_elsewhere_is_that_on_the_cpu(
-    env: Any, agent: str, said: dict[str, Any], there: Elsewhere
+    env: Any, agent: str, said: dict[str, Any], place: torch.device
 ) -> None:
     """Every operation on its device, and the same random numbers."""
     state, metrics = trained(env, agent, "cuda", said)
+    if place == GPU and (agent == "pathwise" or "policy.factory" in said):
+        assert np.isfinite(metrics["gradient/norm"])
+        return  # these draw on the GPU, whose numbers are others
     expected, on_cpu = trained(env, agent, "cpu", said)
     # NumPy, with which the CPU acts, rounds otherwise; Adam makes a step of what is rounding.
-    tolerance = {"rtol": 1e-3, "atol": 1e-4}
+    tolerance = {"rtol": 1e-3, "atol": 1e-4 if place == PLACE else 5e-3}
     close(state, expected, **tolerance)
     assert metrics.keys() == on_cpu.keys()
     for name, value in on_cpu.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=0.02, atol=1e-4, err_msg=name)
+        rtol = 0.02 if place == PLACE else 0.05
+        np.testing.assert_allclose(metrics[name], value, rtol=rtol, atol=1e-4, err_msg=name)
 
 
 def close(tree: Any, expected: Any, **tolerance: float) -> None:
@@ -191,7 +212,7 @@ TRAIN = {"seed": 1, "recipe": "default", "quiet": True}
     ],
 )
 def test_what_was_trained_elsewhere_is_evaluated_diagnosed_and_resumed_here(
-    env: str, agent: str, said: dict[str, Any], there: Elsewhere, tmp_path: Path
+    env: str, agent: str, said: dict[str, Any], place: torch.device, tmp_path: Path
 ) -> None:
     said = TINY | said
     for name in ("cuda", "cpu"):
@@ -199,12 +220,11 @@ def test_what_was_trained_elsewhere_is_evaluated_diagnosed_and_resumed_here(
         rlpg.train(env, agent, total_steps=64, **first, **TRAIN)
     with pytest.warns(RlpgWarning, match="bits may differ: a GPU need not repeat them"):
         rlpg.resume(tmp_path / "cuda", total_steps=96, quiet=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(match="gpu was .*, is absent") if place == GPU else nullcontext():
         run = rlpg.resume(tmp_path / "cuda", total_steps=128, device="cpu", quiet=True)
     assert run.policy.device.type == "cpu"
     assert 'device = "cpu"' in (run.path / "recipe.toml").read_text()
-    assert np.isfinite(rlpg.evaluate(rlpg.load(run.path).to(PLACE), env, episodes=2).mean)
+    assert np.isfinite(rlpg.evaluate(rlpg.load(run.path).to(place), env, episodes=2).mean)
     rlpg.resume(tmp_path / "cpu", total_steps=96, quiet=True)
     rlpg.resume(tmp_path / "cpu", total_steps=128, quiet=True)
     theirs, ours = (
@@ -212,11 +232,12 @@ def test_what_was_trained_elsewhere_is_evaluated_diagnosed_and_resumed_here(
     )
     assert theirs is not None
     assert ours is not None
-    for part in ("learner", "collector"):
-        close(ours.state[part], theirs.state[part], rtol=1e-3, atol=1e-4)
+    if place == PLACE or agent != "pathwise":  # which draws on the GPU
+        for part in ("learner", "collector"):
+            close(ours.state[part], theirs.state[part], rtol=1e-3, atol=1e-4)
 
 
-def test_a_gradient_is_diagnosed_elsewhere_as_here(there: Elsewhere, tmp_path: Path) -> None:
+def test_a_gradient_is_diagnosed_elsewhere_as_here(place: torch.device, tmp_path: Path) -> None:
     path = tmp_path / "run"
     said = TINY | {"environment.max_episode_steps": 4}
     rlpg.train("CartPole-v1", "a2c", total_steps=64, run_dir=path, overrides=said, **TRAIN)
@@ -252,6 +273,33 @@ def test_an_update_waits_as_often_however_many_minibatches_there_are(
             there.waits.clear()
             learner.update(rollout)
             assert there.waits.total() == expected
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_a_gpu_is_waited_for_no_more_often_than_its_stand_in(agent: str) -> None:
+    own = {"device": "cuda", "environment.id": "CartPole-v1"}
+    recipe = override(Recipe.of(agent), TINY | own)
+    with training_envs("CartPole-v1", recipe) as (envs, _):
+        learner = make_learner(make_policy(envs, recipe), recipe)
+        collector = make_collector(envs, learner, recipe, lambda remark: None)
+        for _ in range(2):
+            rollout = collect(collector, recipe)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                try:
+                    learner.update(rollout)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            waits = Counter(
+                f"{Path(one.filename).name}:{one.lineno}"
+                for one in told
+                if "called a synchronizing" in str(one.message)
+                and Path(one.filename).name != "rollout.py"  # what sends it there
+            )
+            # torch counts some of what is sent, too.
+            assert 0 < waits.total() <= 11, waits
 
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

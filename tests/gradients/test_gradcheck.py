@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -591,3 +591,37 @@ def test_bad_arguments_are_named() -> None:
         gradcheck(quadratic(theta), theta, against="autodiff")  # type: ignore[arg-type]
     with pytest.raises(EstimatorError, match="one per parameter"):
         gradcheck(quadratic(theta), theta, against=[torch.zeros(3)])
+
+
+PLACES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("how", [how for how in get_args(How) if not how.startswith("biased")])
+def test_programs_are_differentiated_where_their_tensors_are(how: Any, place: str) -> None:
+    """Each estimator, with a baseline, a loop and a discount, on the device of the parameters."""
+    theta = torch.tensor([0.3, -0.2], dtype=torch.float64, device=place, requires_grad=True)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        x = torch.zeros(lanes, dtype=torch.float64, device=place)
+        for t in range(2):
+            mean = theta[0] + 0.5 * x
+            if how in ("expect", "disarm"):
+                x = tape.sample(Bernoulli(logits=mean))
+            elif how == "without_replacement":
+                other = torch.stack((mean, theta[1].expand_as(mean)), dim=-1)
+                x = tape.sample(Categorical(logits=other)).to(torch.float64)
+            else:
+                x = tape.sample(Normal(mean, theta[1].exp().expand(lanes)))
+            tape.add(-((x - 0.7 - 0.1 * t) ** 2) + theta[1] * x, discount=0.9)
+        assert x.device.type == place
+
+    num_draws = {"num_draws": 2} if how == "without_replacement" else {}
+    gradcheck(problem, theta, lambda: Tape(how, **num_draws), resolution=0.1)
+    if how in ("score", "combine", "disarm"):
+        gradcheck(problem, theta, lambda: Tape(how, baseline=LeaveOneOut()), resolution=0.1)

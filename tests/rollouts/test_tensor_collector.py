@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -402,20 +403,29 @@ def test_on_cuda_work_is_recorded_at_the_second_call(monkeypatch: pytest.MonkeyP
             calls.append("replay")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext(calls.append("record")))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nullcontext(calls.append("record")))
     generators: Any = ["a", "b"]
-    work = Replayed(lambda: calls.append("work"), torch.device("cuda"), generators)
+    collecting = []
+
+    def play() -> None:
+        calls.append("work")
+        collecting.append(gc.isenabled())
+
+    work = Replayed(play, torch.device("cuda"), generators)
     for _ in range(3):
         work()
     recorded = ["register a", "register b", "record", "work"]
     assert calls == ["work", *recorded, "replay", "replay"]
+    # An older graph that is freed while one is recorded spoils it.
+    assert collecting == [True, False]
+    assert gc.isenabled()
 
 
 class Eager(Replayed):
     """Never records."""
 
-    def __call__(self) -> None:
-        self._function()
+    def __call__(self) -> Any:
+        return self._function()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
