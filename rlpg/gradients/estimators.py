@@ -25,6 +25,8 @@ from torch.distributions import (
 
 from rlpg.errors import EstimatorError
 
+_LARGEST_LOG_RATIO = 20.0
+
 
 def score_function(log_prob: Tensor, advantage: Tensor, *, weight: Tensor | float) -> Tensor:
     """`sum_i w_i A_i (log p_i - [log p_i])`: value 0, gradient `sum_i w_i A_i grad log p_i`.
@@ -86,6 +88,9 @@ def clipped_likelihood_ratio(
     that sample's gradient is 0 and the value stops growing, which is the point. At r = 1 its
     gradient is `score_function`'s. The value is at most `likelihood_ratio`'s (for weights >= 0).
 
+    A ratio above e^20 counts as e^20, in value and gradient, so that none overflows: where a sample
+    is clipped that changes nothing, and elsewhere the gradient keeps its direction.
+
     Args:
         log_prob, old_log_prob, advantage, weight: as in `likelihood_ratio`.
         clip_range: c > 0.
@@ -99,7 +104,8 @@ def clipped_likelihood_ratio(
     log_prob, advantage, old_log_prob = _counted(
         "clipped_likelihood_ratio", weight, log_prob, advantage.detach(), old_log_prob
     )
-    ratio = torch.exp(log_prob - old_log_prob.detach())
+    log_ratio = log_prob - old_log_prob.detach()
+    ratio = torch.exp(log_ratio - (log_ratio.detach() - _LARGEST_LOG_RATIO).clamp(min=0.0))
     most = advantage + clip_range * advantage.abs()  # clip(r) A, where it is less than r A
     return (weight * torch.minimum(ratio * advantage, most)).sum()
 

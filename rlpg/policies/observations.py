@@ -44,19 +44,22 @@ class Image:
     """Where an image is among the features, and how its numbers are arranged."""
 
     features: slice
-    shape: tuple[int, int, int]  # as it arrives: [H, W, C] or [C, H, W]
+    shape: tuple[int, int, int]  # of a frame as it arrives: [H, W, C] or [C, H, W]
     channels_last: bool
+    num_frames: int = 1  # K, one after the other
 
     @property
     def channels_first_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)`."""
-        height, width, channels = self.shape
-        return (channels, height, width) if self.channels_last else self.shape
+        """`(K C, H, W)`."""
+        channels, *size = self.shape[-1:] + self.shape[:2] if self.channels_last else self.shape
+        return (self.num_frames * channels, size[0], size[1])
 
     def channels_first(self, features: Tensor) -> Tensor:
-        """`[B, C, H, W]` from features `[B, F]`."""
-        image = features[:, self.features].reshape(-1, *self.shape)  # [B, H, W, C] or [B, C, H, W]
-        return image.movedim(-1, -3) if self.channels_last else image
+        """`[B, K C, H, W]` from features `[B, F]`."""
+        shape = (-1, self.num_frames, *self.shape)
+        frames = features[:, self.features].reshape(shape)  # [B, K, H, W, C] or [B, K, C, H, W]
+        frames = frames.movedim(-1, -3) if self.channels_last else frames
+        return frames.reshape(-1, *self.channels_first_shape)
 
 
 class Observations:
@@ -67,9 +70,10 @@ class Observations:
     Tuple, and everything that carries a mask from `info`, become one float32 vector `[D]`: the
     leaves in gymnasium's order, each flattened, categories as one number, then that mask.
 
-    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown. The channel axis is the first
-    if that is shorter than the last, else the last. Every other Box is a vector, whose features are
-    normalized. uint8 numbers are divided by the largest of their space in either case.
+    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown; one of rank 4 is a stack of
+    frames, whose channels follow each other. The channel axis is the first if that is shorter than
+    the last, else the last. Every other Box is a vector, whose features are normalized. uint8
+    numbers are divided by the largest of their space in either case.
     """
 
     def __init__(self, space: Space, *, info_mask: int = 0, images: Images = "auto") -> None:
@@ -79,7 +83,7 @@ class Observations:
                 Dict is left out.
             info_mask: length of the `info["action_mask"]` to append to every packed observation;
                 0 for none. A top-level Dict entry "action_mask" is found without being named.
-            images: which uint8 Boxes of rank 2 or 3 are images: all, none, or ("auto") those with
+            images: which uint8 Boxes of rank 2 to 4 are images: all, none, or ("auto") those with
                 sides of at least 36.
 
         Raises:
@@ -115,7 +119,7 @@ class Observations:
         self.images = [leaf.image for leaf in self._leaves if leaf.image is not None]
         if images is True and not self.images:
             raise SpaceError(
-                f"images: expected a uint8 Box of rank 2 or 3 in the space, got {space}; "
+                f"images: expected a uint8 Box of rank 2 to 4 in the space, got {space}; "
                 "leave policy.images at auto"
             )
         masks = [leaf.place for leaf in self._leaves if leaf.is_mask]
@@ -312,14 +316,16 @@ class _Leaf:
         elif space.dtype == np.uint8:
             self._kinds, self.dtype = "u", np.dtype(np.uint8)
             self._scale = 1.0 / max(float(space.high.max(initial=1)), 1.0)
-            channels_last = len(self.shape) == 3 and self.shape[0] >= self.shape[2]
-            shape = (1, *self.shape) if len(self.shape) == 2 else self.shape
-            self.could_be_image = len(shape) == 3 and self.size > 0
+            shape = (1, *self.shape) if len(self.shape) == 2 else self.shape[-3:]  # of a frame
+            channels_last = len(self.shape) > 2 and shape[0] >= shape[2]
+            self.could_be_image = 2 <= len(self.shape) <= 4 and self.size > 0
             if self.could_be_image and images == "auto":
                 images = min(shape[:2] if channels_last else shape[1:]) >= MIN_IMAGE_SIDE
             if self.could_be_image and images:
                 place = slice(first_feature, first_feature + self.size)
-                self.image = Image(place, (shape[0], shape[1], shape[2]), channels_last)
+                num_frames = self.size // math.prod(shape)
+                frame = (shape[0], shape[1], shape[2])
+                self.image = Image(place, frame, channels_last, num_frames)
                 self.is_normalized = False
 
     def _init_categories(self, nvec: np.ndarray, start: np.ndarray) -> None:

@@ -223,6 +223,9 @@ class Collector(BaseCollector):
             raw, reward, terminated, truncated, info = self.envs.step(env_action)
             self.env_seconds += perf_counter() - began
             if info:
+                if not isinstance(info, dict):
+                    got = type(info).__name__
+                    raise EnvironmentFault(f"info: expected a dict of arrays [N], got {got}")
                 buffer.parts.add(info)
             ended = buffer.put_outcome(t, reward, terminated, truncated)  # [N]
             maskless = None if self._mode is AutoresetMode.SAME_STEP else ended

@@ -81,7 +81,8 @@ class PolicySettings(Settings):
     std: Literal["independent", "dependent"] = "independent"
     """whether the Gaussian's width depends on the observation"""
     log_std_init: Literal["auto"] | Finite = 0.0
-    """log of the Gaussian's first standard deviation (auto: 0.5 - 0.65 log(action dimensions))"""
+    """log of the Gaussian's first standard deviation (auto: 0.5 - 0.65 log(action dimensions), at
+    least -1)"""
     log_std_floor: Finite = -5.0
     """the log standard deviation never falls below this"""
     bernoulli: bool = False

@@ -124,6 +124,19 @@ def test_clipping_by_hand() -> None:
     torch.testing.assert_close(log_prob.grad, slopes * ratio / 4)
 
 
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_a_ratio_that_float32_cannot_hold_has_a_finite_gradient(advantage: float) -> None:
+    # 1,000 action dimensions: PPO stopped at NaN = 0 * inf, the slope of exp where it is clipped.
+    log_prob = torch.tensor([0.0, 200.0], requires_grad=True)
+    term = clipped_likelihood_ratio(
+        log_prob, torch.zeros(2), torch.full((2,), advantage), clip_range=0.2, weight=1.0
+    )
+    term.backward()
+    steep = min(0.0, advantage) * math.exp(20.0)
+    assert term.item() == pytest.approx(advantage + (steep if advantage < 0 else 1.2 * advantage))
+    torch.testing.assert_close(log_prob.grad, torch.tensor([advantage, steep]))
+
+
 @pytest.mark.parametrize("clip_range", [None, 0.2])
 def test_at_a_ratio_of_one_both_have_the_gradient_of_the_score_function(
     clip_range: float | None,

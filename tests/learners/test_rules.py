@@ -33,7 +33,8 @@ def test_continuous_dimensions_of_an_action(space: Any, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_dims", "expected"), [(0, 0.5), (1, 0.5), (2, 0.05), (3, -0.21), (6, -0.66), (17, -1.34)]
+    ("num_dims", "expected"),
+    [(0, 0.5), (1, 0.5), (2, 0.05), (3, -0.21), (6, -0.66), (10, -1.0), (17, -1.0), (1000, -1.0)],
 )
 def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
     num_dims: int, expected: float

@@ -192,6 +192,8 @@ class TestFeatures:
             ((8, 9, 1), (1, 8, 9)),
             ((1, 8, 9), (1, 8, 9)),
             ((7, 6, 6), (6, 7, 6)),
+            ((4, 8, 9, 3), (12, 8, 9)),
+            ((4, 3, 8, 9), (12, 8, 9)),
         ],
     )
     def test_images_are_found_and_turned(self, shape, channels_first):
@@ -203,8 +205,8 @@ class TestFeatures:
         turned = image.channels_first(features)
         assert turned.shape == (1, *channels_first)
         expected = picture.reshape(channels_first)
-        if len(shape) == 3 and shape != channels_first:
-            expected = picture.transpose(2, 0, 1)
+        if len(shape) > 2 and shape[-3] >= shape[-1]:
+            expected = np.moveaxis(picture, -1, -3).reshape(channels_first)
         torch.testing.assert_close(turned[0], torch.from_numpy(expected) / 255.0)
         assert not observations.normalized.any()
 
@@ -227,7 +229,9 @@ class TestFeatures:
             ((84, 35, 1), np.uint8, False, True),
             ((7, 7, 3), np.uint8, False, True),
             ((128,), np.uint8, False, False),
-            ((2, 40, 40, 3), np.uint8, False, False),
+            ((2, 40, 40, 3), np.uint8, True, True),  # FrameStackObservation
+            ((2, 7, 7, 3), np.uint8, False, True),
+            ((2, 2, 40, 40, 3), np.uint8, False, False),
             ((84, 84, 3), np.float32, False, False),
             ((84, 84), np.int16, False, False),
         ],
@@ -235,7 +239,7 @@ class TestFeatures:
     def test_what_is_an_image(self, shape, dtype, auto, possible, images):
         space = spaces.Box(0, 255, shape, dtype)
         if images is True and not possible:
-            with pytest.raises(SpaceError, match="images: expected a uint8 Box of rank 2 or 3"):
+            with pytest.raises(SpaceError, match="images: expected a uint8 Box of rank 2 to 4"):
                 Observations(space, images=True)
             return
         expected = auto if images == "auto" else images

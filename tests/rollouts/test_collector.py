@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -700,6 +701,14 @@ def test_an_unknown_autoreset_mode_is_refused_before_the_first_step(metadata: An
     envs.metadata = metadata
     with pytest.raises(EnvironmentSetupError, match="autoreset_mode: expected"):
         Collector(envs, Rule())
+
+
+def test_an_info_that_a_wrapper_made_a_list_is_named() -> None:
+    """It was told as: 'list' object has no attribute 'get'."""
+    envs = NativeToys(FIXED, AutoresetMode.NEXT_STEP)
+    listed = DictInfoToList(envs)
+    with pytest.raises(EnvironmentFault, match="step 0: info: expected a dict of arrays"):
+        Collector(listed, Rule()).steps(3)
 
 
 def test_an_autoreset_mode_may_be_given_by_its_value() -> None:
