@@ -39,9 +39,9 @@ def quoted(path: object) -> str:
 
 
 def say(text: str) -> None:
-    """One line on the error stream, if it takes one."""
+    """One line on the error stream, if it takes one; one write, as other ranks write there, too."""
     with suppress(OSError, ValueError):
-        print("rlpg:", " ".join(text.split()), file=sys.stderr)
+        sys.stderr.write(f"rlpg: {' '.join(text.split())}\n")
 
 
 def silence_broken_output() -> None:

@@ -35,6 +35,17 @@ def test_what_a_stream_cannot_encode_is_escaped(
     assert told["stdout"] == b"saved in x\\udcff\n" + minus + b" 0.5\n"
 
 
+def test_two_ranks_that_complain_at_once_do_not_write_into_each_others_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun starts them with unbuffered streams, which pass on every piece as it comes."""
+    pieces: list[str] = []
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "write", pieces.append)
+    say("two\nlines")
+    assert pieces == ["rlpg: two lines\n"]
+
+
 def test_a_warning_about_a_run_is_one_line_and_others_are_as_usual(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
