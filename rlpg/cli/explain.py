@@ -35,7 +35,7 @@ def explained(
         given: keys of the options.
         parts: the user's own.
     """
-    before = flatten(recipe)
+    before, of_base = flatten(recipe), flatten(base)
     recipe = resolved(recipe, parts)
     with training_envs(recipe.environment.id, recipe) as (envs, description):
         learner = make_learner(make_policy(envs, recipe, parts), recipe, parts)
@@ -46,7 +46,8 @@ def explained(
     of_agent = diff(Recipe.of(agent, type(base.learner)), Recipe())
     values = flatten(with_what_auto_came_to(recipe, learner)) | followed(recipe)
     for key, value in values.items():
-        if (key in given and before[key] != "auto") or key == "environment.id":
+        is_given = key in given or before[key] != of_base[key]  # an entry of a table is no option
+        if (is_given and before[key] != "auto") or key == "environment.id":
             why = "given"
         elif value != before[key] or before[key] == "auto" or key == "agent":
             why = f"by rule: {REASONS[key]}"

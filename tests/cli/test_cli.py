@@ -650,12 +650,15 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--total-steps", "2000", "--agent", "ppo", "--rollout.num-envs=2"]
+    words += ["--environment.kwargs.g", "9.0"]  # one of the entries of a setting
     assert cli.main(["train", "Pendulum-v1", "--explain", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     why = {line.split()[0]: line for line in lines}
     for key in flatten(Recipe.of("ppo")):
         assert key in why, key
     assert why["rollout.num_envs"].split(maxsplit=2)[1:] == ["2", "given"]
+    assert why["environment.kwargs"].endswith("given")
+    assert why["policy.kwargs"].endswith("default")
     assert "0.5 " in why["policy.log_std_init"]
     assert "by rule: 0.5 - 0.65 log" in why["policy.log_std_init"]
     assert why["learner.num_minibatches"].split()[1] == "2"  # 2 x 64 samples
