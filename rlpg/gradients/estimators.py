@@ -104,8 +104,8 @@ def clipped_likelihood_ratio(
     log_prob, advantage, old_log_prob = _counted(
         "clipped_likelihood_ratio", weight, log_prob, advantage.detach(), old_log_prob
     )
-    log_ratio = log_prob - old_log_prob.detach()
-    ratio = torch.exp(log_ratio - (log_ratio.detach() - _LARGEST_LOG_RATIO).clamp(min=0.0))
+    old = torch.maximum(old_log_prob.detach(), log_prob.detach() - _LARGEST_LOG_RATIO)
+    ratio = torch.exp(log_prob - old)
     most = advantage + clip_range * advantage.abs()  # clip(r) A, where it is less than r A
     return (weight * torch.minimum(ratio * advantage, most)).sum()
 
