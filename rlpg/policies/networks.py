@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 HIDDEN_GAIN = math.sqrt(2.0)
 _CONV_CHANNELS = (16, 32, 64, 64)  # then 64
 _CONV_SIDE = 4
+_BOARD_SIDE = 16  # up to here a single cell matters, and nothing is halved
 _MAX_PARAMETERS = 2**23  # with Adam, and a value network as large, a checkpoint can hold them
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -84,10 +85,11 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """`[B, C, H, W] -> [B, num_outputs]`: 3x3 convolutions that halve the image.
+    """`[B, C, H, W] -> [B, num_outputs]`: 3x3 convolutions and ReLU.
 
-    As many as bring the shorter side to at most 4, at least two, with 16, 32, 64, 64, ...
-    channels and ReLU: one rule for an 8x8 board and a 210x160 screen.
+    Sides of at most 16, a board: one convolution with 16 channels, as in MinAtar (Young & Tian
+    2019). Longer ones: as many that halve the image as bring its shorter side to at most 4, with
+    16, 32, 64, 64, ... channels.
     """
 
     def __init__(
@@ -95,12 +97,13 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = shape
+        stride = 1 if max(height, width) <= _BOARD_SIDE else 2
         layers: list[nn.Conv2d] = []
-        while len(layers) < 2 or min(height, width) > _CONV_SIDE:
+        while not layers or (stride == 2 and min(height, width) > _CONV_SIDE):
             out = _CONV_CHANNELS[min(len(layers), len(_CONV_CHANNELS) - 1)]
-            make = partial(nn.Conv2d, channels, out, 3, stride=2, padding=1)
+            make = partial(nn.Conv2d, channels, out, 3, stride=stride, padding=1)
             layers.append(_layer(make, HIDDEN_GAIN, generator))
-            channels, height, width = out, (height + 1) // 2, (width + 1) // 2
+            channels, height, width = out, -(-height // stride), -(-width // stride)
         self.layers = nn.ModuleList(layers)
         self.num_outputs = channels * height * width
 

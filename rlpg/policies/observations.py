@@ -33,7 +33,8 @@ from rlpg.policies.spaces import (
 )
 
 MASK_KEY = "action_mask"
-MIN_IMAGE_SIDE = 36  # smaller uint8 arrays are boards, codes or registers, not pictures
+MIN_IMAGE_SIDE = 36  # smaller uint8 arrays are codes or registers, not pictures
+MIN_BOARD_SIDE = 5  # smaller planes of bools are tables
 _MAX_FEATURES = 2**22
 
 Images = bool | Literal["auto"]
@@ -70,10 +71,11 @@ class Observations:
     Tuple, and everything that carries a mask from `info`, become one float32 vector `[D]`: the
     leaves in gymnasium's order, each flattened, categories as one number, then that mask.
 
-    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown; one of rank 4 is a stack of
-    frames, whose channels follow each other. The channel axis is the first if that is shorter than
-    the last, else the last. Every other Box is a vector, whose features are normalized. uint8
-    numbers are divided by the largest of their space in either case.
+    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown, and so can planes of bools
+    (rank 3); a uint8 Box of rank 4 is a stack of frames, whose channels follow each other. The
+    channel axis is the one that differs, where the other two are equal; else the first if that is
+    shorter than the last, else the last. Every other Box is a vector, whose features are
+    normalized. uint8 numbers are divided by the largest of their space in either case.
     """
 
     def __init__(self, space: Space, *, info_mask: int = 0, images: Images = "auto") -> None:
@@ -83,8 +85,8 @@ class Observations:
                 Dict is left out.
             info_mask: length of the `info["action_mask"]` to append to every packed observation;
                 0 for none. A top-level Dict entry "action_mask" is found without being named.
-            images: which uint8 Boxes of rank 2 to 4 are images: all, none, or ("auto") those with
-                sides of at least 36.
+            images: which uint8 Boxes of rank 2 to 4 and bool Boxes of rank 3 are images: all,
+                none, or ("auto") those with sides of at least 36 (bool: 5).
 
         Raises:
             SpaceError: the space has an unsupported part, no features, or too many; or it has
@@ -119,7 +121,8 @@ class Observations:
         self.images = [leaf.image for leaf in self._leaves if leaf.image is not None]
         if images is True and not self.images:
             raise SpaceError(
-                f"images: expected a uint8 Box of rank 2 to 4 in the space, got {space}; "
+                f"images: expected a uint8 Box of rank 2 to 4, or a bool Box of rank 3, in the "
+                f"space, got {space}; "
                 "leave policy.images at auto"
             )
         masks = [leaf.place for leaf in self._leaves if leaf.is_mask]
@@ -266,7 +269,7 @@ class Observations:
         line = f"observations: {', '.join(parts)}"
         line += self.without
         if any(leaf.could_be_image and leaf.image is None for leaf in self._leaves):
-            return line + " (uint8 arrays as numbers; policy.images = true shows them to a CNN)"
+            return line + " (grids as numbers; policy.images = true shows them to a CNN)"
         return line + " (through a CNN; policy.images = false shows them as numbers)" * bool(shapes)
 
 
@@ -311,22 +314,26 @@ class _Leaf:
 
     def _init_box(self, space: spaces.Box[Any], images: Images, first_feature: int) -> None:
         self.is_normalized = True
+        least, ranks = MIN_IMAGE_SIDE, (2, 3, 4)
         if space.dtype.kind == "f":
             self._kinds = "fiu"
         elif space.dtype == np.uint8:
             self._kinds, self.dtype = "u", np.dtype(np.uint8)
             self._scale = 1.0 / max(float(space.high.max(initial=1)), 1.0)
-            shape = (1, *self.shape) if len(self.shape) == 2 else self.shape[-3:]  # of a frame
-            channels_last = len(self.shape) > 2 and shape[0] >= shape[2]
-            self.could_be_image = 2 <= len(self.shape) <= 4 and self.size > 0
-            if self.could_be_image and images == "auto":
-                images = min(shape[:2] if channels_last else shape[1:]) >= MIN_IMAGE_SIDE
-            if self.could_be_image and images:
-                place = slice(first_feature, first_feature + self.size)
-                num_frames = self.size // math.prod(shape)
-                frame = (shape[0], shape[1], shape[2])
-                self.image = Image(place, frame, channels_last, num_frames)
-                self.is_normalized = False
+        elif space.dtype == np.bool_:
+            least, ranks = MIN_BOARD_SIDE, (3,)
+        if space.dtype not in (np.uint8, np.bool_) or len(self.shape) not in ranks or not self.size:
+            return
+        self.could_be_image = True
+        first, middle, last = (1, *self.shape) if len(self.shape) == 2 else self.shape[-3:]
+        channels_last = len(self.shape) > 2 and (first >= last or first == middle != last)
+        channels_last &= not middle == last != first
+        sides = (first, middle) if channels_last else (middle, last)
+        if min(sides) >= least if images == "auto" else images:
+            place = slice(first_feature, first_feature + self.size)
+            num_frames = self.size // (first * middle * last)
+            self.image = Image(place, (first, middle, last), channels_last, num_frames)
+            self.is_normalized = False
 
     def _init_categories(self, nvec: np.ndarray, start: np.ndarray) -> None:
         self.dtype = np.dtype(np.int64)

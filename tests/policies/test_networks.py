@@ -60,13 +60,23 @@ def test_no_hidden_layer_is_a_linear_map():
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_layers"), [((1, 6, 6), 2), ((3, 8, 8), 2), ((4, 84, 84), 5), ((3, 210, 160), 6)]
+    ("shape", "num_layers"), [((1, 17, 17), 3), ((4, 84, 84), 5), ((3, 210, 160), 6)]
 )
 def test_images_of_any_size_are_halved_until_small(shape, num_layers):
     cnn = CNN(shape, generator=generator())
     assert len(cnn.layers) == num_layers
     assert cnn(torch.zeros(2, *shape)).shape == (2, cnn.num_outputs)
     assert cnn.num_outputs <= 64 * 4 * 5
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (4, 10, 10), (111, 8, 8), (3, 16, 16)])
+def test_every_cell_of_a_board_matters(shape):
+    cnn = CNN(shape, generator=generator())
+    board = torch.randn(1, *shape, generator=generator(), requires_grad=True)
+    outputs = cnn(board)
+    assert outputs.shape == (1, cnn.num_outputs) == (1, 16 * shape[1] * shape[2])
+    outputs.square().sum().backward()
+    assert (board.grad != 0).all()
 
 
 IMAGES = spaces.Dict(

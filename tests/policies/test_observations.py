@@ -191,7 +191,9 @@ class TestFeatures:
             ((8, 9), (1, 8, 9)),
             ((8, 9, 1), (1, 8, 9)),
             ((1, 8, 9), (1, 8, 9)),
-            ((7, 6, 6), (6, 7, 6)),
+            ((7, 6, 6), (7, 6, 6)),
+            ((6, 7, 6), (6, 6, 7)),
+            ((8, 8, 111), (111, 8, 8)),  # the longest axis, and yet that of the channels
             ((4, 8, 9, 3), (12, 8, 9)),
             ((4, 3, 8, 9), (12, 8, 9)),
         ],
@@ -205,10 +207,25 @@ class TestFeatures:
         turned = image.channels_first(features)
         assert turned.shape == (1, *channels_first)
         expected = picture.reshape(channels_first)
-        if len(shape) > 2 and shape[-3] >= shape[-1]:
+        if len(shape) > 2 and channels_first[-2:] != shape[-2:]:
             expected = np.moveaxis(picture, -1, -3).reshape(channels_first)
         torch.testing.assert_close(turned[0], torch.from_numpy(expected) / 255.0)
         assert not observations.normalized.any()
+
+    def test_planes_of_bools_are_boards(self):
+        """MinAtar's planes went through the MLP, each cell of each normalized by itself."""
+        space = spaces.Box(0, 1, (10, 10, 4), np.bool_)
+        observations = Observations(space)
+        assert [image.channels_first_shape for image in observations.images] == [(4, 10, 10)]
+        assert not observations.normalized.any()
+        assert observations.describe_in_words().startswith(
+            "observations: image of 10 x 10 with 4 channels (through a CNN;"
+        )
+        space.seed(0)
+        board = space.sample()
+        packed = torch.from_numpy(observations.pack(board))
+        turned = observations.images[0].channels_first(observations.features(packed)[None])
+        torch.testing.assert_close(turned[0], torch.from_numpy(board.transpose(2, 0, 1)).float())
 
     def test_codes_in_a_small_uint8_box_were_taken_for_an_image(self):
         """MiniGrid's codes 0..10, divided by 255, reached a CNN almost as zeros."""
@@ -232,12 +249,17 @@ class TestFeatures:
             ((2, 40, 40, 3), np.uint8, True, True),  # FrameStackObservation
             ((2, 7, 7, 3), np.uint8, False, True),
             ((2, 2, 40, 40, 3), np.uint8, False, False),
+            ((10, 10, 4), np.bool_, True, True),
+            ((4, 5, 6), np.bool_, True, True),
+            ((4, 10, 4), np.bool_, False, True),
+            ((10, 10), np.bool_, False, False),
+            ((2, 10, 10, 4), np.bool_, False, False),
             ((84, 84, 3), np.float32, False, False),
             ((84, 84), np.int16, False, False),
         ],
     )
     def test_what_is_an_image(self, shape, dtype, auto, possible, images):
-        space = spaces.Box(0, 255, shape, dtype)
+        space = spaces.Box(0, 1 if dtype == np.bool_ else 255, shape, dtype)
         if images is True and not possible:
             with pytest.raises(SpaceError, match="images: expected a uint8 Box of rank 2 to 4"):
                 Observations(space, images=True)
@@ -262,8 +284,8 @@ class TestFeatures:
             }
         )
         assert Observations(space).describe_in_words() == (
-            "observations: image of 40 x 50 with 3 channels, 50 numbers, 5 0/1 features (uint8 "
-            "arrays as numbers; policy.images = true shows them to a CNN)"
+            "observations: image of 40 x 50 with 3 channels, 50 numbers, 5 0/1 features (grids "
+            "as numbers; policy.images = true shows them to a CNN)"
         )
         plain = Observations(spaces.Box(-1, 1, (4,))).describe_in_words()
         assert plain == "observations: 4 numbers"
