@@ -65,6 +65,7 @@ class Job:
     target: float  # mean return
     episodes: int = 100  # of deterministic actions, after training
     evaluation_seed: int = 0
+    device: str = "cpu"
 
 
 def train_all(
@@ -120,7 +121,7 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
         seed=seed,
         run_dir=folder,
         recipe=job.recipe,
-        overrides=UNWATCHED,
+        overrides=UNWATCHED | {"device": job.device},
         quiet=True,
     )
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
@@ -132,6 +133,7 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "steps_per_second": round(job.recipe.total_steps / wall),
+        "device": job.device,
         "commit": commit(),
         "recipe": settings,
     }

@@ -87,9 +87,9 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """`[B, C, H, W] -> [B, num_outputs]`: 3x3 convolutions and ReLU.
 
-    Sides of at most 16, a board: one convolution with 16 channels, as in MinAtar (Young & Tian
-    2019). Longer ones: as many that halve the image as bring its shorter side to at most 4, with
-    16, 32, 64, 64, ... channels.
+    Sides of at most 16, a board: one convolution of 16 channels that pads nothing, as in MinAtar
+    (Young & Tian 2019). Longer ones: as many that halve the image as bring its shorter side to at
+    most 4, with 16, 32, 64, 64, ... channels.
     """
 
     def __init__(
@@ -98,12 +98,14 @@ class CNN(nn.Module):
         super().__init__()
         channels, height, width = shape
         stride = 1 if max(height, width) <= _BOARD_SIDE else 2
+        padding = int(stride == 2 or min(height, width) < 3)
         layers: list[nn.Conv2d] = []
         while not layers or (stride == 2 and min(height, width) > _CONV_SIDE):
             out = _CONV_CHANNELS[min(len(layers), len(_CONV_CHANNELS) - 1)]
-            make = partial(nn.Conv2d, channels, out, 3, stride=stride, padding=1)
+            make = partial(nn.Conv2d, channels, out, 3, stride=stride, padding=padding)
             layers.append(_layer(make, HIDDEN_GAIN, generator))
-            channels, height, width = out, -(-height // stride), -(-width // stride)
+            channels = out
+            height, width = ((s + 2 * padding - 3) // stride + 1 for s in (height, width))
         self.layers = nn.ModuleList(layers)
         self.num_outputs = channels * height * width
 

@@ -69,12 +69,12 @@ def test_images_of_any_size_are_halved_until_small(shape, num_layers):
     assert cnn.num_outputs <= 64 * 4 * 5
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 6), (4, 10, 10), (111, 8, 8), (3, 16, 16)])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 5, 6), (4, 10, 10), (111, 8, 8)])
 def test_every_cell_of_a_board_matters(shape):
     cnn = CNN(shape, generator=generator())
     board = torch.randn(1, *shape, generator=generator(), requires_grad=True)
     outputs = cnn(board)
-    assert outputs.shape == (1, cnn.num_outputs) == (1, 16 * shape[1] * shape[2])
+    assert outputs.shape == (1, cnn.num_outputs)
     outputs.square().sum().backward()
     assert (board.grad != 0).all()
 
