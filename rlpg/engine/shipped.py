@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from rlpg.learners.settings import AGENTS
@@ -52,16 +52,18 @@ def recipe_for(
 def agent_for(env_id: str) -> str:
     """The agent that is shipped for an environment, else `DEFAULT_AGENT`.
 
-    Of several the one with the highest median return, of equals the one that took less time.
+    Of several the one with the highest median return, of equals that with the highest mean (a
+    seed that fails shows there), then the one that took less time.
     """
     start = f"{_folder_name(env_id)}-"
     shipped = [name for name in shipped_agents() if name.removeprefix(start) in AGENTS]
 
-    def rank(name: str) -> tuple[float, float]:
+    def rank(name: str) -> tuple[float, ...]:
         seeds = (results_of(name) or {"seeds": []})["seeds"]
         if not seeds:
-            return -math.inf, 0.0
-        return median(row["mean"] for row in seeds), -median(row["cpu_seconds"] for row in seeds)
+            return (-math.inf,)
+        means = [row["mean"] for row in seeds]
+        return median(means), fmean(means), -median(row["cpu_seconds"] for row in seeds)
 
     return max(shipped, key=rank, default=DEFAULT_AGENT).removeprefix(start)
 
