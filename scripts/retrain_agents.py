@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the shipped agents with their recipes, write what they reached, ship a policy of each.
 
-    scripts/retrain_agents.py [NAME ...] [--seeds 100 101 102 103 104] [--jobs 2]
+    scripts/retrain_agents.py [NAME ...] [--seeds 100 101 102 103 104] [--jobs 2] [--device cuda]
     scripts/retrain_agents.py --check [NAME ...]
 
 A seed that is done is kept in the work folder (runs/agents) and not trained again unless the
@@ -36,7 +36,6 @@ from training_seeds import (
 
 import rlpg
 from rlpg.runs.recipe import load_recipe
-from rlpg.runs.run import versions
 from rlpg.runs.store import load_policy, save_policy
 from rlpg.verbs.scores import interquartile_mean
 
@@ -77,6 +76,7 @@ TARGETS = {
     "Swimmer-v5-trpo": Target(
         340, note="340 is asked of the median; two of five seeds stay below it"
     ),
+    "MinAtar-SpaceInvaders-v1-ppo": Target(100),
     "Pendulum-v1-ppo": Target(-165, note="-165 is asked of the median, which is -162.2"),
 }
 
@@ -84,6 +84,7 @@ TARGETS = {
 def main() -> int:
     """Exit code 0: all done; 1: a shipped policy does not do what its results say."""
     parser = parser_of(__doc__, "NAME", "runs/agents")
+    parser.add_argument("--device", default="cpu", help="where policy and learner are (cpu)")
     parser.add_argument("--check", action="store_true", help="evaluate what is shipped, only")
     arguments = parsed(parser, TARGETS)
     names = arguments.names
@@ -94,15 +95,15 @@ def main() -> int:
         publish(job, arguments.seeds, arguments.work)
         write_table()
 
-    jobs = dict.fromkeys(map(job_of, names), arguments.seeds)
+    jobs = {job_of(name, arguments.device): arguments.seeds for name in names}
     train_all(jobs, arguments.work, arguments.jobs, done)
     return 0
 
 
-def job_of(name: str) -> Job:
+def job_of(name: str, device: str = "cpu") -> Job:
     """The training of an agent that ships."""
     recipe, target = load_recipe(AGENTS / name / "recipe.toml"), TARGETS[name].mean
-    return Job(name, recipe.environment.id, recipe, target, EPISODES, EVALUATION_SEED)
+    return Job(name, recipe.environment.id, recipe, target, EPISODES, EVALUATION_SEED, device)
 
 
 def publish(job: Job, seeds: list[int], work: Path) -> None:
@@ -113,6 +114,7 @@ def publish(job: Job, seeds: list[int], work: Path) -> None:
     rows = [{key: value for key, value in row.items() if key != "recipe"} for row in rows]
     ordered = sorted(rows, key=lambda row: row["mean"])
     chosen = ordered[(len(ordered) - 1) // 2]["seed"]
+    run = work / name / str(chosen)
     num_met = sum(row["mean"] >= target.mean for row in rows)
     results = {
         "environment": recipe.environment.id,
@@ -128,11 +130,12 @@ def publish(job: Job, seeds: list[int], work: Path) -> None:
         "policy_is": "that of the median seed",
         "seeds": rows,
         "recipe": settings,
-        "versions": without_machine(versions()),
-        "command": f"scripts/retrain_agents.py {name} --seeds {' '.join(map(str, seeds))}",
+        "versions": without_machine(json.loads((run / "versions.json").read_text())),
+        "command": f"scripts/retrain_agents.py {name} --seeds {' '.join(map(str, seeds))}"
+        + f" --device {job.device}" * (job.device != "cpu"),
     }
     (AGENTS / name / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    description, arrays = load_policy(work / name / str(chosen) / "policy")
+    description, arrays = load_policy(run / "policy")
     description["versions"] = without_machine(description["versions"])
     save_policy(AGENTS / name / "policy", description, arrays)
 
@@ -148,7 +151,8 @@ def write_table() -> None:
         "actions with the policy at the *end* of training (not the best one on the way), for every",
         "seed that was run. `rlpg evaluate NAME` plays the shipped policy, that of the median",
         "seed. CPU time is for one seed on one thread, evaluations included: its wall time where",
-        "nothing else runs (here something did, which makes CPU times longer, too). Recipes are",
+        "nothing else runs (here something did, which makes CPU times longer, too); of a GPU it is",
+        "the wall time, with other seeds on the same GPU. Recipes are",
         "tuned on the seeds 0 to 4 and reported on 100 to 104.",
         "",
         "| agent | steps | target | met | median | interquartile mean | lowest to highest "
@@ -179,12 +183,13 @@ def summary_row(name: str, results: dict[str, Any]) -> str:
     firsts = [row["first_step_at_target"] or float("inf") for row in rows]
     first = median(firsts)
     met = f"{'yes' if results['target_met'] else 'no'}: {results['target_reached']}"
-    seconds = median(row["cpu_seconds"] for row in rows)
+    key, where = ("cpu_seconds", "") if rows[0]["cpu_seconds"] else ("wall_seconds", " on a GPU")
+    seconds = median(row[key] for row in rows)
     return (
         f"| {name} | {results['total_steps']:,} | {results['target']:g} | {met} | "
         f"{number(median(means))} | {number(float(interquartile_mean(np.array(means))))} | "
         f"{number(means[0])} to {number(means[-1])} | "
-        f"{f'{first:,.0f}' if first < float('inf') else '-'} | {seconds:.0f} s |"
+        f"{f'{first:,.0f}' if first < float('inf') else '-'} | {seconds:.0f} s{where} |"
     )
 
 

@@ -131,7 +131,7 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
         **{key: summary[key] for key in ("mean", "std", "ci", "median", "min", "max")},
         "first_step_at_target": first_step(run.path, job.target),
         "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(cpu, 1),
+        "cpu_seconds": round(cpu, 1) if job.device == "cpu" else None,
         "steps_per_second": round(job.recipe.total_steps / wall),
         "device": job.device,
         "commit": commit(),

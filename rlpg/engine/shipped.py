@@ -63,7 +63,7 @@ def agent_for(env_id: str) -> str:
         if not seeds:
             return (-math.inf,)
         means = [row["mean"] for row in seeds]
-        return median(means), fmean(means), -median(row["cpu_seconds"] for row in seeds)
+        return median(means), fmean(means), -median(row["wall_seconds"] for row in seeds)
 
     return max(shipped, key=rank, default=DEFAULT_AGENT).removeprefix(start)
 

@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 HIDDEN_GAIN = math.sqrt(2.0)
 _CONV_CHANNELS = (16, 32, 64, 64)  # then 64
 _CONV_SIDE = 4
-_BOARD_SIDE = 16  # up to here a single cell matters, and nothing is halved
+_BOARD_SIDE = 12  # up to here a single cell matters, and nothing is halved
 _MAX_PARAMETERS = 2**23  # with Adam, and a value network as large, a checkpoint can hold them
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -87,7 +87,7 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """`[B, C, H, W] -> [B, num_outputs]`: 3x3 convolutions and ReLU.
 
-    Sides of at most 16, a board: one convolution of 16 channels that pads nothing, as in MinAtar
+    Sides of at most 12, a board: one convolution of 16 channels that pads nothing, as in MinAtar
     (Young & Tian 2019). Longer ones: as many that halve the image as bring its shorter side to at
     most 4, with 16, 32, 64, 64, ... channels.
     """

@@ -35,6 +35,7 @@ _INSTALL = {  # word in the import error -> what to type
     "mujoco is not": install("mujoco"),
     "'mujoco'": install("mujoco"),
     "ale_py": install("atari"),
+    "minatar": install("minatar"),
     "jax": '`pip install "gymnasium[jax]"`',
     "envpool": install("envpool"),
     "pygame": install("video"),

@@ -450,6 +450,7 @@ def test_bad_input_to_evaluate(
         ("Hopper-v5", "mujoco", 'pip install ".[mujoco]"'),
         ("LunarLander-v3", "Box2D", 'pip install ".[box2d]"'),
         ("ALE/Pong-v5", "ale_py", 'pip install ".[atari]"'),
+        ("MinAtar/Breakout-v1", "minatar", 'pip install ".[minatar]"'),
     ],
 )
 def test_a_missing_extra_is_named_with_its_command(

@@ -60,7 +60,8 @@ def test_no_hidden_layer_is_a_linear_map():
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_layers"), [((1, 17, 17), 3), ((4, 84, 84), 5), ((3, 210, 160), 6)]
+    ("shape", "num_layers"),
+    [((1, 13, 13), 2), ((3, 16, 17), 2), ((4, 84, 84), 5), ((3, 210, 160), 6)],
 )
 def test_images_of_any_size_are_halved_until_small(shape, num_layers):
     cnn = CNN(shape, generator=generator())

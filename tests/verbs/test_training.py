@@ -679,7 +679,7 @@ def test_of_several_shipped_agents_the_best_is_taken_of_equals_the_surer_then_th
         folder = tmp_path / f"Some-v0-{agent}"
         folder.mkdir()
         (folder / "recipe.toml").write_text(f'agent = "{agent}"\n')
-        rows = [{"mean": mean, "cpu_seconds": seconds} for mean in means]
+        rows = [{"mean": mean, "wall_seconds": seconds} for mean in means]
         (folder / "results.json").write_text(json.dumps({"seeds": rows}))
 
     monkeypatch.setattr(rlpg.engine.shipped, "shipped_folder", lambda name: tmp_path / name)
