@@ -68,8 +68,8 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "device": "cuda where torch finds a GPU, else cpu",
     "policy.log_std_init": "0.5 - 0.65 log(action dimensions), at least -1: one dimension has to "
     "try its whole range, many at once would drown in noise",
-    "policy.images": "whole numbers from 0 to 255, at least 36 x 36, are images; so are planes of "
-    "yes and no, at least 5 x 5",
+    "policy.images": "uint8, or floats from 0 to one bound with channels, at least 36 x 36, are "
+    "images; so are planes of bools, at least 5 x 5",
     "environment.backend": "the fastest way that can be resumed to the same bits",
     "rollout.episodes_per_env": "without predicted values nobody knows what the cut end of an "
     "episode is worth, so whole episodes are collected",

@@ -71,11 +71,13 @@ class Observations:
     Tuple, and everything that carries a mask from `info`, become one float32 vector `[D]`: the
     leaves in gymnasium's order, each flattened, categories as one number, then that mask.
 
-    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown, and so can planes of bools
-    (rank 3); a uint8 Box of rank 4 is a stack of frames, whose channels follow each other. The
+    A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown, and so can, of rank 3, planes
+    of bools, and floats from 0 to one bound; a uint8 Box of rank 4 is a stack of frames, whose
+    channels follow each other. The
     channel axis is the one that differs, where the other two are equal; else the first if that is
     shorter than the last, else the last. Every other Box is a vector, whose features are
-    normalized. uint8 numbers are divided by the largest of their space in either case.
+    normalized. uint8 numbers are divided by the largest of their space in either case, floats
+    where they are an image.
     """
 
     def __init__(self, space: Space, *, info_mask: int = 0, images: Images = "auto") -> None:
@@ -85,8 +87,8 @@ class Observations:
                 Dict is left out.
             info_mask: length of the `info["action_mask"]` to append to every packed observation;
                 0 for none. A top-level Dict entry "action_mask" is found without being named.
-            images: which uint8 Boxes of rank 2 to 4 and bool Boxes of rank 3 are images: all,
-                none, or ("auto") those with sides of at least 36 (bool: 5).
+            images: which of the Boxes that can be images are: all, none, or ("auto") those with
+                sides of at least 36 (bool: 5).
 
         Raises:
             SpaceError: the space has an unsupported part, no features, or too many; or it has
@@ -121,8 +123,8 @@ class Observations:
         self.images = [leaf.image for leaf in self._leaves if leaf.image is not None]
         if images is True and not self.images:
             raise SpaceError(
-                f"images: expected a uint8 Box of rank 2 to 4, or a bool Box of rank 3, in the "
-                f"space, got {space}; "
+                "images: expected a uint8 Box of rank 2 to 4, or one of rank 3 with bools or floats "
+                f"from 0 to one bound, in the space, got {space}; "
                 "leave policy.images at auto"
             )
         masks = [leaf.place for leaf in self._leaves if leaf.is_mask]
@@ -314,15 +316,19 @@ class _Leaf:
 
     def _init_box(self, space: spaces.Box[Any], images: Images, first_feature: int) -> None:
         self.is_normalized = True
-        least, ranks = MIN_IMAGE_SIDE, (2, 3, 4)
+        least, ranks, high = MIN_IMAGE_SIDE, (3,), float(space.high.max(initial=1))
         if space.dtype.kind == "f":
             self._kinds = "fiu"
+            if space.low.any() or not (space.high == high).all() or np.isinf(high):
+                return
         elif space.dtype == np.uint8:
-            self._kinds, self.dtype = "u", np.dtype(np.uint8)
-            self._scale = 1.0 / max(float(space.high.max(initial=1)), 1.0)
+            self._kinds, self.dtype, ranks = "u", np.dtype(np.uint8), (2, 3, 4)
+            self._scale = 1.0 / max(high, 1.0)
         elif space.dtype == np.bool_:
-            least, ranks = MIN_BOARD_SIDE, (3,)
-        if space.dtype not in (np.uint8, np.bool_) or len(self.shape) not in ranks or not self.size:
+            least = MIN_BOARD_SIDE
+        else:
+            return
+        if len(self.shape) not in ranks or not self.size:
             return
         self.could_be_image = True
         first, middle, last = (1, *self.shape) if len(self.shape) == 2 else self.shape[-3:]
@@ -333,7 +339,7 @@ class _Leaf:
             place = slice(first_feature, first_feature + self.size)
             num_frames = self.size // (first * middle * last)
             self.image = Image(place, (first, middle, last), channels_last, num_frames)
-            self.is_normalized = False
+            self.is_normalized, self._scale = False, 1.0 / high
 
     def _init_categories(self, nvec: np.ndarray, start: np.ndarray) -> None:
         self.dtype = np.dtype(np.int64)

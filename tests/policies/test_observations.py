@@ -227,6 +227,28 @@ class TestFeatures:
         turned = observations.images[0].channels_first(observations.features(packed)[None])
         torch.testing.assert_close(turned[0], torch.from_numpy(board.transpose(2, 0, 1)).float())
 
+    @pytest.mark.parametrize(
+        ("low", "high", "is_image"),
+        [(0, 1, True), (0, 255, True), (-1, 1, False), (0, np.inf, False), (-np.inf, 0, False)],
+    )
+    def test_floats_from_0_to_one_bound_are_images(self, low, high, is_image):
+        """They went through the MLP, each pixel normalized by itself."""
+        space = spaces.Box(low, high, (3, 40, 50), np.float32)
+        observations = Observations(space)
+        assert bool(observations.images) is is_image
+        assert bool(observations.normalized.all()) is not is_image
+        space.seed(0)
+        frame = space.sample()
+        features = observations.features(torch.from_numpy(observations.pack(frame)))
+        expected = torch.from_numpy(frame).flatten() / (high if is_image else 1)
+        torch.testing.assert_close(features, expected)
+        assert Observations(space, images=False).images == []
+
+    def test_of_floats_with_several_bounds_no_image_is_made(self):
+        high = np.ones((3, 40, 50), np.float32)
+        high[1] = 2.0
+        assert Observations(spaces.Box(np.zeros_like(high), high)).images == []
+
     def test_codes_in_a_small_uint8_box_were_taken_for_an_image(self):
         """MiniGrid's codes 0..10, divided by 255, reached a CNN almost as zeros."""
         observations = Observations(spaces.Box(0, 255, (7, 7, 3), np.uint8))
@@ -254,7 +276,11 @@ class TestFeatures:
             ((4, 10, 4), np.bool_, False, True),
             ((10, 10), np.bool_, False, False),
             ((2, 10, 10, 4), np.bool_, False, False),
-            ((84, 84, 3), np.float32, False, False),
+            ((84, 84, 3), np.float32, True, True),
+            ((4, 36, 40), np.float64, True, True),
+            ((7, 7, 3), np.float32, False, True),
+            ((84, 84), np.float32, False, False),
+            ((4, 84, 84, 3), np.float32, False, False),
             ((84, 84), np.int16, False, False),
         ],
     )
