@@ -6,8 +6,8 @@
 
 A seed that is done is kept in the work folder (runs/agents) and not trained again unless the
 recipe changed, so the program can be stopped and started at will. What it writes is generated:
-agents/NAME/results.json, agents/NAME/policy/ and docs/results.md. Recipes are tuned on other seeds
-(0 to 4) than those that are reported.
+agents/NAME/results.json, agents/NAME/policy/, docs/results.md and a table of README.md. Recipes are
+tuned on other seeds (0 to 4) than those that are reported.
 
 The shipped policy is that of the median seed, not of the best one, so it shows what a recipe is
 to be expected to reach. `--check` trains nothing: it evaluates the shipped policies again.
@@ -35,12 +35,15 @@ from training_seeds import (
 )
 
 import rlpg
+from rlpg.engine.shipped import agent_for
 from rlpg.runs.recipe import load_recipe
+from rlpg.runs.run import safe_name
 from rlpg.runs.store import load_policy, save_policy
 from rlpg.verbs.scores import interquartile_mean
 
 ROOT = Path(__file__).resolve().parents[1]
-AGENTS, TABLE = ROOT / "agents", ROOT / "docs" / "results.md"
+AGENTS, TABLE, README = ROOT / "agents", ROOT / "docs" / "results.md", ROOT / "README.md"
+BEGIN, END = "<!-- results: written by scripts/retrain_agents.py -->", "<!-- end of results -->"
 EPISODES, EVALUATION_SEED = 100, 0  # what `rlpg evaluate NAME` does when told nothing else
 
 
@@ -141,7 +144,7 @@ def publish(job: Job, seeds: list[int], work: Path) -> None:
 
 
 def write_table() -> None:
-    """docs/results.md, from every results.json there is."""
+    """docs/results.md and the table of README.md, from every results.json there is."""
     files = [AGENTS / name / "results.json" for name in TARGETS]
     found = [(file.parent.name, json.loads(file.read_text())) for file in files if file.exists()]
     lines = [
@@ -174,6 +177,35 @@ def write_table() -> None:
     notes = [f"- {name}: {TARGETS[name].note}." for name, _ in found if TARGETS[name].note]
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text("\n".join([*lines, "", *notes]).rstrip() + "\n")
+    known = dict(found)
+    environments = dict.fromkeys(results["environment"] for results in known.values())
+    names = [f"{safe_name(env)}-{agent_for(env)}" for env in environments]
+    lines = [
+        *("", ""),
+        "| environment | agent | steps | median return | lowest to highest of 5 seeds | CPU time |",
+        "|---|---|---:|---:|---|---:|",
+        *(readme_row(known[name]) for name in names),
+        *("", ""),
+    ]
+    text = README.read_text()
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    README.write_text(before + "\n".join(lines) + after)
+
+
+def readme_row(results: dict[str, Any]) -> str:
+    """The line of an environment in README.md."""
+    means = sorted(row["mean"] for row in results["seeds"])
+    return (
+        f"| {results['environment']} | {results['agent']} | {results['total_steps']:,} | "
+        f"{number(median(means))} | {number(means[0])} to {number(means[-1])} | "
+        f"{time_of(results['seeds'])} |"
+    )
+
+
+def time_of(rows: list[dict[str, Any]]) -> str:
+    """What a seed takes."""
+    key, where = ("cpu_seconds", "") if rows[0]["cpu_seconds"] else ("wall_seconds", " on a GPU")
+    return f"{median(row[key] for row in rows):.0f} s{where}"
 
 
 def summary_row(name: str, results: dict[str, Any]) -> str:
@@ -183,13 +215,11 @@ def summary_row(name: str, results: dict[str, Any]) -> str:
     firsts = [row["first_step_at_target"] or float("inf") for row in rows]
     first = median(firsts)
     met = f"{'yes' if results['target_met'] else 'no'}: {results['target_reached']}"
-    key, where = ("cpu_seconds", "") if rows[0]["cpu_seconds"] else ("wall_seconds", " on a GPU")
-    seconds = median(row[key] for row in rows)
     return (
         f"| {name} | {results['total_steps']:,} | {results['target']:g} | {met} | "
         f"{number(median(means))} | {number(float(interquartile_mean(np.array(means))))} | "
         f"{number(means[0])} to {number(means[-1])} | "
-        f"{f'{first:,.0f}' if first < float('inf') else '-'} | {seconds:.0f} s{where} |"
+        f"{f'{first:,.0f}' if first < float('inf') else '-'} | {time_of(rows)} |"
     )
 
 

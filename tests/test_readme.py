@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import rlpg
 from rlpg import cli
 from rlpg.cli.parsing import known_kinds
+from rlpg.engine.shipped import agent_for, results_of, shipped_agents
 from rlpg.gradients.returns import reward_to_go
 from rlpg.learners.settings import AGENTS
 from rlpg.rollouts import Episodes, Rollout
@@ -212,6 +214,22 @@ def test_the_files_of_a_run_are_those_of_the_tables(tmp_path: Path) -> None:
             name = re.sub(r"\.\d+\.rlpg$", ".", path.name)
             is_named = f"`{name}" in page or name in ("run.lock", "evaluations_stochastic.npz")
             assert is_named, f"{name} is not in the table"
+
+
+def test_the_results_in_the_readme_are_those_of_the_shipped_agents() -> None:
+    section = README.partition("<!-- results")[2].partition("<!-- end of results")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines()[4:] if line]
+    shown = {env: (agent, steps, float(middle)) for env, agent, steps, middle, *_ in rows}
+    found = {}
+    for name in shipped_agents():
+        results = results_of(name)
+        assert results is not None
+        env, agent = results["environment"], results["agent"]
+        if agent_for(env) == agent:
+            middle = median(row["mean"] for row in results["seeds"])
+            digits = 2 if abs(middle) < 20 else 1
+            found[env] = (agent, f"{results['total_steps']:,}", round(middle, digits))
+    assert shown == found
 
 
 def test_links_lead_somewhere() -> None:
