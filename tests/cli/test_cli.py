@@ -110,7 +110,7 @@ def test_the_help_shows_the_recipe_that_would_be_used(capsys: pytest.CaptureFixt
     for env in ("CartPole-v1", "CartPole", "some_module:CartPole-v1"):
         assert default("--total-steps", env) == "100000", "of the shipped recipe"
     assert default("--total-steps", "CartPole-v1", "--recipe", "default") == "300000"
-    assert default("--total-steps", "CartPole-v1", "--agent", "ppo") == "300000"
+    assert default("--total-steps", "CartPole-v1", "--agent", "npg") == "300000"
     assert default("--learner.clip-range", "CartPole-v1", "--agent", "ppo") == "0.2"
     assert default("--learner.clip-range", "CartPole-v1", "--recipe", "mine.toml") == "0.3"
     assert default("--agent", "CartPole-v1", "--recipe", "mine.toml") == "ppo"
