@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 
@@ -51,13 +52,17 @@ def misbehave(fault: str) -> None:
 
 
 def children() -> list[int]:
-    """The process ids of this process's children."""
-    found = []
+    """The process ids of this process's children.
+
+    Not that of multiprocessing's resource tracker, which lives as long as a process that has ever
+    spawned another: a test of several seeds leaves it to those after it.
+    """
+    found, tracker = [], resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, _, rest = stat.read_text().partition(" (")
         except OSError:  # it has ended meanwhile
             continue
-        if int(rest.rpartition(") ")[2].split()[1]) == os.getpid():
+        if int(rest.rpartition(") ")[2].split()[1]) == os.getpid() and int(pid) != tracker:
             found.append(int(pid))
     return found
