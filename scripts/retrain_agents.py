@@ -74,6 +74,7 @@ TARGETS = {
     "LunarLander-v3-ppo": Target(260, note="260 is asked of the median, which is 270.5"),
     "BipedalWalker-v3-ppo": Target(260),
     "HalfCheetah-v5-ppo": Target(6000),
+    "Walker2d-v5-ppo": Target(3500),
     "HalfCheetah-v5-trpo": Target(6000),
     "Hopper-v5-trpo": Target(3000),
     "Walker2d-v5-trpo": Target(3500),
