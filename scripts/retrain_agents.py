@@ -80,6 +80,7 @@ TARGETS = {
     "MountainCar-v0-ppo": Target(-110),
     "MountainCarContinuous-v0-ppo": Target(92),
     "LunarLander-v3-ppo": Target(260, note="260 is asked of the median, which is 270.5"),
+    "LunarLanderContinuous-v3-ppo": Target(260),
     "BipedalWalker-v3-ppo": Target(260),
     "HalfCheetah-v5-ppo": Target(6000),
     "Walker2d-v5-ppo": Target(3500),
