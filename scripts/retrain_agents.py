@@ -74,7 +74,10 @@ TARGETS = {
     "MountainCar-v0-ppo": Target(-110),
     "MountainCarContinuous-v0-ppo": Target(92),
     "LunarLander-v3-ppo": Target(260, note="260 is asked of the median, which is 270.5"),
+    "LunarLanderContinuous-v3-ppo": Target(260),
     "HalfCheetah-v5-ppo": Target(6000),
+    "Swimmer-v5-ppo": Target(340),
+    "Swimmer-v5-trpo": Target(340),
     "Pendulum-v1-ppo": Target(-165, note="-165 is asked of the median, which is -162.2"),
 }
 
