@@ -94,7 +94,7 @@ FIGURES: dict[str, Figure] = {
        for agent in ("reinforce", "a2c", "ppo", "npg", "trpo")},
     "HalfCheetah-v5-ppo": Figure("HalfCheetah-v5", "ppo", 300_000, 2500, 1.0, median=True),
     "Hopper-v5-ppo": Figure("Hopper-v5", "ppo", 300_000, 2700, 1.0, median=True),
-    "TMaze-10-ppo-memory": Figure("rlpg/TMaze-v0", "ppo", 60_000, 1.0, 1.0, MEMORY),
+    "TMaze-10-ppo-memory": Figure("rlpg/TMaze-v0", "ppo", 120_000, 1.0, 1.0, MEMORY),
     "CartPole-positions-ppo-memory": Figure(Positions, "ppo", 100_000, 450, 0.8, MEMORY),
     "RepeatPrevious-ppo-memory": Figure(RepeatPrevious, "ppo", 300_000, 0.9, 0.8, MEMORY),
 }  # fmt: skip
