@@ -123,8 +123,8 @@ class Observations:
         self.images = [leaf.image for leaf in self._leaves if leaf.image is not None]
         if images is True and not self.images:
             raise SpaceError(
-                "images: expected a uint8 Box of rank 2 to 4, or one of rank 3 with bools or floats "
-                f"from 0 to one bound, in the space, got {space}; "
+                "images: expected a uint8 Box of rank 2 to 4, or one of rank 3 with bools or with "
+                f"floats from 0 to one bound, in the space, got {space}; "
                 "leave policy.images at auto"
             )
         masks = [leaf.place for leaf in self._leaves if leaf.is_mask]
