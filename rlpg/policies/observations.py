@@ -316,7 +316,8 @@ class _Leaf:
 
     def _init_box(self, space: spaces.Box[Any], images: Images, first_feature: int) -> None:
         self.is_normalized = True
-        least, ranks, high = MIN_IMAGE_SIDE, (3,), float(space.high.max(initial=1))
+        ranks: tuple[int, ...] = (3,)
+        least, high = MIN_IMAGE_SIDE, float(space.high.max(initial=1))
         if space.dtype.kind == "f":
             self._kinds = "fiu"
             if space.low.any() or not (space.high == high).all() or np.isinf(high):
