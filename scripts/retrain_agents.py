@@ -37,7 +37,6 @@ from training_seeds import (
 import rlpg
 from rlpg.engine.shipped import agent_for
 from rlpg.runs.recipe import load_recipe
-from rlpg.runs.run import safe_name
 from rlpg.runs.store import load_policy, save_policy
 from rlpg.verbs.scores import interquartile_mean
 
@@ -192,19 +191,19 @@ def write_table() -> None:
     notes = [f"- {name}: {TARGETS[name].note}." for name, _ in found if TARGETS[name].note]
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text("\n".join([*lines, "", *notes]).rstrip() + "\n")
-    known = dict(found)
-    environments = dict.fromkeys(results["environment"] for results in known.values())
-    names = [f"{safe_name(env)}-{agent_for(env)}" for env in environments]
+    write_readme([results for _, results in found])
+
+
+def write_readme(found: list[dict[str, Any]]) -> None:
+    """The table of README.md: for every environment the agent that it gets."""
     lines = [
-        *("", ""),
         "| environment | agent | steps | median return | lowest to highest of 5 seeds | CPU time |",
         "|---|---|---:|---:|---|---:|",
-        *(readme_row(known[name]) for name in names),
-        *("", ""),
+        *(readme_row(one) for one in found if one["agent"] == agent_for(one["environment"])),
     ]
     text = README.read_text()
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    README.write_text(before + "\n".join(lines) + after)
+    README.write_text("\n".join([before, "", *lines, "", after]))
 
 
 def readme_row(results: dict[str, Any]) -> str:

@@ -73,11 +73,10 @@ class Observations:
 
     A uint8 Box of rank 2 or 3 can be an image, which a CNN is shown, and so can, of rank 3, planes
     of bools, and floats from 0 to one bound; a uint8 Box of rank 4 is a stack of frames, whose
-    channels follow each other. The
-    channel axis is the one that differs, where the other two are equal; else the first if that is
-    shorter than the last, else the last. Every other Box is a vector, whose features are
-    normalized. uint8 numbers are divided by the largest of their space in either case, floats
-    where they are an image.
+    channels follow each other. The channel axis is the one that differs, where the other two are
+    equal; else the first if that is shorter than the last, else the last. Every other Box is a
+    vector, whose features are normalized. uint8 numbers are divided by the largest of their space
+    in either case, floats where they are an image.
     """
 
     def __init__(self, space: Space, *, info_mask: int = 0, images: Images = "auto") -> None:

@@ -70,12 +70,15 @@ def test_images_of_any_size_are_halved_until_small(shape, num_layers):
     assert cnn.num_outputs <= 64 * 4 * 5
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 5, 6), (4, 10, 10), (111, 8, 8)])
-def test_every_cell_of_a_board_matters(shape):
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [((1, 2, 3), 2 * 3), ((1, 5, 6), 3 * 4), ((4, 12, 10), 10 * 8), ((111, 8, 8), 6 * 6)],
+)
+def test_a_board_is_not_halved_and_its_every_cell_matters(shape, seen):
     cnn = CNN(shape, generator=generator())
     board = torch.randn(1, *shape, generator=generator(), requires_grad=True)
     outputs = cnn(board)
-    assert outputs.shape == (1, cnn.num_outputs)
+    assert outputs.shape == (1, cnn.num_outputs) == (1, 16 * seen)
     outputs.square().sum().backward()
     assert (board.grad != 0).all()
 

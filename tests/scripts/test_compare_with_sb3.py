@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import compare_with_sb3
@@ -23,6 +24,11 @@ def test_the_page_has_both_sides() -> None:
     text = page({"CartPole-v1": [row, row | {"seed": 101, "mean": 500.0}]})
     assert "| Stable-Baselines3 PPO | 100,000 | 490.0 | 490.0 | 100: 480.0, 101: 500.0" in text
     assert "| CartPole-v1 | rlpg reinforce | 100,000 | 500.0 |" in text
+
+
+def test_the_page_that_ships_is_of_the_data_and_the_agents_that_ship() -> None:
+    """Two more agents for CartPole were added, and the page went on to show one."""
+    assert page(json.loads(compare_with_sb3.DATA.read_text())) == compare_with_sb3.PAGE.read_text()
 
 
 @pytest.mark.skipif(
