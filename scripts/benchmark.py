@@ -524,7 +524,7 @@ def solved_by_us(seed: int) -> float:
     due = LOOK_EVERY
     while collector.env_steps < recipe.total_steps:
         learner.update(
-            collector.steps(recipe.rollout.num_steps),
+            collector.steps(recipe.steps_per_env),
             lr_scale=1.0 - collector.env_steps / recipe.total_steps,
         )
         if collector.env_steps >= due:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Train with default settings on all of classic control and toy text, and write what came of it.
+"""Train with default settings on many environments, and write what came of it.
 
     scripts/check_defaults.py [ENV ...] [--seeds 10 11 12] [--jobs 2]
 
-For every environment: the mean return of uniformly random actions, and the mean return of the
-policy that each seed ends with. Writes docs/defaults.md and docs/defaults.json. A seed that is
+For every environment: the mean return of uniformly random actions, the mean return of the policy
+that each seed ends with, and what the recipe that ships for it reaches. Writes docs/defaults.md and
+docs/defaults.json, in which environments that were not named stay as they were. A seed that is
 done is kept in the work folder (runs/defaults) and not trained again unless the defaults changed.
 """
 
@@ -13,58 +14,74 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from training_seeds import Job, parser_of, random_actions, rows_of, train_all, without_machine
+from training_seeds import (
+    Job,
+    number,
+    parsed,
+    parser_of,
+    random_actions,
+    rows_of,
+    train_all,
+    without_machine,
+)
 
+from rlpg.engine.shipped import results_of, shipped_agents
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.run import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "docs" / "defaults.json"
-ENVS = (
-    "CartPole-v0",
-    "CartPole-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Pendulum-v1",
-    "Blackjack-v1",
-    "FrozenLake-v1",
-    "FrozenLake8x8-v1",
-    "CliffWalking-v1",
-    "CliffWalkingSlippery-v1",
-    "Taxi-v4",
-)
+USUAL, LONG = Recipe().total_steps, 1_000_000
+ENVS: Mapping[str, int] = {  # environment steps
+    "CartPole-v0": USUAL,
+    "CartPole-v1": USUAL,
+    "Acrobot-v1": USUAL,
+    "MountainCar-v0": USUAL,
+    "MountainCarContinuous-v0": USUAL,
+    "Pendulum-v1": USUAL,
+    "Blackjack-v1": USUAL,
+    "FrozenLake-v1": USUAL,
+    "FrozenLake8x8-v1": USUAL,
+    "CliffWalking-v1": USUAL,
+    "CliffWalkingSlippery-v1": USUAL,
+    "Taxi-v4": USUAL,
+    "LunarLander-v3": LONG,
+    "LunarLanderContinuous-v3": LONG,
+    "BipedalWalker-v3": LONG,
+    "HalfCheetah-v5": LONG,
+    "Hopper-v5": LONG,
+    "Walker2d-v5": LONG,
+}
 EPISODES = {"Blackjack-v1": 2000}  # one hand is mostly luck; 100 episodes of the others
 CLEARLY = 5.0  # standard errors of the difference, at least
 KEPT = ("seed", "mean", "std", "wall_seconds", "cpu_seconds", "commit")
-TOTAL_STEPS = Recipe().total_steps
 
 
 def main() -> int:
     """Exit code 0: every seed learned; 1: one did not."""
-    arguments = parser_of(__doc__, "ENV", "runs/defaults", seeds=(10, 11, 12)).parse_args()
-    envs = arguments.names or ENVS
-    report: dict[str, dict[str, Any]] = {}
+    arguments = parsed(parser_of(__doc__, "ENV", "runs/defaults", seeds=(10, 11, 12)), ENVS)
+    known = json.loads(REPORT.read_text())["environments"] if REPORT.exists() else []
+    report: dict[str, dict[str, Any]] = {item["environment"]: item for item in known}
 
     def done(job: Job) -> None:
         rows = rows_of(job, arguments.seeds, arguments.work)
         report[job.name] = entry(job.name, random_actions(job.name, job.episodes), rows)
+        write([report[env] for env in ENVS if env in report])
 
-    jobs = {job_of(env): arguments.seeds for env in envs}
+    jobs = {job_of(env): arguments.seeds for env in arguments.names}
     train_all(jobs, arguments.work, arguments.jobs, done)
-    ordered = [report[env] for env in envs]
-    write(ordered, f"scripts/check_defaults.py --seeds {' '.join(map(str, arguments.seeds))}")
-    return 0 if all(line["learned"] for line in ordered) else 1
+    return 0 if all(report[env]["learned"] for env in arguments.names) else 1
 
 
 def job_of(env: str) -> Job:
     """The training by default; it is the same, bit for bit, whether it is evaluated or not."""
-    changes = {"environment.id": env, "evaluation.every": TOTAL_STEPS}
+    steps = ENVS[env]
+    changes = {"environment.id": env, "total_steps": steps, "evaluation.every": steps}
     return Job(env, env, override(Recipe.of("ppo"), changes), math.inf, episodes(env))
 
 
@@ -82,6 +99,7 @@ def entry(env: str, base: dict[str, float], rows: Sequence[dict[str, Any]]) -> d
 
     return {
         "environment": env,
+        "total_steps": ENVS[env],
         "episodes": episodes(env),
         "random": base,
         "seeds": [{key: row[key] for key in KEPT} for row in rows],
@@ -89,45 +107,75 @@ def entry(env: str, base: dict[str, float], rows: Sequence[dict[str, Any]]) -> d
     }
 
 
-def write(report: list[dict[str, Any]], command: str) -> None:
+def write(report: list[dict[str, Any]]) -> None:
     """docs/defaults.json and docs/defaults.md."""
     known = without_machine(versions())
-    content = {
-        "total_steps": TOTAL_STEPS,
-        "environments": report,
-        "versions": known,
-        "command": command,
-    }
+    content = {"environments": report, "versions": known, "command": "scripts/check_defaults.py"}
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(content, indent=1) + "\n")
+    shares = [share(item) for item in report]
+    compared = [one for one in shares if one is not None]
     lines = [
         "# What the defaults reach",
         "",
-        f"Generated by `{command}`. `rlpg train ENV --recipe default`: agent `ppo`,",
-        f"no recipe, no option, {TOTAL_STEPS:,} environment steps. Mean return of 100 episodes",
-        "(Blackjack 2,000), of uniformly random actions, and of each seed's policy at the end of",
-        "training (deterministic actions).",
+        "Generated by `scripts/check_defaults.py`. `rlpg train ENV --recipe default`: agent `ppo`,",
+        "no recipe, no option but `--total-steps`. Mean return of 100 episodes (Blackjack 2,000),",
+        "of uniformly random actions, and of each seed's policy at the end of training",
+        "(deterministic actions).",
         f"*Learned* means: every seed is better than random by more than {CLEARLY:g} standard",
-        "errors. CPU time is for one seed on one thread with an evaluation at the end: its wall",
-        f"time where nothing else runs. Measured with version {known['rlpg']}.",
+        "errors. *Recipe*: the highest median return of the agents that ship for the environment",
+        "with a recipe of no more steps; *share*: the median of the defaults, as a share of that,",
+        "both counted from random actions. CPU time is for one seed on one thread with an",
+        "evaluation at the end: its wall time where nothing else runs. Measured with version",
+        f"{known['rlpg']}.",
         "",
-        "| environment | random | trained, by seed | learned | CPU time |",
-        "|---|---:|---|---|---:|",
+        f"The share is 0.9 or more in {sum(one >= 0.9 for one in compared)} of {len(compared)} "
+        "environments.",
+        "",
+        "| environment | steps | random | seeds | trained, by seed | learned | recipe | share "
+        "| CPU time |",
+        "|---|---:|---:|---|---|---|---:|---:|---:|",
         *map(line, report),
     ]
     REPORT.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
+def recipe_reaches(item: dict[str, Any]) -> float | None:
+    """The highest median return of the agents that ship, in no more steps; None: there is none."""
+    results = map(results_of, shipped_agents())
+    medians = [
+        median(row["mean"] for row in each["seeds"])
+        for each in results
+        if each is not None
+        and each["environment"] == item["environment"]
+        and each["total_steps"] <= item["total_steps"]
+    ]
+    return max(medians, default=None)
+
+
+def share(item: dict[str, Any]) -> float | None:
+    """What the defaults reach of what the recipe does, both counted from random actions."""
+    theirs, least = recipe_reaches(item), item["random"]["mean"]
+    if theirs is None:
+        return None
+    return (median(row["mean"] for row in item["seeds"]) - least) / (theirs - least)
+
+
 def line(item: dict[str, Any]) -> str:
     """One environment's line of the table."""
-    rows = item["seeds"]
-    means = ", ".join(f"{row['mean']:.2f}" for row in rows)
-    seconds = median(row["cpu_seconds"] for row in rows)
-    learned = "yes" if item["learned"] else "no"
-    return (
-        f"| {item['environment']} | {item['random']['mean']:.2f} | {means} | {learned} "
-        f"| {seconds:.0f} s |"
+    rows, part = item["seeds"], share(item)
+    cells = (
+        item["environment"],
+        f"{item['total_steps']:,}",
+        number(item["random"]["mean"]),
+        ", ".join(str(row["seed"]) for row in rows),
+        ", ".join(number(row["mean"]) for row in rows),
+        "yes" if item["learned"] else "no",
+        "-" if part is None else number(recipe_reaches(item) or 0.0),
+        "-" if part is None else f"{part:.2f}",
+        f"{median(row['cpu_seconds'] for row in rows):.0f} s",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def train(task: Task, agent: str, seed: int, *, share: float = 1.0) -> dict[str,
         while collector.env_steps < total:
             began = time.process_time()
             progress = collector.env_steps / total
-            learner.update(collector.steps(recipe.rollout.num_steps), progress=progress)
+            learner.update(collector.steps(recipe.steps_per_env), progress=progress)
             spent += time.process_time() - began
             if collector.env_steps * POINTS >= total * (len(curve) + 1):
                 figure = play(env, task.judge, deterministic(policy), **tests)[task.figure]

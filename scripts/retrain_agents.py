@@ -209,8 +209,10 @@ def write_readme(found: list[dict[str, Any]]) -> None:
 def readme_row(results: dict[str, Any]) -> str:
     """The line of an environment in README.md."""
     means = sorted(row["mean"] for row in results["seeds"])
+    kwargs = results["recipe"]["environment.kwargs"]
+    told = "".join(f", `{name}={value}`" for name, value in kwargs.items())
     return (
-        f"| {results['environment']} | {results['agent']} | {results['total_steps']:,} | "
+        f"| {results['environment']}{told} | {results['agent']} | {results['total_steps']:,} | "
         f"{number(median(means))} | {number(means[0])} to {number(means[-1])} | "
         f"{time_of(results['seeds'])} |"
     )

@@ -11,6 +11,7 @@ from rlpg.engine.components import (
     make_policy,
     resolved,
     training_envs,
+    with_rollouts_of,
     with_what_auto_came_to,
 )
 from rlpg.engine.device import device_of
@@ -38,6 +39,7 @@ def explained(
     before, of_base = flatten(recipe), flatten(base)
     recipe = resolved(recipe, parts)
     with training_envs(recipe.environment.id, recipe) as (envs, description):
+        recipe = with_rollouts_of(envs, recipe)
         learner = make_learner(make_policy(envs, recipe, parts), recipe, parts)
         yield description
         yield learner.policy.observations.describe_in_words()
@@ -64,9 +66,9 @@ def followed(recipe: Recipe) -> dict[str, Any]:
     names = ("log.every", "evaluation.every", "checkpoint.every")
     found: dict[str, Any] = dict(zip(names, intervals(recipe), strict=True))
     found["device"] = device_of(recipe.device).type
-    size, length = rollout.num_envs * rollout.num_steps, None
+    size, length = rollout.num_envs * recipe.steps_per_env, None
     if recipe.policy.memory:
-        size, length = rollout.num_envs, rollout.num_steps
+        size, length = rollout.num_envs, recipe.steps_per_env
     for name in ("num_minibatches", "num_value_minibatches"):
         if name in learner.names() and rollout.episodes_per_env is None:
             found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, length)

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from rlpg.distributed import gather, num_ranks, rank, sum_over_ranks
-from rlpg.engine.components import make_collector, make_learner, make_policy, training_envs
+from rlpg.distributed import gather, rank, sum_over_ranks
+from rlpg.engine.components import (
+    make_collector,
+    make_learner,
+    make_policy,
+    training_envs,
+    with_rollouts_of,
+)
 from rlpg.engine.device import require_one_kind
 from rlpg.engine.evaluator import Evaluator
 from rlpg.engine.metrics import MetricsAccumulator
@@ -81,12 +87,13 @@ def assembled(
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe, parts))
+        recipe = with_rollouts_of(envs, recipe)
         policy = make_policy(envs, recipe, parts)
         require_one_kind(policy.device)
         learner = make_learner(policy, recipe, parts)
         is_cut = recipe.rollout.episodes_per_env is None
-        num_envs = envs.num_envs * num_ranks()
-        learner.check_rollouts(recipe.rollout.num_steps if is_cut else None, num_envs)
+        steps = recipe.steps_per_env if is_cut else None
+        learner.check_rollouts(steps, recipe.rollout.num_envs)
         if recipe.compile:
             learner.compile()
         evaluator = stack.enter_context(Evaluator(env, recipe))

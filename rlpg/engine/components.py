@@ -55,9 +55,14 @@ STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final 
 def find_recipe(
     env: EnvSource, agent: str | None, recipe: str | Path | Recipe | None, parts: UserParts
 ) -> Recipe:
-    """`recipe_for` the environment, with what the caller's own learner can be told."""
+    """`recipe_for` the environment, with what the caller's own learner can be told.
+
+    An object is what it is: arguments that the shipped recipe makes one with are not for it.
+    """
     resolve = partial(learner_settings, parts=parts)
-    return recipe_for(environment_name(env), agent, recipe, resolve)
+    found = recipe_for(environment_name(env), agent, recipe, resolve)
+    is_own = recipe is not None or isinstance(env, str)
+    return found if is_own else override(found, {"environment.kwargs": {}})
 
 
 def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
@@ -103,6 +108,9 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
     whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
     """
+    if recipe.learner.learning_rate_schedule == "auto":
+        schedule = rules.learning_rate_schedule(recipe.total_steps)
+        recipe = override(recipe, {"learner.learning_rate_schedule": schedule})
     is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
     parts = parts or UserParts()
     name, own = recipe.learner.baseline, parts.baseline
@@ -113,6 +121,15 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     if is_said or predicts:
         return recipe
     return override(recipe, {"rollout.episodes_per_env": 1})
+
+
+def with_rollouts_of(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Recipe:
+    """The recipe with the number of environments that there are, and the steps of its rollouts.
+
+    A vector environment has as many as it has, and one that cannot be copied stays alone.
+    """
+    recipe = override(recipe, {"rollout.num_envs": envs.num_envs * num_ranks()})
+    return override(recipe, {"rollout.num_steps": recipe.steps_per_env})
 
 
 def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
@@ -349,5 +366,5 @@ def make_collector(
     collector = TensorCollector(
         envs, learner.policy, seed, gradient=learner.gradient, log_prob=False
     )
-    collector.require_memory(recipe.rollout.num_steps)
+    collector.require_memory(recipe.steps_per_env)
     return collector

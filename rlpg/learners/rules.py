@@ -15,6 +15,8 @@ GAE_LAMBDA = 0.95
 DISCRETE_ENTROPY_COEF = 0.02
 MINIBATCH_SIZE = 64  # samples
 LEAST_SEQUENCES = 4  # environments in a minibatch of whole sequences
+LONG = 500_000  # environment steps
+FEWEST_STEPS, MOST_STEPS = 64, 2048  # per environment and update
 WIDEST, NARROWING, NARROWEST = 0.5, 0.65, -1.0  # of the first log standard deviation
 
 
@@ -29,6 +31,29 @@ def log_std_init(num_action_dims: int) -> float:
     because one step moved the policy too far.
     """
     return max(round(WIDEST - NARROWING * math.log(max(num_action_dims, 1)), 2), NARROWEST)
+
+
+def num_steps(total_steps: int, num_envs: int) -> int:
+    """Steps per environment and update: about `2 sqrt(total_steps)` samples, at least 64 steps.
+
+    The longer the run, the larger the rollout: few steps soon make many updates, and many steps
+    make updates with little noise, which is what a policy that is already good needs. Of 10,000
+    steps, rollouts of 1,024 samples learn more than those of 2,048 (docs/ablations.md); of
+    1,000,000 less (docs/learners.md). A power of two, so that a little more of a budget is no
+    other run.
+    """
+    power = round(math.log2(2 * math.sqrt(total_steps) / num_envs))
+    return min(max(1 << max(power, 0), FEWEST_STEPS), MOST_STEPS)
+
+
+def learning_rate_schedule(total_steps: int) -> Literal["constant", "linear"]:
+    """Linear to 0 in a run of `LONG` steps or more, constant in a shorter one.
+
+    Ever smaller steps settle a policy that has been learned. Late in a run of a million the same
+    step is a larger one, because the Gaussian is narrow: the KL divergence of an update grows to
+    three times what it was. Trainings with and without: docs/learners.md.
+    """
+    return "linear" if total_steps >= LONG else "constant"
 
 
 def entropy_coef(is_discrete: bool) -> float:
@@ -71,8 +96,12 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "policy.images": "uint8, or floats from 0 to one bound with channels, at least 36 x 36, are "
     "images; so are planes of bools, at least 5 x 5",
     "environment.backend": "the fastest way that can be resumed to the same bits",
+    "rollout.num_steps": "about 2 sqrt(total_steps) samples per update, at least 64 steps: a short "
+    "run needs many updates, a long one updates with little noise",
     "rollout.episodes_per_env": "without predicted values nobody knows what the cut end of an "
     "episode is worth, so whole episodes are collected",
+    "learner.learning_rate_schedule": "linear from 500,000 steps on: smaller and smaller "
+    "steps settle what has been learned",
     "learner.gae_lambda": "0.95 where the baseline predicts values, else the whole return",
     "learner.truncated_return": "a cut end is worth what the baseline predicts; where it predicts "
     "nothing, the episode counts as ended",

@@ -20,6 +20,7 @@ from rlpg.settings import (
     NonNegative,
     Positive,
     Schedule,
+    ScheduleOrRule,
     Settings,
     one_of,
 )
@@ -112,7 +113,9 @@ class PPOSettings(LearnerSettings):
     """PPO: the clipped likelihood ratio, in epochs of minibatches."""
 
     learning_rate: Positive = 3e-4
-    learning_rate_schedule: Schedule = "constant"
+    learning_rate_schedule: ScheduleOrRule = "auto"
+    """keep the learning rates, or lower them linearly to 0 over the run (auto: linear from 500,000
+    steps on)"""
     value_learning_rate: Positive = 1e-3
     num_value_epochs: Count = 10
     num_value_minibatches: Literal["auto"] | Count = "auto"
@@ -221,15 +224,15 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
     "ppo": Agent(
         PPOSettings,
         "rlpg.learners.ppo:PPO",
-        {"policy.log_std_init": "auto", "rollout.num_steps": 64},
+        {"policy.log_std_init": "auto", "rollout.num_steps": "auto"},
     ),
     "npg": Agent(
-        NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": 64}
+        NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": "auto"}
     ),
     "trpo": Agent(
         NaturalSettings,
         "rlpg.learners.natural:NaturalGradient",
-        {"rollout.num_steps": 64, "learner.line_search": True},
+        {"rollout.num_steps": "auto", "learner.line_search": True},
     ),
     "pathwise": Agent(
         PathwiseSettings,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from msgspec import Meta
 
 from rlpg.errors import FileError, RecipeError
+from rlpg.learners import rules
 from rlpg.learners.settings import AGENTS, LearnerSettings, ReinforceSettings, agents_with
 from rlpg.runs import files, toml
 from rlpg.runs.synonyms import SYNONYMS
@@ -69,6 +70,14 @@ class Recipe(Settings):
                 f"learner: expected {kind.__name__} for the agent {self.agent}, got "
                 f"{has.__name__}; Recipe.of({self.agent!r}) has the defaults of that agent"
             )
+
+    @property
+    def steps_per_env(self) -> int:
+        """`rollout.num_steps`, or what its rule says."""
+        told = self.rollout
+        if told.num_steps == "auto":
+            return rules.num_steps(self.total_steps, told.num_envs)
+        return told.num_steps
 
     @classmethod
     def of(cls, agent: str, settings: type[LearnerSettings] | None = None) -> Recipe:

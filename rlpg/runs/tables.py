@@ -114,13 +114,15 @@ class RolloutSettings(Settings):
 
     num_envs: Size = 16
     """copies of the environment"""
-    num_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
-    """steps per environment and update"""
+    num_steps: Literal["auto"] | Annotated[int, Meta(ge=1, le=1_000_000)] = 32
+    """steps per environment and update (auto: the more, the longer the run is: 2 sqrt(total_steps)
+    in all environments together, at least 64)"""
     episodes_per_env: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """whole episodes per environment and update, instead of steps"""
 
     def check(self) -> None:
-        size = self.num_envs * (self.episodes_per_env or self.num_steps)
+        own = 0 if self.num_steps == "auto" else self.num_steps
+        size = self.num_envs * (self.episodes_per_env or own)
         if size > LARGEST_ROLLOUT:
             name = "num_steps" if self.episodes_per_env is None else "episodes_per_env"
             raise RecipeError(

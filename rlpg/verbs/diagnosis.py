@@ -177,7 +177,7 @@ def diagnose(
             steps += rollout.num_steps
             gradients.append(group_gradients(learner, list(rules.values()), rollout, size))
     mean_length = steps / (rounds * copies)
-    per_env = recipe.rollout.num_steps
+    per_env = recipe.steps_per_env
     if recipe.rollout.episodes_per_env is not None:
         per_env = round(recipe.rollout.episodes_per_env * mean_length)
     batch_steps = per_env * recipe.rollout.num_envs

@@ -186,7 +186,7 @@ def run_recipe(
             with create_run(recipe, versions_now(recipe), path=path).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
-        recipe = with_what_auto_came_to(recipe, components.learner)
+        recipe = with_what_auto_came_to(components.recipe, components.learner)
         folder = from_first(lambda: create_run(recipe, versions_now(recipe), path=path))
         with _held(folder):
             return finish(components, _writer(folder, recipe, components))
@@ -440,4 +440,4 @@ def collect(collector: BaseCollector, recipe: Recipe) -> Rollout:
     """One update's worth of experience."""
     if recipe.rollout.episodes_per_env is not None:
         return collector.episodes(recipe.rollout.episodes_per_env)
-    return collector.steps(recipe.rollout.num_steps)
+    return collector.steps(recipe.steps_per_env)

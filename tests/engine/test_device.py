@@ -269,7 +269,7 @@ def test_an_update_waits_as_often_however_many_minibatches_there_are(
         for _ in range(2):
             there.waits.clear()
             rollout = collect(collector, recipe)
-            assert there.waits.total() == recipe.rollout.num_steps  # to send the actions
+            assert there.waits.total() == recipe.steps_per_env  # to send the actions
             there.waits.clear()
             learner.update(rollout)
             assert there.waits.total() == expected

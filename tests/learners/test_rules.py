@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import rlpg
 from rlpg.engine.components import num_continuous
@@ -59,6 +62,76 @@ def test_minibatches_are_of_64_samples_or_of_4_sequences(
     wanted: Any, number: int, length: int | None, expected: int
 ) -> None:
     assert rules.num_minibatches(wanted, number, length) == expected
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "num_envs", "expected"),
+    [
+        (1, 1, 64),
+        (20_000, 16, 64),
+        (300_000, 16, 64),
+        (1_000_000, 16, 128),
+        (1_000_100, 16, 128),
+        (3_000_000, 16, 256),
+        (10_000_000, 16, 512),
+        (1_000_000, 4, 512),
+        (1_000_000, 1, 2048),
+        (100_000_000, 1, 2048),
+        (1_000_000, 512, 64),
+    ],
+)
+def test_rollouts_grow_with_the_run_and_are_shared_by_the_environments(
+    total_steps: int, num_envs: int, expected: int
+) -> None:
+    assert rules.num_steps(total_steps, num_envs) == expected
+
+
+def a_vector_environment() -> Any:
+    makers = [lambda: gymnasium.make("CartPole-v1")] * 3
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class Alone(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """No copies can be made of it."""
+
+
+QUICK = {"learner.num_value_epochs": 1, "evaluation.final_episodes": 1, "log.every": 1}
+
+
+def logged_steps(path: Path) -> list[int]:
+    lines = (path / "progress.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "npg", "trpo"])
+@pytest.mark.parametrize(
+    ("make", "num_envs", "expected"),
+    [
+        (lambda: "CartPole-v1", 16, 64),
+        (a_vector_environment, 3, 64),
+        (lambda: Alone(gymnasium.make("CartPole-v1")), 1, 128),
+    ],
+)
+def test_the_steps_of_a_rollout_follow_from_the_environments_that_there_are(
+    agent: str, make: Any, num_envs: int, expected: int, tmp_path: Path
+) -> None:
+    run = rlpg.train(
+        make(), agent, recipe="default", total_steps=3_000, run_dir=tmp_path / "run", quiet=True,
+        overrides=QUICK, on_log=lambda *_: True,
+    )  # fmt: skip
+    rollout = load_recipe(run.path / "recipe.toml").rollout
+    assert (rollout.num_envs, rollout.num_steps) == (num_envs, expected)
+    assert logged_steps(run.path) == [num_envs * expected]
+
+
+def test_a_run_that_goes_on_for_longer_keeps_its_rollouts(tmp_path: Path) -> None:
+    run = rlpg.train(
+        "CartPole-v1", "ppo", recipe="default", total_steps=3_000, run_dir=tmp_path / "run",
+        overrides=QUICK, on_log=lambda *_: True, quiet=True,
+    )  # fmt: skip
+    rlpg.resume(run.path, total_steps=10_000_000, quiet=True, on_log=lambda *_: True)
+    assert load_recipe(run.path / "recipe.toml").rollout.num_steps == 64
+    assert logged_steps(run.path) == [1024, 2048]
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -67,7 +67,7 @@ def test_every_change_learns_from_as_many_steps() -> None:
     for task in TASKS:
         for change in (DEFAULT, *CHANGES):
             recipe = job_of(task, change).recipe
-            rollout = recipe.rollout.num_envs * recipe.rollout.num_steps
+            rollout = recipe.rollout.num_envs * recipe.steps_per_env
             assert recipe.total_steps % rollout == 0
 
 
