@@ -50,14 +50,10 @@ def one_of(*names: str, or_own: str = "") -> Meta:
 
 
 Schedule = Annotated[str, one_of("constant", "linear", or_own="function")]
-ScheduleOrRule = Annotated[str, one_of("auto", "constant", "linear", or_own="function")]
 
 
 def scheduled(schedule: str | Callable[[float], float], progress: float) -> float:
-    """The factor that a schedule gives when the share `progress` of the run is done.
-
-    `auto` is known from the length of a run only; without one it is constant.
-    """
+    """The factor that a schedule gives when the share `progress` of the run is done."""
     if callable(schedule):
         return float(schedule(progress))
     return 1.0 - progress if schedule == "linear" else 1.0

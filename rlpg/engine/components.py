@@ -108,9 +108,6 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
     whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
     """
-    if recipe.learner.learning_rate_schedule == "auto":
-        schedule = rules.learning_rate_schedule(recipe.total_steps)
-        recipe = override(recipe, {"learner.learning_rate_schedule": schedule})
     is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
     parts = parts or UserParts()
     name, own = recipe.learner.baseline, parts.baseline

@@ -15,7 +15,6 @@ GAE_LAMBDA = 0.95
 DISCRETE_ENTROPY_COEF = 0.02
 MINIBATCH_SIZE = 64  # samples
 LEAST_SEQUENCES = 4  # environments in a minibatch of whole sequences
-LONG = 500_000  # environment steps
 FEWEST_STEPS, MOST_STEPS = 64, 2048  # per environment and update
 WIDEST, NARROWING, NARROWEST = 0.5, 0.65, -1.0  # of the first log standard deviation
 
@@ -44,16 +43,6 @@ def num_steps(total_steps: int, num_envs: int) -> int:
     """
     power = round(math.log2(2 * math.sqrt(total_steps) / num_envs))
     return min(max(1 << max(power, 0), FEWEST_STEPS), MOST_STEPS)
-
-
-def learning_rate_schedule(total_steps: int) -> Literal["constant", "linear"]:
-    """Linear to 0 in a run of `LONG` steps or more, constant in a shorter one.
-
-    Ever smaller steps settle a policy that has been learned. Late in a run of a million the same
-    step is a larger one, because the Gaussian is narrow: the KL divergence of an update grows to
-    three times what it was. Trainings with and without: docs/learners.md.
-    """
-    return "linear" if total_steps >= LONG else "constant"
 
 
 def entropy_coef(is_discrete: bool) -> float:
@@ -100,8 +89,6 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "run needs many updates, a long one updates with little noise",
     "rollout.episodes_per_env": "without predicted values nobody knows what the cut end of an "
     "episode is worth, so whole episodes are collected",
-    "learner.learning_rate_schedule": "linear from 500,000 steps on: smaller and smaller "
-    "steps settle what has been learned",
     "learner.gae_lambda": "0.95 where the baseline predicts values, else the whole return",
     "learner.truncated_return": "a cut end is worth what the baseline predicts; where it predicts "
     "nothing, the episode counts as ended",

@@ -20,7 +20,6 @@ from rlpg.settings import (
     NonNegative,
     Positive,
     Schedule,
-    ScheduleOrRule,
     Settings,
     one_of,
 )
@@ -113,9 +112,7 @@ class PPOSettings(LearnerSettings):
     """PPO: the clipped likelihood ratio, in epochs of minibatches."""
 
     learning_rate: Positive = 3e-4
-    learning_rate_schedule: ScheduleOrRule = "auto"
-    """keep the learning rates, or lower them linearly to 0 over the run (auto: linear from 500,000
-    steps on)"""
+    learning_rate_schedule: Schedule = "constant"
     value_learning_rate: Positive = 1e-3
     num_value_epochs: Count = 10
     num_value_minibatches: Literal["auto"] | Count = "auto"
