@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 import rlpg
@@ -112,3 +115,18 @@ def test_a_few_episodes_do_about_what_the_results_say(name: str) -> None:
     # ever fails may do so here for the first time: hence also 5 % of the return.
     error = row["std"] * math.sqrt(1 / EPISODES + 1 / 100)
     assert abs(evaluation.mean - row["mean"]) < 4 * error + 0.05 * abs(row["mean"])
+
+
+@pytest.mark.parametrize("make", [gymnasium.make, gymnasium.spec])
+def test_the_arguments_of_a_shipped_recipe_are_not_for_an_environment_object(
+    make: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """`rlpg.train(gymnasium.make("Ant-v5"))` was refused for arguments that nobody had given."""
+    recipe = load_recipe(shipped_folder("Ant-v5-ppo") / "recipe.toml")
+    assert recipe.environment.kwargs
+    quick = {"rollout.num_envs": 2, "rollout.num_steps": 32, "evaluation.final_episodes": 1}
+    run = rlpg.train(
+        make("Ant-v5"), total_steps=64, run_dir=tmp_path / "run", overrides=quick, quiet=True
+    )
+    assert load_recipe(run.path / "recipe.toml").environment.kwargs == {}
+    assert run.policy.observations.space.shape == gymnasium.make("Ant-v5").observation_space.shape
