@@ -39,8 +39,9 @@ def explained(
     before, of_base = flatten(recipe), flatten(base)
     recipe = resolved(recipe, parts)
     with training_envs(recipe.environment.id, recipe) as (envs, description):
-        recipe = with_rollouts_of(envs, recipe)
-        learner = make_learner(make_policy(envs, recipe, parts), recipe, parts)
+        policy = make_policy(envs, recipe, parts)
+        recipe = with_rollouts_of(envs, policy, recipe)
+        learner = make_learner(policy, recipe, parts)
         yield description
         yield learner.policy.observations.describe_in_words()
     agent = recipe.agent

@@ -87,8 +87,8 @@ def assembled(
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe, parts))
-        recipe = with_rollouts_of(envs, recipe)
         policy = make_policy(envs, recipe, parts)
+        recipe = with_rollouts_of(envs, policy, recipe)
         require_one_kind(policy.device)
         learner = make_learner(policy, recipe, parts)
         is_cut = recipe.rollout.episodes_per_env is None

@@ -120,13 +120,16 @@ def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
     return override(recipe, {"rollout.episodes_per_env": 1})
 
 
-def with_rollouts_of(envs: VectorEnv[Any, Any, Any], recipe: Recipe) -> Recipe:
+def with_rollouts_of(envs: VectorEnv[Any, Any, Any], policy: Policy, recipe: Recipe) -> Recipe:
     """The recipe with the number of environments that there are, and the steps of its rollouts.
 
     A vector environment has as many as it has, and one that cannot be copied stays alone.
     """
-    recipe = override(recipe, {"rollout.num_envs": envs.num_envs * num_ranks()})
-    return override(recipe, {"rollout.num_steps": recipe.steps_per_env})
+    num_envs, num_steps = envs.num_envs * num_ranks(), recipe.rollout.num_steps
+    if num_steps == "auto":
+        has_memory = policy.has_memory
+        num_steps = rules.num_steps(recipe.total_steps, num_envs, has_memory=has_memory)
+    return override(recipe, {"rollout.num_envs": num_envs, "rollout.num_steps": num_steps})
 
 
 def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:

@@ -32,7 +32,7 @@ def log_std_init(num_action_dims: int) -> float:
     return max(round(WIDEST - NARROWING * math.log(max(num_action_dims, 1)), 2), NARROWEST)
 
 
-def num_steps(total_steps: int, num_envs: int) -> int:
+def num_steps(total_steps: int, num_envs: int, *, has_memory: bool = False) -> int:
     """Steps per environment and update: about `2 sqrt(total_steps)` samples, at least 64 steps.
 
     The longer the run, the larger the rollout: few steps soon make many updates, and many steps
@@ -40,7 +40,12 @@ def num_steps(total_steps: int, num_envs: int) -> int:
     steps, rollouts of 1,024 samples learn more than those of 2,048 (docs/ablations.md); of
     1,000,000 less (docs/learners.md). A power of two, so that a little more of a budget is no
     other run.
+
+    With memory always 64: a minibatch is of whole sequences, so longer ones would make as many
+    gradient steps of more samples, not more of them.
     """
+    if has_memory:
+        return FEWEST_STEPS
     power = round(math.log2(2 * math.sqrt(total_steps) / num_envs))
     return min(max(1 << max(power, 0), FEWEST_STEPS), MOST_STEPS)
 
@@ -86,7 +91,8 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "images; so are planes of bools, at least 5 x 5",
     "environment.backend": "the fastest way that can be resumed to the same bits",
     "rollout.num_steps": "about 2 sqrt(total_steps) samples per update, at least 64 steps: a short "
-    "run needs many updates, a long one updates with little noise",
+    "run needs many updates, a long one updates with little noise; 64 with memory, whose "
+    "minibatches are of whole sequences",
     "rollout.episodes_per_env": "without predicted values nobody knows what the cut end of an "
     "episode is worth, so whole episodes are collected",
     "learner.gae_lambda": "0.95 where the baseline predicts values, else the whole return",

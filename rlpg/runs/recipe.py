@@ -76,7 +76,8 @@ class Recipe(Settings):
         """`rollout.num_steps`, or what its rule says."""
         told = self.rollout
         if told.num_steps == "auto":
-            return rules.num_steps(self.total_steps, told.num_envs)
+            has_memory = self.policy.memory is not None
+            return rules.num_steps(self.total_steps, told.num_envs, has_memory=has_memory)
         return told.num_steps
 
     @classmethod

@@ -116,7 +116,7 @@ class RolloutSettings(Settings):
     """copies of the environment"""
     num_steps: Literal["auto"] | Annotated[int, Meta(ge=1, le=1_000_000)] = 32
     """steps per environment and update (auto: the more, the longer the run is: 2 sqrt(total_steps)
-    in all environments together, at least 64)"""
+    in all environments together, at least 64; 64 with memory)"""
     episodes_per_env: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """whole episodes per environment and update, instead of steps"""
 

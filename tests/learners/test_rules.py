@@ -9,8 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch.distributions import Categorical
 
 import rlpg
 from rlpg.engine.components import num_continuous
@@ -84,6 +86,7 @@ def test_rollouts_grow_with_the_run_and_are_shared_by_the_environments(
     total_steps: int, num_envs: int, expected: int
 ) -> None:
     assert rules.num_steps(total_steps, num_envs) == expected
+    assert rules.num_steps(total_steps, num_envs, has_memory=True) == 64
 
 
 def a_vector_environment() -> Any:
@@ -122,6 +125,34 @@ def test_the_steps_of_a_rollout_follow_from_the_environments_that_there_are(
     rollout = load_recipe(run.path / "recipe.toml").rollout
     assert (rollout.num_envs, rollout.num_steps) == (num_envs, expected)
     assert logged_steps(run.path) == [num_envs * expected]
+
+
+class Counting(rlpg.Policy):
+    """Remembers how many steps it has made, and takes no notice of it."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__(observation_space, action_space)
+        self.logits = torch.nn.Linear(self.observations.num_features, action_space.n)
+
+    def initial_carry(self, num_envs: int) -> torch.Tensor:
+        return torch.zeros(num_envs, 1)
+
+    def forward(self, obs: Any, carry: Any = None, episode_start: Any = None) -> Any:
+        return Categorical(logits=self.logits(self.features(obs))), carry + len(obs)
+
+
+@pytest.mark.parametrize("own", [{}, {"policy": Counting}])
+def test_sequences_of_one_environment_with_memory_stay_short(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    memory = {} if own else {"policy.memory": "gru"}
+    run = rlpg.train(
+        "CartPole-v1", "ppo", recipe="default", total_steps=3_000, run_dir=tmp_path / "run",
+        overrides=QUICK | memory | {"rollout.num_envs": 1}, on_log=lambda *_: True, quiet=True,
+        **own,
+    )  # fmt: skip
+    assert load_recipe(run.path / "recipe.toml").rollout.num_steps == 64
+    assert logged_steps(run.path) == [64]
 
 
 def test_a_run_that_goes_on_for_longer_keeps_its_rollouts(tmp_path: Path) -> None:
