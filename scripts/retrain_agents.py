@@ -88,6 +88,8 @@ TARGETS = {
     "BipedalWalker-v3-ppo": Target(260),
     "Walker2d-v5-ppo": Target(3500),
     "HalfCheetah-v5-ppo": Target(6000),
+    "Hopper-v5-ppo": Target(3000),
+    "Ant-v5-ppo": Target(3000, note="without contact forces in its observation"),
     "Hopper-v5-trpo": Target(3000, note="3,000 is asked of the median"),
     "Walker2d-v5-trpo": Target(3500, note="one seed of five stays at a third of it"),
     "Swimmer-v5-trpo": Target(
@@ -244,7 +246,8 @@ def check(name: str) -> bool:
     results = json.loads((AGENTS / name / "results.json").read_text())
     row = next(row for row in results["seeds"] if row["seed"] == results["policy_seed"])
     policy = rlpg.load(name)
-    mean = evaluated(policy, results["environment"], EPISODES, EVALUATION_SEED)["mean"]
+    env, kwargs = results["environment"], results["recipe"]["environment.kwargs"]
+    mean = evaluated(policy, env, EPISODES, EVALUATION_SEED, kwargs)["mean"]
     low, high = row["ci"]
     fits = bool(low <= mean <= high)
     verdict = "reproduced" if fits else "NOT REPRODUCED"

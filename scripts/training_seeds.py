@@ -125,7 +125,8 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
         quiet=True,
     )
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-    summary = evaluated(run.policy, job.env, job.episodes, job.evaluation_seed)
+    kwargs = None if callable(job.env) else job.recipe.environment.kwargs
+    summary = evaluated(run.policy, job.env, job.episodes, job.evaluation_seed, kwargs)
     row = {
         "seed": seed,
         **{key: summary[key] for key in ("mean", "std", "ci", "median", "min", "max")},
@@ -163,9 +164,15 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def evaluated(policy: rlpg.Policy, env: EnvSource, episodes: int, seed: int) -> dict[str, Any]:
+def evaluated(
+    policy: rlpg.Policy,
+    env: EnvSource,
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What `rlpg evaluate` would measure."""
-    result = rlpg.evaluate(policy, env, episodes, seed).summary()
+    result = rlpg.evaluate(policy, env, episodes, seed, env_kwargs=env_kwargs).summary()
     return {key: round_all(value) for key, value in result.items()}
 
 
