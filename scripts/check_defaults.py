@@ -51,7 +51,6 @@ ENVS: Mapping[str, int] = {  # environment steps
     "CliffWalkingSlippery-v1": USUAL,
     "Taxi-v4": USUAL,
     "LunarLander-v3": LONG,
-    "LunarLanderContinuous-v3": LONG,
     "BipedalWalker-v3": LONG,
     "HalfCheetah-v5": LONG,
     "Hopper-v5": LONG,

@@ -34,12 +34,14 @@ MAY_IMPORT = {
     "rlpg.rollouts": NUMERIC
     | {"gymnasium", "envpool", "mujoco", "rlpg.errors", "rlpg.gradients", "rlpg.policies"}
     | {"rlpg.rollouts", "rlpg.registration"},
+    "rlpg.learners.rules": set(),
     "rlpg.learners.settings": {"msgspec", "rlpg.errors", "rlpg.settings"},
     "rlpg.learners": NUMERIC
     | {"rlpg.errors", "rlpg.gradients", "rlpg.policies", "rlpg.learners"}
     | {"rlpg.rollouts.rollout", "rlpg.settings", "rlpg.distributed"},
     "rlpg.runs": {"numpy", "tensorboard", "safetensors", "msgspec", "tomli_w"}
-    | {"rlpg.errors", "rlpg.settings", "rlpg.learners.settings", "rlpg.runs"},
+    | {"rlpg.errors", "rlpg.settings", "rlpg.runs"}
+    | {"rlpg.learners.rules", "rlpg.learners.settings"},
     "rlpg.checks": NUMERIC
     | {"gymnasium", "rlpg.errors", "rlpg.policies", "rlpg.rollouts", "rlpg.checks"},
     "rlpg.envs": NUMERIC | {"gymnasium", "rlpg.envs"},

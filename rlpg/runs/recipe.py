@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from msgspec import Meta
 
 from rlpg.errors import FileError, RecipeError
-from rlpg.learners import rules
+from rlpg.learners.rules import num_steps
 from rlpg.learners.settings import AGENTS, LearnerSettings, ReinforceSettings, agents_with
 from rlpg.runs import files, toml
 from rlpg.runs.synonyms import SYNONYMS
@@ -77,7 +77,7 @@ class Recipe(Settings):
         told = self.rollout
         if told.num_steps == "auto":
             has_memory = self.policy.memory is not None
-            return rules.num_steps(self.total_steps, told.num_envs, has_memory=has_memory)
+            return num_steps(self.total_steps, told.num_envs, has_memory=has_memory)
         return told.num_steps
 
     @classmethod
