@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
 
@@ -56,7 +58,10 @@ class MountainCarVectorEnv(ArrayVectorEnv):
         goal_velocity: float = 0.0,
     ) -> None:
         self.goal_velocity = goal_velocity
-        super().__init__(num_envs, _observation_space(), spaces.Discrete(3), max_episode_steps)
+        super().__init__(num_envs, _observation_space(), self._action_space(), max_episode_steps)
+
+    def _action_space(self) -> spaces.Space[Any]:
+        return spaces.Discrete(3)
 
     def _start(self, generator: np.random.Generator) -> Array:
         return np.array([generator.uniform(-0.6, -0.4), 0.0])
@@ -75,7 +80,7 @@ class MountainCarVectorEnv(ArrayVectorEnv):
         return np.ascontiguousarray(state.T, dtype=np.float32)
 
 
-class MountainCarContinuousVectorEnv(ArrayVectorEnv):
+class MountainCarContinuousVectorEnv(MountainCarVectorEnv):
     """Gymnasium's `MountainCarContinuous-v0`, N at once, equal to the last bit.
 
     ## Description
@@ -113,13 +118,10 @@ class MountainCarContinuousVectorEnv(ArrayVectorEnv):
         max_episode_steps: int | None = 999,
         goal_velocity: float = 0.0,
     ) -> None:
-        self.goal_velocity = goal_velocity
-        super().__init__(
-            num_envs, _observation_space(), spaces.Box(-1.0, 1.0, (1,)), max_episode_steps
-        )
+        super().__init__(num_envs, max_episode_steps, goal_velocity)
 
-    def _start(self, generator: np.random.Generator) -> Array:
-        return np.array([generator.uniform(-0.6, -0.4), 0.0])
+    def _action_space(self) -> spaces.Space[Any]:
+        return spaces.Box(-1.0, 1.0, (1,))
 
     def _advance(self, action: Array) -> tuple[Array, Array]:
         force = action[:, 0]
@@ -148,11 +150,5 @@ class MountainCarContinuousVectorEnv(ArrayVectorEnv):
         velocity = np.minimum(np.maximum(velocity, -MAX_SPEED), MAX_SPEED)
         position = np.minimum(np.maximum(position + velocity, MIN_POSITION), MAX_POSITION)
         velocity[(position == MIN_POSITION) & (velocity < 0)] = 0.0
-        return (
-            position,
-            velocity,
-            (position >= self.goal) & (velocity >= self.goal_velocity),
-        )
-
-    def _observe(self, state: Array, elapsed: Array) -> Array:
-        return np.ascontiguousarray(state.T, dtype=np.float32)
+        arrived = (position >= self.goal) & (velocity >= self.goal_velocity)
+        return position, velocity, arrived

@@ -124,6 +124,11 @@ def tell_warnings(say: Callable[[str], object]) -> None:
     warnings.showwarning = show  # type: ignore[assignment]  # `where` is what it passes on
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def install(extra: str) -> str:
     """How a missing extra is installed: no package index has rlpg, a checkout of it does."""
     return f'`pip install ".[{extra}]"` in the checkout of rlpg'

@@ -60,6 +60,8 @@ def register_environments() -> None:
         register(f"rlpg/Torch{name}", entry, f"{entry}VectorEnv", num_steps, kwargs={"name": name})
     for theirs, ours in NATIVE_VERSIONS.items():
         spec: Any = gymnasium.spec(theirs)
+        if not str(spec.entry_point).startswith("gymnasium.envs.classic_control."):
+            continue  # someone has put another environment in its place
         threshold = spec.reward_threshold
         register(f"rlpg/{theirs}", spec.entry_point, ours, spec.max_episode_steps,
                  reward_threshold=threshold)  # fmt: skip

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector.utils import batch_space, iterate
 
 from rlpg.checks.report import brief, counted, words
+from rlpg.errors import EnvironmentFault
 from rlpg.policies import Head
+from rlpg.policies.actions import first
 from rlpg.policies.observations import MASK_KEY
 from rlpg.policies.spaces import Path, path_name
+from rlpg.rollouts import validation
 from rlpg.rollouts.seeds import digest
 from rlpg.rollouts.validation import as_array, element
 
@@ -194,7 +196,7 @@ def random_actions(env: AnyEnv, head: Head | None, seed: int) -> Callable[[Seen]
             return space.sample()
         outputs, allowed = torch.zeros(1, head.num_outputs), torch.from_numpy(mask)[None]
         batch = head.to_env(head.draw(outputs, generator, allowed).numpy())
-        return next(iter(iterate(batch_space(space, 1), batch)))
+        return first(space, batch)
 
     return choose
 
@@ -208,12 +210,10 @@ def mask_in(seen: Seen) -> Any:
 
 def flat_mask(mask: Any) -> np.ndarray | None:
     """`[M]` bool, the parts of a composite action side by side; None where it is no mask."""
-    parts = mask if isinstance(mask, tuple | list) and len(mask) else (mask,)
     try:
-        flat = np.concatenate([np.ravel(part) for part in parts])
-    except ValueError:
+        return validation.flat_mask(mask)
+    except (EnvironmentFault, ValueError):
         return None
-    return flat != 0 if flat.dtype.kind in "biuf" else None
 
 
 def global_generators() -> dict[str, Any]:

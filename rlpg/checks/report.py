@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlpg.errors import counted as counted
+
 Status = Literal["ok", "warning", "fault", "skipped"]
 
 
@@ -87,11 +89,6 @@ class Report:
         )
         lines = [head, *map(str, self.findings), f"{tail}; a resumed run {resume}"]
         return "\n".join(lines)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(names: Iterable[str]) -> str:

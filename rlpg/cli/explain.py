@@ -11,6 +11,7 @@ from rlpg.engine.components import (
     make_policy,
     resolved,
     training_envs,
+    with_record,
     with_rollouts_of,
     with_what_auto_came_to,
 )
@@ -25,20 +26,20 @@ WIDEST_VALUE = 24
 
 
 def explained(
-    recipe: Recipe, base: Recipe, base_name: str, given: Collection[str], parts: UserParts
+    recipe: Recipe, base: Recipe, file: object, given: Collection[str], parts: UserParts
 ) -> Iterator[str]:
     """One line for each setting, after what the environment is.
 
     Args:
         recipe: what would be trained with.
         base: the recipe before the options.
-        base_name: where it is from.
+        file: where it is from; None: it is the one shipped for the environment, or the defaults.
         given: keys of the options.
         parts: the user's own.
     """
     before, of_base = flatten(recipe), flatten(base)
-    recipe = resolved(recipe, parts)
-    with training_envs(recipe.environment.id, recipe) as (envs, description):
+    env, recipe = with_record(recipe.environment.id, resolved(recipe, parts))
+    with training_envs(env, recipe, parts) as (envs, description):
         policy = make_policy(envs, recipe, parts)
         recipe = with_rollouts_of(envs, policy, recipe)
         learner = make_learner(policy, recipe, parts)
@@ -52,10 +53,10 @@ def explained(
         is_given = key in given or before[key] != of_base[key]  # an entry of a table is no option
         if (is_given and before[key] != "auto") or key == "environment.id":
             why = "given"
-        elif value != before[key] or before[key] == "auto" or key == "agent":
+        elif value != before[key] or before[key] == "auto" or (key == "agent" and not file):
             why = f"by rule: {REASONS[key]}"
-        elif key in own:
-            why = base_name
+        elif key in own or key == "agent":
+            why = f"recipe {file}" if file else f"the recipe shipped for {before['environment.id']}"
         else:
             why = f"default of {agent}" if key in of_agent and agent in AGENTS else "default"
         yield f"{key:<34} {shown(value):<{WIDEST_VALUE}} {why}"

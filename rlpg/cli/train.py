@@ -122,8 +122,7 @@ class Train(Importing):
         if self.explain:
             from rlpg.cli.explain import explained
 
-            name = f"recipe {self.recipe}" if self.recipe else f"the recipe shipped for {self.env}"
-            for line in explained(self.settings, self.base, name, self.given, own):
+            for line in explained(self.settings, self.base, self.recipe, self.given, own):
                 report(line)
             return 0
         from rlpg.verbs.several import Training, run_seeds

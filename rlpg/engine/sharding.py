@@ -17,8 +17,9 @@ from rlpg.distributed import gather, is_alone, num_ranks, rank
 from rlpg.engine.components import rank_key, seed_sequence
 from rlpg.errors import TrainingError
 from rlpg.rollouts import BaseCollector, Episodes
+from rlpg.rollouts.base import stream
 
-PER_ENV = ("obs", "ended", "returns", "lengths", "starts", "carry")  # [N, ...] of a collector
+PER_ENV = ("obs", "ended", "returns", "lengths", "starts", "carry")  # [N, ...] of a `Collector`
 
 
 def collector_state(collector: BaseCollector) -> dict[str, Any]:
@@ -39,36 +40,44 @@ def own_collector_state(saved: Mapping[str, Any], seed: int) -> tuple[Mapping[st
         return states[rank()], ""
     steps = sum(state["env_steps"] for state in states)
     vector_steps = max(state["vector_steps"] for state in states)
-    number = len(states[0]["ended"]) * len(states) // num_ranks()
-    own = slice(rank() * number, (rank() + 1) * number)
     part, rest = divmod(steps, num_ranks())
-    stream = seed_sequence(seed, "actions", *rank_key(), vector_steps)
-    generator = torch.Generator().manual_seed(int(stream.generate_state(1, np.uint64)[0]))
+
+    def fresh(*key: int) -> np.ndarray:
+        run = seed_sequence(seed, "actions", *rank_key(), vector_steps, *key)
+        return stream(run, torch.device("cpu")).get_state().numpy().copy()
+
     state = {
         "env_steps": part + (rest if rank() == 0 else 0),
         "vector_steps": vector_steps,
-        "generator": generator.get_state().numpy().copy(),
-        **{name: _cut([state[name] for state in states], own, 0) for name in PER_ENV},
-        "environments": _cut([state["environments"] for state in states], own, -1),
+        "generator": fresh(),
     }
+    if "standing" in states[0]:  # of a `TensorCollector`
+        state |= {"starts": fresh(1), "standing": _own([one["standing"] for one in states], 0)}
+    else:
+        state |= {name: _own([one[name] for one in states], 0) for name in PER_ENV}
+        state["environments"] = _own([one["environments"] for one in states], -1)
     return state, f"{num_ranks()} processes go on with what {len(states)} have saved"
 
 
-def _cut(parts: Sequence[Any], own: slice, axis: int) -> Any:
-    """Some environments of those that several ranks have, in trees with one axis or list for them.
+def _own(parts: Sequence[Any], axis: int) -> Any:
+    """This rank's environments of those that several ranks have, in trees with one axis or list
+    for them.
 
     The environments of a vector environment of ours are in the last axis of its arrays.
     """
     first = parts[0]
     if isinstance(first, np.ndarray):
         whole = np.concatenate(parts, axis)
-        return whole[own] if axis == 0 else whole[..., own]
+        number = whole.shape[axis] // num_ranks()
+        return whole.take(range(rank() * number, (rank() + 1) * number), axis)
     if isinstance(first, Mapping):
-        return {key: _cut([part[key] for part in parts], own, axis) for key in first}
+        return {key: _own([part[key] for part in parts], axis) for key in first}
     if isinstance(first, list) and axis == 0:  # a carry of several parts
-        return [_cut(entries, own, axis) for entries in zip(*parts, strict=True)]
+        return [_own(entries, axis) for entries in zip(*parts, strict=True)]
     if isinstance(first, list):  # an entry for each environment
-        return [entry for part in parts for entry in part][own]
+        entries = [entry for part in parts for entry in part]
+        number = len(entries) // num_ranks()
+        return entries[rank() * number :][:number]
     return first
 
 

@@ -17,6 +17,7 @@ from rlpg.gradients.experiment import (
     Params,
     Problem,
     TapeMaker,
+    credits_lanes,
     gradient,
     named,
     refuse_coupled_lanes,
@@ -116,16 +117,16 @@ def compare(
         raise EstimatorError(
             f"compare: expected reference gradients for {list(tensors)}, got {list(exact)}"
         )
-    scored = [k for k, maker in makers.items() if maker in ("score", "combine") or callable(maker)]
-    for program in {programs[label] for label in scored}:
+    for program in {programs[label] for label, maker in makers.items() if credits_lanes(maker)}:
         refuse_coupled_lanes(program, tensors, num_lanes, seed)
     found: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     for stream, (estimator, maker) in enumerate(makers.items()):
-        make, samples, times = tape_maker(maker, num_lanes), [], []
+        make, samples, times = tape_maker(maker), [], []
         for one in islice(seeds(seed, stream), repeats):
             with seeded(one, tensors):
                 start, tape = time.perf_counter(), make()
+                tape.num_lanes = num_lanes
                 own = programs[estimator](tape, num_lanes)
                 samples.append(gradient(tape.surrogate() if own is None else own, tensors))
                 times.append(time.perf_counter() - start)

@@ -38,17 +38,9 @@ def named(params: Params) -> dict[str, Tensor]:
     return dict(params)
 
 
-def tape_maker(how: How | TapeMaker, num_lanes: int) -> TapeMaker:
+def tape_maker(how: How | TapeMaker) -> TapeMaker:
     """Makes a fresh tape; a maker given by the caller brings its own baseline or credit rule."""
-    if not callable(how):
-        return lambda: Tape(how, num_lanes=num_lanes)
-
-    def make() -> Tape:
-        tape = how()
-        tape.num_lanes = num_lanes
-        return tape
-
-    return make
+    return how if callable(how) else lambda: Tape(how)
 
 
 def seeds(seed: int, stream: int) -> Iterator[int]:
@@ -92,13 +84,18 @@ def gradient(
     return torch.cat([grad.reshape(-1) for grad in found])
 
 
+def credits_lanes(how: How | TapeMaker) -> bool:
+    """Whether a sample is credited with the terms of its own lane only, so lanes must not meet."""
+    return how != "pathwise" and not str(how).startswith("biased_")
+
+
 def refuse_coupled_lanes(
     problem: Problem, params: Mapping[str, Tensor], num_lanes: int, seed: int
 ) -> None:
     """Raises if what happens in one lane depends on a sample of another.
 
     Plays the program, then plays it again with the same samples, except that one node of lane 0
-    gets lane 1's. Nothing in the other lanes may change. Programs that use `resample`, and those
+    gets the most different one. Nothing in the other lanes may change. Programs that use `resample`, and those
     that return their own surrogate, say how their lanes meet and are not examined.
     """
     if num_lanes < 2:
@@ -114,13 +111,16 @@ def refuse_coupled_lanes(
         return
     for k in sorted({0, len(first.drawn) // 2, len(first.drawn) - 1}):
         name, x, state = first.drawn[k]
-        swapped = torch.cat([x[1:2], x[1:]])
+        far = (x - x[:1]).abs().reshape(len(x), -1).sum(1)  # [lanes]
+        if not far.any():  # one outcome in all lanes
+            continue
+        swapped = torch.cat([x[far.argmax()][None], x[1:]])
         second, _ = played([*first.drawn[:k], (name, swapped, state), *first.drawn[k + 1 :]])
         pairs = zip(first.outcomes(), second.outcomes(), strict=False)
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs):
             raise EstimatorError(
                 f"{name}: expected independent lanes, got lanes coupled by a batch statistic; "
-                "'score' credits a lane with its own terms only: use tape.resample, or "
+                "only how='pathwise' credits a sample with other lanes' terms: use tape.resample, or "
                 "how='pathwise'"
             )
 

@@ -16,6 +16,7 @@ from rlpg.gradients.experiment import (
     Params,
     Problem,
     TapeMaker,
+    credits_lanes,
     named,
     refuse_coupled_lanes,
     seeds,
@@ -80,8 +81,8 @@ def gradcheck(
         step: of the finite difference, times max(1, |parameter|). Larger for discrete samples.
     """
     tensors = named(params)
-    make = tape_maker(how, num_lanes)
-    if how in ("score", "combine", "expect", "weak") or callable(how):
+    make = tape_maker(how)
+    if credits_lanes(how):
         refuse_coupled_lanes(problem, tensors, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
     if isinstance(against, str) and against not in ("score", "finite_difference"):

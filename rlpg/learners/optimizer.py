@@ -175,9 +175,7 @@ class Optimizer:
     @torch.no_grad()
     def _flatten(self) -> None:
         self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters])
-        parts = self._flat.split(self._sizes)
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.data = part.view_as(parameter)
+        nn.utils.vector_to_parameters(self._flat, self.parameters)
         self._places = [parameter.data_ptr() for parameter in self.parameters]
 
     def _rebind(self) -> None:

@@ -51,11 +51,6 @@ class Head(nn.Module, ABC):
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
 
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """`action_dtype` as numpy has it."""
-        return np.dtype({torch.float32: np.float32, torch.int64: np.int64}[self.action_dtype])
-
     @abstractmethod
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
         """The distribution, with batch shape `[...]`.

@@ -21,7 +21,7 @@ class Normalizer(nn.Module):
     count: Tensor  # [] float64, total weight
     mean: Tensor  # [K] float64, K = number of normalized features
     m2: Tensor  # [K] float64, sum of squared deviations from the mean
-    _center: Tensor  # [F] float32, like the next two: the affine map that `refresh` derives
+    _center: Tensor  # [F] float32, like the next two: the affine map that `_derive` makes
     _scale: Tensor
     _shift: Tensor
 
@@ -46,7 +46,7 @@ class Normalizer(nn.Module):
         self.register_buffer("_scale", torch.ones(num_features), persistent=False)
         self.register_buffer("_shift", torch.zeros(num_features), persistent=False)
         self.is_identity = True  # nothing has been counted yet
-        nn.Module.register_load_state_dict_post_hook(self, _refresh_after_loading)
+        nn.Module.register_load_state_dict_post_hook(self, _derive_after_loading)
 
     @property
     def var(self) -> Tensor:
@@ -109,12 +109,6 @@ class Normalizer(nn.Module):
         self.is_identity = False
         self._derive()
 
-    def refresh(self) -> None:
-        """Derive the float32 map from the moments; needed only after writing to the buffers."""
-        self.is_identity = bool(self.count == 0)
-        if not self.is_identity:
-            self._derive()
-
     def _derive(self) -> None:
         where = slice(None) if self._index is None else self._index.to(self.mean.device)
         center = self.mean.float()
@@ -124,5 +118,7 @@ class Normalizer(nn.Module):
         self._shift[where] = ((center.double() - self.mean) * scale).float()
 
 
-def _refresh_after_loading(module: Normalizer, incompatible_keys: object) -> None:
-    module.refresh()
+def _derive_after_loading(module: Normalizer, incompatible_keys: object) -> None:
+    module.is_identity = bool(module.count == 0)
+    if not module.is_identity:
+        module._derive()

@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlpg.errors import SpaceError
+from rlpg.errors import SpaceError, counted
 from rlpg.policies.spaces import (
     Path,
     Space,
@@ -262,11 +262,11 @@ class Observations:
     def describe_in_words(self) -> str:
         """One line: what the network is shown, and what decided that."""
         shapes = [image.channels_first_shape for image in self.images]
-        parts = [f"image of {h} x {w} with {_counted(c, 'channel')}" for c, h, w in shapes]
+        parts = [f"image of {h} x {w} with {counted(c, 'channel')}" for c, h, w in shapes]
         num_normalized = int(self.normalized.sum())
         num_other = self.num_features - num_normalized - sum(map(math.prod, shapes))
-        parts += [_counted(num_normalized, "number")] if num_normalized else []
-        parts += [_counted(num_other, "0/1 feature")] if num_other else []
+        parts += [counted(num_normalized, "number")] if num_normalized else []
+        parts += [counted(num_other, "0/1 feature")] if num_other else []
         line = f"observations: {', '.join(parts)}"
         line += self.without
         if any(leaf.could_be_image and leaf.image is None for leaf in self._leaves):
@@ -398,7 +398,3 @@ class _Leaf:
     def unfit(self, expected: str, got: object) -> SpaceError:
         name = path_name("observation", self.path)
         return SpaceError(f"{name}: expected {expected}, got {got}; check the environment's space")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

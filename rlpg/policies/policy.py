@@ -59,7 +59,7 @@ class Policy(nn.Module, ABC):
         Args:
             observation_space, action_space: of one environment.
             info_mask: length of `info["action_mask"]`, 0 where the environment has none.
-            images: which uint8 arrays are images; see `Observations`.
+            images: which arrays are images; see `Observations`.
 
         Raises:
             SpaceError: a space is not supported; the message lists what is.
@@ -283,9 +283,7 @@ class Policy(nn.Module, ABC):
             assert self._generator is not None
             action, self._carry = self.draw(tensor, carry, self._generator, starts)
         self._starts = None
-        env_action = self.head.to_env(
-            action.cpu().numpy().astype(self.head.numpy_dtype, copy=False)
-        )
+        env_action = self.head.to_env(action.to("cpu", self.head.action_dtype).numpy())
         return first(self.head.space, env_action) if batch_size is None else env_action
 
     def predict(

@@ -65,7 +65,7 @@ class StandardPolicy(Policy):
             memory, memory_size: `gru` or `lstm` before the network, and its width.
             shared_torso: the network has one more output, the last: the value of the state.
             critic_only: entries of a Dict observation that only value networks see.
-            images: which uint8 arrays are images; see `Observations`.
+            images: which arrays are images; see `Observations`.
             normalize_observations, observation_clip: see `Normalizer`.
             gaussian, std, log_std_init, log_std_floor, bernoulli: see `make_head`.
             info_mask: length of `info["action_mask"]`, 0 where the environment has none.

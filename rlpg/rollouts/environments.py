@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rlpg.errors import EnvironmentSetupError
+from rlpg.errors import EnvironmentSetupError, counted
 from rlpg.rollouts.ids import (
     AnyEnv,
     EnvSource,
@@ -273,7 +273,10 @@ def _native(spec: EnvSpec) -> EnvSpec | None:
     """The spec whose vector version stands for `spec`: ours where there is one, else its own."""
     if spec.additional_wrappers:
         return None
-    for native in (registry.get(f"{OURS}{spec.id}"), spec):
+    ours = registry.get(f"{OURS}{spec.id}")
+    if ours is not None and ours.entry_point != spec.entry_point:
+        ours = None  # an environment of the user's that is called like one of ours
+    for native in (ours, spec):
         if native is None or native.vector_entry_point is None:
             continue
         if "jax" not in str(native.vector_entry_point).lower():
@@ -363,5 +366,5 @@ def _describe(name: str, num_envs: int, backend: str, *notes: str) -> str:
         "async": "in worker processes",
         "envpool": "EnvPool",
     }[backend]
-    plural = "environment" if num_envs == 1 else "environments"
-    return ", ".join(filter(None, (f"{name}: {num_envs} {plural}, {backend} ({how})", *notes)))
+    what = f"{name}: {counted(num_envs, 'environment')}, {backend} ({how})"
+    return ", ".join(filter(None, (what, *notes)))

@@ -189,6 +189,7 @@ class TensorCollector(BaseCollector):
                 "episodes: expected steps where the rollout is to be differentiated, got whole "
                 "episodes; call steps(num_steps)"
             )
+        self.restart()  # what was recorded goes on where the last rollout stood
         self._standing = standing = self._begin(self._uniform(1)[0])
         parts: list[_Steps] = []
         ends, limit = torch.zeros(self.num_envs, dtype=torch.int64), per_env * max_steps

@@ -49,7 +49,7 @@ class PolicySettings(Settings):
 
     hidden: Layers = (64, 64)
     """units of each hidden layer"""
-    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    activation: Literal["tanh", "relu", "elu", "silu", "gelu"] = "tanh"
     """nonlinearity between the layers"""
     network: Reference | None = None
     """a network of your own, for policy and critic: network(num_features, num_outputs) gives an
@@ -71,7 +71,7 @@ class PolicySettings(Settings):
     critic_only: tuple[str, ...] = ()
     """entries of a Dict observation that only the value network sees"""
     images: Literal["auto"] | bool = "auto"
-    """observations of whole numbers from 0 to 255 are images (auto: if at least 36 x 36)"""
+    """bytes, floats from 0 to one bound and planes of bools are images (auto: if they look so)"""
     normalize_observations: bool = True
     """subtract the running mean of observations and divide by their standard deviation"""
     observation_clip: Positive = 10.0

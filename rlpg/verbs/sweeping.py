@@ -180,11 +180,9 @@ class Sweep(Training):
                 return None
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.0, 0.6 + 0.35 * len(found)), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.barh(list(found)[::-1], list(found.values())[::-1])
         axes.set_xlabel(f"importance for reaching the best tenth of {len(done)} trials")

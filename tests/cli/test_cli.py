@@ -670,3 +670,21 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
     shown = capsys.readouterr().out
     assert "by rule: the one shipped" in shown
     assert "the recipe shipped for Pendulum-v1" in shown
+
+
+def test_explain_tells_of_the_environment_and_the_agent_that_a_recipe_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It left out the wrappers, so rules saw another environment, and said the agent was ruled."""
+    file = tmp_path / "r.toml"
+    wrapped = "[environment.wrappers.TimeAwareObservation]\nnormalize_time = true\n"
+    file.write_text(f'agent = "a2c"\nrollout.num_envs = 2\n{wrapped}')
+    assert cli.main(["train", "CartPole-v1", "--explain", "--recipe", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "5 numbers" in shown
+    why = {line.split()[0]: line for line in shown.splitlines()}
+    assert why["agent"].endswith(f"recipe {file}")
+    assert why["rollout.num_envs"].endswith(f"recipe {file}")
+    assert cli.main(["train", "CartPole-v1", "--explain", "--recipe", "default"]) == 0
+    why = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert why["agent"].endswith("recipe default")

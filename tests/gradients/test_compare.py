@@ -19,6 +19,7 @@ from rlpg.gradients.controls import DeltaMethod, KnownMean, Relax
 from rlpg.gradients.draws import antithetic, sobol
 from rlpg.gradients.estimators import importance_weighted_bound
 from rlpg.gradients.experiment import Problem, TapeMaker
+from rlpg.gradients.gradcheck import gradcheck
 from rlpg.gradients.tape import How, Tape
 
 MEAN, SCALE = 0.5, 0.8
@@ -239,6 +240,40 @@ def test_bad_arguments_are_named() -> None:
 
     with pytest.raises(EstimatorError, match="sample 0: expected independent lanes"):
         compare(coupled, mean)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "how", ["score", "combine", "expect", "weak", "disarm", "without_replacement"]
+)
+def test_lanes_coupled_through_discrete_samples_are_found(how: How, seed: int) -> None:
+    """Lane 0 got lane 1's outcome, mostly the same one; and half of the estimators were not asked."""
+    logit = leaf(-0.85)
+
+    def coupled(tape: Tape, lanes: int) -> None:
+        logits = logit.expand(lanes)
+        if how == "without_replacement":
+            x = tape.sample(Categorical(logits=torch.stack([logits, -logits], -1))).double()
+        elif how == "combine":
+            x = tape.sample(Normal(logits, 1.0)).round()
+        else:
+            x = tape.sample(Bernoulli(logits=logits))
+        tape.add((x - x.mean(-1, keepdim=True)) ** 2)
+
+    with pytest.raises(EstimatorError, match="expected independent lanes"):
+        compare(coupled, logit, [how], num_lanes=50, repeats=2, seed=seed)
+    with pytest.raises(EstimatorError, match="expected independent lanes"):
+        gradcheck(coupled, logit, how, num_lanes=50, max_repeats=32, seed=seed)
+
+
+def test_a_sample_that_is_the_same_in_all_lanes_says_nothing_about_them() -> None:
+    logit = leaf(40.0)
+
+    def certain(tape: Tape, lanes: int) -> None:
+        x = tape.sample(Bernoulli(logits=logit.expand(lanes)))
+        tape.add((x - x.mean()) ** 2)
+
+    assert len(compare(certain, logit, ["score"], num_lanes=20, repeats=2).rows) == 1
 
 
 def test_a_program_that_draws_noise_of_its_own_is_not_taken_for_coupled_lanes() -> None:

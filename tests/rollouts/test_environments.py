@@ -97,6 +97,53 @@ def test_native_is_refused_where_there_is_none() -> None:
         make_envs("FrozenLake-v1", 2, seed=0, backend="native")
 
 
+class Stranger(gymnasium.Env[Any, Any]):
+    """What a user has registered under a name that rlpg uses, too."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,))
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.ones(2, np.float32), -100.0, True, False, {}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(key.removeprefix("rlpg/") for key in gymnasium.registry if "rlpg/" in key)
+)
+def test_an_environment_that_is_called_like_one_of_ours_is_the_users(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name alone decided: `Chain-v0` of a user's module trained rlpg/Chain-v0."""
+    spec = gymnasium.envs.registration.EnvSpec(name, entry_point=Stranger)
+    monkeypatch.setitem(gymnasium.registry, name, spec)
+    made = make_envs(name, 2, seed=0)
+    assert "native" not in made.description
+    made.envs.reset()
+    assert made.envs.step(made.envs.action_space.sample())[1].tolist() == [-100.0, -100.0]
+    made.envs.close()
+    with pytest.raises(EnvironmentSetupError, match="vector version for 'native'"):
+        make_envs(name, 2, seed=0, backend="native")
+
+
+def test_one_of_gymnasiums_that_was_replaced_before_is_not_taken_for_it() -> None:
+    program = """
+import gymnasium
+from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
+gymnasium.registry["CartPole-v1"] = gymnasium.envs.registration.EnvSpec(
+    "CartPole-v1", entry_point=FrozenLakeEnv, max_episode_steps=100
+)
+import rlpg
+print(rlpg.make_envs("CartPole-v1", 2, seed=0).description)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sync" in done.stdout
+
+
 def test_arguments_that_the_native_version_does_not_know_choose_sync() -> None:
     envs, description = make_envs("CartPole-v1", 2, seed=0, kwargs={"render_mode": "rgb_array"})
     assert "sync" in description

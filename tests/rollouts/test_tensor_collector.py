@@ -505,6 +505,19 @@ def test_whole_episodes_are_the_first_of_every_environment(per_env: int) -> None
     assert (whole.episodes(1).time[0] == 0).all()
 
 
+@pytest.mark.parametrize("num_steps", [1, 63, 64, 65, 128])
+def test_whole_episodes_after_steps_begin_with_a_reset(num_steps: int) -> None:
+    """What was recorded for 64 steps, as long as a chunk of `episodes`, went on where it stood."""
+    env = limited("CartPole-v1", 40)
+    collector = TensorCollector(env, policy_for(env), seed=3, num_envs=3)
+    for _ in range(2):
+        collector.steps(num_steps)
+        rollout = collector.episodes(1)
+        assert (rollout.time[0] == 0).all()
+        assert rollout.episode_start[0].all()
+        assert np.bincount(rollout.episodes.env).tolist() == [1] * 3
+
+
 def test_episodes_that_never_end_are_told() -> None:
     env = limited("Pendulum-v1", 10_000)
     collector = TensorCollector(env, policy_for(env), num_envs=2)
