@@ -284,6 +284,9 @@ class Learner(ABC):
     ) -> dict[str, float]:
         """Improve the policy; then the baseline, the reward scale and the normalizer learn.
 
+        The first rewards are divided by their own deviation: a value network that has learned from
+        them as they are, 1e4 say, does not come back from there to targets of about 1.
+
         Args:
             rollout: fresh from the policy as it is now (on-policy).
             progress: share of the run that is done, in [0, 1], for the schedules.
@@ -300,6 +303,9 @@ class Learner(ABC):
         self.progress = min(max(progress, 0.0), 1.0)
         rollout = rollout.to(self.policy.device)
         lr_scale *= self.scheduled("learning_rate", 1.0)
+        was_scaled = self.reward_scale is not None and self.reward_scale.is_known
+        if self.reward_scale and not was_scaled:
+            self.reward_scale.update(rollout)
         advantages = self.advantages(rollout)
         weight = advantages.weight
         own_loss = -(weight * advantages.normalized).sum().double()
@@ -323,7 +329,7 @@ class Learner(ABC):
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
         if isinstance(self.baseline, StateValue):
             self.baseline.advance(rollout)
-        if self.reward_scale:
+        if self.reward_scale and was_scaled:
             self.reward_scale.update(rollout)
         if self.policy.normalizer is not None:
             seen = rows(rollout.valid)(rollout.obs[:-1])  # [S, *O]

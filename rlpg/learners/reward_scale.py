@@ -17,8 +17,8 @@ from rlpg.rollouts.rollout import Rollout, rows
 class RewardScale:
     """The running deviation of the discounted sum of rewards so far, restarted at episode starts.
 
-    `scale` is what rewards are to be divided by; 1 before the first update. The sum restarts where
-    the episode does, at truncations too, and bogus steps are left out.
+    `scale` is what rewards are to be divided by; 1 while no two sums have differed. The sum restarts
+    where the episode does, at truncations too, and bogus steps are left out.
 
     Source: Engstrom et al. 2020, "Implementation Matters", section 3, who measure what it does.
     """
@@ -31,12 +31,15 @@ class RewardScale:
     @property
     def scale(self) -> float:
         """What to divide rewards by."""
-        if self._count < 2 or self._m2 <= 0:
-            return 1.0
-        return math.sqrt(self._m2 / self._count)
+        return math.sqrt(self._m2 / self._count) if self.is_known else 1.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether rewards have been seen that tell it."""
+        return self._m2 > 0
 
     def update(self, rollout: Rollout) -> None:
-        """Take a rollout's rewards into account (after they were used)."""
+        """Take a rollout's rewards into account."""
         before = None
         if self._running is not None:  # where collecting began afresh, so does the sum
             if self._running.shape != rollout.reward.shape[1:]:

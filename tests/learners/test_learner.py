@@ -375,6 +375,26 @@ def plain_data(state: Any) -> Any:
     return state.tobytes() if isinstance(state, np.ndarray) else state
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("factor", [2.0**-13, 2.0**13])
+@pytest.mark.parametrize("baseline", ["value", "linear", "none"])
+@each_learner
+def test_the_unit_of_rewards_changes_nothing(
+    name: str, baseline: str, factor: float, sparse: bool
+) -> None:
+    """The first update took rewards as they were, and a value network never got over 1e4 of them:
+    a chain of five states was unlearned. Powers of two, so that the bits are the same."""
+    found = []
+    for unit in (1.0, factor):
+        learner = make(name, baseline, make_policy())
+        for k in range(4):
+            rollout = draw_rollout(learner.policy, k)
+            reward = rollout.reward * unit * (0.0 if sparse and k < 2 else 1.0)
+            learner.update(Rollout(**(vars(rollout) | {"reward": reward})))
+        found.append(weights(learner))
+    assert torch.equal(found[0], found[1])
+
+
 @each_learner
 def test_a_state_is_a_copy_that_training_does_not_change(name: str) -> None:
     learner = make(name, "value", make_policy(memory="lstm", memory_size=4))

@@ -248,17 +248,24 @@ class Recorder(Baseline):
 
 def test_the_order_of_an_update() -> None:
     # Baseline used, step, baseline taught while normalizer and scale are still those it was
-    # used with, then these two.
+    # used with, then these two. Only the first rewards are divided by a scale that knows them.
     recorder = Recorder(lambda: learner)
     learner = plain(make_policy(), recorder, reward_scaling=True)
     rollout = draw_rollout(learner.policy, 0)
     metrics = learner.update(rollout, lr_scale=0.5)
-    assert recorder.calls == ["use", f"update (0.0, 1.0) {rollout.num_steps} 0.5"]
-    assert metrics["train/note"] == 1.0
     assert learner.policy.normalizer is not None
-    assert int(learner.policy.normalizer.count) == rollout.num_steps
     assert learner.reward_scale is not None
-    assert learner.reward_scale.scale != 1.0
+    scale = learner.reward_scale.scale
+    assert scale != 1.0
+    assert recorder.calls == ["use", f"update (0.0, {scale}) {rollout.num_steps} 0.5"]
+    assert metrics["train/note"] == 1.0
+    assert int(learner.policy.normalizer.count) == rollout.num_steps
+    recorder.calls.clear()
+    second = draw_rollout(learner.policy, 1)
+    learner.update(second)
+    told = f"update ({float(rollout.num_steps)}, {scale}) {second.num_steps} 1.0"
+    assert recorder.calls == ["use", told]
+    assert learner.reward_scale.scale != scale
 
 
 def test_the_learner_sees_rewards_divided_by_their_scale() -> None:
