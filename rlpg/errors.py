@@ -129,6 +129,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def decimals(value: float, places: int = 2) -> str:
+    """A few decimals; three digits of a number that would have one or none left."""
+    is_small = 0 < abs(value) < 10 ** (1 - places)
+    return f"{value:.3g}" if is_small else f"{value:.{places}f}"
+
+
 def install(extra: str) -> str:
     """How a missing extra is installed: no package index has rlpg, a checkout of it does."""
     return f'`pip install ".[{extra}]"` in the checkout of rlpg'

@@ -54,3 +54,13 @@ def test_every_exception_is_in_the_tree_with_its_exit_code(
     code = cli.main(["agents"])
     assert capsys.readouterr().err == "rlpg: it failed\n"
     assert code == (1 if kind is errors.RlpgError else int(stated(kind)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (12.345, "12.35"), (-0.5, "-0.50"), (1e-4, "0.0001"), (-0.04321, "-0.0432"),
+     (2.5e-9, "2.5e-09"), (float("nan"), "nan"), (float("inf"), "inf")],
+)  # fmt: skip
+def test_a_number_that_has_no_two_decimals_is_told_in_digits(value: float, text: str) -> None:
+    """Rewards of 1e-4 were learned and shown as `return 0.00 +- 0.00`."""
+    assert errors.decimals(value) == text

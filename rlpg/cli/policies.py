@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from rlpg.cli.streams import quoted, report
 from rlpg.cli.verb import File, Folder, Importing, Number, Playing, Verb, check_extra, check_file
+from rlpg.errors import decimals
 from rlpg.runs.recipe import Device
 from rlpg.settings import Size
 
@@ -114,7 +115,7 @@ class Evaluate(PlayingPolicy):
             from rlpg.verbs.video import film
 
             played = film(saved, self.video, **how)
-            print(f"filmed {self.video}: {played.lengths[0]} steps, return {played.mean:.2f}")
+            print(f"filmed {self.video}: {played.lengths[0]} steps, return {decimals(played.mean)}")
         return 0
 
 

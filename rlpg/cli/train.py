@@ -24,7 +24,7 @@ from rlpg.cli.verb import (
     check_extra,
 )
 from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
-from rlpg.errors import RlpgError, UsageError
+from rlpg.errors import RlpgError, UsageError, decimals
 from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import safe_name
 from rlpg.settings import Count, Finite, Natural
@@ -153,7 +153,8 @@ class Train(Importing):
             )
         means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
-            span = f"{median(means):.2f} ({min(means):.2f} to {max(means):.2f})"
+            low, mid, high = map(decimals, (min(means), median(means), max(means)))
+            span = f"{mid} ({low} to {high})"
             report(f"{len(means)} seeds: median return {span}")
         paths = [quoted(run.path) for run in runs.values()]
         if paths:
@@ -270,7 +271,7 @@ class Sweep(Train):
         if not done:
             raise UsageError(f"{folder}: expected a trial that was done, got failed ones only")
         best = study.best_trial
-        report(f"best of {len(done)} trials: {best.value:.2f} (trial {best.number})")
+        report(f"best of {len(done)} trials: {decimals(best.value)} (trial {best.number})")
         for key, value in best.params.items():
             report(f"  {key} = {value}")
         picture = sweep.draw(study)

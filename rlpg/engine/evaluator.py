@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import rank
 from rlpg.engine.components import environment_options, seed_sequence
-from rlpg.errors import EnvironmentFault, SpaceError
+from rlpg.errors import EnvironmentFault, SpaceError, decimals
 from rlpg.policies import Policy
 from rlpg.policies.spaces import without_text
 from rlpg.rollouts import Collector, EnvSource, another_like, make_envs, reseed
@@ -93,13 +93,14 @@ class Evaluation:
     @property
     def short(self) -> str:
         """Mean and deviation in a few words."""
-        return f"return {self.mean:.2f} ± {self.std:.2f} over {len(self.returns)} episodes"
+        spread = f"{decimals(self.mean)} ± {decimals(self.std)}"
+        return f"return {spread} over {len(self.returns)} episodes"
 
     def __str__(self) -> str:
-        low, high = self.ci
+        low, high = map(decimals, self.ci)
         how = "deterministic actions" if self.deterministic else "sampled actions"
         return (
-            f"{self.short} (95 % interval of the mean {low:.2f} to {high:.2f}; median length "
+            f"{self.short} (95 % interval of the mean {low} to {high}; median length "
             f"{self.median_length:.0f}; {how})"
         )
 

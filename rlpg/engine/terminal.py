@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-from rlpg.errors import RlpgWarning
+from rlpg.errors import RlpgWarning, decimals
 
 _state = random.getstate()  # which rich moves while it is imported
 try:
@@ -42,9 +42,9 @@ def described(
     whole = f"{total:,}"
     parts = [f"{step:>{len(whole)},}/{whole} steps"]
     if "rollout/ep_rew_mean" in metrics:
-        parts.append(f"return {metrics['rollout/ep_rew_mean']:.1f}")
+        parts.append(f"return {decimals(metrics['rollout/ep_rew_mean'], 1)}")
     if "eval/mean_reward" in metrics:
-        parts.append(f"evaluated {metrics['eval/mean_reward']:.1f}")
+        parts.append(f"evaluated {decimals(metrics['eval/mean_reward'], 1)}")
     parts.append(f"{rate:,.0f} steps/s")
     if not verbose:
         return left, "  ".join(parts)

@@ -95,8 +95,9 @@ def refuse_coupled_lanes(
     """Raises if what happens in one lane depends on a sample of another.
 
     Plays the program, then plays it again with the same samples, except that one node of lane 0
-    gets the most different one. Nothing in the other lanes may change. Programs that use `resample`, and those
-    that return their own surrogate, say how their lanes meet and are not examined.
+    gets the most different one of the other lanes. Nothing in these may change. Programs that use
+    `resample`, and those that return their own surrogate, say how their lanes meet and are not
+    examined.
     """
     if num_lanes < 2:
         return
@@ -120,7 +121,7 @@ def refuse_coupled_lanes(
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs):
             raise EstimatorError(
                 f"{name}: expected independent lanes, got lanes coupled by a batch statistic; "
-                "only how='pathwise' credits a sample with other lanes' terms: use tape.resample, or "
+                "a sample is credited with its own lane's terms only: use tape.resample, or "
                 "how='pathwise'"
             )
 

@@ -17,8 +17,8 @@ from rlpg.rollouts.rollout import Rollout, rows
 class RewardScale:
     """The running deviation of the discounted sum of rewards so far, restarted at episode starts.
 
-    `scale` is what rewards are to be divided by; 1 while no two sums have differed. The sum restarts
-    where the episode does, at truncations too, and bogus steps are left out.
+    `scale` is what rewards are to be divided by; 1 while no two sums have differed. The sum
+    restarts where the episode does, at truncations too, and bogus steps are left out.
 
     Source: Engstrom et al. 2020, "Implementation Matters", section 3, who measure what it does.
     """

@@ -224,12 +224,18 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
         {"policy.log_std_init": "auto", "rollout.num_steps": "auto"},
     ),
     "npg": Agent(
-        NaturalSettings, "rlpg.learners.natural:NaturalGradient", {"rollout.num_steps": "auto"}
+        NaturalSettings,
+        "rlpg.learners.natural:NaturalGradient",
+        {"policy.log_std_init": "auto", "rollout.num_steps": "auto"},
     ),
     "trpo": Agent(
         NaturalSettings,
         "rlpg.learners.natural:NaturalGradient",
-        {"rollout.num_steps": "auto", "learner.line_search": True},
+        {
+            "policy.log_std_init": "auto",
+            "rollout.num_steps": "auto",
+            "learner.line_search": True,
+        },
     ),
     "pathwise": Agent(
         PathwiseSettings,

@@ -27,6 +27,7 @@ from rlpg.errors import FileError, RlpgError, SaveError, TrainingError, UsageErr
 from rlpg.runs import files
 from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe
 from rlpg.runs.store import POLICY_FILE
+from rlpg.runs.toml import tables
 from rlpg.runs.trees import to_json
 
 LOCK, VERSIONS = "run.lock", "versions.json"
@@ -63,6 +64,12 @@ class RunFolder:
         if new != text:
             files.write(self.recipe, new.encode())
 
+    def to_resume(self) -> str:
+        """The command that goes on with the run. A file may not choose a module: it names it."""
+        env = tables(self.recipe.read_text()).get("environment", {}).get("id", "")
+        named = f" --env {shlex.quote(env)}" if ":" in env else ""
+        return f"rlpg resume {shlex.quote(str(self.path))}{named}"
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Be the only process that writes to the run; first remove what killed ones left.
@@ -87,7 +94,7 @@ class RunFolder:
             except (UsageError, FileError, SaveError):
                 raise
             except KeyboardInterrupt as stop:
-                stop.add_note(f"`rlpg resume {shlex.quote(str(self.path))}` goes on")
+                stop.add_note(f"`{self.to_resume()}` goes on")
                 raise
             except Exception as error:
                 fault = error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.engine.loading import Saved
-from rlpg.errors import UsageError
+from rlpg.errors import UsageError, decimals
 from rlpg.runs import files
 from rlpg.runs.recipe import LARGEST_FILE
 from rlpg.runs.store import LARGEST, POLICY, POLICY_FILE
@@ -33,7 +33,7 @@ model-index:
     metrics:
     - type: mean_reward
       name: mean_reward
-      value: "{found[mean]:.2f} +/- {found[std]:.2f}"
+      value: "{mean} +/- {std}"
       verified: false
 ---
 
@@ -44,9 +44,9 @@ A policy of rlpg for `{env}`, trained with `{agent}`: {training[steps]:,} enviro
 
 | | |
 |---|---|
-| mean return | {found[mean]:.2f} ± {found[std]:.2f} |
-| 95 % interval of the mean | {found[ci][0]:.2f} to {found[ci][1]:.2f} |
-| episodes | {found[episodes]}, {how} |
+| mean return | {mean} ± {std} |
+| 95 % interval of the mean | {low} to {high} |
+| episodes | {episodes}, {how} |
 {film}
 ## Use it
 
@@ -105,7 +105,11 @@ def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> st
         env=env,
         agent_yaml=json.dumps(agent),  # JSON is YAML
         env_yaml=json.dumps(env),
-        found=found,
+        episodes=found["episodes"],
+        mean=decimals(found["mean"]),
+        std=decimals(found["std"]),
+        low=decimals(found["ci"][0]),
+        high=decimals(found["ci"][1]),
         training=saved.training,
         how="deterministic actions" if found["deterministic"] else "sampled actions",
         film="\n`replay.mp4` shows an episode.\n" if "replay.mp4" in contents else "",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.engine.assembly import Hooks
-from rlpg.errors import EstimatorError, FileError, TrainingError, UsageError
+from rlpg.errors import EstimatorError, FileError, TrainingError, UsageError, decimals
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe, dumps, override
@@ -151,7 +151,7 @@ class Sweep(Training):
             best = study.best_trial
             text = dumps(override(self.recipe, best.params))
             files.write(self.folder / "best.toml", text.encode())
-        return f"{value:.2f} (best {best.value:.2f}, of trial {best.number})"
+        return f"{decimals(value)} (best {decimals(best.value)}, of trial {best.number})"
 
     def _tell(self, study: Any, trial: Any, **what: Any) -> None:
         with _quiet():

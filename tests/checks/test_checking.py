@@ -312,6 +312,22 @@ class Masked(Walk):
         return super().step(action)
 
 
+class MaskedAsserts(Masked):
+    """As `Masked`, in the way of many environments."""
+
+    def step(self, action: Any) -> Result:
+        assert self.info()["action_mask"][action]
+        return Walk.step(self, action)
+
+
+class NumpyFlags(Walk):
+    """Episodes of one step, whose flags are NumPy's."""
+
+    def step(self, action: Any) -> Result:
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, np.bool_(True), np.bool_(False), info
+
+
 class ShortMask(Walk):
     def info(self) -> Any:
         return {"action_mask": np.ones(2, np.int8)}
@@ -467,7 +483,7 @@ BROKEN: list[tuple[type, str, str, str]] = [
 def _registered() -> Iterator[None]:
     """Walk and its broken relatives under `test/`."""
     before = dict(gymnasium.registry)
-    for kind in (Walk, Masked, OneForever, *(row[0] for row in BROKEN)):
+    for kind in (Walk, Masked, MaskedAsserts, NumpyFlags, OneForever, *(row[0] for row in BROKEN)):
         gymnasium.register(f"test/{kind.__name__}-v0", kind)
     gymnasium.register("test/Vector-v0", Walk, vector_entry_point=BrokenVector)
     gymnasium.register(
@@ -592,13 +608,16 @@ HEALTHY = [
     "rlpg/UnitCommitment-v0",
     "test/Walk-v0",
     "test/Masked-v0",
+    "test/MaskedAsserts-v0",
+    "test/NumpyFlags-v0",
 ]
+NOT_FOR_GYMNASIUM = ("test/Masked-v0", "test/MaskedAsserts-v0", "test/NumpyFlags-v0")
 
 
 @pytest.mark.parametrize("env_id", HEALTHY)
 def test_healthy_environments_have_no_fault_and_no_warning(env_id: str) -> None:
     report = rlpg.check_env(env_id, steps=300, episodes=1)
-    skipped = ["gymnasium"] if env_id == "test/Masked-v0" else []  # it takes forbidden actions
+    skipped = ["gymnasium"] if env_id in NOT_FOR_GYMNASIUM else []
     assert [f.check for f in report.findings if f.status != "ok"] == skipped, report
     assert report.passed
     assert report.repeats

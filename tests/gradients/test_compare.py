@@ -247,7 +247,7 @@ def test_bad_arguments_are_named() -> None:
     "how", ["score", "combine", "expect", "weak", "disarm", "without_replacement"]
 )
 def test_lanes_coupled_through_discrete_samples_are_found(how: How, seed: int) -> None:
-    """Lane 0 got lane 1's outcome, mostly the same one; and half of the estimators were not asked."""
+    """Lane 0 got lane 1's outcome, mostly the same one; half of the estimators were not asked."""
     logit = leaf(-0.85)
 
     def coupled(tape: Tape, lanes: int) -> None:

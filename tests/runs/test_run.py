@@ -85,6 +85,18 @@ def test_an_error_with_lone_surrogates_is_kept(tmp_path):
     assert "no file \\udcff" in (run.path / "error.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("env", "named"), [("CartPole-v1", ""), ("my_module:Mine-v0", " --env my_module:Mine-v0")]
+)
+def test_an_interrupt_says_how_to_go_on(tmp_path, env, named):
+    """A file may not choose a module, so the command that was printed was refused."""
+    recipe = override(RECIPE, {"environment.id": env})
+    run = create_run(recipe, {}, path=tmp_path / "a run")
+    with pytest.raises(KeyboardInterrupt) as stop, run.held():
+        raise KeyboardInterrupt
+    assert stop.value.__notes__ == [f"`rlpg resume '{tmp_path}/a run'{named}` goes on"]
+
+
 def test_a_recipe_whose_budget_was_raised_says_so_as_often_as_it_was(tmp_path):
     """`recipe.toml` had the last budget only, and did not repeat a run of two."""
     run = create_run(RECIPE, {}, path=tmp_path / "run")

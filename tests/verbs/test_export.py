@@ -21,6 +21,7 @@ from rlpg.verbs.export import Acting, exported, to_onnx
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 BOX = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.float32))
+WIDE = spaces.Box(np.array([-0.01, -100], np.float32), np.array([0.01, 2000], np.float32))
 ALL = spaces.Dict(
     a=spaces.Discrete(3, start=2), b=BOX, c=spaces.MultiDiscrete([2, 4], start=[1, 0]),
     d=spaces.MultiBinary(3), e=spaces.Box(-3, 4, (2,), np.int32),
@@ -34,6 +35,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "clipped": (VECTOR, BOX, {}),
     "squashed": (VECTOR, BOX, {"gaussian": "squashed", "std": "dependent"}),
     "beta": (VECTOR, BOX, {"gaussian": "beta"}),
+    "wide": (VECTOR, WIDE, {"gaussian": "beta"}),  # 1e-5 is less than float32 tells of 2000
     "integers": (VECTOR, spaces.Box(-3, 4, (2,), np.int32), {}),
     "nested": (VECTOR, ALL, {}),
     "masked": (VECTOR, spaces.Discrete(3), {"info_mask": 3}),
@@ -89,6 +91,7 @@ def test_the_module_acts_like_the_policy(case: str) -> None:
 FILES = {  # outputs; each file takes seconds to make, so one has many heads
     "nested": ["action['a']", "action['b']", "action['c']", "action['d']", "action['e']"],
     "beta": ["action"],
+    "wide": ["action"],
     "image, one logit": ["action"],
     "gru, masked": ["action", "next_carry_0"],
     "lstm, squashed": ["action", "next_carry_0", "next_carry_1"],
@@ -101,7 +104,7 @@ def test_the_file_acts_like_the_policy(case: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "policy.onnx"
     # Both kinds are compared for many heads, otherwise the sampling one, where there is one.
-    for deterministic in {case == "beta", case in ("beta", "nested")}:
+    for deterministic in {case in ("beta", "wide"), case in ("beta", "wide", "nested")}:
         assert to_onnx(policy_of(case), path, deterministic=deterministic) <= 1e-5
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [entry.name for entry in session.get_outputs()] == FILES[case]
