@@ -388,6 +388,12 @@ def test_a_state_is_a_copy_that_training_does_not_change(name: str) -> None:
 # ---------------------------------------------------------------------- an asymmetric critic
 
 HIDDEN = spaces.Dict({"hidden": spaces.Box(-3.0, 3.0, (2,)), "shown": SPACE})
+KINDS = {
+    "vector": spaces.Box(-3.0, 3.0, (2,)),
+    "board": spaces.Box(0, 1, (6, 6, 4), bool),
+    "image": spaces.Box(0, 255, (40, 40, 3), np.uint8),
+    "image of floats": spaces.Box(0.0, 1.0, (40, 40, 1)),
+}
 
 
 class TestCriticOnly:
@@ -457,6 +463,35 @@ class TestCriticOnly:
         for _ in range(2):
             metrics = learner.update(Collector(envs, policy).steps(8))
             assert math.isfinite(metrics["gradient/norm"])
+
+    @pytest.mark.parametrize("memory", [None, "gru"])
+    @pytest.mark.parametrize("shown", KINDS)
+    @pytest.mark.parametrize("hidden", KINDS)
+    def test_any_kind_of_entry_is_hidden_beside_any_kind_that_is_shown(
+        self, hidden: str, shown: str, memory: str | None
+    ) -> None:
+        space = spaces.Dict({"hidden": KINDS[hidden], "shown": KINDS[shown]})
+        policy = StandardPolicy(
+            space, spaces.Discrete(3), critic_only=["hidden"], hidden=(8,), memory=memory,
+            memory_size=4, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        learner = Reinforce(policy, "value")
+        space.seed(0)
+        one, other = ([space.sample() for _ in range(6)] for _ in range(2))
+        for a, b in zip(one, other, strict=True):
+            b["shown"] = a["shown"]
+        both = [
+            torch.tensor(np.stack([policy.observations.pack(obs) for obs in side])).unflatten(
+                0, (2, 3)
+            )
+            for side in (one, other)
+        ]
+        carry = policy.initial_carry(3)
+        first, second = (policy(obs, carry, None)[0].logits for obs in both)
+        assert torch.equal(first, second)
+        critic = learner.baseline.network  # type: ignore[attr-defined]
+        values = [critic(policy.features(obs), None, None)[0] for obs in both]
+        assert (values[0] != values[1]).all()
 
     def test_an_entry_that_is_not_there(self) -> None:
         with pytest.raises(UsageError, match=r"critic_only: expected entries .*\(hidden, shown\)"):
