@@ -126,7 +126,8 @@ def write(report: list[dict[str, Any]]) -> None:
         "with a recipe of no more steps; *share*: the median of the defaults, as a share of that,",
         "both counted from random actions. CPU time is for one seed on one thread with an",
         "evaluation at the end: its wall time where nothing else runs. Measured with version",
-        f"{known['rlpg']}.",
+        f"{known['rlpg']}, by code that did not divide the first rewards by their own deviation",
+        "yet (`reward_scaling` in [options.md](options.md)).",
         "",
         f"The share is 0.9 or more in {sum(one >= 0.9 for one in compared)} of {len(compared)} "
         "environments.",

@@ -220,8 +220,8 @@ def test_the_results_in_the_readme_are_those_of_the_shipped_agents() -> None:
     section = README.partition("<!-- results")[2].partition("<!-- end of results")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines()[4:] if line]
     shown = {  # behind a comma, the arguments that the environment is made with
-        env.partition(",")[0]: (agent, steps, float(middle))
-        for env, agent, steps, middle, *_ in rows
+        env.partition(",")[0]: (agent, steps, int(number), float(middle))
+        for env, agent, steps, number, middle, *_ in rows
     }
     found = {}
     for name in shipped_agents():
@@ -231,7 +231,8 @@ def test_the_results_in_the_readme_are_those_of_the_shipped_agents() -> None:
         if agent_for(env) == agent:
             middle = median(row["mean"] for row in results["seeds"])
             digits = 2 if abs(middle) < 20 else 1
-            found[env] = (agent, f"{results['total_steps']:,}", round(middle, digits))
+            steps, number = f"{results['total_steps']:,}", len(results["seeds"])
+            found[env] = (agent, steps, number, round(middle, digits))
     assert shown == found
 
 
