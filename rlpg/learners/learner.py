@@ -216,6 +216,11 @@ class Learner(ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and coef != 0.0):
             entropy = self._entropy(batch, distribution, is_needed=coef != 0.0)
         objective = self.surrogate(batch, log_prob)
+        if objective.ndim:
+            raise UsageError(
+                f"{type(self).__name__}.surrogate: expected a scalar, got shape "
+                f"{list(objective.shape)}; batch.mean(...) makes one"
+            )
         if coef != 0.0:
             objective = objective + coef * entropy
         terms = {"train/entropy": entropy.detach()}

@@ -163,6 +163,15 @@ class TestAnOwnLearner:
         with pytest.raises(UsageError, match=r"num_epochs: expected an integer, got 1\.5"):
             Penalty(make_policy(), num_epochs=1.5)
 
+    def test_a_surrogate_that_is_no_scalar_is_named(self) -> None:
+        class Each(Learner):
+            def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
+                return batch.advantage * log_prob
+
+        learner = Each(make_policy())
+        with pytest.raises(UsageError, match=r"Each\.surrogate: expected a scalar, got shape \["):
+            learner.update(draw_rollout(learner.policy, 0))
+
     def test_one_gradient_step_is_the_default(self) -> None:
         class Least(Learner):
             def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
