@@ -195,6 +195,8 @@ class TestBaselines:
     def test_one_of_ones_own(self, name: str) -> None:
         baseline = Halfway()
         learner = make(name, baseline, make_policy())
+        assert learner.reward_scale is not None
+        learner.reward_scale.update(draw_rollout(learner.policy, 9))  # the first has a scale, too
         for k in range(2):
             rollout = draw_rollout(learner.policy, k)
             before = baseline.mean
