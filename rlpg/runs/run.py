@@ -66,7 +66,8 @@ class RunFolder:
 
     def to_resume(self) -> str:
         """The command that goes on with the run. A file may not choose a module: it names it."""
-        env = tables(self.recipe.read_text()).get("environment", {}).get("id", "")
+        text = files.read(self.recipe, limit=LARGEST_FILE).decode()
+        env = tables(text).get("environment", {}).get("id", "")
         named = f" --env {shlex.quote(env)}" if ":" in env else ""
         return f"rlpg resume {shlex.quote(str(self.path))}{named}"
 
