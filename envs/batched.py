@@ -104,6 +104,9 @@ class TorchVectorEnv(ArrayVectorEnv):
             max_episode_steps or dynamics.max_episode_steps,
         )
 
+    def _start(self, generator: np.random.Generator) -> Array:
+        return self._starts([generator])[:, 0]
+
     @torch.inference_mode()
     def _starts(self, generators: list[np.random.Generator]) -> Array:
         uniform = np.array(
