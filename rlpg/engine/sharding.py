@@ -60,10 +60,10 @@ def own_collector_state(saved: Mapping[str, Any], seed: int) -> tuple[Mapping[st
 
 
 def _own(parts: Sequence[Any], axis: int) -> Any:
-    """This rank's environments of those that several ranks have, in trees with one axis or list
-    for them.
+    """This rank's environments of those that several ranks have.
 
-    The environments of a vector environment of ours are in the last axis of its arrays.
+    They are in trees with one axis or list for them. The environments of a vector environment of
+    ours are in the last axis of its arrays.
     """
     first = parts[0]
     if isinstance(first, np.ndarray):

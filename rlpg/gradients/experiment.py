@@ -112,7 +112,7 @@ def refuse_coupled_lanes(
         return
     for k in sorted({0, len(first.drawn) // 2, len(first.drawn) - 1}):
         name, x, state = first.drawn[k]
-        far = (x - x[:1]).abs().reshape(len(x), -1).sum(1)  # [lanes]
+        far = (x.double() - x[:1].double()).abs().reshape(len(x), -1).sum(1)  # [lanes]
         if not far.any():  # one outcome in all lanes
             continue
         swapped = torch.cat([x[far.argmax()][None], x[1:]])
