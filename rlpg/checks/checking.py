@@ -27,10 +27,10 @@ from rlpg.checks.repeat import (
     check_reset_anywhere,
     check_seeds,
 )
-from rlpg.checks.report import Finding, Report, Status, brief, counted, words
+from rlpg.checks.report import Finding, Report, Status, brief, words
 from rlpg.checks.subject import Subject
 from rlpg.checks.watch import Watcher
-from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError
+from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError, counted
 from rlpg.policies import Head, Observations, make_head
 from rlpg.rollouts import derived_seed
 from rlpg.rollouts.environments import close_quietly

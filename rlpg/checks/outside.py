@@ -12,9 +12,9 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from rlpg.checks.play import AnyEnv
-from rlpg.checks.report import Finding, Status, counted, words
+from rlpg.checks.report import Finding, Status, words
 from rlpg.checks.subject import Subject
-from rlpg.errors import EnvironmentSetupError, RlpgError
+from rlpg.errors import EnvironmentSetupError, RlpgError, counted
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, autoreset_mode, probe_action_mask
 

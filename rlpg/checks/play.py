@@ -14,8 +14,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from rlpg.checks.report import brief, counted, words
-from rlpg.errors import EnvironmentFault
+from rlpg.checks.report import brief, words
+from rlpg.errors import EnvironmentFault, counted
 from rlpg.policies import Head
 from rlpg.policies.actions import first
 from rlpg.policies.observations import MASK_KEY

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from rlpg.checks.play import AnyEnv, Episode, difference, fingerprint, place, replay
-from rlpg.checks.report import Finding, Status, counted, listed, words
+from rlpg.checks.report import Finding, Status, listed, words
 from rlpg.checks.subject import Subject
 from rlpg.checks.watch import Watcher
-from rlpg.errors import EnvironmentSetupError
+from rlpg.errors import EnvironmentSetupError, counted
 from rlpg.rollouts.environments import close_quietly
 
 _OTHER_SEEDS = 3

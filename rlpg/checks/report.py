@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlpg.errors import counted as counted
+from rlpg.errors import counted
 
 Status = Literal["ok", "warning", "fault", "skipped"]
 

@@ -6,7 +6,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from rlpg.checks.play import Seen, fingerprint, flat_mask, mask_in
-from rlpg.checks.report import Finding, Status, counted, listed
+from rlpg.checks.report import Finding, Status, listed
+from rlpg.errors import counted
 from rlpg.policies import Head
 from rlpg.policies.observations import MASK_KEY
 from rlpg.policies.spaces import Space

@@ -26,7 +26,7 @@ from rlpg.cli.verb import (
 from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
 from rlpg.errors import RlpgError, UsageError, decimals
 from rlpg.runs.recipe import Device, Recipe, override
-from rlpg.runs.run import safe_name
+from rlpg.runs.run import named_env, safe_name
 from rlpg.settings import Count, Finite, Natural
 
 if TYPE_CHECKING:
@@ -160,9 +160,7 @@ class Train(Importing):
         if paths:
             report(f"saved in {', '.join(paths)}")
         if paths and not self.quiet:
-            is_own = ":" in self.env  # a module, which a file may not choose
-            named = f" --env {quoted(self.env)}" if is_own else ""
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100{named}")
+            report(f"next:  rlpg evaluate {paths[0]} --episodes 100{named_env(self.env)}")
             report(f"       tensorboard --logdir {quoted(folder) if folder else 'runs'}")
         return EXIT_FAILED if errors else 0
 

@@ -65,11 +65,10 @@ class RunFolder:
             files.write(self.recipe, new.encode())
 
     def to_resume(self) -> str:
-        """The command that goes on with the run. A file may not choose a module: it names it."""
+        """The command that goes on with the run."""
         text = files.read(self.recipe, limit=LARGEST_FILE).decode()
         env = tables(text).get("environment", {}).get("id", "")
-        named = f" --env {shlex.quote(env)}" if ":" in env else ""
-        return f"rlpg resume {shlex.quote(str(self.path))}{named}"
+        return f"rlpg resume {shlex.quote(str(self.path))}{named_env(env)}"
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,6 +119,11 @@ class RunFolder:
     def last_words(self, message: str, stack: str) -> str:
         """`keep_error` for a process that is about to end in a call that hangs."""
         return self.keep_error(f"Traceback (most recent call last):\n{stack}{message}\n")
+
+
+def named_env(env_id: str) -> str:
+    """What a command that reads a run has to add: a file may not choose a module to import."""
+    return f" --env {shlex.quote(env_id)}" if ":" in env_id else ""
 
 
 def create_run(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rlpg.errors import UsageError
+from rlpg.errors import UsageError, counted, decimals
 from rlpg.runs.history import EVALUATED, TRAINED, Curve, History, find_histories
 from rlpg.verbs.scores import (
     Array,
@@ -211,13 +211,11 @@ def table(compared: Comparison) -> str:
     for env in compared.envs:
         lines.append(f"{env}: {compared.metric} at the last point, interquartile mean [95 %]")
         for mark, group in zip(_marks(compared.on(env)), compared.on(env), strict=True):
-            low, high = group.interval[:, -1]
-            between = f"[{low:.2f}, {high:.2f}]" if len(group.runs) > 1 else "no interval"
-            runs = f"{len(group.runs)} run{'s' if len(group.runs) > 1 else ''}"
+            low, high, middle = map(decimals, (*group.interval[:, -1], group.center[-1]))
+            between = f"[{low}, {high}]" if len(group.runs) > 1 else "no interval"
+            runs = counted(len(group.runs), "run")
             at = _place(group.x[-1], compared.axis)
-            lines.append(
-                f"  {mark} {group.label:{width}}  {group.center[-1]:10.2f} {between}, {runs}, {at}"
-            )
+            lines.append(f"  {mark} {group.label:{width}}  {middle:>10} {between}, {runs}, {at}")
     return "\n".join(lines)
 
 

@@ -17,9 +17,10 @@ SIX = 6  # environments of all ranks
 
 def collector(kind: str, ranks: int, rank: int) -> BaseCollector:
     """What rank `rank` of `ranks` collects with."""
-    envs = make_envs(
-        "rlpg/TorchPendulum-v1", SIX // ranks, seed=0, first_env=rank * SIX // ranks
-    ).envs
+    name, options = "rlpg/TorchPendulum-v1", {}
+    if kind == "one by one":  # each environment's state is kept for itself
+        name, options = "Pendulum-v1", {"backend": "sync"}
+    envs = make_envs(name, SIX // ranks, seed=0, first_env=rank * SIX // ranks, **options).envs
     policy = StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
@@ -39,7 +40,7 @@ def running(state: Any) -> list[np.ndarray]:
     return [np.concatenate([one[name] for one in states]) for name in ("returns", "lengths")]
 
 
-@pytest.mark.parametrize("kind", ["vector", "gru", "tensor", "pathwise"])
+@pytest.mark.parametrize("kind", ["vector", "one by one", "gru", "tensor", "pathwise"])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2), (6, 1)])
 def test_every_kind_of_collector_goes_on_in_any_number_of_ranks(
     kind: str, before: int, after: int, monkeypatch: pytest.MonkeyPatch

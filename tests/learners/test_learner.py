@@ -96,6 +96,7 @@ class Halfway(Baseline):
 
 LEARNERS: dict[str, tuple[type[Learner], dict[str, Any]]] = {
     "reinforce": (Reinforce, {}),
+    "a2c": (Reinforce, {"normalize_advantages": False}),
     "ppo": (PPO, {"num_epochs": 2, "num_minibatches": 2}),
     "ppo with everything": (
         PPO,

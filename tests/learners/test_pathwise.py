@@ -40,6 +40,38 @@ def objective_of(learner: rlpg.Pathwise, rollout: Rollout) -> Tensor:
     return learner.objective(learner.batch(rollout))[0]
 
 
+class Paid(Pendulum):
+    """A pendulum whose rewards are in another unit."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        state, reward, terminated = super().step(state, action)
+        return state, reward * self.unit, terminated
+
+
+@pytest.mark.parametrize("factor", [2.0**-13, 2.0**13])
+@pytest.mark.parametrize("gradient", KINDS)
+def test_the_unit_of_rewards_changes_nothing(gradient: str, factor: float) -> None:
+    """From the first update on; powers of two, so that the bits are the same."""
+    found = []
+    for unit in (1.0, factor):
+        env = Paid(unit)
+        learner = learner_for(env, gradient, reward_scaling=True)
+        collector = rlpg.TensorCollector(
+            env,
+            learner.policy,
+            num_envs=6,
+            gradient=gradient,  # type: ignore[arg-type]
+        )
+        for _ in range(3):
+            learner.update(collector.steps(8))
+        found.append(torch.cat([p.detach().flatten() for p in learner.policy.parameters()]))
+    assert torch.equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("env_class", [Pendulum, CartPoleContinuous])
 @pytest.mark.parametrize("limit", [5, 100])
 def test_the_gradient_is_that_of_finite_differences(env_class: Any, limit: int) -> None:

@@ -21,7 +21,8 @@ from rlpg.verbs.export import Acting, exported, to_onnx
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 BOX = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.float32))
-WIDE = spaces.Box(np.array([-0.01, -100], np.float32), np.array([0.01, 2000], np.float32))
+BOUNDS = np.geomspace(1e-2, 1e6, 20).astype(np.float32)
+WIDE = spaces.Box(-BOUNDS, 2 * BOUNDS)
 ALL = spaces.Dict(
     a=spaces.Discrete(3, start=2), b=BOX, c=spaces.MultiDiscrete([2, 4], start=[1, 0]),
     d=spaces.MultiBinary(3), e=spaces.Box(-3, 4, (2,), np.int32),
@@ -35,7 +36,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "clipped": (VECTOR, BOX, {}),
     "squashed": (VECTOR, BOX, {"gaussian": "squashed", "std": "dependent"}),
     "beta": (VECTOR, BOX, {"gaussian": "beta"}),
-    "wide": (VECTOR, WIDE, {"gaussian": "beta"}),  # 1e-5 is less than float32 tells of 2000
+    "wide": (VECTOR, WIDE, {"gaussian": "beta"}),  # of which float32 tells no 1e-5
     "integers": (VECTOR, spaces.Box(-3, 4, (2,), np.int32), {}),
     "nested": (VECTOR, ALL, {}),
     "masked": (VECTOR, spaces.Discrete(3), {"info_mask": 3}),
