@@ -40,7 +40,7 @@ from rlpg.rollouts import (
     record_of,
     wrapped,
 )
-from rlpg.rollouts.ids import own_words
+from rlpg.rollouts.ids import own_words, package_of
 from rlpg.rollouts.tensor_collector import dynamics_of
 from rlpg.rollouts.trial import faster_backend
 from rlpg.runs.recipe import Recipe, override
@@ -57,8 +57,11 @@ def find_recipe(
 ) -> Recipe:
     """`recipe_for` the environment, with what the caller's own learner can be told.
 
-    An object is what it is: arguments that the shipped recipe makes one with are not for it.
+    An object is what it is: arguments that the shipped recipe makes one with are not for it. Nor is
+    the recipe for an environment of the caller's own that is called like the one it was made for.
     """
+    if recipe is None and package_of(env) not in ("gymnasium", "minatar", "rlpg"):
+        recipe = "default"
     resolve = partial(learner_settings, parts=parts)
     found = recipe_for(environment_name(env), agent, recipe, resolve)
     is_own = recipe is not None or isinstance(env, str)

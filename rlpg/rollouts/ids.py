@@ -122,6 +122,16 @@ def environment_name(env: EnvSource) -> str:
     )
 
 
+def package_of(env: EnvSource) -> str:
+    """The package that an environment with an id is from; "" where none is known."""
+    spec = getattr(env, "spec", env)
+    if isinstance(env, str):
+        with own_words(env), suppress(EnvironmentSetupError):
+            spec = find_spec(env)[0]
+    entry: Any = spec.entry_point if isinstance(spec, EnvSpec) else ""
+    return str(getattr(entry, "__module__", entry)).partition(":")[0].partition(".")[0]
+
+
 def full_id(env_id: str) -> str:
     """The id with a version: the latest of `CartPole` is `CartPole-v1`; others as they are."""
     module, colon, name = env_id.rpartition(":")

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import SyncVectorEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,7 +28,7 @@ from rlpg.policies import Policy
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector
 from rlpg.runs.dashboard import description
-from rlpg.runs.recipe import Recipe, flatten, load_recipe
+from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.verbs.training import Hooks, assembled
 
@@ -670,6 +672,34 @@ def test_without_an_agent_the_shipped_one_is_taken_else_ppo(
     env: str, agent: str | None, recipe: Any, expected: str
 ) -> None:
     assert find_recipe(env, agent, recipe, UserParts()).agent == expected
+
+
+def test_bug_an_environment_of_ones_own_under_a_known_id_got_the_recipe_of_the_known_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = EnvSpec("CartPole-v1", entry_point="mine:CartPole")
+    monkeypatch.setitem(gymnasium.registry, "CartPole-v1", own)
+    assert find_recipe("CartPole-v1", None, None, UserParts()) == override(
+        Recipe.of("ppo"), {"environment.id": "CartPole-v1"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "expected"),
+    [
+        ("gymnasium.envs.classic_control.cartpole:CartPoleEnv", "reinforce"),
+        ("minatar.gym:BaseEnv", "reinforce"),
+        ("gymnasium_of_mine:CartPole", "ppo"),
+        (CartPoleEnv, "reinforce"),
+        (type("CartPole", (), {"__module__": "mine"}), "ppo"),
+        (None, "ppo"),
+    ],
+)
+def test_a_shipped_recipe_is_for_the_environments_of_the_packages_it_was_made_with(
+    entry_point: Any, expected: str
+) -> None:
+    spec = EnvSpec("CartPole-v1", entry_point=entry_point)
+    assert find_recipe(spec, None, None, UserParts()).agent == expected
 
 
 def test_of_several_shipped_agents_the_best_is_taken_of_equals_the_surer_then_the_faster(
