@@ -272,8 +272,10 @@ class Sweep(Train):
         report(f"best of {len(done)} trials: {decimals(best.value)} (trial {best.number})")
         for key, value in best.params.items():
             report(f"  {key} = {value}")
-        picture = sweep.draw(study)
-        report(f"saved in {folder}: best.toml" + (", importances.png" if picture else ""))
+        picture = ", importances.png"
+        if sweep.draw(study) is None:
+            picture = "; no importances.png, which takes two finished trials of different returns"
+        report(f"saved in {folder}: best.toml{picture}")
         if not self.quiet:
             report(f"next:  rlpg train {self.env} --recipe {folder / 'best.toml'}")
         return 0

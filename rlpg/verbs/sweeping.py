@@ -169,7 +169,8 @@ class Sweep(Training):
         )
 
     def draw(self, study: Any) -> Path | None:
-        """The picture of how much each setting matters; None with fewer than two finished trials.
+        """The picture of how much each setting matters; None without two finished trials of
+        different returns.
 
         Raises:
             UsageError: matplotlib is missing.

@@ -170,6 +170,15 @@ def test_a_sweep_goes_on_with_more_trials_and_writes_the_best(
     assert f"(trial {best.number})\n" in capsys.readouterr().out
 
 
+def test_bug_a_sweep_that_drew_no_importances_did_not_say_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["sweep", *FAST, "--jobs=1", "--trials=1"]) == 0
+    assert not Path("sweep/importances.png").exists()
+    said = "best.toml; no importances.png, which takes two finished trials of different returns\n"
+    assert said in capsys.readouterr().out
+
+
 def test_a_sweep_that_was_killed_goes_on_with_its_trials() -> None:
     command = [sys.executable, "-m", "rlpg", "sweep", *FAST, "--trials=3", "--jobs=1"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
