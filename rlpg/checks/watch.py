@@ -12,6 +12,7 @@ from rlpg.policies import Head
 from rlpg.policies.observations import MASK_KEY
 from rlpg.policies.spaces import Space
 from rlpg.rollouts.validation import (
+    Misfit,
     flag_misfit,
     info_misfit,
     not_finite,
@@ -94,35 +95,38 @@ class Watcher:
         misfit = observation_misfit(self._space, seen.obs)
         if misfit is None:
             return None
-        if misfit.kind == "bounds":
-            return "warning", misfit.text, "correct the bounds of observation_space"
-        return "fault", misfit.text, "correct it, or observation_space"
+        at_fault = "the bounds of " if misfit.kind == "bounds" else "it, or "
+        return _status(misfit), misfit.text, f"correct {at_fault}observation_space"
 
     def _numbers(self, seen: Seen) -> Wrong | None:
         found = not_finite(seen.obs, "observation")
-        if not found and reward_misfit(seen.reward) is None:
+        misfit = reward_misfit(seen.reward)
+        if not found and (misfit is None or misfit.kind == "converted"):
             found = not_finite(seen.reward, "reward")
         advice = "training would stop there; find the step that makes it"
         return ("fault", found, advice) if found else None
 
     def _reward(self, seen: Seen) -> Wrong | None:
         misfit = reward_misfit(seen.reward)
-        return None if misfit is None else ("fault", misfit.text, "return float(reward)")
+        return None if misfit is None else (_status(misfit), misfit.text, "return float(reward)")
 
     def _ends(self, seen: Seen) -> Wrong | None:
-        for name in ("terminated", "truncated"):
+        wrong: Wrong | None = None
+        for name in ("truncated", "terminated"):
             if (misfit := flag_misfit(name, getattr(seen, name))) is not None:
-                return "fault", misfit.text, f"return bool({name})"
+                wrong = _status(misfit), misfit.text, f"return bool({name})"
+                if misfit.kind == "refused":
+                    return wrong
         self.terminated += bool(seen.terminated)
         self.truncated += bool(seen.truncated)
         self._both += bool(seen.terminated and seen.truncated)
         self._last_end = seen if seen.is_end else self._last_end
-        return None
+        return wrong
 
     def _info(self, seen: Seen) -> Wrong | None:
         misfit = info_misfit(seen.info)
         advice = "return {} where there is nothing to say"
-        return None if misfit is None else ("fault", misfit.text, advice)
+        return None if misfit is None else (_status(misfit), misfit.text, advice)
 
     def _mask(self, seen: Seen) -> Wrong | None:
         """Always there or never, of the right length, with something allowed."""
@@ -168,3 +172,8 @@ class Watcher:
         self.generators |= {*seen.drawn}
         what = f"changed the global generator of {listed(seen.drawn)}"
         return "warning", what, "draw from self.np_random"
+
+
+def _status(misfit: Misfit) -> Status:
+    """A fault is what training refuses."""
+    return "fault" if misfit.kind == "refused" else "warning"

@@ -2,7 +2,7 @@
 
     misfit      the collector                      check-env
     refused     raises EnvironmentFault            fault
-    converted   casts it to the space's dtype      fault
+    converted   casts it to the space's dtype      warning
     bounds      says so once, and goes on          warning
 
 Values are looked at where the index of their environment is known, before they are in a batch.

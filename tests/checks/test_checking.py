@@ -428,22 +428,22 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (WithoutSeed, "fault", "reset", "TypeError.*unexpected keyword argument 'seed'"),
     (WrongShape, "fault", "observations",
      r"reset of .*expected float32 of shape \(3,\), got float32 of shape \(1,\)"),
-    (WrongDtype, "fault", "observations", "expected dtype float32, got float64"),
-    (AList, "fault", "observations", "expected a numpy array, got list "),
+    (WrongDtype, "warning", "observations", "expected dtype float32, got float64"),
+    (AList, "warning", "observations", "expected a numpy array, got list "),
     (Ragged, "fault", "observations", r"float32 of shape \(3,\), got list \[\[1.0\]"),
     (Nothing, "fault", "observations", r"expected float32 of shape \(3,\), got None"),
     (OutOfBounds, "warning", "observations",
      r"step 8 of .*observation\[1\]: expected -100 to 100, got 150; correct the bounds"),
     (NoCategory, "fault", "observations", "step 11 of .*values from 0 to 11, got int 12"),
     (WrongKeys, "fault", "observations", "expected a dict with x, y, got dict .*'x'"),
-    (WrongPart, "fault", "observations",
+    (WrongPart, "warning", "observations",
      r"step 4 of .*observation\[1\]\['a'\]: expected dtype float32, got float16"),
     (LateNaN, "fault", "numbers", r"step 9 of episode 0 .*observation\[2\]: .*float32, got nan"),
     (TooLarge, "fault", "numbers", r"step 10 of .*observation\[0\]: expected a finite float32"),
     (InfiniteReward, "fault", "numbers", "step 7 of .*reward: expected a finite float32, got inf"),
     (RewardArray, "fault", "rewards", r"expected a number, got float64 of shape \(1,\)"),
     (NoReward, "fault", "rewards", "reward: expected a number, got None"),
-    (NumberedEnds, "fault", "ends", "terminated: expected True or False, got int 0"),
+    (NumberedEnds, "warning", "ends", "terminated: expected True or False, got int 0"),
     (BothEnds, "warning", "ends", "all 10 episodes ended both terminated and truncated"),
     (InfoList, "fault", "info", r"expected a dict, got list \[0\]"),
     (ChangesActions, "fault", "actions", "step 0 of .*changed the action that it was given"),
@@ -559,6 +559,28 @@ def test_what_repeats_can(kind: type) -> None:
     report = checked(kind)
     assert report.repeats
     assert str(report).endswith("0 faults, 1 warning; a resumed run continues to the same bits")
+
+
+def test_bug_what_training_takes_was_called_a_fault_and_its_ends_were_not_counted(
+    tmp_path: Path,
+) -> None:
+    report = checked(NumberedEnds)
+    assert str(report).endswith("0 faults, 1 warning; a resumed run continues to the same bits")
+    assert re.search(r"episodes +10 of 12 to 12 steps.*; 10 terminated, 0 truncated", str(report))
+    rlpg.train("test/NumberedEnds-v0", total_steps=64, run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("reward", "numbers"), [(np.array(1.0), "ok"), (np.array(np.inf), "fault"), (True, "ok")]
+)
+def test_a_number_in_another_type_is_a_warning_and_is_looked_at(reward: Any, numbers: str) -> None:
+    class Rewards(Walk):
+        def step(self, action: Any) -> Result:
+            obs, _, *ends = super().step(action)
+            return obs, reward, *ends
+
+    found = {f.check: f.status for f in rlpg.check_env(Rewards, steps=STEPS).findings}
+    assert (found["rewards"], found["numbers"]) == ("warning", numbers)
 
 
 def test_several_things_can_be_wrong_at_once() -> None:
