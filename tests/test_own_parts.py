@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -267,6 +269,7 @@ def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -
         ({"network": "Torso"}, "network: expected module:Name, got 'Torso'"),
         ({"network": "no_such_module:Torso"}, "expected no_such_module:Torso to be importable"),
         ({"network": 3}, "network: expected a class, a function or module:Name, got 3"),
+        ({"network": nn.Linear(4, 2)}, "network: expected what makes one .* got Linear"),
         ({"network": lambda *_: 3}, "network: expected a torch.nn.Module, got 3"),
         ({"network": lambda i, o: nn.Linear(i, o + 1)}, r"expected \[B, num_outputs\]"),
         ({"policy": lambda *_: 3}, "policy: expected .* to make an rlpg.Policy, got 3"),
@@ -295,3 +298,40 @@ def test_a_baseline_that_predicts_no_values_collects_whole_episodes(
     run = rlpg.train("CartPole-v1", "reinforce", run_dir=tmp_path / "run", total_steps=96,
                      baseline=baseline, recipe="default", overrides=SMALL, quiet=True)  # fmt: skip
     assert load_recipe(run.path / "recipe.toml").rollout.episodes_per_env == episodes
+
+
+def noisy(layer: nn.Module) -> Any:
+    """What makes a network with that layer."""
+    return lambda num_inputs, num_outputs: nn.Sequential(
+        nn.Linear(num_inputs, 8), layer, nn.Linear(8, num_outputs)
+    )
+
+
+def test_a_run_with_dropout_had_other_bits_each_time_and_drew_from_torch(tmp_path: Path) -> None:
+    """Its evaluations were noisy, too, and changed the training that they should only watch."""
+    with pytest.raises(UsageError, match=r"policy: .* dropout in network.mlp.module.1 \(Dropout\)"):
+        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", network=noisy(nn.Dropout(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm1d(8), "batch normalization in"),
+        (nn.AlphaDropout(0.1), "dropout in"),
+        (nn.TransformerEncoderLayer(8, 2, 8), "dropout in"),
+        (nn.Dropout(0.0), ""),
+        (nn.LayerNorm(8), ""),
+        (nn.BatchNorm1d(8).eval(), ""),
+        (nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0), ""),
+    ],
+)
+def test_a_layer_that_is_noisy_is_refused_in_policy_and_value_network(
+    layer: nn.Module, message: str
+) -> None:
+    space = gymnasium.spaces.Box(-1.0, 1.0, (3,)), gymnasium.spaces.Discrete(2)
+    generator = torch.Generator().manual_seed(0)
+    plain = rlpg.StandardPolicy(*space, generator=generator)
+    own = rlpg.StandardPolicy(*space, network=noisy(layer), generator=generator)
+    for policy, baseline in ((own, "none"), (plain, rlpg.Value(noisy(layer)(3, 1)))):
+        with pytest.raises(UsageError, match=message) if message else nullcontext():
+            rlpg.Reinforce(policy, baseline)

@@ -88,6 +88,9 @@ def learner_class(agent: str, parts: UserParts) -> type[Learner]:
 def settings_of(parts: UserParts) -> dict[str, Any]:
     """What a recipe says about the parts that a user brings."""
     said: dict[str, Any] = {}
+    for kind, part in (("network", parts.network), ("policy", parts.policy)):
+        if isinstance(part, torch.nn.Module):  # it can be called, too
+            raise UsageError(f"{kind}: expected what makes one (a class), got {part!r:.60}")
     if parts.network is not None:
         reference = reference_to(parts.network, "network")
         said |= {"policy.network": reference.name, "policy.network_kwargs": reference.kwargs}

@@ -35,6 +35,7 @@ from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
+from rlpg.policies.networks import refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import scheduled
 
@@ -62,7 +63,8 @@ class Learner(ABC):
         settings: of the learner, by name; see `LearnerSettings`.
 
     Raises:
-        UsageError: settings that do not exist, do not fit, or contradict each other.
+        UsageError: settings that do not exist, do not fit, or contradict each other; a policy with
+            dropout or batch normalization.
     """
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
@@ -85,6 +87,7 @@ class Learner(ABC):
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
         s = self.settings
+        refuse_noisy_layers(policy, "policy")
         if policy.shared_network is not None:
             self._check_shared_torso()
         chosen = baseline if isinstance(baseline, Baseline) else s.baseline
