@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -263,6 +264,16 @@ def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -
     assert policy.network.mlp.module[0].out_features == 7  # type: ignore[union-attr, index]
 
 
+def surrogate(answer: Any) -> type[rlpg.Learner]:
+    """A learner with that surrogate."""
+    return type("Mine", (rlpg.Learner,), {"surrogate": lambda self, *args: answer(*args)})
+
+
+def improve(answer: Any) -> type[rlpg.Learner]:
+    """A learner whose `improve` returns that."""
+    return type("Mine", (rlpg.Reinforce,), {"improve": lambda self, *args: answer})
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
@@ -276,7 +287,20 @@ def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -
         ({"agent": nn.Linear}, "to be a subclass of rlpg.Learner"),
         ({"agent": "pop"}, "agent: expected one of reinforce"),
         ({"baseline": "median"}, "learner.baseline: expected one of none"),
+        ({"agent": rlpg.Learner}, "expected rlpg.learners.learner:Learner to define surrogate"),
+        ({"agent": surrogate(lambda b, p: p)}, r"Mine.surrogate: expected a scalar, got shape \["),
+        ({"agent": surrogate(lambda b, p: None)}, "surrogate: expected a scalar, got NoneType"),
+        ({"agent": surrogate(lambda b, p: b.mean(p.detach()))}, "depends on the policy, got a c"),
+        ({"agent": improve(None)}, "Mine.improve: expected metrics by tag, got NoneType"),
+        ({"agent": improve({"x": torch.ones(3)})}, r"x: expected one number, got shape \[3\]"),
         ({"schedules": {"gama": lambda p: p}}, "gama"),
+        ({"schedules": lambda p: p}, "schedules: expected functions by setting"),
+        ({"schedules": {"learning_rate": lambda p: -1}}, "schedules: .* >= 0 for learning_rate at"),
+        ({"schedules": {"entropy_coef": lambda p: math.nan}}, "for entropy_coef at .* got nan"),
+        ({"on_log": 5}, "on_log: expected a function of step and metrics, got 5"),
+        ({"stop_at_return": "475"}, "stop_at_return: expected a number that is finite or none"),
+        ({"loggers": 5}, "loggers: expected a list of rlpg.Logger, got 5"),
+        ({"loggers": [print]}, "loggers: expected objects of rlpg.Logger"),
     ],
 )
 def test_parts_that_are_none_are_refused_in_a_sentence(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def learner_class(agent: str, parts: UserParts) -> type[Learner]:
         found = parts.find("learner", Reference(agent))
     if not (isinstance(found, type) and issubclass(found, Learner)):
         raise UsageError(f"agent: expected {agent} to be a subclass of rlpg.Learner, got {found!r}")
+    if isabstract(found):
+        raise UsageError(f"agent: expected {agent} to define surrogate, got an abstract class")
     return found
 
 
