@@ -128,9 +128,11 @@ def validated(key: str, value: object, kind: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Settings):
         if isinstance(value, kind):
             return value
-        raise RecipeError(f"{key}: expected a table, got {value!r:.80}")
+        one = f"settings one by one, as {key}.{kind.names()[0]}"
+        what = one if isinstance(value, Mapping) else "a table"
+        raise RecipeError(f"{key}: expected {what}, got {value!r:.80}")
     try:
-        if value == "none" and NoneType in get_args(kind):
+        if isinstance(value, str) and value == "none" and NoneType in get_args(kind):
             return None
         if _is_sound(value):
             return msgspec.convert(value, kind)

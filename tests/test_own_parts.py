@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -261,19 +264,43 @@ def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -
     assert policy.network.mlp.module[0].out_features == 7  # type: ignore[union-attr, index]
 
 
+def surrogate(answer: Any) -> type[rlpg.Learner]:
+    """A learner with that surrogate."""
+    return type("Mine", (rlpg.Learner,), {"surrogate": lambda self, *args: answer(*args)})
+
+
+def improve(answer: Any) -> type[rlpg.Learner]:
+    """A learner whose `improve` returns that."""
+    return type("Mine", (rlpg.Reinforce,), {"improve": lambda self, *args: answer})
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"network": "Torso"}, "network: expected module:Name, got 'Torso'"),
         ({"network": "no_such_module:Torso"}, "expected no_such_module:Torso to be importable"),
         ({"network": 3}, "network: expected a class, a function or module:Name, got 3"),
+        ({"network": nn.Linear(4, 2)}, "network: expected what makes one .* got Linear"),
         ({"network": lambda *_: 3}, "network: expected a torch.nn.Module, got 3"),
         ({"network": lambda i, o: nn.Linear(i, o + 1)}, r"expected \[B, num_outputs\]"),
         ({"policy": lambda *_: 3}, "policy: expected .* to make an rlpg.Policy, got 3"),
         ({"agent": nn.Linear}, "to be a subclass of rlpg.Learner"),
         ({"agent": "pop"}, "agent: expected one of reinforce"),
         ({"baseline": "median"}, "learner.baseline: expected one of none"),
+        ({"agent": rlpg.Learner}, "expected rlpg.learners.learner:Learner to define surrogate"),
+        ({"agent": surrogate(lambda b, p: p)}, r"Mine.surrogate: expected a scalar, got shape \["),
+        ({"agent": surrogate(lambda b, p: None)}, "surrogate: expected a scalar, got NoneType"),
+        ({"agent": surrogate(lambda b, p: b.mean(p.detach()))}, "depends on the policy, got a c"),
+        ({"agent": improve(None)}, "Mine.improve: expected metrics by tag, got NoneType"),
+        ({"agent": improve({"x": torch.ones(3)})}, r"x: expected one number, got shape \[3\]"),
         ({"schedules": {"gama": lambda p: p}}, "gama"),
+        ({"schedules": lambda p: p}, "schedules: expected functions by setting"),
+        ({"schedules": {"learning_rate": lambda p: -1}}, "schedules: .* >= 0 for learning_rate at"),
+        ({"schedules": {"entropy_coef": lambda p: math.nan}}, "for entropy_coef at .* got nan"),
+        ({"on_log": 5}, "on_log: expected a function of step and metrics, got 5"),
+        ({"stop_at_return": "475"}, "stop_at_return: expected a number that is finite or none"),
+        ({"loggers": 5}, "loggers: expected a list of rlpg.Logger, got 5"),
+        ({"loggers": [print]}, "loggers: expected objects of rlpg.Logger"),
     ],
 )
 def test_parts_that_are_none_are_refused_in_a_sentence(
@@ -295,3 +322,40 @@ def test_a_baseline_that_predicts_no_values_collects_whole_episodes(
     run = rlpg.train("CartPole-v1", "reinforce", run_dir=tmp_path / "run", total_steps=96,
                      baseline=baseline, recipe="default", overrides=SMALL, quiet=True)  # fmt: skip
     assert load_recipe(run.path / "recipe.toml").rollout.episodes_per_env == episodes
+
+
+def noisy(layer: nn.Module) -> Any:
+    """What makes a network with that layer."""
+    return lambda num_inputs, num_outputs: nn.Sequential(
+        nn.Linear(num_inputs, 8), layer, nn.Linear(8, num_outputs)
+    )
+
+
+def test_a_run_with_dropout_had_other_bits_each_time_and_drew_from_torch(tmp_path: Path) -> None:
+    """Its evaluations were noisy, too, and changed the training that they should only watch."""
+    with pytest.raises(UsageError, match=r"policy: .* dropout in network.mlp.module.1 \(Dropout\)"):
+        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", network=noisy(nn.Dropout(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.BatchNorm1d(8), "batch normalization in"),
+        (nn.AlphaDropout(0.1), "dropout in"),
+        (nn.TransformerEncoderLayer(8, 2, 8), "dropout in"),
+        (nn.Dropout(0.0), ""),
+        (nn.LayerNorm(8), ""),
+        (nn.BatchNorm1d(8).eval(), ""),
+        (nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0), ""),
+    ],
+)
+def test_a_layer_that_is_noisy_is_refused_in_policy_and_value_network(
+    layer: nn.Module, message: str
+) -> None:
+    space = gymnasium.spaces.Box(-1.0, 1.0, (3,)), gymnasium.spaces.Discrete(2)
+    generator = torch.Generator().manual_seed(0)
+    plain = rlpg.StandardPolicy(*space, generator=generator)
+    own = rlpg.StandardPolicy(*space, network=noisy(layer), generator=generator)
+    for policy, baseline in ((own, "none"), (plain, rlpg.Value(noisy(layer)(3, 1)))):
+        with pytest.raises(UsageError, match=message) if message else nullcontext():
+            rlpg.Reinforce(policy, baseline)

@@ -23,12 +23,14 @@ from rlpg.engine.restore import fitting, restore, restore_tensors
 from rlpg.engine.sharding import own_collector_state
 from rlpg.engine.terminal import Display
 from rlpg.engine.threads import cpu_threads
+from rlpg.errors import UsageError
 from rlpg.learners import Learner
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import BaseCollector, EnvSource
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import Recipe
 from rlpg.runs.store import Checkpoint
+from rlpg.settings import Finite, validated
 
 OnLog = Callable[[int, dict[str, float]], bool | None]
 
@@ -42,6 +44,19 @@ class Hooks:
     stop_at_return: float | None = None  # mean return of an evaluation
     verbose: bool = False  # print where the time goes, and the metrics of learning
     say: Callable[[str], None] | None = None  # is told what a person should see, in a line
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what is none: the run would stop where it is first used."""
+        if self.on_log is not None and not callable(self.on_log):
+            raise UsageError(
+                f"on_log: expected a function of step and metrics, got {self.on_log!r:.60}"
+            )
+        validated("stop_at_return", self.stop_at_return, Finite | None)
+        if not isinstance(self.loggers, Sequence):
+            raise UsageError(f"loggers: expected a list of rlpg.Logger, got {self.loggers!r:.60}")
+        for own in self.loggers:
+            if not isinstance(own, Logger):
+                raise UsageError(f"loggers: expected objects of rlpg.Logger, got {own!r:.60}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,17 @@ def learner_class(agent: str, parts: UserParts) -> type[Learner]:
         found = parts.find("learner", Reference(agent))
     if not (isinstance(found, type) and issubclass(found, Learner)):
         raise UsageError(f"agent: expected {agent} to be a subclass of rlpg.Learner, got {found!r}")
+    if isabstract(found):
+        raise UsageError(f"agent: expected {agent} to define surrogate, got an abstract class")
     return found
 
 
 def settings_of(parts: UserParts) -> dict[str, Any]:
     """What a recipe says about the parts that a user brings."""
     said: dict[str, Any] = {}
+    for kind, part in (("network", parts.network), ("policy", parts.policy)):
+        if isinstance(part, torch.nn.Module):  # it can be called, too
+            raise UsageError(f"{kind}: expected what makes one (a class), got {part!r:.60}")
     if parts.network is not None:
         reference = reference_to(parts.network, "network")
         said |= {"policy.network": reference.name, "policy.network_kwargs": reference.kwargs}

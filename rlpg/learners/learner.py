@@ -35,6 +35,7 @@ from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
+from rlpg.policies.networks import refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import scheduled
 
@@ -62,7 +63,8 @@ class Learner(ABC):
         settings: of the learner, by name; see `LearnerSettings`.
 
     Raises:
-        UsageError: settings that do not exist, do not fit, or contradict each other.
+        UsageError: settings that do not exist, do not fit, or contradict each other; a policy with
+            dropout or batch normalization.
     """
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
@@ -85,6 +87,7 @@ class Learner(ABC):
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
         s = self.settings
+        refuse_noisy_layers(policy, "policy")
         if policy.shared_network is not None:
             self._check_shared_torso()
         chosen = baseline if isinstance(baseline, Baseline) else s.baseline
@@ -103,6 +106,11 @@ class Learner(ABC):
     def _checked(self, schedules: Schedules) -> Schedules:
         """Raises UsageError where a schedule belongs to no setting, or a function is only named."""
         known = [n.removesuffix(_SUFFIX) for n in self.settings.names() if n.endswith(_SUFFIX)]
+        if not isinstance(schedules, Mapping):
+            raise UsageError(
+                f"schedules: expected functions by setting, {{{known[0]!r}: function}}, got "
+                f"{schedules!r:.60}"
+            )
         for name in schedules:
             if name not in known:
                 raise UsageError(f"schedules: expected {' or '.join(known)}, got {name!r}")
@@ -216,10 +224,17 @@ class Learner(ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and coef != 0.0):
             entropy = self._entropy(batch, distribution, is_needed=coef != 0.0)
         objective = self.surrogate(batch, log_prob)
-        if objective.ndim:
+        if not isinstance(objective, Tensor) or objective.ndim:
+            is_tensor = isinstance(objective, Tensor)
+            got = f"shape {list(objective.shape)}" if is_tensor else type(objective).__name__
             raise UsageError(
-                f"{type(self).__name__}.surrogate: expected a scalar, got shape "
-                f"{list(objective.shape)}; batch.mean(...) makes one"
+                f"{type(self).__name__}.surrogate: expected a scalar, got {got}; batch.mean(...) "
+                "makes one"
+            )
+        if torch.is_grad_enabled() and not objective.requires_grad:
+            raise UsageError(
+                f"{type(self).__name__}.surrogate: expected a scalar that depends on the policy, "
+                "got a constant; compute it from log_prob, without detach() and no_grad()"
             )
         if coef != 0.0:
             objective = objective + coef * entropy
@@ -246,7 +261,13 @@ class Learner(ABC):
     def scheduled(self, name: str, value: Any) -> float:
         """A setting's value at the present progress."""
         own = getattr(self.settings, name + _SUFFIX, "constant")
-        return float(value) * scheduled(self.schedules.get(name, own), self.progress)
+        factor = scheduled(self.schedules.get(name, own), self.progress)
+        if not 0.0 <= factor < math.inf:
+            raise UsageError(
+                f"schedules: expected a finite number >= 0 for {name} at progress "
+                f"{self.progress:g}, got {factor:g}"
+            )
+        return float(value) * factor
 
     @torch.no_grad()
     def approx_kl(self, batch: Batch, num_samples: int | None = None) -> Tensor:
@@ -329,7 +350,13 @@ class Learner(ABC):
         if "learning_rate" in self.settings.names():
             unread["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
-            unread |= self.improve(self.batch(rollout, advantages), lr_scale)
+            learned = self.improve(self.batch(rollout, advantages), lr_scale)
+            if not isinstance(learned, Mapping):
+                raise UsageError(
+                    f"{type(self).__name__}.improve: expected metrics by tag, got "
+                    f"{type(learned).__name__}; return {{}} where there are none"
+                )
+            unread |= learned
         metrics = self.optimizer.read(unread)
         metrics |= self.fit_baseline(rollout, advantages, lr_scale)
         if isinstance(self.baseline, StateValue):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 from rlpg.distributed import sum_over_ranks, sums_over_ranks
 from rlpg.errors import UsageError
@@ -83,9 +83,10 @@ class NaturalGradient(Learner):
         try:
             divergence = kl_divergence(acted, now)
         except NotImplementedError:
+            lacking = now.base_dist if isinstance(now, Independent) else now
             raise UsageError(
                 f"policy: expected distributions with an analytic KL divergence, got "
-                f"{type(now).__name__}; register one (torch.distributions.kl.register_kl), or "
+                f"{type(lacking).__name__}; register one (torch.distributions.kl.register_kl), or "
                 "choose ppo"
             ) from None
         return batch.mean(divergence) / sum_over_ranks(batch.weight.sum())

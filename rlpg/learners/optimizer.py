@@ -134,6 +134,9 @@ class Optimizer:
             NumericalFault: a gradient since the last call was not finite; its step was not taken.
         """
         there = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        for name, value in there.items():
+            if value.numel() != 1:
+                raise UsageError(f"{name}: expected one number, got shape {list(value.shape)}")
         scalars = [value.detach().to(self._lost).reshape(()) for value in there.values()]
         lost, *found = torch.stack([self._lost, *scalars]).tolist()
         if lost:

@@ -25,7 +25,7 @@ from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.policies import Network, Policy, map_carry
-from rlpg.policies.networks import Carry, carry_parts
+from rlpg.policies.networks import Carry, carry_parts, refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
 
 CHUNK = 2048  # samples that go through a network at once, on a CPU
@@ -364,6 +364,7 @@ def make_baseline(
         else:
             hidden = None if settings.value_hidden == "auto" else settings.value_hidden
             network = policy.make_critic(hidden=hidden, generator=generator)
+        refuse_noisy_layers(network, "value network")
         return ValueNetwork(
             network.to(policy.device),
             policy.features,

@@ -188,6 +188,25 @@ class Memory(nn.Module):
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), stretches[-1][2]
 
 
+def refuse_noisy_layers(module: nn.Module, name: str) -> None:
+    """Raise UsageError where the output for a sample depends on chance or on the rest of its batch.
+
+    A policy with such a layer has other log-probs when it learns than when it acted. In evaluation
+    mode (a frozen encoder) these layers do neither.
+    """
+    for path, layer in module.named_modules():
+        is_random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
+        if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
+            is_random = layer.dropout > 0
+        if layer.training and (is_random or isinstance(layer, nn.modules.batchnorm._BatchNorm)):
+            what = "dropout" if is_random else "batch normalization"
+            raise UsageError(
+                f"{name}: expected the same output for a sample whenever it is seen, got {what} in "
+                f"{path or 'it'} ({type(layer).__name__}); leave it out (nn.LayerNorm is allowed), "
+                "or call eval() on that layer"
+            )
+
+
 class _Custom(nn.Module):
     """A user's module on rows `[B, num_inputs]`, whatever the leading dimensions are."""
 

@@ -173,17 +173,23 @@ class Policy(nn.Module, ABC):
         self, obs: Tensor, carry: Carry, episode_start: Tensor | None
     ) -> tuple[Distribution, Carry]:
         """`forward` for one step: batch shape `[N]`, or `[1, N]` with memory."""
-        if not self.has_memory:
-            distribution, after = self(obs)
-            if after is not None:
-                raise UsageError(
-                    f"{type(self).__name__}.forward: expected no carry, because initial_carry "
-                    "returns None, got one; define initial_carry"
-                )
-            return distribution, None
-        carry = self.initial_carry(len(obs)) if carry is None else carry
-        starts = None if episode_start is None else episode_start.unsqueeze(0)  # [1, N]
-        return self(obs.unsqueeze(0), carry, starts)  # type: ignore[no-any-return]  # nn.Module
+        if self.has_memory:
+            carry = self.initial_carry(len(obs)) if carry is None else carry
+            starts = None if episode_start is None else episode_start.unsqueeze(0)  # [1, N]
+            found = self(obs.unsqueeze(0), carry, starts)
+        else:
+            found = self(obs)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise UsageError(
+                f"{type(self).__name__}.forward: expected (distribution, carry), got "
+                f"{type(found).__name__}; return (distribution, None) without memory"
+            )
+        if found[1] is not None and not self.has_memory:
+            raise UsageError(
+                f"{type(self).__name__}.forward: expected no carry, because initial_carry "
+                "returns None, got one; define initial_carry"
+            )
+        return found
 
     def _action(self, action: Tensor, num_envs: int) -> Tensor:
         expected = (num_envs, *self.head.action_shape)

@@ -121,15 +121,13 @@ def train(
         SaveError: the run is done, and not everything could be saved.
     """
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
-    for own in loggers:
-        if not isinstance(own, Logger):
-            raise UsageError(f"loggers: expected objects of rlpg.Logger, got {own!r:.60}")
+    hooks = Hooks(on_log, loggers, stop_at_return)
     changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
     changes = {key: value for key, value in changes.items() if value is not None}
     base = find_recipe(env, name, recipe, parts)
     return run_recipe(
         env, override(base, settings_of(parts) | changes), run_dir, parts=parts,
-        hooks=Hooks(on_log, loggers, stop_at_return), quiet=is_quiet(quiet),
+        hooks=hooks, quiet=is_quiet(quiet),
     )  # fmt: skip
 
 

@@ -327,6 +327,14 @@ class TestWhatASubclassGetsWrong:
         with pytest.raises(UsageError, match=r"Forgets\.forward: .*define initial_carry"):
             self.collect(Forgets(OBS, self.action_space))
 
+    def test_no_carry_at_all(self) -> None:
+        class Alone(FeedForward):
+            def forward(self, *args: Any) -> Any:
+                return super().forward(*args)[0]
+
+        with pytest.raises(UsageError, match=r"Alone\.forward: .*\(distribution, None\) without"):
+            self.collect(Alone(OBS, self.action_space))
+
     def test_an_action_of_another_shape(self) -> None:
         class Wide(FeedForward):
             def forward(self, obs: Tensor, *args: Any) -> Any:

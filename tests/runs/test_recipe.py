@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,6 +127,8 @@ def test_one_entry_of_a_table_is_set_by_its_own_key():
         ("environment.kwargs", {"a": {}}, "environment.kwargs: expected a table, each value"),
         ("environment.kwargs.a", None, "environment.kwargs.a: expected a list"),
         ("rollout", 3, "rollout: expected a table, got 3"),
+        ("rollout", {"num_envs": 3}, "rollout: expected settings one by one, as rollout.num_envs"),
+        ("policy.hidden", np.array([8, 8]), "policy.hidden: expected a list"),
         ("rollout.num_env", 1, "rollout.num_env: no such setting; did you mean rollout.num_envs"),
         ("learner.num_envs", 1, "did you mean rollout.num_envs"),
         ("gamma", 1, "gamma: no such setting; did you mean learner.gamma?"),
