@@ -255,6 +255,56 @@ def test_other_versions_are_said_and_exact_refuses(
         rlpg.resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("setting", "changed", "words"),
+    [
+        ("gamma = 0.9\n", "gamma = 0.8\n", "learner.gamma was 0.9, is 0.8"),
+        ("gamma = 0.9\n", "", "learner.gamma was 0.9, is 0.99"),  # a line is missing
+        ("max_episode_steps = 40\n", "max_episode_steps = 30\n", "max_episode_steps was 40, is 30"),
+    ],
+)
+def test_a_changed_recipe_was_not_said_and_exact_went_on(
+    setting: str, changed: str, words: str, tmp_path: Path
+) -> None:
+    with killed_at(9):
+        train(tmp_path / "run", **{"learner.gamma": 0.9})
+    recipe = tmp_path / "run" / "recipe.toml"
+    text = recipe.read_text()
+    assert setting in text
+    recipe.write_text(text.replace(setting, changed))
+    with pytest.raises(UsageError, match=words):
+        rlpg.resume(tmp_path / "run", exact=True)
+    with pytest.warns(RlpgWarning, match=f"bits may differ: [a-z.]*{words}"):
+        rlpg.resume(tmp_path / "run")
+
+
+def test_settings_that_change_no_bit_are_not_said(tmp_path: Path) -> None:
+    with killed_at(9):
+        train(tmp_path / "run", **{"environment.backend": "sync"})
+    recipe = tmp_path / "run" / "recipe.toml"
+    changed = (
+        recipe.read_text().replace('"sync"', '"async"').replace("every = 100\n", "every = 90\n")
+    )
+    recipe.write_text(changed)
+    rlpg.resume(tmp_path / "run", exact=True)
+
+
+def test_another_number_of_evaluation_episodes_was_a_raw_error_in_the_next_evaluation(
+    tmp_path: Path,
+) -> None:
+    with killed_at(9):
+        train(tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.toml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("\nepisodes = 2\n", "\nepisodes = 5\n"))
+    with pytest.raises(
+        FileError, match="episodes: expected 2, as in the evaluations so far, got 5"
+    ):
+        rlpg.resume(tmp_path / "run")
+    recipe.write_text(text)
+    rlpg.resume(tmp_path / "run", exact=True)
+
+
 def versions(run: Path) -> dict[str, str]:
     saved, _ = newest_checkpoint(run / "checkpoints")
     assert saved is not None

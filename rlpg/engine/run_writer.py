@@ -72,6 +72,12 @@ class RunWriter:
             state=None if saved is None else saved.state["curves"],
             saver=self._save,
         )
+        for lengths in self.evaluation_lengths():  # one array holds them all
+            if len(lengths) != recipe.evaluation.episodes:
+                raise ValueError(
+                    f"evaluation.episodes: expected {len(lengths)}, as in the evaluations so far, "
+                    f"got {recipe.evaluation.episodes}"
+                )
 
     def episodes(self, episodes: Episodes) -> None:
         """Training episodes that ended."""
@@ -104,7 +110,8 @@ class RunWriter:
 
     def checkpoint(self, step: int, state: Mapping[str, Any], policy: Policy) -> None:
         """A point to continue from, and the policy at that point."""
-        whole = to_arrays({**state, "best": self.best, "curves": self._curves.state_dict()})
+        own = {"best": self.best, "curves": self._curves.state_dict(), "recipe": told(self.recipe)}
+        whole = to_arrays({**state, **own})
         save = partial(
             save_checkpoint,
             self.folder.checkpoints,
@@ -202,6 +209,17 @@ def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def told(recipe: Recipe) -> dict[str, str]:
+    """The settings that the bits of a run depend on, but for those that `resume` may change."""
+    tables = ("agent", "seed", "environment.", "policy.", "rollout.", "learner.")
+    free = ("environment.backend", "environment.num_workers", "environment.timeout")
+    return {
+        key: str(value)
+        for key, value in flatten(recipe).items()
+        if key.startswith(tables) and key not in free
+    }
+
+
 def versions_now(recipe: Recipe) -> dict[str, str]:
     """All that the bits of a run depend on, besides its recipe."""
     capability = torch.backends.cpu.get_cpu_capability()
@@ -212,7 +230,7 @@ def versions_now(recipe: Recipe) -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for each version that is no longer what it was."""
+    """One line for each version or setting that is no longer what it was."""
     names = sorted({*then, *now} - {"platform"})
     return [
         f"bits may differ: {name} was {then.get(name, 'absent')}, is {now.get(name, 'absent')}"

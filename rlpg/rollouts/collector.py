@@ -128,7 +128,7 @@ class Collector(BaseCollector):
             "lengths": self._running[1].copy(),
             "starts": self._starts.copy(),
             "carry": _carry_to_arrays(self._carry),
-            "environments": snapshot(self.envs, mid_episode=self._obs is not None),
+            "environments": snapshot(self.envs),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 Environments with a `state_dict` give it. Environments that `make_envs` put in a `SyncVectorEnv` or
 in workers are replayed: each is reset with the seed of its running episode and takes the
-actions it took; the last observation must come out the same to the bit. All others, and those that
-do not repeat themselves, can only begin anew.
+actions it took; the last observation and the sum of the rewards must come out the same to the bit.
+All others, and those that do not repeat themselves, can only begin anew.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ class Resumable(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
-def snapshot(envs: VectorEnv[Any, Any, Any], *, mid_episode: bool) -> dict[str, Any] | None:
-    """Where the environments stand: plain values and arrays; None where nobody can tell.
-
-    `mid_episode`: whether their episodes go on; False where a reset comes next.
-    """
+def snapshot(envs: VectorEnv[Any, Any, Any]) -> dict[str, Any] | None:
+    """Where the environments stand: plain values and arrays; None where nobody can tell."""
     base: Any = envs.unwrapped
     if isinstance(base, Resumable):
         return {"state": base.state_dict()}
     if is_seeded_by_episode(envs):
-        return {"episodes": list(base.call("episode_state", mid_episode=mid_episode))}
+        return {"episodes": list(base.call("episode_state"))}
     return None
 
 

@@ -73,12 +73,15 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seeds: list[int] = []  # of the episodes in this block
         self._actions: list[Any] = []  # of the running episode so far
         self._obs: Any = None  # the last one given out
+        self._total: float | None = None  # of rewards; None: an older version did not save it
+        self._before: tuple[Any, ...] | None = None  # the episode before, as `_played` takes it
         self._validator = Validator(env.observation_space)
         self._mask_size: int | None = None  # entries of the first action mask
 
     def restart_seeds(self, run: np.random.SeedSequence) -> None:
         """Continues with the first episode of another run's stream."""
         self.episode, self._run, self._block = -1, run, -1
+        self._actions, self._before = [], None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -88,8 +91,11 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         block, place = divmod(self.episode, _BLOCK)
         if block != self._block:
             self._block, self._seeds = block, _block_of_seeds(self._run, self.env_index, block)
+        if self._actions:
+            last = copy.deepcopy(self._obs)  # the reset may overwrite it
+            self._before = self.episode_seed, self._actions, last, self._total
         self.episode_seed = self._seeds[place] if seed is None else seed
-        self._actions = []
+        self._actions, self._total = [], 0.0
         self.calls.begin(self)
         try:
             self._obs, info = self.env.reset(seed=self.episode_seed, options=options)
@@ -119,6 +125,8 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             fitted = copy.deepcopy(fitted)
         self._actions.append(taken)
         self._obs = obs
+        if self._total is not None:
+            self._total += float(reward)
         return fitted, reward, terminated, truncated, read
 
     def _read(self, info: Mapping[Any, Any]) -> dict[str, Any]:
@@ -146,23 +154,29 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Close the environment; what goes wrong there harms no one any more."""
         close_quietly(self.env.close, self)
 
-    def episode_state(self, *, mid_episode: bool) -> dict[str, Any]:
-        """Where the environment stands: the number of its episode, and if that goes on, how to
-        get to the same point in it: its seed, its actions so far, and what was seen last."""
-        if not mid_episode:
-            return {"episode": self.episode}
-        return {
-            "episode": self.episode,
-            "seed": self.episode_seed,
-            "count": len(self._actions),
-            "actions": self._stacked_actions() if self._actions else None,
-            "obs": digest(self._obs),
-        }
+    def episode_state(self) -> dict[str, Any]:
+        """Where the environment stands: the number of its episode and how to get to the same point
+        in it. With an episode that has just begun comes the one before, which shows more."""
+        state: dict[str, Any] = {"episode": self.episode}
+        if self.episode_seed is None:  # there was none
+            return state
+        if self._before is not None and not self._actions:
+            state["before"] = self._played(*self._before)
+        return state | self._now()
 
-    def _stacked_actions(self) -> Any:
-        """The actions with time as the first axis, in the structure of their space."""
-        together: Any = create_empty_array(self.action_space, len(self._actions))
-        return concatenate(self.action_space, self._actions, together)
+    def _now(self) -> dict[str, Any]:
+        return self._played(self.episode_seed, self._actions, self._obs, self._total)
+
+    def _played(
+        self, seed: int | None, actions: list[Any], obs: Any, total: float | None
+    ) -> dict[str, Any]:
+        """An episode as data: its seed, its actions so far, and what came of them."""
+        together: Any = None  # [T, *A] in the structure of their space
+        if actions:
+            empty: Any = create_empty_array(self.action_space, len(actions))
+            together = concatenate(self.action_space, actions, empty)
+        played = {"seed": seed, "count": len(actions), "actions": together, "obs": digest(obs)}
+        return played if total is None else played | {"total": total}
 
     def replay_saved(self) -> str:
         """Go to where `episode_state` gave `saved`.
@@ -172,20 +186,24 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
         """
         state, self.saved = self.saved, {}
         self.episode = state["episode"]
-        if "seed" not in state:
-            return ""
-        self.episode -= 1
-        try:
-            self.reset(seed=state["seed"])
-            for t in range(state["count"]):
-                self.step(view(state["actions"], t))
-        except EnvironmentFault as fault:
-            return str(fault)
-        if digest(self._obs) != state["obs"]:
-            return (
-                f"environment {self.env_index}: the same seed and actions led elsewhere, it does "
-                "not repeat itself"
-            )
+        for played in (state.get("before", {}), state):
+            if "seed" not in played:
+                continue
+            self.episode = state["episode"] - 1
+            try:
+                self.reset(seed=played["seed"])
+                for t in range(played["count"]):
+                    self.step(view(played["actions"], t))
+            except EnvironmentFault as fault:
+                return str(fault)
+            if "total" not in played:
+                self._total = None
+            now = self._now()
+            if any(now[name] != played[name] for name in ("obs", "total") if name in now):
+                return (
+                    f"environment {self.env_index}: the same seed and actions led elsewhere, it "
+                    "does not repeat itself"
+                )
         return ""
 
     @property

@@ -18,6 +18,7 @@ from pathlib import Path
 from rlpg.errors import FileError, UsageError
 
 TEMPORARY = ".tmp-"
+_LONGEST_LINE = 1 << 20  # bytes
 _NO_SURPRISES = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # by links, pipes, children
 
 
@@ -80,12 +81,16 @@ def append(path: Path, data: bytes, *, position: int) -> int:
     """Put `data` at `position`, the known end of the file, and cut what lies beyond.
 
     Returns:
-        the new end. An append that failed half-way is undone, or else by the next one at the same
-        position.
+        the new end; a smaller one where the file had become shorter: then `data` comes after its
+        last whole line. An append that failed half-way is undone, or else by the next one at the
+        same position.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | _NO_SURPRISES, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_SURPRISES, 0o666)
     try:
-        position = min(position, os.fstat(descriptor).st_size)
+        end = os.fstat(descriptor).st_size
+        if end < position:
+            position = max(end - _LONGEST_LINE, 0)
+            position += os.pread(descriptor, end - position, position).rfind(b"\n") + 1
         os.ftruncate(descriptor, position)
         os.lseek(descriptor, position, os.SEEK_SET)
         try:

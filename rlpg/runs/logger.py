@@ -185,7 +185,11 @@ class GrowingFile:
             self._waiting.clear()
 
     def _append(self) -> None:
+        end = self.size + len(self._waiting)
         self.size = files.append(self._path, bytes(self._waiting), position=self.size)
+        if self.size < end:
+            reason = f"lost {end - self.size} bytes that had been written"
+            self._saver.failed(self._path.name, reason, f"{self._path}: {reason}")
 
 
 def _verbatim(text: str) -> str:

@@ -28,7 +28,7 @@ from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import environment_to_make
 from rlpg.engine.metrics import Every, histograms
 from rlpg.engine.restore import fitting
-from rlpg.engine.run_writer import NoWriter, RunWriter, differences, versions_now
+from rlpg.engine.run_writer import NoWriter, RunWriter, differences, told, versions_now
 from rlpg.engine.sharding import collector_state, merged, require_equal
 from rlpg.engine.stopping import StopSignals
 from rlpg.engine.trouble import Trouble
@@ -227,8 +227,8 @@ def resume(
     """Continue a run that was stopped, killed or finished, to the same bits as if it had not been.
 
     It goes on from its newest valid checkpoint, or from the start if there is none. Where the bits
-    may differ (other versions, another processor, environments that do not repeat themselves), it
-    says so.
+    may differ (other versions, another processor, a changed recipe, environments that do not repeat
+    themselves), it says so.
 
     Args:
         path: the run's folder.
@@ -302,6 +302,8 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
         notes += differences(saved.versions, versions_now(recipe))
+        with fitting(saved.path):
+            notes += differences(saved.state.get("recipe", told(recipe)), told(recipe))
         if components.learner.policy.device.type != "cpu":
             notes.append("bits may differ: a GPU need not repeat them")
         problem = bring_back(components, saved)

@@ -151,6 +151,73 @@ def test_an_environment_that_does_not_repeat_itself_is_found_out(tmp_path: Any) 
     assert other.env_steps == 22
 
 
+class Learned(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps something from one episode to the next, and shows it in one place only."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], where: str) -> None:
+        super().__init__(env)
+        self.where, self.kept = where, 0
+
+    def reset(self, **options: Any) -> Any:
+        obs, info = self.env.reset(**options)
+        return (obs * 0.9**self.kept if self.where == "reset" else obs), info
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.kept += terminated or truncated
+        if self.where == "step":
+            obs = obs * 0.9**self.kept
+        return obs, reward + (self.where == "reward") * self.kept, terminated, truncated, info
+
+
+@pytest.mark.parametrize("how", ["steps", "episodes"])
+@pytest.mark.parametrize("where", ["reset", "step", "reward"])
+def test_what_an_environment_keeps_across_episodes_is_found_out_to_be_lost(
+    where: str, how: str, tmp_path: Any
+) -> None:
+    def make() -> Any:
+        return Learned(gymnasium.make("Pendulum-v1", max_episode_steps=7), where)
+
+    one = collector(make, "sync")
+    if how == "steps":
+        one.steps(14 if where == "reset" else 17)
+    else:  # of one length: each environment has just begun another one
+        one.episodes(2)
+    state = through_a_file(one.state_dict(), tmp_path)
+    assert "does not repeat itself" in collector(make, "sync").load_state_dict(state)
+
+
+@pytest.mark.parametrize("steps", [14, 17])
+def test_statistics_of_rewards_were_lost_in_silence(steps: int, tmp_path: Any) -> None:
+    def make() -> Any:
+        env = gymnasium.make("Pendulum-v1", max_episode_steps=7)
+        return gymnasium.wrappers.NormalizeReward(env)
+
+    one = collector(make, "sync")
+    one.steps(steps)
+    state = through_a_file(one.state_dict(), tmp_path)
+    assert "does not repeat itself" in collector(make, "sync").load_state_dict(state)
+
+
+@pytest.mark.parametrize("steps", [14, 17])
+def test_a_state_without_sums_of_rewards_is_of_an_older_version(steps: int, tmp_path: Any) -> None:
+    def make() -> Any:
+        return gymnasium.make("Pendulum-v1", max_episode_steps=7)
+
+    one = collector(make, "sync")
+    one.steps(steps)
+    state = through_a_file(one.state_dict(), tmp_path)
+    for episode in state["environments"]["episodes"]:
+        assert ("before" in episode) == (steps == 14)
+        episode.pop("before", None)
+        del episode["total"]
+    expected = one.steps(20)
+    other = collector(make, "sync")
+    assert other.load_state_dict(state) == ""
+    np.testing.assert_equal(other.state_dict(), state)
+    assert_same(expected, other.steps(20))
+
+
 def test_the_last_environment_alone_may_have_gone_elsewhere(tmp_path: Any) -> None:
     one = collector("CartPole-v1", "sync")
     one.steps(3)

@@ -85,6 +85,20 @@ def test_a_log_that_waits_says_why_until_it_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
 
 
+@pytest.mark.parametrize("left", [b"one\ntw", b"", None])
+def test_curves_that_became_shorter_were_not_missed(left: bytes | None, tmp_path: Path) -> None:
+    told: list[str] = []
+    if left is not None:
+        (tmp_path / "log").write_bytes(left)
+    file = logger.GrowingFile(tmp_path / "log", 8, Saver(told.append))
+    file.write(b"new\n")
+    kept = b"one\n" if left else b""
+    assert (tmp_path / "log").read_bytes() == kept + b"new\n"
+    assert told == [
+        f"{tmp_path / 'log'}: lost {8 - len(kept)} bytes that had been written; training goes on"
+    ]
+
+
 def summaries(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """Every summary value of the event files in the folder, with its step, by tag."""
     found: dict[str, list[tuple[int, Any]]] = {}
