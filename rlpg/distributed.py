@@ -217,7 +217,7 @@ def _reduced(values: Tensor, operation: str) -> Tensor:
     return total
 
 
-def gather_columns(values: Tensor, dim: int = 0) -> Tensor:
+def gather_columns(values: Tensor) -> Tensor:
     """Per-environment values of all ranks, in the order of the environments."""
     if is_alone():
         return values
@@ -227,7 +227,7 @@ def gather_columns(values: Tensor, dim: int = 0) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(num_ranks())]
     with _lost():
         _group().all_gather(parts, own)
-    return torch.cat(parts, dim)
+    return torch.cat(parts)
 
 
 def own_columns(values: Tensor, dim: int = 0) -> Tensor:

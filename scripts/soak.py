@@ -34,6 +34,7 @@ CLI = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(ma
 RUN = [
     "--recipe=default",
     "--evaluation.every=50_000",
+    "--evaluation.final-episodes=10",
     "--checkpoint.every=50_000",
     "--log.every=10_000",
     "--total-steps=100_000_000_000",
@@ -150,12 +151,18 @@ def complaints(samples: Sequence[Sample]) -> list[str]:
 
 
 def soak(
-    backend: str, folder: Path, minutes: float, every: float, patience: float = 10.0
+    backend: str,
+    folder: Path,
+    minutes: float,
+    every: float,
+    patience: float = 10.0,
+    more_steps: int = 100_000,
 ) -> tuple[list[Sample], str]:
     """Train for some minutes, from the first entry of its log on, and end with SIGTERM.
 
     Args:
         patience: seconds that it may take to end.
+        more_steps: that the resumed run goes on for.
 
     Returns:
         the samples, and what was not clean about the end, "" if nothing.
@@ -192,7 +199,7 @@ def soak(
     if alive or left:
         return samples, f"left behind: processes {alive}, shared memory {left}"
     step = samples[-1].steps if samples else 0
-    more = [*CLI, "resume", str(folder), f"--total-steps={step + 100_000}", "--quiet"]
+    more = [*CLI, "resume", str(folder), f"--total-steps={step + more_steps}", "--quiet"]
     resumed = subprocess.run(more, capture_output=True, text=True)
     return samples, "" if resumed.returncode == 0 else f"resume: {resumed.stderr[-500:]}"
 

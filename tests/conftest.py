@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 
+import hypothesis
 import torch
 
 # The networks are small, and machines that run tests are busy.
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 # A shell's background job ignores SIGINT, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

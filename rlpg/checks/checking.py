@@ -113,7 +113,6 @@ class _Check:
         self.seconds: dict[str, list[float]] = {"reset": [], "step": []}
 
     def report(self, caught: list[warnings.WarningMessage]) -> Report:
-        """All findings."""
         head, can_play = self._check_spaces()
         repeats = can_play and self._check_play(head)
         self._check_close()

@@ -48,7 +48,6 @@ class Seen(NamedTuple):
 
     @property
     def where(self) -> str:
-        """For messages."""
         return place(self.episode, self.seed, self.step)
 
     @property
@@ -226,7 +225,6 @@ def global_generators() -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Puts them back."""
     random.setstate(states["random"])
     np.random.set_state(states["numpy.random"])
     torch.set_rng_state(torch.from_numpy(states["torch"]))

@@ -51,7 +51,6 @@ class Subject:
         return another
 
     def vector(self, num_envs: int, backend: str) -> MadeEnvs:
-        """Copies side by side."""
         return make_envs(
             self._given,
             num_envs,

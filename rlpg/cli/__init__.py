@@ -101,7 +101,6 @@ def run(words: list[str]) -> int:
 
 
 def verb_class(name: str) -> type[Verb]:
-    """The type of a verb."""
     module, _, kind = VERBS[name].partition(":")
     found: type[Verb] = getattr(importlib.import_module(module), kind)
     return found

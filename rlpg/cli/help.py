@@ -101,7 +101,6 @@ def _field(table: Settings, name: str, kind: Any, text: str) -> StructFieldSpec:
 
 
 def _spec(kind: Any) -> PrimitiveConstructorSpec[Any]:
-    """How a value is shown."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar(kind),

@@ -49,7 +49,6 @@ class OfPolicy(Importing):
     """a run's best policy instead of its last"""
 
     def load(self) -> Saved:
-        """The policy, and what is known about it."""
         from rlpg.engine.loading import load_saved
         from rlpg.policies.references import UserParts
 

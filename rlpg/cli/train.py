@@ -107,7 +107,6 @@ class Train(Importing):
         return cls(settings=base, base=base, given=typed)
 
     def told(self, settings: Mapping[str, str]) -> dict[str, Any]:
-        """The recipe with the options."""
         return {"settings": override(self.settings, settings)}
 
     def check(self) -> None:

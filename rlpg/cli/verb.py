@@ -83,7 +83,6 @@ class WithEnvironment(Verb):
     kwargs: Arguments = field(default_factory=dict)
 
     def told(self, settings: Mapping[str, str]) -> dict[str, Any]:
-        """The environment's arguments."""
         return {"kwargs": override(Recipe(), settings).environment.kwargs}
 
 

@@ -16,13 +16,12 @@ from rlpg.engine.components import (
     training_envs,
     with_rollouts_of,
 )
-from rlpg.engine.device import require_one_kind
+from rlpg.engine.device import cpu_threads, require_one_kind
 from rlpg.engine.evaluator import Evaluator
 from rlpg.engine.metrics import MetricsAccumulator
 from rlpg.engine.restore import fitting, restore, restore_tensors
 from rlpg.engine.sharding import own_collector_state
 from rlpg.engine.terminal import Display
-from rlpg.engine.threads import cpu_threads
 from rlpg.errors import UsageError
 from rlpg.learners import Learner
 from rlpg.policies.references import UserParts

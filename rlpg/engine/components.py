@@ -70,7 +70,6 @@ def find_recipe(
 
 
 def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
-    """What an agent can be told."""
     return AGENTS[agent].settings if agent in AGENTS else learner_class(agent, parts).Settings
 
 
@@ -329,7 +328,6 @@ def num_continuous(space: Space[Any]) -> int:
 
 
 def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:
-    """The learner that improves the policy."""
     parts = parts or UserParts()
     settings = recipe.learner
     if settings.value_hidden == "auto" and not recipe.policy.shared_torso:

@@ -1,6 +1,9 @@
-"""On which device the networks compute."""
+"""Where the networks compute: on which device, with how many CPU threads."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,3 +41,14 @@ def require_one_kind(device: torch.device) -> None:
             f"device: expected one kind for the processes on all machines, got "
             f"{' and '.join(kinds)}; set device to cpu"
         )
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Torch on `count` threads, and what it had before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

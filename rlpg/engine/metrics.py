@@ -79,12 +79,10 @@ class MetricsAccumulator:
         self._seconds[what] += perf_counter() - began
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """An update's metrics."""
         for tag, value in metrics.items():
             self._metrics.setdefault(tag, []).append(value)
 
     def add_episodes(self, episodes: Episodes) -> None:
-        """Episodes that have ended."""
         self._returns.extend(episodes.returns.tolist())
         self._lengths.extend(episodes.lengths.tolist())
 
@@ -118,7 +116,6 @@ class MetricsAccumulator:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`."""
         self._begin()
         self._metrics = {tag: list(values) for tag, values in state["metrics"].items()}
         self._returns.extend(state["returns"].tolist())

@@ -33,11 +33,9 @@ class Part(Protocol):
 
     def state_dict(self) -> Mapping[str, Any]:
         """The state, as a tree of plain values, tensors and arrays."""
-        ...
 
     def load_state_dict(self, state: Any) -> object:
         """Go on from a state; a non-empty string says why that is not quite possible."""
-        ...
 
 
 @contextmanager

@@ -80,16 +80,13 @@ class RunWriter:
                 )
 
     def episodes(self, episodes: Episodes) -> None:
-        """Training episodes that ended."""
         self._curves.episodes(episodes.returns, episodes.lengths)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Points of the curves at an environment step."""
         self.latest |= metrics
         self._curves.log(step, metrics)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Values of a rollout, by tag."""
         self._curves.histograms(step, values)
 
     def evaluated(self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]) -> None:

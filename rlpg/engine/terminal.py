@@ -139,7 +139,6 @@ class Display:
         return self
 
     def begin(self, title: str) -> None:
-        """The run has begun."""
         self._began[title] = time.perf_counter()
 
     def update(self, step: int, metrics: Mapping[str, float], title: str = "") -> None:

@@ -14,13 +14,7 @@ from torch.distributions import Distribution
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, LeaveOneOut, NoBaseline, ValueAt
 from rlpg.gradients.events import Barrier, Branching, Node, Term
-from rlpg.gradients.experiment import (
-    Problem,
-    TapeMaker,
-    gradient,
-    seeded,
-    seeds,
-)
+from rlpg.gradients.experiment import Problem, TapeMaker, gradient, seeded, seeds
 from rlpg.gradients.parameters import graph_of
 from rlpg.gradients.subtract import lanes_of, leaves_own_out
 from rlpg.gradients.surrogate import node_returns
@@ -87,7 +81,6 @@ class Check:
         return tape, self.problem(tape, self.num_lanes)
 
     def estimate(self, one: int) -> Tensor:
-        """`[K]` what is being checked."""
         return self.along(self.by_tape(one, self.make, own=True, order=self.order))
 
     def by_score(self, one: int) -> Tensor:
@@ -286,13 +279,11 @@ class _Rewritten(Tape):
         terms = [event for event in self.events if isinstance(event, Term)]
         if self.whole:  # every sample before every term
             self.events = [*nodes, *terms]
-        for node in nodes:
-            if self.whole or not self.discounted:
-                node.weight = 1.0
-        if self.whole:
             for term in terms:
-                term.value, term.discount = term.weighted(), 1.0
-                term.weight = 1.0
+                term.value, term.discount, term.weight = term.weighted(), 1.0, 1.0
+        if self.whole or not self.discounted:
+            for node in nodes:
+                node.weight = 1.0
         return super().surrogate(order)
 
 

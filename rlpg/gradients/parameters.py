@@ -50,10 +50,7 @@ def detached_twin(
 
 
 def _twin(
-    part: Any,
-    found: list[tuple[Tensor, Tensor]],
-    twins: dict[int, Any],
-    by_logits: bool = False,
+    part: Any, found: list[tuple[Tensor, Tensor]], twins: dict[int, Any], by_logits: bool = False
 ) -> Any:
     """`part` on new leaves; a transform and its inverse know each other, hence `twins` by id."""
     if isinstance(part, Tensor):

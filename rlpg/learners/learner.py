@@ -22,12 +22,7 @@ from rlpg.errors import UsageError
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.tape import How
 from rlpg.learners import rules
-from rlpg.learners.advantages import (
-    AdvantageRule,
-    Advantages,
-    explained_variance,
-    variance_removed,
-)
+from rlpg.learners.advantages import AdvantageRule, Advantages, explained_variance, variance_removed
 from rlpg.learners.batch import Batch, refuse_too_many
 from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Number, Optimizer

@@ -208,7 +208,6 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`."""
         self._count.fill_(int(state["count"]))
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])

@@ -30,7 +30,6 @@ class RewardScale:
 
     @property
     def scale(self) -> float:
-        """What to divide rewards by."""
         return math.sqrt(self._m2 / self._count) if self.is_known else 1.0
 
     @property
@@ -73,7 +72,6 @@ class RewardScale:
         return {**moments, "running": gather_columns(self._running)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
         self._count, self._mean, self._m2 = state["count"], state["mean"], state["m2"]
         running = state.get("running")
         self._running = None if running is None else own_columns(running)

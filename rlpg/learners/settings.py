@@ -13,16 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from rlpg.errors import RecipeError
-from rlpg.settings import (
-    Count,
-    Fraction,
-    Layers,
-    NonNegative,
-    Positive,
-    Schedule,
-    Settings,
-    one_of,
-)
+from rlpg.settings import Count, Fraction, Layers, NonNegative, Positive, Schedule, Settings, one_of
 
 PREDICTING = ("linear", "value")  # the baselines that predict the value of a state
 

@@ -8,27 +8,11 @@ from rlpg.policies.networks import MLP, Carry, Network, map_carry, restarted
 from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.observations import Observations
 from rlpg.policies.policy import Policy
-from rlpg.policies.spaces import SUPPORTED, space_from_data, space_to_data
+from rlpg.policies.spaces import space_from_data, space_to_data
 from rlpg.policies.standard import StandardPolicy
 
 __all__ = [
-    "MLP",
-    "SUPPORTED",
-    "Carry",
-    "Head",
-    "IntegerBernoulli",
-    "Network",
-    "Normalizer",
-    "Observations",
-    "Policy",
-    "Product",
-    "SquashedNormal",
-    "StandardPolicy",
-    "make_head",
-    "make_own_policy",
-    "map_carry",
-    "policy_from",
-    "restarted",
-    "space_from_data",
-    "space_to_data",
-]
+    "MLP", "Carry", "Head", "IntegerBernoulli", "Network", "Normalizer", "Observations", "Policy",
+    "Product", "SquashedNormal", "StandardPolicy", "make_head", "make_own_policy", "map_carry",
+    "policy_from", "restarted", "space_from_data", "space_to_data",
+]  # fmt: skip

@@ -227,7 +227,6 @@ class BetaHead(BoxHead):
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal noise."""
     return torch.randn(shape, generator=generator, device=generator.device)
 
 

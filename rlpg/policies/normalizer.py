@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from rlpg.distributed import sum_over_ranks, sums_over_ranks
 from rlpg.errors import NumericalFault, UsageError
 
+_EPS = 1e-8
+
 
 class Normalizer(nn.Module):
     """`clip((x - mean) / sqrt(var + eps), -clip, clip)` with running moments of x.
@@ -25,7 +27,7 @@ class Normalizer(nn.Module):
     _scale: Tensor
     _shift: Tensor
 
-    def __init__(self, normalized: Tensor, *, clip: float = 10.0, eps: float = 1e-8) -> None:
+    def __init__(self, normalized: Tensor, *, clip: float = 10.0) -> None:
         """
         Args:
             normalized: `[F]` bool, which features to normalize.
@@ -34,7 +36,7 @@ class Normalizer(nn.Module):
         super().__init__()
         if not clip >= 1.0:
             raise UsageError(f"observation_clip: expected at least 1, got {clip}")
-        self.clip, self.eps = clip, eps
+        self.clip = clip
         num_features, num_normalized = len(normalized), int(normalized.sum())
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(num_normalized, dtype=torch.float64))
@@ -65,15 +67,10 @@ class Normalizer(nn.Module):
         centered = features - self._center
         return torch.addcmul(self._shift, centered, self._scale).clamp(-self.clip, self.clip)
 
-    def moments(self, features: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
-        """`(count [], mean [K], m2 [K])` float64 of a batch, of all ranks: what `merge` takes.
-
-        Args:
-            features: `[..., F]`, before normalization.
-            valid: `[...]` bool; rows that are not valid do not count, whatever they hold.
-        """
+    def moments(self, features: Tensor) -> tuple[Tensor, ...]:
+        """`(count [], mean [K], m2 [K])` float64 of features `[..., F]` of all ranks, before
+        normalization: what `merge` takes."""
         rows = features if self._index is None else features[..., self._index.to(features.device)]
-        rows = rows if valid is None else rows[valid]
         rows = rows.reshape(-1, len(self.mean)).to(torch.float64)  # [B, K]
         size = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
         count, total = sums_over_ranks(size, rows.sum(0))
@@ -81,9 +78,9 @@ class Normalizer(nn.Module):
         return count, mean, sum_over_ranks((rows - mean).square().sum(0))
 
     @torch.no_grad()
-    def update(self, features: Tensor, valid: Tensor | None = None) -> None:
-        """Count the valid rows of `features` `[..., F]`; arguments as for `moments`."""
-        self.merge(*self.moments(features, valid))
+    def update(self, features: Tensor) -> None:
+        """Count features `[..., F]`."""
+        self.merge(*self.moments(features))
 
     @torch.no_grad()
     def merge(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
@@ -112,7 +109,7 @@ class Normalizer(nn.Module):
     def _derive(self) -> None:
         where = slice(None) if self._index is None else self._index.to(self.mean.device)
         center = self.mean.float()
-        scale = (self.var + self.eps).rsqrt()
+        scale = (self.var + _EPS).rsqrt()
         self._center[where] = center
         self._scale[where] = scale.float()
         self._shift[where] = ((center.double() - self.mean) * scale).float()

@@ -31,12 +31,7 @@ class RolloutBuffer:
     """
 
     def __init__(
-        self,
-        num_steps: int,
-        num_envs: int,
-        policy: Policy,
-        ended_before: np.ndarray,
-        carry: Carry,
+        self, num_steps: int, num_envs: int, policy: Policy, ended_before: np.ndarray, carry: Carry
     ) -> None:
         self.capacity = num_steps
         self.num_envs = num_envs

@@ -31,12 +31,7 @@ from rlpg.rollouts.buffer import RolloutBuffer, Running, assemble, check_finite
 from rlpg.rollouts.replay import restore, snapshot
 from rlpg.rollouts.rollout import Rollout
 from rlpg.rollouts.seeds import is_seeded, seed_streams
-from rlpg.rollouts.vector import (
-    autoreset_mode,
-    batched_mask,
-    final_observations,
-    remembers_ends,
-)
+from rlpg.rollouts.vector import autoreset_mode, batched_mask, final_observations, remembers_ends
 from rlpg.rollouts.workers import WorkerEnvs
 
 if TYPE_CHECKING:

@@ -149,7 +149,6 @@ def view(batch: Batch, key: Any) -> Batch:
 
 
 def put(batch: Batch, place: tuple[int, int], value: Any) -> None:
-    """Writes the value of one environment."""
     if isinstance(batch, dict):
         for key, part in batch.items():
             put(part, place, value[key])

@@ -73,7 +73,6 @@ class Calls:
         self.caller = caller
 
     def end(self) -> None:
-        """The call has returned."""
         self.caller = None
 
 
@@ -158,7 +157,6 @@ class WatchedEnvs(VectorWrapper):
         self.watchdog.start()
 
     def reset(self, **options: Any) -> Any:
-        """Start an episode in every environment."""
         self.calls.begin(self)
         try:
             return self.env.reset(**options)
@@ -166,7 +164,6 @@ class WatchedEnvs(VectorWrapper):
             self.calls.end()
 
     def step(self, actions: Any) -> Any:
-        """Take an action in every environment."""
         self.calls.begin(self)
         try:
             return self.env.step(actions)

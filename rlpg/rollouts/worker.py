@@ -40,7 +40,6 @@ class Board(Calls):
         self.row = memoryview(row)  # type: ignore[arg-type]  # [8], see `SharedArrays`
 
     def begin(self, caller: Any) -> None:
-        """A call of an `EpisodeSeeds` begins."""
         self.show(caller.env_index, caller.episode, caller.episode_seed)
 
     def show(self, index: int, episode: int = -1, seed: int = 0) -> None:
@@ -158,7 +157,6 @@ class Worker:
         return results
 
     def _set(self, name: str, values: Sequence[Any]) -> None:
-        """Sets an attribute of each environment."""
         for (index, env), value in zip(self._envs.items(), values, strict=True):
             with self._calling(index, f"setting {name}"):
                 env.set_wrapper_attr(name, value)

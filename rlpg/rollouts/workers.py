@@ -126,7 +126,6 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         return self._observations(), infos
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take an action in every environment."""
         self._check_ready()
         each: Any = actions  # its rows are one for each environment
         if not isinstance(actions, np.ndarray):
@@ -207,7 +206,6 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         return tuple(chain(*self._ask([("call", name, args, kwargs)] * len(self._rows))))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """An attribute of every environment."""
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
@@ -218,7 +216,6 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         self._ask([("set", name, each[rows]) for rows in self._rows])
 
     def render(self) -> tuple[Any, ...]:
-        """A frame of every environment."""
         return self.call("render")
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -1,76 +1,22 @@
 """What TensorBoard needs to explain a run: the layout of its cards, the settings as
-hyperparameters, a description of each tag, histograms. All as TensorBoard's protocol buffers.
+hyperparameters, a description of each tag, histograms. All as TensorBoard's protocol buffers; the
+words are in `dashboard.toml`.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 BINS: Final = 30  # of a histogram
 
-# By category: the title of a card, and the tags on it as regular expressions.
-CARDS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "Learning": {
-        "return": ("rollout/ep_rew_mean", r"eval\w*/mean_reward"),
-        "episode length": ("rollout/ep_len_mean", r"eval\w*/mean_ep_length"),
-        "parts of the reward": (r"rollout/reward_\w+",),
-        "explained variance": ("train/explained_variance",),
-        "value loss": ("train/value_loss",),
-    },
-    "Gradient": {
-        "norm": ("gradient/norm",),
-        "signal to noise": ("gradient/signal_to_noise",),
-        "variance removed by the baseline": ("gradient/variance_removed_by_baseline",),
-    },
-    "Policy": {
-        "entropy": ("train/entropy",),
-        "KL divergence of an update": ("train/approx_kl",),
-        "clip fraction": ("train/clip_fraction",),
-        "learning rate": ("train/learning_rate",),
-    },
-    "Time": {
-        "steps per second": ("time/fps",),
-        "shares of the time": (r"time/\w+_share",),
-    },
-}
-
-DESCRIPTIONS: Final[Mapping[str, str]] = {
-    "rollout/ep_rew_mean": "Mean return of the last 100 training episodes, actions sampled.",
-    "rollout/ep_len_mean": "Mean number of steps of the last 100 training episodes.",
-    "rollout/actions": "Actions as the policy drew them, before clipping for the environment.",
-    "eval/mean_reward": "Mean return of an evaluation with deterministic actions.",
-    "eval/mean_ep_length": "Mean number of steps of the evaluation's episodes.",
-    "eval_stochastic/mean_reward": "Mean return of an evaluation with sampled actions.",
-    "eval_stochastic/mean_ep_length": "Mean number of steps of its episodes.",
-    "train/policy_loss": "Minus the weighted mean advantage before the update. **It says nothing "
-    "about progress**: it is 0 up to rounding where advantages are normalized.",
-    "train/explained_variance": "How well the baseline predicts the returns, before it learns from "
-    "them: 1 is perfect, 0 no better than a constant, below 0 worse.",
-    "train/value_loss": "Squared error of the value network's last minibatch, in scaled rewards.",
-    "train/value_errors": "Return minus predicted value for each step, in scaled rewards.",
-    "train/advantages": "Advantages as the surrogate takes them, of the last update's rollout.",
-    "train/entropy": "How random the policy is. Falling slowly is healthy; near 0 it explores no "
-    "more (`learner.entropy_coef`).",
-    "train/approx_kl": "How far the update moved the policy. Above about 0.05 steps are large "
-    "(`learner.learning_rate`).",
-    "train/learning_rate": "Of the policy, with its schedule.",
-    "train/clip_fraction": "Share of probability ratios out of the clip range. Above 0.4 most "
-    "samples no longer count (`learner.learning_rate`, `learner.num_epochs`).",
-    "train/num_epochs": "Passes over the rollout; fewer than the setting where `target_kl` stops.",
-    "train/line_search_steps": "How often the step was shortened.",
-    "gradient/norm": "Length of the gradient before clipping (`learner.max_grad_norm`).",
-    "gradient/signal_to_noise": "Squared mean over variance of the batch's gradient. Below 0 it is "
-    "all noise: more steps or environments per update help.",
-    "gradient/variance_removed_by_baseline": "Share of the gradient's second moment that the "
-    "baseline took away. Below 0 the baseline does harm.",
-    "time/fps": "Environment steps per second; evaluating and saving are left out.",
-    "time/env_share": "Share of the time in the environment.",
-    "time/policy_share": "Share of the time in choosing actions.",
-    "time/learn_share": "Share of the time in learning.",
-}
+_TABLES: Final = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+CARDS: Final[Mapping[str, Mapping[str, list[str]]]] = _TABLES["cards"]  # by category and title
+DESCRIPTIONS: Final[Mapping[str, str]] = _TABLES["descriptions"]  # by tag
 REWARD_PART: Final = "Mean per step of this entry of the environment's `info`."
 
 

@@ -75,7 +75,6 @@ class JSONLLogger(Logger):
         self.file.write(f"{line}\n".encode())
 
     def flush(self) -> None:
-        """Write what waits for the disk."""
         self.file.flush()
 
 
@@ -126,7 +125,6 @@ class TensorBoardLogger(Logger):
         self.flush()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One event with all tags."""
         points = [
             self._summary.Value(
                 tag=tag,
@@ -141,12 +139,10 @@ class TensorBoardLogger(Logger):
             self.flush()
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """One event with all histograms."""
         found = [dashboard.histogram(tag, array) for tag, array in values.items() if array.size]
         self._put(time.time(), step=step, summary=self._summary(value=found))
 
     def flush(self) -> None:
-        """Write what waits."""
         self._due = time.monotonic() + FLUSH_SECONDS
         self._file.write(self._buffer.getvalue())
         self._buffer.seek(0)
@@ -180,7 +176,6 @@ class GrowingFile:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
         if self._saver(self._path, self._append):
             self._waiting.clear()
 

@@ -206,11 +206,7 @@ def did_you_mean(recipe: Recipe, key: str) -> list[str]:
 
 
 def loads(
-    text: str,
-    source: str = "recipe",
-    *,
-    agent: str | None = None,
-    resolve: Resolve | None = None,
+    text: str, source: str = "recipe", *, agent: str | None = None, resolve: Resolve | None = None
 ) -> Recipe:
     """The recipe in TOML text; settings it does not name keep the agent's defaults.
 

@@ -1,59 +1,10 @@
-"""What other libraries call our settings: Stable-Baselines3, CleanRL, RLlib, Tianshou, rsl_rl."""
+"""What other libraries call our settings; see `synonyms.toml`."""
 
 from __future__ import annotations
 
-_WORDS = {
-    "learner.learning_rate": "lr actor_lr pi_lr",
-    "learner.value_learning_rate": "critic_lr vf_lr",
-    "learner.learning_rate_schedule": "lr_schedule anneal_lr",
-    "learner.gamma": "discount discount_factor",
-    "learner.gae_lambda": "lambda lambda_ lam gae use_gae",
-    "learner.entropy_coef": "ent_coef entropy_coeff entropy_cost",
-    "learner.clip_range": "clip clip_coef clip_param clip_ratio",
-    "learner.value_clip_range": "clip_range_vf clip_vloss vf_clip_param",
-    "learner.value_coef": "vf_coef vf_loss_coeff value_loss_coef",
-    "policy.shared_torso": "share_features_extractor vf_share_layers",
-    "learner.target_kl": "kl_target",
-    "learner.num_epochs": "n_epochs update_epochs num_sgd_iter num_learning_epochs",
-    "learner.num_minibatches": "batch_size minibatch_size sgd_minibatch_size num_mini_batches",
-    "learner.normalize_advantages": "norm_adv normalize_advantage",
-    "learner.max_grad_norm": "grad_clip max_grad",
-    "learner.max_kl": "delta",
-    "learner.num_cg_iterations": "cg_max_steps cg_iters",
-    "learner.damping": "cg_damping",
-    "learner.backtrack_factor": "backtrack_coeff line_search_shrinking_factor",
-    "learner.num_backtracks": "line_search_max_iter",
-    "learner.reward_scaling": "norm_reward normalize_reward",
-    "learner.num_value_epochs": "n_critic_updates train_v_iters",
-    "rollout.num_envs": "n_envs num_env_runners num_workers",
-    "rollout.num_steps": "n_steps num_steps_per_env rollout_fragment_length train_batch_size "
-    "steps_per_epoch",
-    "total_steps": "total_timesteps timesteps n_timesteps max_iterations",
-    "environment.id": "env_id",
-    "environment.kwargs": "env_kwargs",
-    "environment.max_episode_steps": "max_steps time_limit",
-    "policy.hidden": "net_arch hidden_sizes fcnet_hiddens actor_hidden_dims",
-    "learner.value_hidden": "critic_hidden_dims",
-    "policy.activation": "activation_fn fcnet_activation",
-    "policy.normalize_observations": "norm_obs normalize_obs",
-    "policy.observation_clip": "clip_obs",
-    "policy.std": "use_sde",
-    "policy.gaussian": "squash_output",
-    "policy.log_std_init": "init_noise_std",
-    "policy.memory": "use_lstm rnn_type",
-    "policy.memory_size": "lstm_hidden_size lstm_cell_size rnn_hidden_size",
-    "policy.factory": "policy_class",
-    "policy.network": "features_extractor_class",
-    "policy.kwargs": "policy_kwargs",
-    "evaluation.every": "eval_freq evaluation_interval",
-    "evaluation.episodes": "n_eval_episodes evaluation_duration",
-    "evaluation.num_envs": "n_eval_envs",
-    "checkpoint.every": "save_freq checkpoint_frequency",
-    "log.every": "log_interval",
-    "log.tensorboard": "tensorboard_log",
-    "threads": "num_threads",
-    "agent": "algo algorithm",
-    "compile": "torch_compile",
-}
+import tomllib
+from pathlib import Path
+
+_WORDS: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 
 SYNONYMS = {word: key for key, words in _WORDS.items() for word in words.split()}

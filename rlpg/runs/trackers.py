@@ -62,7 +62,6 @@ class TrackerLogger(Logger):
             self._tracker.log(finite, step=step)
 
     def close(self) -> None:
-        """End the tracker's run, if it has begun."""
         if self._tracker is not None:
             (self._tracker.end_run if self._kind == "mlflow" else self._tracker.finish)()
 

@@ -13,52 +13,7 @@ from rlpg.runs import files
 from rlpg.runs.recipe import LARGEST_FILE
 from rlpg.runs.store import LARGEST, POLICY, POLICY_FILE
 
-CARD = """\
----
-library_name: rlpg
-tags:
-- reinforcement-learning
-- deep-reinforcement-learning
-- {agent_yaml}
-- {env_yaml}
-model-index:
-- name: {agent_yaml}
-  results:
-  - task:
-      type: reinforcement-learning
-      name: reinforcement-learning
-    dataset:
-      type: {env_yaml}
-      name: {env_yaml}
-    metrics:
-    - type: mean_reward
-      name: mean_reward
-      value: "{mean} +/- {std}"
-      verified: false
----
-
-# {agent} on {env}
-
-A policy of rlpg for `{env}`, trained with `{agent}`: {training[steps]:,} environment steps, seed
-{training[seed]}.
-
-| | |
-|---|---|
-| mean return | {mean} ± {std} |
-| 95 % interval of the mean | {low} to {high} |
-| episodes | {episodes}, {how} |
-{film}
-## Use it
-
-```python
-import rlpg
-
-policy = rlpg.load("{file}")
-action = policy.act(observation, deterministic=True)
-```
-
-    rlpg evaluate {file}
-{recipe}"""
+TEMPLATE = Path(__file__).with_suffix(".md")
 
 
 def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
@@ -100,7 +55,7 @@ def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
 def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> str:
     env, agent = str(saved.environment["id"]), str(saved.training["agent"])
     recipe = contents.get("recipe.toml", b"").decode()
-    return CARD.format(
+    card = TEMPLATE.read_text(encoding="utf-8").format(
         agent=agent,
         env=env,
         agent_yaml=json.dumps(agent),  # JSON is YAML
@@ -114,5 +69,5 @@ def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> st
         how="deterministic actions" if found["deterministic"] else "sampled actions",
         film="\n`replay.mp4` shows an episode.\n" if "replay.mp4" in contents else "",
         file=POLICY_FILE,
-        recipe=f"\n## Recipe\n\n```toml\n{recipe}```\n" if recipe else "",
     )
+    return card + (f"\n## Recipe\n\n```toml\n{recipe}```\n" if recipe else "")

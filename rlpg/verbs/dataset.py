@@ -26,13 +26,11 @@ class Recording(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """The environment's own reset."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._rows = [[copy.deepcopy(obs)], [], [], [], []]
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The environment's own step."""
         result = self.env.step(action)
         obs, reward, terminated, truncated, _ = result
         entries = obs, action, float(reward), bool(terminated), bool(truncated)

@@ -26,10 +26,10 @@ from rlpg.engine.components import (
     with_record,
     with_usable_kwargs,
 )
+from rlpg.engine.device import cpu_threads
 from rlpg.engine.evaluator import check_spaces
 from rlpg.engine.loading import environment_to_make
 from rlpg.engine.restore import fitting, restore_tensors
-from rlpg.engine.threads import cpu_threads
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import Learner

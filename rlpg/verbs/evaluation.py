@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from rlpg.engine.device import cpu_threads
 from rlpg.engine.evaluator import Evaluation, check_spaces, play
 from rlpg.engine.loading import Saved, environment_to_make
-from rlpg.engine.threads import cpu_threads
 from rlpg.errors import UsageError
 from rlpg.policies import Policy
 from rlpg.rollouts import EnvSource, find_spec, full_id, make_envs, wrapped

@@ -78,7 +78,6 @@ class Comparison:
         return list(dict.fromkeys(group.label for group in self.groups))
 
     def on(self, env: str) -> list[Group]:
-        """The groups of one environment."""
         return [group for group in self.groups if group.env == env]
 
 

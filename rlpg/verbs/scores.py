@@ -27,9 +27,7 @@ def interquartile_mean(scores: Array) -> Array:
     return np.asarray(middle.mean(axis=0))
 
 
-def interval(
-    strata: Sequence[Array], statistic: Callable[..., Any], *, resamples: int = RESAMPLES
-) -> Array:
+def interval(strata: Sequence[Array], statistic: Callable[..., Any]) -> Array:
     """95 % percentile interval of `statistic(*strata)` by the stratified bootstrap, `[2, ...]`.
 
     Its resampling is seeded, so the interval is a function of the scores.
@@ -37,7 +35,7 @@ def interval(
     generator = np.random.default_rng(0)
     values = [
         statistic(*(runs[generator.integers(len(runs), size=len(runs))] for runs in strata))
-        for _ in range(resamples)
+        for _ in range(RESAMPLES)
     ]
     return np.asarray(np.percentile(values, [2.5, 97.5], axis=0))
 

@@ -73,7 +73,6 @@ class Training:
     verbose: bool = False
 
     def run(self, seed: int, hooks: Hooks | None = None, *, quiet: bool) -> Finished:
-        """Train with one seed, here."""
         recipe = override(self.recipe, {"seed": seed})
         title = f"{recipe.environment.id} {recipe.agent} seed {seed}"
         hooks = replace(
@@ -206,7 +205,6 @@ class _Several:
             self._done(seed, Finished(error.run.path, error.run.evaluation))
 
     def one_by_one(self, *, quiet: bool) -> None:
-        """Here, one after the other."""
         hooks = Hooks(say=None if quiet else partial(print, file=sys.stderr))
         for seed in self._seeds:
             try:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from rlpg.errors import FileError, UsageError
@@ -46,41 +45,7 @@ class Range:
 
 
 Space = Mapping[str, Range]
-
-
-def _space(*, num_steps: tuple[int, ...], **learner: Range) -> Space:
-    """What every agent may be told, how long its rollouts are, and settings of its learner."""
-    return MappingProxyType({
-        "learner.gamma": Range(choices=(0.95, 0.98, 0.99, 0.995, 0.999)),
-        "learner.gae_lambda": Range(choices=(0.8, 0.9, 0.95, 0.98, 1.0)),
-        "policy.hidden": Range(choices=("64,64", "128,128", "256,256")),
-        "learner.value_learning_rate": Range(1e-4, 1e-2, log=True),
-        "rollout.num_steps": Range(choices=num_steps),
-        **{f"learner.{name}": kind for name, kind in learner.items()},
-    })  # fmt: skip
-
-
-_RATES: Space = MappingProxyType({
-    "learning_rate": Range(1e-5, 1e-2, log=True), "entropy_coef": Range(1e-8, 0.1, log=True),
-})  # fmt: skip
-_NATURAL = _space(
-    num_steps=(64, 128, 256, 512),
-    max_kl=Range(1e-3, 0.1, log=True),
-    damping=Range(1e-3, 0.5, log=True),
-)
-SPACES: Mapping[str, Space] = MappingProxyType({
-    "reinforce": _space(num_steps=(16, 32, 64, 128), **_RATES),
-    "a2c": _space(num_steps=(5, 8, 16, 32), **_RATES),
-    "ppo": _space(
-        num_steps=(64, 128, 256, 512),
-        num_epochs=Range(3, 20),
-        clip_range=Range(choices=(0.1, 0.2, 0.3)),
-        **_RATES,
-    ),
-    "npg": _NATURAL,
-    "trpo": _NATURAL,
-    "pathwise": _space(num_steps=(8, 16, 32, 64), **_RATES),
-})  # fmt: skip
+_SHIPPED = Path(__file__).with_suffix(".toml")
 
 
 def space_of(agent: str, path: Path | None) -> Space:
@@ -91,9 +56,11 @@ def space_of(agent: str, path: Path | None) -> Space:
         FileError: the file is not a space.
     """
     if path is None:
-        if agent not in SPACES:
+        shipped = toml.tables(_SHIPPED.read_text())
+        if agent not in shipped:
             raise UsageError(f"space: expected a file for the agent {agent}, got none; write one")
-        return SPACES[agent]
+        tables = shipped["every"] | shipped[agent]
+        return {key: _range(_SHIPPED, key, said) for key, said in tables.items()}
     text = files.read(path, limit=LARGEST_FILE).decode(errors="replace")
     try:
         space = {key: _range(path, key, said) for key, said in _settings(toml.tables(text))}

@@ -198,7 +198,6 @@ def _held(folder: RunFolder) -> AbstractContextManager[None]:
 def _writer(
     folder: RunFolder, recipe: Recipe, components: Components, saved: Checkpoint | None = None
 ) -> RunWriter:
-    """The first rank writes."""
     if rank() > 0:
         return NoWriter(folder)
     display, hooks = components.display, components.hooks

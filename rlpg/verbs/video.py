@@ -44,7 +44,6 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """The environment's own reset."""
         result = self.env.reset(seed=seed, options=options)
         if not self._over:
             self._steps, self._return = 0, 0.0
@@ -52,7 +51,6 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return result
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The environment's own step."""
         result = self.env.step(action)
         if not self._over:
             self._steps, self._return = self._steps + 1, self._return + float(result[1])

@@ -91,7 +91,7 @@ def turn(angle: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GYMNASIUM)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_step_is_gymnasiums_to_rounding(name: str, data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.tuples(states(name), actions(name)), min_size=1, max_size=6))

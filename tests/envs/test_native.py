@@ -54,7 +54,7 @@ def assert_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @each_env
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seeds=st.lists(st.integers(0, 2**63), min_size=1, max_size=5),
     max_episode_steps=st.integers(1, 60),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rlpg.envs import bandit, chain, lqr
 from rlpg.envs.vectorized import SingleEnv
@@ -62,7 +62,6 @@ class TestChain:
             v = (policy * q).sum(axis=1)
         return float(v @ [1 - chain.START, chain.START])
 
-    @settings(deadline=None)
     @given(st.lists(logit, min_size=4, max_size=4), st.floats(0, 1))
     def test_value_and_gradient(self, logits: list[float], gamma: float) -> None:
         at = np.array(logits).reshape(2, 2)

@@ -65,7 +65,7 @@ def ends(batch: Batch) -> Batch:
     return {name: batch[name] for name in ("terminated", "truncated", "valid")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches(), st.sampled_from([0.0, 0.9, 1.0]), st.sampled_from([0.0, 0.7, 1.0]))
 def test_returns_and_advantages_equal_their_definition(
     batch: Batch, gamma: float, lam: float
@@ -118,7 +118,7 @@ def test_without_bootstrap_an_open_end_is_worth_nothing() -> None:
     assert got[:, 0].tolist() == [2.0, 1.0, 1.0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), st.integers(1, 8))
 def test_sums_so_far_do_not_depend_on_where_rollouts_are_cut(batch: Batch, cut: int) -> None:
     reward, valid = batch["reward"], batch["valid"]

@@ -142,7 +142,7 @@ def test_a_mean_ignores_what_stands_where_the_weight_is_0(memory: str | None) ->
 
 
 @each_memory
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(num_envs=st.integers(1, 5), num_steps=st.integers(1, 6), seed=st.integers(0, 99))
 def test_of_any_size_the_parts_add_up(
     memory: str | None, num_envs: int, num_steps: int, seed: int

@@ -16,7 +16,7 @@ from ranks import columns_of, on_ranks
 from rlpg import PPO, Learner, NaturalGradient, Reinforce
 from rlpg.distributed import num_ranks, rank
 
-NUM_ENVS, ROLLOUTS = 12, 3
+NUM_ENVS, ROLLOUTS = 12, 2  # the second shows what the first has taught
 CLASSES = {"reinforce": Reinforce, "a2c": Reinforce, "ppo": PPO, "npg": NaturalGradient}
 CLASSES["trpo"] = NaturalGradient
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -60,7 +60,7 @@ def _plain_step(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestSlotsThatAreNotValid:
     """They may hold anything: the bits of the update are the same."""
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         seed=st.integers(0, 10**6),
         garbage=st.sampled_from([math.nan, math.inf, -1e38, 1e5]),

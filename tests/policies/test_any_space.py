@@ -93,7 +93,7 @@ def rows(space: spaces.Space, batch: Any) -> list[Any]:
 
 
 @given(space=nested(OBSERVATION_LEAVES), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_observations_pack_alike_alone_and_in_a_batch(space, seed):
     observations = Observations(space)
     batch = sampled(batch_space(space, 3), seed)
@@ -112,7 +112,7 @@ def test_observations_pack_alike_alone_and_in_a_batch(space, seed):
 
 
 @given(space=nested(OBSERVATION_LEAVES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_spaces_survive_json(space):
     data = json.loads(json.dumps(space_to_data(space), allow_nan=False))
     again = space_from_data(data)
@@ -121,7 +121,7 @@ def test_spaces_survive_json(space):
 
 
 @given(space=nested(ACTION_LEAVES), seed=st.integers(0, 1000), is_masked=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_actions_are_in_the_space(space, seed, is_masked):
     head = make_head(space)
     generator = torch.Generator().manual_seed(seed)
@@ -141,7 +141,7 @@ def test_actions_are_in_the_space(space, seed, is_masked):
 @given(
     observation=nested(OBSERVATION_LEAVES), action=nested(ACTION_LEAVES), seed=st.integers(0, 99)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_policies_act_within_their_space_after_a_round_trip(observation, action, seed):
     generator = torch.Generator().manual_seed(seed)
     policy = StandardPolicy(observation, action, hidden=(8,), generator=generator)

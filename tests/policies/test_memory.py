@@ -93,7 +93,7 @@ def gradient(policy: Policy, value: Tensor) -> list[Tensor]:
 
 @each_memory
 @pytest.mark.parametrize("spaces_of", SPACES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_sequence_is_its_steps(kind: str, spaces_of: str, data: st.DataObject) -> None:
     """Log-probs and their gradient, episode starts anywhere."""

@@ -318,7 +318,7 @@ calls_st = st.lists(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("copy", [True, False])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scripts=scripts_st, calls=calls_st)
 def test_sync_equals_the_loop_by_hand(
     mode: AutoresetMode, copy: bool, scripts: list[Script], calls: list[tuple[str, int]]
@@ -336,7 +336,7 @@ def test_sync_equals_the_loop_by_hand(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scripts=scripts_st, calls=calls_st)
 def test_native_equals_the_loop_by_hand(
     mode: AutoresetMode, scripts: list[Script], calls: list[tuple[str, int]]

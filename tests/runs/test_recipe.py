@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpg.errors import FileError, RecipeError
@@ -46,7 +46,6 @@ changes = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(changes)
 def test_toml_round_trip_is_exact(typed):
     chosen = {k: v for k, v in typed.items() if not isinstance(v, str)}
@@ -58,7 +57,6 @@ def test_toml_round_trip_is_exact(typed):
     assert all(getattr(recipe, k) == v for k, v in chosen.items() if "." not in k)
 
 
-@settings(deadline=None)
 @given(texts)
 def test_any_string_survives_toml(text):
     recipe = Recipe(environment=EnvironmentSettings(id=text, kwargs={text: text}))

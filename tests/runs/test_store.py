@@ -73,7 +73,7 @@ def test_round_trip(tmp_path):
     st.integers(1, 4),
     st.data(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_pruning_keeps_the_last_ones_and_the_best(tmp_path_factory, steps, keep_last, data):
     folder = tmp_path_factory.mktemp("checkpoints")
     best = data.draw(st.sampled_from(steps))

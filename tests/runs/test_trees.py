@@ -52,7 +52,7 @@ def again(tree, folder):
     return unpack(folder / "file", KIND, LIMIT)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tree=trees)
 def test_a_state_tree_comes_back_bit_for_bit(tmp_path_factory, tree):
     assert same(again(tree, tmp_path_factory.getbasetemp()), tree)

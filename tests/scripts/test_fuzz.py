@@ -56,7 +56,7 @@ def test_the_search_finds_a_loader_without_hashes(
             pass
 
     monkeypatch.setattr("rlpg.runs.trees.sha256", lambda data: Lenient())
-    assert "loaded something else" in {fuzzer.once(seed)[2] for seed in range(1000)}
+    assert any(fuzzer.once(seed)[2] == "loaded something else" for seed in range(1000))
 
 
 def test_the_search_finds_a_loader_that_casts(
@@ -70,7 +70,7 @@ def test_the_search_finds_a_loader_that_casts(
         return load(self, {**own, **fits}, strict=strict)
 
     monkeypatch.setattr(Policy, "load_state_dict", lenient)
-    assert "loaded something else" in {fuzzer.once(seed)[2] for seed in range(400)}
+    assert any(fuzzer.once(seed)[2] == "loaded something else" for seed in range(400))
 
 
 def test_the_program_says_how_many_were_refused(tmp_path: Path) -> None:

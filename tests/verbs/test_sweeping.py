@@ -19,7 +19,7 @@ from rlpg.engine.assembly import Hooks
 from rlpg.errors import FileError, RecipeError, UsageError
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe, load_recipe, override
-from rlpg.verbs.spaces import SPACES, Range, check_space, space_of
+from rlpg.verbs.spaces import Range, check_space, space_of
 
 optuna = pytest.importorskip("optuna")
 sweeping = pytest.importorskip("rlpg.verbs.sweeping")
@@ -54,8 +54,8 @@ def _in_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_shipped_space_of_an_agent_has_settings_of_it(agent: str) -> None:
     recipe = Recipe.of(agent)
-    check_space(SPACES[agent], recipe)
-    for key, kind in SPACES[agent].items():
+    check_space(space_of(agent, None), recipe)
+    for key, kind in space_of(agent, None).items():
         values = [override(recipe, {key: value}) for value in kind.ends]
         assert len(set(map(repr, values))) == len(values), f"{key}: nothing to choose"
 
