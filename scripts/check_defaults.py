@@ -125,16 +125,17 @@ def write(report: list[dict[str, Any]]) -> None:
         "errors. *Recipe*: the highest median return of the agents that ship for the environment",
         "with a recipe of no more steps; *share*: the median of the defaults, as a share of that,",
         "both counted from random actions. CPU time is for one seed on one thread with an",
-        "evaluation at the end: its wall time where nothing else runs. Measured with version",
-        f"{known['rlpg']}, by code that did not divide the first rewards by their own deviation",
-        "yet (`reward_scaling` in [options.md](options.md)).",
+        "evaluation at the end: its wall time where nothing else runs. Version "
+        f"{known['rlpg']}; the code of a row",
+        "that is of `5be07dc7e3` or has no commit did not divide the first rewards by their own",
+        "deviation yet (`reward_scaling` in [options.md](options.md)).",
         "",
         f"The share is 0.9 or more in {sum(one >= 0.9 for one in compared)} of {len(compared)} "
         "environments.",
         "",
         "| environment | steps | random | seeds | trained, by seed | learned | recipe | share "
-        "| CPU time |",
-        "|---|---:|---:|---|---|---|---:|---:|---:|",
+        "| CPU time | commit |",
+        "|---|---:|---:|---|---|---|---:|---:|---:|---|",
         *map(line, report),
     ]
     REPORT.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -174,6 +175,7 @@ def line(item: dict[str, Any]) -> str:
         "-" if part is None else number(recipe_reaches(item) or 0.0),
         "-" if part is None else f"{part:.2f}",
         f"{median(row['cpu_seconds'] for row in rows):.0f} s",
+        ", ".join(sorted({row.get("commit") or "-" for row in rows})),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -38,7 +38,7 @@ def test_learned_is_better_by_five_standard_errors(mean: float, learned: bool) -
     word, part = "yes" if learned else "no", ((90.0 + mean) / 2 - 10) / (500 - 10)
     assert line(found) == (
         f"| CartPole-v1 | 300,000 | 10.00 | 0, 1 | 90.0, {number(mean)} | {word} | 500.0 "
-        f"| {part:.2f} | 0 s |"
+        f"| {part:.2f} | 0 s | - |"
     )
 
 
