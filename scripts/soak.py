@@ -162,7 +162,7 @@ def soak(
 
     Args:
         patience: seconds that it may take to end.
-        more_steps: that the resumed run goes on for.
+        more_steps: from the last entry of the log on, that the resumed run goes on for.
 
     Returns:
         the samples, and what was not clean about the end, "" if nothing.
@@ -198,8 +198,8 @@ def soak(
     left = sorted(name for name in shared if Path(name).exists())
     if alive or left:
         return samples, f"left behind: processes {alive}, shared memory {left}"
-    step = samples[-1].steps if samples else 0
-    more = [*CLI, "resume", str(folder), f"--total-steps={step + more_steps}", "--quiet"]
+    total = last_step(folder) + more_steps
+    more = [*CLI, "resume", str(folder), f"--total-steps={total}", "--quiet"]
     resumed = subprocess.run(more, capture_output=True, text=True)
     return samples, "" if resumed.returncode == 0 else f"resume: {resumed.stderr[-500:]}"
 
