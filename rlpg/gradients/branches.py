@@ -30,10 +30,13 @@ from torch.distributions import (
     Exponential,
     Gamma,
     Normal,
+    OneHotCategorical,
     Poisson,
 )
 
 from rlpg.errors import EstimatorError
+
+BY_PROBS = (Bernoulli, Categorical, OneHotCategorical)  # "expect" asks no log_prob for these
 
 
 def branches(
@@ -57,6 +60,9 @@ def branches(
             f"{type(distribution).__name__} with {list(distribution.batch_shape)}; use how='score'"
         )
     x = distribution.enumerate_support()
+    if isinstance(distribution, BY_PROBS) and distribution._param is distribution.probs:
+        p = distribution.probs  # log_prob has no slope where one of them is 0 or 1
+        return x, torch.where(x == 1, p, 1 - p) if p.dim() == lane + 1 else p.movedim(-1, 0)
     return x, distribution.log_prob(x.clone()).exp()
 
 
