@@ -30,10 +30,13 @@ from torch.distributions import (
     Exponential,
     Gamma,
     Normal,
+    OneHotCategorical,
     Poisson,
 )
 
 from rlpg.errors import EstimatorError
+
+BY_PROBS = (Bernoulli, Categorical, OneHotCategorical)  # "expect" asks no log_prob for these
 
 
 def branches(
@@ -57,6 +60,9 @@ def branches(
             f"{type(distribution).__name__} with {list(distribution.batch_shape)}; use how='score'"
         )
     x = distribution.enumerate_support()
+    if isinstance(distribution, BY_PROBS) and distribution._param is distribution.probs:
+        p = distribution.probs  # log_prob has no slope where one of them is 0 or 1
+        return x, torch.where(x == 1, p, 1 - p) if p.dim() == lane + 1 else p.movedim(-1, 0)
     return x, distribution.log_prob(x.clone()).exp()
 
 
@@ -113,12 +119,16 @@ def sets_without_replacement(
     noise = -torch.empty_like(logits).exponential_().log()
     chosen = (logits.detach() + noise).topk(num_draws, dim=-1).indices  # [*batch, K]
     log_p = logits.gather(-1, chosen)
-    p = log_p.detach().exp().double().movedim(-1, 0)  # [K, *batch]
-    rest = _completions(p)
-    everything, first = rest[()], torch.stack([rest[(s,)] for s in range(num_draws)])
-    ratio = first / everything
-    value = p * ratio
-    value = value / value.sum(0)  # 1 up to rounding, where all but certain outcomes are drawn
+    if bool(log_p.isinf().any()):
+        raise EstimatorError(
+            f"num_draws: expected at most as many as outcomes that can occur, got {num_draws}; "
+            "draw fewer, or use how='expect'"
+        )
+    every_p = logits.detach().double().softmax(-1)
+    p = every_p.gather(-1, chosen).movedim(-1, 0)  # [K, *batch]
+    rest = _completions(p, every_p.scatter(-1, chosen, 0.0).sum(-1))
+    first = torch.stack([rest[(s,)] for s in range(num_draws)])
+    value = p * first / rest[()]
     slope = torch.zeros(num_draws, *p.shape, dtype=p.dtype, device=p.device)  # [f of t, p of s]
     for s in range(num_draws):
         slope[s, s] += value[s]
@@ -130,17 +140,19 @@ def sets_without_replacement(
     return chosen.movedim(-1, 0), weight
 
 
-def _completions(p: Tensor) -> dict[tuple[int, ...], Tensor]:
+def _completions(p: Tensor, never: Tensor) -> dict[tuple[int, ...], Tensor]:
     """`[*batch]` probability that the set is completed once the draws of the key are made, in any
     order: `V(M) = sum_s p_s / (1 - p(M)) V(M and s)` and 1 for the whole set.
 
-    A sum of positive numbers: nothing cancels. 2^K of them.
+    Sums of positive numbers: nothing cancels, because `1 - p(M)` is summed, too, with `never`
+    `[*batch]` the probability of the outcomes that were not drawn. 2^K of them.
     """
     num, found = len(p), {tuple(range(len(p))): torch.ones_like(p[0])}
     for size in range(num - 1, -1, -1):
         for made in combinations(range(num), size):
-            left = 1 - sum((p[s] for s in made), torch.zeros_like(p[0]))
-            onward = [p[s] * found[tuple(sorted((*made, s)))] for s in range(num) if s not in made]
+            others = [s for s in range(num) if s not in made]
+            onward = [p[s] * found[tuple(sorted((*made, s)))] for s in others]
+            left = sum((p[s] for s in others), never)
             found[made] = sum(onward[1:], onward[0]) / left.clamp(min=1e-300)
     return found
 

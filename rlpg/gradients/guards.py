@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.distributions import (
+    Categorical,
+    ContinuousBernoulli,
     Distribution,
     Independent,
     MixtureSameFamily,
@@ -52,6 +56,14 @@ def check_distribution(name: str, dist: Distribution, how: str) -> None:
             f"{type(dist).__name__}, whose gradient is biased; use how='score', or say "
             "how='biased_straight_through'"
         )
+    for part in _parts(dist):
+        if isinstance(part, ContinuousBernoulli) and not bool(
+            part._outside_unstable_region().all()
+        ):
+            raise EstimatorError(
+                f"{name}: expected a ContinuousBernoulli away from 1/2 for how={how!r}, got a "
+                "probability so near to it that torch's rsample has no gradient; use how='score'"
+            )
 
 
 def _parts(dist: Distribution) -> Iterator[Distribution]:
@@ -71,24 +83,49 @@ def _is_discrete(dist: Distribution) -> bool:
 
 
 def density(name: str, dist: Distribution, x: Tensor) -> Tensor:
-    """`log p(x)`, refused where there is none."""
+    """`log p(x)`, refused where there is none, and in forward mode, which it would not reach."""
     try:
-        return dist.log_prob(x)
+        log_prob = dist.log_prob(x)
     except NotImplementedError:
         raise EstimatorError(
             f"{name}: expected a distribution with log_prob for how='score', got "
             f"{type(dist).__name__}; use how='pathwise'"
         ) from None
+    if not log_prob.requires_grad and unpack_dual(log_prob).tangent is not None:
+        raise EstimatorError(
+            f"{name}: expected derivatives in backward mode, got forward mode (jvp), to which the "
+            "score adds nothing; use backward() or torch.func.grad"
+        )
+    return log_prob
 
 
 def check_support(name: str, dist: Distribution) -> None:
     """Refuses a density whose support moves with its parameters: the score misses what leaves and
-    enters at the edge."""
+    enters at the edge. So do outcomes of probability 0 that a parameter gives another."""
+    if any(_appears(part) for part in _parts(dist)):
+        raise EstimatorError(
+            f"{name}: expected probabilities that no parameter moves away from 0 or 1, got "
+            f"{type(dist).__name__} with one exactly there, whose derivative no sample shows; keep "
+            "them off the edge, or use how='expect' or 'weak'"
+        )
     if any(_moves(part) for part in _parts(dist)):
         raise EstimatorError(
             f"{name}: expected a support that does not depend on parameters, got "
             f"{type(dist).__name__}; its score is biased: use how='pathwise'"
         )
+
+
+def _appears(dist: Distribution) -> bool:
+    """Whether a parameter moves the probability of an outcome that is impossible, or certain."""
+    dist = getattr(dist, "_categorical", dist)
+    given = vars(dist).get("probs", vars(dist).get("rate"))
+    if not isinstance(given, Tensor) or not given.requires_grad or not _is_discrete(dist):
+        return False
+    at_edge = given == 0
+    if "probs" in vars(dist) and not isinstance(dist, Categorical):
+        at_edge = at_edge | (given == 1)
+    with torch.enable_grad():
+        return bool(at_edge.any()) and _depends(given[at_edge])
 
 
 def _moves(dist: Distribution) -> bool:
@@ -130,7 +167,7 @@ def _is_real(constraint: object) -> bool:
     return isinstance(constraint, type(constraints.real))
 
 
-def _bounds(constraint: object) -> Iterator[object]:
+def _bounds(constraint: object) -> Iterator[Any]:
     """The edges that a constraint names, and those that it is made of."""
     for name, value in vars(constraint).items():
         for part in value if isinstance(value, list) else [value]:
@@ -146,12 +183,50 @@ def _is_moved(edge: Tensor, transforms: Sequence[Transform]) -> bool:
         for transform in transforms:
             edge = transform(edge)
             edge = edge if bool(edge.isfinite().all()) else edge.detach()
-        if not edge.requires_grad:
-            return False
-        weight = torch.linspace(1, 2, edge.numel(), dtype=edge.dtype).reshape(edge.shape)
-        moved = (weight.to(edge.device) * edge).sum()
-        slopes = torch.autograd.grad(moved, leaves_of(edge), retain_graph=True)
+        return edge.requires_grad and _depends(edge)
+
+
+def _depends(edge: Tensor) -> bool:
+    """Whether it has a derivative for any leaf."""
+    weight = torch.linspace(1, 2, edge.numel(), dtype=edge.dtype).reshape(edge.shape)
+    moved = (weight.to(edge.device) * edge).sum()
+    slopes = torch.autograd.grad(moved, leaves_of(edge), retain_graph=True)
     return any(bool(slope.any()) for slope in slopes)
+
+
+def check_rounding(name: str, dist: Distribution, x: Tensor) -> None:
+    """Refuses samples that rounding has moved: `log_prob` is then taken where they were not drawn.
+
+    One in a hundred at an edge of the support, or a deviation below the rounding of its location.
+    A distribution of one's own may put mass there on purpose.
+    """
+    if not type(dist).__module__.startswith("torch.") or not x.is_floating_point():
+        return
+    try:
+        support = dist.support
+    except NotImplementedError:
+        return
+    eps, tiny = torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
+    is_discrete, is_simplex = _is_discrete(dist), support is constraints.simplex
+    for bound in () if is_discrete else [0.0] if is_simplex else _bounds(support):
+        if isinstance(bound, Tensor):  # of a uniform number, which has no mass there
+            continue
+        share = float(((x - bound).abs() <= max(eps * abs(bound), tiny)).double().mean())
+        if share > 0.01:
+            raise EstimatorError(
+                f"{name}: expected samples inside the support, got {share:.0%} of those of "
+                f"{type(dist).__name__} rounded to its edge, where the score is not theirs; use "
+                "how='pathwise', or float64"
+            )
+    for values in map(vars, _parts(dist)):
+        loc, scale = values.get("loc"), values.get("scale")
+        if not isinstance(loc, Tensor) or not isinstance(scale, Tensor):
+            continue
+        if bool((scale < 4 * eps * loc.abs()).any()):
+            raise EstimatorError(
+                f"{name}: expected a scale above the rounding of its location, got "
+                f"{float(scale.min()):.2g} in {x.dtype}; use how='pathwise', or float64"
+            )
 
 
 def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: int | None) -> int:

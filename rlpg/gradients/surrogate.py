@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,45 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
     if mixtures:
         measure(surrogate, mixtures)
     _learn(learn)
-    return surrogate
+    once = any(isinstance(e, Node) or (isinstance(e, Branching) and not e.exact) for e in events)
+    return _Once.apply(surrogate) if once and surrogate.requires_grad else surrogate  # type: ignore[no-untyped-call]
+
+
+class _Once(torch.autograd.Function):
+    """The identity, whose second derivative is refused: it would be that of the estimator as it
+    was sampled, not of the objective."""
+
+    @staticmethod
+    def forward(surrogate: Tensor) -> Tensor:
+        return surrogate.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # for torch.func
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # no graph is asked for
+            return grad
+        refused: Tensor = _Refused.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return refused
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(grad: Tensor, surrogate: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        raise EstimatorError(
+            "surrogate: expected one derivative, got a second, which order=1 does not have; use "
+            "tape.surrogate(order=2)"
+        )
 
 
 def dice(events: Sequence[Event], lanes: int) -> Tensor:
@@ -227,9 +266,14 @@ def _check_finite(surrogate: Tensor, events: Sequence[Event]) -> None:
         bad = (~torch.isfinite(values)).nonzero()
         if len(bad):
             raise EstimatorError(
-                f"{name}: expected finite {what}, got {float(values[tuple(bad[0])])} in lane "
-                f"{int(bad[0][-1])}; no gradient can be made of it"
+                f"{name}: expected finite {what}, got {float(values[tuple(bad[0])].detach())} in "
+                f"lane {int(bad[0][-1])}; no gradient can be made of it"
             )
+    raise EstimatorError(
+        f"surrogate: expected a finite number, got {float(surrogate.detach())} from finite terms "
+        "and log-probabilities; look at baselines and controls, or for sums too large for "
+        f"{surrogate.dtype}"
+    )
 
 
 def _check(events: Sequence[Event], lanes: int) -> None:

@@ -40,7 +40,7 @@ from torch.distributions import Distribution, Normal
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, NoBaseline
-from rlpg.gradients.branches import branches
+from rlpg.gradients.branches import BY_PROBS, branches
 from rlpg.gradients.combine import LaneCopies, Mixture
 from rlpg.gradients.controls import Control
 from rlpg.gradients.draws import Uniforms
@@ -60,6 +60,7 @@ from rlpg.gradients.events import (
 from rlpg.gradients.events import How as How
 from rlpg.gradients.guards import (
     check_distribution,
+    check_rounding,
     check_sample,
     check_support,
     check_term_shape,
@@ -124,7 +125,7 @@ class Tape:
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
         self._num_samples = self._num_terms = self._num_nodes = 0
-        self._scored: list[tuple[str, Distribution]] = []
+        self._scored: list[tuple[str, Distribution, Tensor]] = []
         self._path: str | None = None  # the first sample that carries its gradient
         self._blind: str | None = None  # the first sample that was drawn without gradients
 
@@ -309,8 +310,9 @@ class Tape:
                 "no_grad or inference_mode, whose gradient is lost; draw what needs none with "
                 "torch.randn"
             )
-        for name, dist in self._scored:
+        for name, dist, x in self._scored:
             check_support(name, dist)
+            check_rounding(name, dist, x)
         lanes = terms[0].value.shape[-1]
         if order == 1:
             return build(self.events, lanes, self.gae_lambda)
@@ -357,7 +359,7 @@ class Tape:
             )
         # Of a copy: a program may overwrite its own; a transform may have cached where it is from.
         kept = x.clone()
-        self._scored.append((name, dist))
+        self._scored.append((name, dist, kept))
         log_prob = density(name, dist, kept)  # [*branches, lanes, ...]
         if log_prob.requires_grad:
             if log_prob.dim() > lane + 1:
@@ -403,11 +405,11 @@ class Tape:
                 f"{name}: expected independent lanes for how='combine', got branches or a resample "
                 "before it; use 'score' or 'pathwise'"
             )
-        self._scored.append((name, dist))
         self._path = self._path or name
         mixture = Mixture(dist, name=name, exact_ivw=self.exact_ivw, lane_copies=self._copies)
         sample, anchor = mixture.join()
         path = mixture.path.detach()
+        self._scored.append((name, dist, path))
         node = self._node(name, dist, path, mixture.log_prob, baseline, mixture)
         node.anchor = anchor
         return sample
@@ -415,6 +417,8 @@ class Tape:
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
         with naming(name):
             x, weight = branches(dist, how, lane, self.num_draws)  # [K, *branches, lanes, ...]
+        if how != "weak" and not (how == "expect" and isinstance(dist, BY_PROBS)):
+            self._scored.append((name, dist, x))
         if self._branch is not None:
             missing = (1,) * (self._branch.dim() - 1 - lane)
             x = x.reshape(x.shape[0], *missing, *x.shape[1:])

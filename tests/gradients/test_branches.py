@@ -281,6 +281,40 @@ def set_gradient(p: Tensor, chosen: list[int]) -> Tensor:
     return result
 
 
+def test_rounding_hid_the_gradient_of_a_rare_outcome_from_a_set() -> None:
+    """In float32 the probability left by all others came out as 0, or as twice what it is."""
+    paid = torch.tensor([1.0, 1e7, 5.0])
+    for logit in (-14.0, -16.0, -18.0, -200.0):
+        logits = torch.tensor([0.8, logit, -0.2], requires_grad=True)
+        tape = Tape("without_replacement", num_draws=3)
+        tape.add(paid[tape.sample(Categorical(logits=logits.expand(4, 3)))])
+        found = torch.autograd.grad(tape.surrogate(), logits)[0]
+        exact = torch.autograd.grad(logits.softmax(0) @ paid, logits)[0]
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_draws", [2, 3, 4])
+def test_sets_of_common_and_rare_outcomes_in_float32(num_draws: int) -> None:
+    """The same set in double precision gives the same weights and gradients."""
+    logits = torch.tensor([0.5, -17.0, -0.4, -40.0, -16.0])
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.to(dtype).requires_grad_()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            noise = torch.empty(200, 5).exponential_().to(dtype)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Tensor, "exponential_", lambda self, noise=noise: noise)
+                x, weight = sets_without_replacement(
+                    Categorical(logits=leaf.expand(200, 5)), num_draws
+                )
+        rows = [torch.autograd.grad(w.sum(), leaf, retain_graph=True)[0] for w in weight]
+        found[dtype] = x, weight.detach().float(), torch.stack(rows).float()
+    assert torch.equal(found[torch.float32][0], found[torch.float64][0])
+    for one, two in zip(found[torch.float32][1:], found[torch.float64][1:], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-12)
+
+
 def test_sets_are_drawn_with_the_probabilities_that_they_are_weighed_with() -> None:
     p, lanes = torch.softmax(LOGITS, 0), 20_000
     with torch.random.fork_rng(devices=[]):
@@ -328,6 +362,9 @@ def test_other_distributions_and_sizes_are_refused() -> None:
         Tape("without_replacement").sample(Bernoulli(logits=logits))
     with pytest.raises(EstimatorError, match="num_draws: expected 2 to 3"):
         Tape("without_replacement", num_draws=4).sample(Categorical(logits=logits))
+    masked = torch.tensor([0.0, -math.inf, 1.0]).expand(5, 3)
+    with pytest.raises(EstimatorError, match="at most as many as outcomes that can occur, got 3"):
+        Tape("without_replacement", num_draws=3).sample(Categorical(logits=masked))
     tape = Tape("disarm")
     tape.add(tape.sample(Bernoulli(logits=logits[:, 0])))
     with pytest.raises(EstimatorError, match="expected order=1"):

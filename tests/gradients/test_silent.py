@@ -13,9 +13,14 @@ from torch.distributions import (
     AbsTransform,
     AffineTransform,
     Bernoulli,
+    Beta,
+    Binomial,
+    ContinuousBernoulli,
+    Dirichlet,
     Distribution,
     Exponential,
     ExpTransform,
+    Geometric,
     Gumbel,
     Independent,
     Kumaraswamy,
@@ -27,6 +32,7 @@ from torch.distributions import (
     OneHotCategoricalStraightThrough,
     Pareto,
     Poisson,
+    RelaxedBernoulli,
     SigmoidTransform,
     TanhTransform,
     Transform,
@@ -288,6 +294,142 @@ def test_a_support_that_stays_is_let_pass(name: str) -> None:
     x = tape.sample(FIXED[name](theta.expand(8)))
     tape.add(x.reshape(8, -1).sum(1))
     assert float(slope(tape, theta).abs()) > 0
+
+
+# ---- outcomes that are impossible here, and possible next to it --------------------------------
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_a_coin_that_always_falls_alike_had_no_gradient(p: float) -> None:
+    """log_prob has no slope there: "expect", called exact, gave 0, and so did the samples."""
+    slopes = {}
+    for how in ("expect", "weak"):
+        theta, tape = leaf(p), Tape(how)  # type: ignore[arg-type]
+        tape.add(2 * tape.sample(Bernoulli(theta.expand(6))) + 1)
+        slopes[how] = float(slope(tape, theta))
+    assert slopes == pytest.approx({"expect": 2.0, "weak": 2.0})
+
+
+IMPOSSIBLE: dict[str, Callable[[Tensor], Distribution]] = {
+    "bernoulli": lambda p: Bernoulli(p.expand(6)),
+    "independent": lambda p: Independent(Bernoulli(p.expand(6, 2)), 1),
+    "binomial": lambda p: Binomial(2, p.expand(6)),
+    "geometric": lambda p: Geometric(1 - p.expand(6)),
+    "poisson": lambda p: Poisson(p.expand(6)),
+    "choice": lambda p: Choice(torch.cat([p, 1 - p]).expand(6, 2)),
+    "one hot": lambda p: OneHotCategorical(torch.cat([p, 1 - p]).expand(6, 2)),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_no_sample_shows_the_derivative_of_an_impossible_outcome(name: str) -> None:
+    tape = Tape()
+    x = tape.sample(IMPOSSIBLE[name](leaf(0.0)), name="coin")
+    tape.add(x.reshape(6, -1).double().sum(1))
+    with pytest.raises(EstimatorError, match=r"^coin: expected probabilities that no parameter"):
+        tape.surrogate()
+
+
+@pytest.mark.parametrize("how", ["disarm", "without_replacement", "expect"])
+def test_branches_at_an_impossible_outcome_are_refused_or_exact(how: How) -> None:
+    theta, paid = leaf(0.0), torch.tensor([3.0, 1.0]).double()
+    tape = Tape(how)
+    choice = Choice(torch.cat([theta, 1 - theta]).expand(6, 2))
+    x = tape.sample(Bernoulli(theta.expand(6)) if how == "disarm" else choice)
+    tape.add(paid[x.long()])
+    if how == "expect":
+        assert float(slope(tape, theta)) == pytest.approx(2.0)
+        return
+    with pytest.raises(EstimatorError, match="expected probabilities that no parameter"):
+        tape.surrogate()
+
+
+@pytest.mark.parametrize("how", ["score", "expect"])
+def test_a_saturated_probability_is_let_pass(how: How) -> None:
+    theta, tape = leaf(800.0), Tape(how)
+    tape.add(tape.sample(Bernoulli(torch.sigmoid(theta).expand(6))))
+    tape.add(tape.sample(Choice(torch.softmax(theta * torch.eye(3)[0], 0).expand(6, 3))) * 1.0)
+    assert float(slope(tape, theta)) == 0.0
+
+
+# ---- samples that rounding has moved -----------------------------------------------------------
+
+
+def test_the_score_of_a_beta_was_wrong_where_its_samples_round_to_one() -> None:
+    """Beta(0.1, 0.1) in float32: -1.55 for a derivative of -2.5. Beta(0.5, 0.5) is right."""
+    for value in (0.1, 0.5):
+        theta, tape = torch.tensor(value, requires_grad=True), Tape()
+        tape.add(tape.sample(Beta(theta.expand(2000), theta.expand(2000)), name="share"))
+        if value == 0.5:
+            tape.surrogate()
+            continue
+        with pytest.raises(EstimatorError, match="share: expected samples inside the support"):
+            tape.surrogate()
+
+
+ROUNDED: dict[str, Callable[[Tensor], Distribution]] = {
+    "squashed": lambda p: TransformedDistribution(Normal(p + 16, 1.0), [SigmoidTransform()]),
+    "relaxed": lambda p: RelaxedBernoulli(torch.tensor(0.03), logits=p),
+    "dirichlet": lambda p: Dirichlet(0.02 * torch.stack([p, p], -1)),
+    "narrow": lambda p: Normal(p, 1e-8),
+    "narrow and independent": lambda p: Independent(Normal(p[:, None], 1e-8), 1),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_samples_that_rounding_moves_have_no_score(name: str) -> None:
+    theta, tape = torch.tensor(0.5, requires_grad=True), Tape()
+    x = tape.sample(ROUNDED[name](theta.expand(1000)))
+    tape.add(x.reshape(1000, -1).sum(1))
+    with pytest.raises(EstimatorError, match=r"expected (samples inside|a scale above)"):
+        tape.surrogate()
+
+
+# ---- derivatives that the surrogate does not have ----------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["pathwise", "combine"])
+def test_a_continuous_bernoulli_near_one_half_has_no_path(how: How) -> None:
+    """torch's inverse is a constant there: the gradient was 0."""
+    with pytest.raises(EstimatorError, match="expected a ContinuousBernoulli away from 1/2"):
+        Tape(how).sample(ContinuousBernoulli(leaf(0.5).expand(6)))
+    theta, tape = leaf(0.4), Tape(how)
+    tape.add(tape.sample(ContinuousBernoulli(theta.expand(6))))
+    assert float(slope(tape, theta)) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_forward_mode_lost_the_score() -> None:
+    def objective(theta: Tensor) -> Tensor:
+        tape = Tape()
+        tape.add(tape.sample(Normal(theta.expand(6), 1.0)))
+        return tape.surrogate()
+
+    one = torch.ones((), dtype=torch.float64)
+    with pytest.raises(EstimatorError, match="expected derivatives in backward mode"):
+        torch.func.jvp(objective, (one,), (one,))
+    assert float(torch.func.grad(objective)(one).abs()) > 0
+
+
+@pytest.mark.parametrize("how", ["score", "weak", "disarm", "pathwise", "expect"])
+def test_a_second_derivative_of_order_one_is_refused_unless_it_is_right(how: How) -> None:
+    theta, tape = leaf(0.3), Tape(how)
+    coin = Bernoulli(logits=theta.expand(6))
+    x = tape.sample(Normal(theta.expand(6), 1.0) if how == "pathwise" else coin)
+    tape.add(theta * x**2)
+    (first,) = torch.autograd.grad(tape.surrogate(), theta, create_graph=True)
+    if how in ("pathwise", "expect"):
+        assert bool(torch.autograd.grad(first.sum(), theta)[0].isfinite())
+        return
+    with pytest.raises(EstimatorError, match=r"use tape.surrogate\(order=2\)"):
+        torch.autograd.grad(first.sum(), theta)
+
+
+def test_a_baseline_that_is_not_a_number_is_not_passed_on() -> None:
+    tape = Tape(baseline=math.nan)
+    tape.add(tape.sample(Normal(leaf(0.3).expand(6), 1.0)))
+    with pytest.raises(EstimatorError, match=r"expected a finite number, got nan .* baselines"):
+        tape.surrogate()
 
 
 # ---- discrete samples with a path --------------------------------------------------------------
