@@ -95,6 +95,8 @@ class _Once(torch.autograd.Function):
     """The identity, whose second derivative is refused: it would be that of the estimator as it
     was sampled, not of the objective."""
 
+    generate_vmap_rule = True  # for torch.func.jacrev
+
     @staticmethod
     def forward(surrogate: Tensor) -> Tensor:
         return surrogate.clone()
@@ -112,6 +114,8 @@ class _Once(torch.autograd.Function):
 
 
 class _Refused(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(grad: Tensor, surrogate: Tensor) -> Tensor:
         return grad.clone()

@@ -408,7 +408,12 @@ def test_forward_mode_lost_the_score() -> None:
     one = torch.ones((), dtype=torch.float64)
     with pytest.raises(EstimatorError, match="expected derivatives in backward mode"):
         torch.func.jvp(objective, (one,), (one,))
-    assert float(torch.func.grad(objective)(one).abs()) > 0
+    slope = torch.func.grad(objective)(one)
+    assert float(slope.abs()) > 0
+    torch.manual_seed(0)
+    jacobian = torch.func.jacrev(objective)(one)
+    torch.manual_seed(0)
+    torch.testing.assert_close(jacobian, torch.func.grad(objective)(one))
 
 
 @pytest.mark.parametrize("how", ["score", "weak", "disarm", "pathwise", "expect"])
