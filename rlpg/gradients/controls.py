@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from rlpg.errors import EstimatorError
+from rlpg.gradients.parameters import detached_twin, leaves_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class KnownMean(Control):
             raise EstimatorError(
                 f"expected control and mean [{len(x)}], got {list(value.shape)} and "
                 f"{list(repaid.shape)}; return one number per lane"
+            )
+        twin, leaves = detached_twin(dist)
+        if {*map(id, leaves_of(self.mean(twin)))} - {*map(id, leaves)}:
+            raise EstimatorError(
+                "expected a control whose mean has a gradient for the distribution only, got one "
+                "for another tensor, which would be added to that one's; detach it"
             )
         return Controlled(value, repaid)
 
