@@ -175,7 +175,7 @@ def line(item: dict[str, Any]) -> str:
         "-" if part is None else number(recipe_reaches(item) or 0.0),
         "-" if part is None else f"{part:.2f}",
         f"{median(row['cpu_seconds'] for row in rows):.0f} s",
-        ", ".join(sorted({row.get("commit") or "-" for row in rows})),
+        ", ".join(sorted({str(row.get("commit") or "-") for row in rows})),
     )
     return f"| {' | '.join(cells)} |"
 
