@@ -16,9 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import rlpg
 from rlpg.cli import main
+from rlpg.engine.run_writer import told
 from rlpg.engine.stopping import StopSignals
 from rlpg.errors import FileError, RlpgWarning, UsageError
 from rlpg.learners import Reinforce
+from rlpg.runs.recipe import Recipe, dumps, loads, override
 from rlpg.runs.run import open_run
 from rlpg.runs.store import load_policy, newest_checkpoint
 
@@ -276,6 +278,17 @@ def test_a_changed_recipe_was_not_said_and_exact_went_on(
         rlpg.resume(tmp_path / "run", exact=True)
     with pytest.warns(RlpgWarning, match=f"bits may differ: [a-z.]*{words}"):
         rlpg.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "a2c", "ppo", "npg", "trpo", "pathwise"])
+def test_a_recipe_is_the_same_once_it_was_a_file(agent: str) -> None:
+    """Arguments in another order: resume said that bits may differ, and `--exact` refused."""
+    kwargs = {"where": "a/b", "sizes": [1, 2.5], "at": 40}
+    recipe = override(Recipe.of(agent), {"environment.id": "E-v0", "environment.kwargs": kwargs})
+    again = loads(dumps(recipe))
+    turned = override(again, {"environment.kwargs": dict(reversed(kwargs.items()))})
+    assert told(turned) == told(again) == told(recipe)
+    assert told(override(again, {"environment.kwargs": {**kwargs, "at": 41}})) != told(recipe)
 
 
 def test_settings_that_change_no_bit_are_not_said(tmp_path: Path) -> None:

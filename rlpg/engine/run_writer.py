@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -207,11 +208,12 @@ def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
 
 
 def told(recipe: Recipe) -> dict[str, str]:
-    """The settings that the bits of a run depend on, but for those that `resume` may change."""
+    """The settings that the bits of a run depend on, but for those that `resume` may change; the
+    order of a table and the kind of a list, which a file does not keep, make no difference."""
     tables = ("agent", "seed", "environment.", "policy.", "rollout.", "learner.")
     free = ("environment.backend", "environment.num_workers", "environment.timeout")
     return {
-        key: str(value)
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
         for key, value in flatten(recipe).items()
         if key.startswith(tables) and key not in free
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
+from importlib.resources import files
 
-_WORDS: dict[str, str] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+_WORDS: dict[str, str] = tomllib.loads(
+    files(__package__).joinpath("synonyms.toml").read_text("utf-8")
+)
 
 SYNONYMS = {word: key for key, words in _WORDS.items() for word in words.split()}

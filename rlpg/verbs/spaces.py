@@ -56,7 +56,7 @@ def space_of(agent: str, path: Path | None) -> Space:
         FileError: the file is not a space.
     """
     if path is None:
-        shipped = toml.tables(_SHIPPED.read_text())
+        shipped = toml.tables(_SHIPPED.read_text(encoding="utf-8"))
         if agent not in shipped:
             raise UsageError(f"space: expected a file for the agent {agent}, got none; write one")
         tables = shipped["every"] | shipped[agent]
