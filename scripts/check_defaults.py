@@ -125,7 +125,8 @@ def write(report: list[dict[str, Any]]) -> None:
         "errors. *Recipe*: the highest median return of the agents that ship for the environment",
         "with a recipe of no more steps; *share*: the median of the defaults, as a share of that,",
         "both counted from random actions. CPU time is for one seed on one thread with an",
-        "evaluation at the end: its wall time where nothing else runs. Version "
+        "evaluation at the end: its wall time where nothing else runs (where something did, as",
+        "beside the rows of `4976a98dfc`, CPU times are longer, too). Version "
         f"{known['rlpg']}; the code of a row",
         "that is of `5be07dc7e3` or has no commit did not divide the first rewards by their own",
         "deviation yet (`reward_scaling` in [options.md](options.md)).",
