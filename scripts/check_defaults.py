@@ -58,6 +58,11 @@ ENVS: Mapping[str, int] = {  # environment steps
 }
 EPISODES = {"Blackjack-v1": 2000}  # one hand is mostly luck; 100 episodes of the others
 CLEARLY = 5.0  # standard errors of the difference, at least
+OLD = (None, "5be07dc7e3")  # commits before the first rewards were divided by their own deviation
+OLDER = (
+    "The code of a row that is of `5be07dc7e3` or has no commit did not divide the first rewards",
+    "by their own deviation yet (`reward_scaling` in [options.md](options.md)).",
+)
 KEPT = ("seed", "mean", "std", "wall_seconds", "cpu_seconds", "commit")
 
 
@@ -125,11 +130,13 @@ def write(report: list[dict[str, Any]]) -> None:
         "errors. *Recipe*: the highest median return of the agents that ship for the environment",
         "with a recipe of no more steps; *share*: the median of the defaults, as a share of that,",
         "both counted from random actions. CPU time is for one seed on one thread with an",
-        "evaluation at the end: its wall time where nothing else runs (where something did, as",
-        "beside the rows of `4976a98dfc`, CPU times are longer, too). Version "
-        f"{known['rlpg']}; the code of a row",
-        "that is of `5be07dc7e3` or has no commit did not divide the first rewards by their own",
-        "deviation yet (`reward_scaling` in [options.md](options.md)).",
+        "evaluation at the end: its wall time where nothing else runs (where something did, CPU",
+        f"times are longer, too). Version {known['rlpg']}.",
+        *(
+            OLDER
+            if any(row.get("commit") in OLD for item in report for row in item["seeds"])
+            else ()
+        ),
         "",
         f"The share is 0.9 or more in {sum(one >= 0.9 for one in compared)} of {len(compared)} "
         "environments.",

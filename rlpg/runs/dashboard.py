@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
+from importlib import resources
 from typing import Any, Final
 
 import numpy as np
 
 BINS: Final = 30  # of a histogram
 
-_TABLES: Final = tomllib.loads(files(__package__).joinpath("dashboard.toml").read_text("utf-8"))
+_TABLES: Final = tomllib.loads(
+    resources.files(__package__).joinpath("dashboard.toml").read_text("utf-8")
+)
 CARDS: Final[Mapping[str, Mapping[str, list[str]]]] = _TABLES["cards"]  # by category and title
 DESCRIPTIONS: Final[Mapping[str, str]] = _TABLES["descriptions"]  # by tag
 REWARD_PART: Final = "Mean per step of this entry of the environment's `info`."

@@ -301,8 +301,9 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
         notes += differences(saved.versions, versions_now(recipe))
+        now = told(recipe)
         with fitting(saved.path):
-            notes += differences(saved.state.get("recipe", told(recipe)), told(recipe))
+            notes += differences(saved.state.get("recipe", now), now)
         if components.learner.policy.device.type != "cpu":
             notes.append("bits may differ: a GPU need not repeat them")
         problem = bring_back(components, saved)

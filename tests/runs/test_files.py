@@ -153,7 +153,7 @@ def test_nothing_else_in_the_room_touches_the_disk():
                 offences += [alias.name for alias in node.names if alias.name in ("os", "shutil")]
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                if not called.startswith(("files.", "files(__package__).")) and DISK & {
+                if not called.startswith(("files.", "resources.files(__package__).")) and DISK & {
                     called,
                     called.split(".")[-1],
                 }:
