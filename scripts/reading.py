@@ -1,9 +1,10 @@
-"""Puts the present line numbers and counts into docs/reading_the_code.md.
+"""Puts the present counts of lines into docs/reading_the_code.md.
 
     python scripts/reading.py          # after the code on the path has changed
 
-The page names code as `path:line` followed by `def name` or `class name`, and says how many lines
-of code the path has; the test of the page compares it with what this program would write.
+The page names code by its file and its name, and says how many lines of code that has; the test of
+the page compares it with what this program would write. Where in the file it stands is not said: a
+line added above it, which is no change of the path, would make the page wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reading_the_code.md"
-PLACE = re.compile(r"`([\w/]+\.py):\d+` \| `((?:[A-Z]\w*\.)?\w+)` \| \d+")
+PLACE = re.compile(r"`([\w/]+\.py)` \| `((?:[A-Z]\w*\.)?\w+)` \| \d+")
 TOTAL = re.compile(r"\*\*\d+ lines of code\*\*")
 
 Definition = ast.FunctionDef | ast.ClassDef
@@ -63,7 +64,7 @@ def refreshed(text: str) -> tuple[str, int]:
         node = find(file, name)
         code = lines_of_code(file, node)
         path.update((file, line) for line in code)
-        return f"`{file}:{node.lineno}` | `{name}` | {len(code)}"
+        return f"`{file}` | `{name}` | {len(code)}"
 
     text = PLACE.sub(present, text)
     return TOTAL.sub(f"**{len(path)} lines of code**", text), len(path)

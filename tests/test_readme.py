@@ -161,7 +161,7 @@ def test_the_numbers_of_reading_the_code_are_those_of_the_code() -> None:
     refreshed = runpy.run_path(str(ROOT / "scripts/reading.py"))["refreshed"]
     text, total = refreshed(page)
     assert text == page, "run scripts/reading.py"
-    assert page.count(".py:") > 20
+    assert len(re.findall(r"\.py` \| `[\w.]+` \| \d+ \|", page)) > 20
     assert total <= 700
 
 
