@@ -174,7 +174,8 @@ def run_recipe(
             "got none; give one, or start torchrun without --max-restarts"
         )
     if path is not None and attempt > 0 and files.exists(path / "recipe.toml"):
-        return resume_run(path, env, parts, hooks, quiet=quiet)
+        kwargs = recipe.environment.kwargs  # the user's own, which no file has to be trusted with
+        return resume_run(path, env, parts, hooks, env_kwargs=kwargs, quiet=quiet)
     with joined(), ExitStack() as stack:
         try:
             components = stack.enter_context(assembled(env, recipe, parts, hooks, quiet=quiet))

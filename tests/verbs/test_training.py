@@ -30,6 +30,7 @@ from rlpg.rollouts import Collector
 from rlpg.runs.dashboard import description
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import load_policy, newest_checkpoint
+from rlpg.verbs import training
 from rlpg.verbs.training import Hooks, assembled
 
 SMALL: dict[str, Any] = {
@@ -720,3 +721,15 @@ def test_of_several_shipped_agents_the_best_is_taken_of_equals_the_surer_then_th
     ship("trpo", [3.0, 3.0, 3.0], 8.0)
     assert rlpg.engine.shipped.agent_for("Some-v0") == "trpo"
     assert rlpg.engine.shipped.agent_for("Other-v0") == rlpg.engine.shipped.DEFAULT_AGENT
+
+
+def test_bug_a_restarted_training_refused_the_arguments_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, told = {"path": "/a/file", "size": 10**6}, dict[str, Any]()
+    (tmp_path / "recipe.toml").touch()
+    monkeypatch.setattr(training, "restarts", lambda: (1, 3))  # of torchrun
+    monkeypatch.setattr(training, "resume_run", lambda *args, **kwargs: told.update(kwargs))
+    recipe = override(Recipe.of("a2c"), {"environment.kwargs": given})
+    training.run_recipe("CartPole-v1", recipe, tmp_path)
+    assert told["env_kwargs"] == given
