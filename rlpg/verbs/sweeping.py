@@ -7,6 +7,8 @@ taken up by another process, from its checkpoints.
 
 from __future__ import annotations
 
+import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -15,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.engine.assembly import Hooks
-from rlpg.errors import EstimatorError, FileError, TrainingError, UsageError, decimals
+from rlpg.errors import (
+    EstimatorError,
+    FileError,
+    SaveError,
+    TrainingError,
+    UsageError,
+    decimals,
+)
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
-from rlpg.runs.recipe import Recipe, dumps, override
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, dumps, override
 from rlpg.verbs import training
 from rlpg.verbs.several import Finished, Training
 from rlpg.verbs.spaces import Range, Space
@@ -59,7 +68,7 @@ class Sweep(Training):
             "space": {key: kind.as_data() for key, kind in self.space.items()},
         }
         with _quiet() as optuna:
-            backend = optuna.storages.journal.JournalFileBackend(str(path))
+            backend = optuna.storages.journal.JournalFileBackend(str(path), _Whole(path))
             try:
                 study = optuna.create_study(
                     storage=optuna.storages.JournalStorage(backend),
@@ -113,11 +122,11 @@ class Sweep(Training):
             if len(trials) >= self.trials:
                 return None
             trial = study.ask()
-            files.make_folder(self._trial_folder(trial.number))
             self._hold(trial.number, held)
             return trial
 
     def _hold(self, number: int, held: ExitStack) -> None:
+        files.make_folder(self._trial_folder(number))  # who asked for the trial may have died then
         held.enter_context(files.lock(self._trial_folder(number) / "trial.lock"))
 
     def _trial_folder(self, number: int) -> Path:
@@ -133,8 +142,10 @@ class Sweep(Training):
             watch = Watch(trial, means, hooks)
             try:
                 recipe = override(self.recipe, chosen)
-                run = self._train(trial.number, recipe, seed, watch)
+                mean = self._train(trial.number, recipe, seed, watch)
             except (TrainingError, EstimatorError, UsageError) as error:
+                if isinstance(error, SaveError) and error.run is None:  # stopped by a signal
+                    raise
                 self._tell(study, trial, state=state.FAIL)
                 if isinstance(error, UsageError) and trial.number == 0:
                     raise
@@ -142,9 +153,7 @@ class Sweep(Training):
             if watch.is_behind:
                 self._tell(study, trial, state=state.PRUNED)
                 return f"pruned with seed {seed}"
-            if run.evaluation is None:
-                raise UsageError("env: expected one of which Gymnasium can make others, got one")
-            means.append(run.evaluation.mean)
+            means.append(mean)
         value = sum(means) / len(means)
         self._tell(study, trial, values=value)
         with self._alone():
@@ -157,16 +166,28 @@ class Sweep(Training):
         with _quiet():
             study.tell(trial, **what)
 
-    def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> Any:
-        """One seed of a trial; where it has begun, it goes on."""
+    def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> float:
+        """The mean return of one seed of a trial; where it has begun, it goes on."""
         folder = self._trial_folder(number) / str(seed)
+        if files.exists(path := folder / "evaluation.json"):  # it was done when its process died
+            watch.catch_up()
+            return float(json.loads(files.read(path, limit=LARGEST_FILE))["mean"])
         hooks = Hooks(watch.on_log, [watch], self.stop_at_return)
         if files.exists(folder / "recipe.toml"):
-            return training.resume_run(folder, self.env, self.parts, hooks, quiet=True)
-        recipe = override(recipe, {"seed": seed})
-        return training.run_recipe(
-            self.env, recipe, folder, parts=self.parts, hooks=hooks, quiet=True
-        )
+            kwargs = (
+                recipe.environment.kwargs
+            )  # the user's own, which no file has to be trusted with
+            run = training.resume_run(
+                folder, self.env, self.parts, hooks, env_kwargs=kwargs, quiet=True
+            )
+        else:
+            recipe = override(recipe, {"seed": seed})
+            run = training.run_recipe(
+                self.env, recipe, folder, parts=self.parts, hooks=hooks, quiet=True
+            )
+        if run.evaluation is None:
+            raise UsageError("env: expected one of which Gymnasium can make others, got one")
+        return run.evaluation.mean
 
     def draw(self, study: Any) -> Path | None:
         """The picture of how much each setting matters; None without two finished trials of
@@ -192,6 +213,22 @@ class Sweep(Training):
         return path
 
 
+class _Whole:
+    """The journal's lock, as Optuna takes it to write: what another process left half-written (it
+    was killed, or the disk was full) is cut off first, or no line behind it could be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._held = path, ExitStack()
+
+    def acquire(self) -> bool:
+        self._held.enter_context(files.lock(self._path.with_name("journal.lock"), wait=True))
+        files.append(self._path, b"", position=sys.maxsize)  # cuts behind the last whole line
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+
 class Watch(Logger):
     """A logger that reports evaluations to Optuna, and ends a run that is behind."""
 
@@ -207,6 +244,11 @@ class Watch(Logger):
         so_far = [*self._before, metrics["eval/mean_reward"]]
         with _quiet():
             self._trial.report(sum(so_far) / len(so_far), len(self._before) * 10**12 + step)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """See whether the trial is behind by what was reported so far."""
+        with _quiet():
             self.is_behind = self.is_behind or self._trial.should_prune()
 
     def on_log(self, step: int, metrics: dict[str, float]) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from rlpg import cli
 from rlpg.engine.assembly import Hooks
-from rlpg.errors import FileError, RecipeError, UsageError
+from rlpg.errors import FileError, RecipeError, SaveError, UsageError
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe, load_recipe, override
 from rlpg.verbs.spaces import Range, check_space, space_of
@@ -196,11 +196,82 @@ def test_a_sweep_that_was_killed_goes_on_with_its_trials() -> None:
     assert [trial.state.is_finished() for trial in trials()] == [True] * 3
 
 
+def interrupted(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_bug_half_a_line_in_the_journal_made_it_unreadable_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweeping.Sweep, "_train", lambda *args: 1.0)
+    assert cli.main(["sweep", *FAST, "--trials=2", "--jobs=1"]) == 0
+    journal = Path("sweep/study.journal")
+    for lost in (1, 20, 2000):  # a power failure, or a disk that was full
+        journal.write_bytes(journal.read_bytes()[:-lost])
+        assert cli.main(["sweep", *FAST, "--trials=3", "--jobs=1"]) == 0
+        assert [trial.value for trial in trials()] == [1.0] * 3
+
+
+def test_bug_a_trial_that_had_no_folder_yet_ended_every_later_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweeping.Sweep, "_train", lambda *args: 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping.Sweep, "_hold", interrupted)
+        assert cli.main(["sweep", *FAST, "--trials=1", "--jobs=1"]) == 130
+    assert [trial.state.name for trial in trials()] == ["RUNNING"]
+    assert cli.main(["sweep", *FAST, "--trials=1", "--jobs=1"]) == 0
+    assert [trial.value for trial in trials()] == [1.0]
+
+
+def test_bug_a_trial_could_not_go_on_with_arguments_that_only_the_user_may_choose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"path": "/a/file", "size": 10**6}
+    recipe = override(Recipe.of("a2c"), {"environment.kwargs": given})
+    sweep = sweeping.Sweep(env="CartPole-v1", recipe=recipe, folder=Path(), space={}, trials=1)
+    Path("trials/0000/0").mkdir(parents=True)
+    Path("trials/0000/0/recipe.toml").touch()
+    told: dict[str, Any] = {}
+
+    def resume(*args: object, **kwargs: object) -> Any:
+        told.update(kwargs)
+        return SimpleNamespace(evaluation=SimpleNamespace(mean=2.0))
+
+    monkeypatch.setattr(sweeping.training, "resume_run", resume)
+    assert sweep._train(0, recipe, 0, sweeping.Watch(Trial(), [], Hooks())) == 2.0
+    assert told["env_kwargs"] == given
+
+
+def test_bug_a_seed_that_had_reached_its_return_was_trained_on_by_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [*FAST, "--trials=1", "--jobs=1", "--stop-at-return=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping.Sweep, "_tell", interrupted)
+        assert cli.main(["sweep", *words]) == 130
+    before = Path("sweep/trials/0000/0/progress.jsonl").read_bytes()
+    assert cli.main(["sweep", *words]) == 0
+    assert Path("sweep/trials/0000/0/progress.jsonl").read_bytes() == before
+
+
+def test_bug_a_signal_on_a_full_disk_failed_the_trial_and_began_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def train(*args: object) -> Any:
+        raise SaveError("expected everything to be saved")  # without a run: it was stopped
+
+    monkeypatch.setattr(sweeping.Sweep, "_train", train)
+    assert cli.main(["sweep", *FAST, "--trials=3", "--jobs=1"]) == 1
+    assert [trial.state.name for trial in trials()] == ["RUNNING"]
+
+
 def test_trials_that_fail_are_told_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(sweep: Any, number: int, *rest: object) -> Any:
         if number == 1:
             raise UsageError("it does not fit")
-        return SimpleNamespace(evaluation=SimpleNamespace(mean=float(number)))
+        return float(number)
 
     monkeypatch.setattr(sweeping.Sweep, "_train", train)
     assert cli.main(["sweep", *FAST, "--trials=3", "--jobs=1"]) == 0
@@ -227,10 +298,7 @@ def test_what_a_sweep_refuses(
     )
     assert not list(Path("none").glob("trials/*/0"))
 
-    monkeypatch.setattr(
-        sweeping.Sweep, "_train",
-        lambda *args: SimpleNamespace(evaluation=SimpleNamespace(mean=1.0)),
-    )  # fmt: skip
+    monkeypatch.setattr(sweeping.Sweep, "_train", lambda *args: 1.0)
     assert cli.main(["sweep", *FAST, "--trials=1", "--jobs=1"]) == 0
     for other in ("--num-seeds=3", "--learner.gamma=0.5"):
         said = refusal(capsys, *FAST, "--trials=1", "--jobs=1", other)
