@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from rlpg.distributed import sum_over_ranks, sums_over_ranks
-from rlpg.errors import UsageError
+from rlpg.errors import NumericalFault, UsageError
 from rlpg.gradients import estimators
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import Learner
@@ -58,6 +58,11 @@ class NaturalGradient(Learner):
         product = self.fisher_product(batch, acted)
         direction = conjugate_gradient(product, gradient, s.num_cg_iterations)
         curvature = float(direction @ product(direction))
+        if math.isnan(curvature):
+            raise NumericalFault(
+                "policy: expected a KL divergence with a finite curvature, got NaN; raise damping, "
+                "or choose ppo"
+            )
         if not curvature > 0.0:
             return metrics
         step = math.sqrt(2.0 * max_kl / curvature) * direction

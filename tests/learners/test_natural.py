@@ -22,6 +22,7 @@ from torch.distributions import (
     Normal,
     kl_divergence,
 )
+from torch.distributions.kl import register_kl
 
 from rlpg import NaturalGradient, Policy
 from rlpg.errors import NumericalFault, UsageError
@@ -317,7 +318,36 @@ class Mixed(Policy):
         return Independent(mixed, 0), None  # the error named Independent, which has a divergence
 
 
+class Cornered(Normal):
+    """A Normal whose divergence has a corner where the two are the same."""
+
+
+@register_kl(Cornered, Cornered)
+def _kl_cornered(p: Cornered, q: Cornered) -> Tensor:
+    return (p.loc - q.loc).square().sqrt()
+
+
+class WithACorner(Policy):
+    def __init__(self) -> None:
+        super().__init__(SPACE, ACTION_SPACES["clipped"][0])
+        self.linear = torch.nn.Linear(3, 2)
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        mean = self.linear(obs)
+        return Independent(Cornered(mean, torch.ones_like(mean)), 1), None
+
+
 class TestFaults:
+    @pytest.mark.parametrize("line_search", [False, True])
+    def test_bug_a_divergence_without_a_curvature_trained_nothing_and_said_nothing(
+        self, line_search: bool
+    ) -> None:
+        learner = natural(WithACorner(), line_search=line_search)
+        rollout, before = draw_rollout(learner.policy, 0), flat_state(learner.state_dict())
+        with pytest.raises(NumericalFault, match="a finite curvature, got NaN; raise damping"):
+            learner.update(rollout)
+        assert flat_state(learner.state_dict()) == before
+
     def test_without_an_analytic_divergence_one_sentence(self) -> None:
         learner = natural(Mixed())
         rollout, before = draw_rollout(learner.policy, 0), weights(learner)
