@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlpg.distributed import sum_over_ranks
 from rlpg.gradients import estimators
+from rlpg.gradients.baselines import STATISTICAL
 from rlpg.learners import rules
 from rlpg.learners.advantages import Advantages
 from rlpg.learners.batch import Batch, normalized
@@ -46,6 +47,13 @@ class PPO(Learner):
         """Its present value; above 0 also where its schedule has come to an end."""
         return max(self.scheduled("clip_range", self.settings.clip_range), _LEAST_CLIP_RANGE)
 
+    @property
+    def _recomputes(self) -> bool:
+        """Whether the baseline learns between passes: a mean of past returns would then contain
+        those that it is subtracted from."""
+        is_mean = isinstance(self.baseline, tuple(STATISTICAL.values()))
+        return self.settings.recompute_advantages and not is_mean
+
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, Number]:
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted, passes = self.settings, dict[str, Number](), list[dict[str, Number]]()
@@ -57,14 +65,14 @@ class PPO(Learner):
                 minibatches = normalized(minibatches)
             steps = [self._step(minibatch, lr_scale * self._adapted) for minibatch in minibatches]
             passes.append(self._metrics(steps))
-            if s.recompute_advantages:
+            if self._recomputes:
                 fitted |= super().fit_baseline(batch.rollout, batch.advantages, lr_scale)
             if s.target_kl is not None and passes[-1]["train/approx_kl"] > s.target_kl:
                 break
-            if s.recompute_advantages and num_epochs < s.num_epochs:
+            if self._recomputes and num_epochs < s.num_epochs:
                 advantages = self.advantages(batch.rollout)
                 fresh = Batch.of(batch.rollout, advantages, in_order=batch.in_order)
-                batch = replace(fresh, log_prob=batch.log_prob)
+                batch = replace(fresh, log_prob=batch.log_prob, value=batch.value)
         metrics = fitted | {n: sum(p[n] for p in passes) / num_epochs for n in passes[0]}
         metrics["train/approx_kl"] = passes[-1]["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
@@ -76,8 +84,7 @@ class PPO(Learner):
         self, rollout: Rollout, advantages: Advantages, lr_scale: float
     ) -> dict[str, float]:
         """Nothing with `recompute_advantages`: then the baseline has learned in every pass."""
-        has_learned = self.settings.recompute_advantages
-        return {} if has_learned else super().fit_baseline(rollout, advantages, lr_scale)
+        return {} if self._recomputes else super().fit_baseline(rollout, advantages, lr_scale)
 
     def _step(self, batch: Batch, lr_scale: float) -> _Step:
         """One gradient step, and what is to be known about the policy before it."""

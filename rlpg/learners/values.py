@@ -195,8 +195,9 @@ class ValueNetwork(NetworkValue):
         learning_rate: Adam's.
         num_epochs: passes over the batch per update.
         num_minibatches: gradient steps per pass; 1 is full batch, auto: of about 64 samples.
-        clip_range: a value may leave the one before the update by no more than this without
-            losing its gradient (Schulman et al. 2017, as in their code); None: by anything.
+        clip_range: a value may leave the one before the first update by a rollout by no more than
+            this without losing its gradient (Schulman et al. 2017, as in their code); None: by
+            anything.
         generator: shuffles the minibatches.
     """
 
@@ -222,6 +223,7 @@ class ValueNetwork(NetworkValue):
             owner="value network",
         )
         self._carry: Carry = None  # [N, ...] before the next rollout
+        self._old: tuple[Rollout, Tensor] | None = None  # its values [T, N] before it was seen
 
     def _carry_before(self, rollout: Rollout) -> Carry:
         # That which the rollout before ended with, if it was of as many environments.
@@ -238,7 +240,9 @@ class ValueNetwork(NetworkValue):
         own = len(select(returns))
         if not int(sum_over_ranks(torch.tensor(own))):
             return {}
-        old = returns if self._clip_range is None else self.predict(samples)[0]
+        if self._clip_range is not None and (self._old is None or self._old[0] is not samples):
+            self._old = samples, self.predict(samples)[0]
+        old = returns if self._old is None else self._old[1]
         parts = select(samples.obs[:-1]), select(returns), select(old)  # [S, *O], [S], [S]
         carry, has_memory = self._carry_before(samples), self.network.memory is not None
         at = places(keep, own, lambda num_envs: [slice(num_envs)], in_order=has_memory)
@@ -258,6 +262,7 @@ class ValueNetwork(NetworkValue):
         return self._optimizer.read({"train/value_loss": loss.double() * num_ranks()})
 
     def advance(self, rollout: Rollout) -> None:
+        self._old = None
         if self.network.memory is not None:
             self._carry = self._in_order(rollout)[2]
 

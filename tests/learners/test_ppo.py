@@ -18,9 +18,12 @@ from torch import Tensor
 
 from rlpg import PPO, Baseline, Batch, Learner
 from rlpg.errors import UsageError
+from rlpg.learners import learner as learner_module
+from rlpg.learners import values as values_module
 from rlpg.learners.advantages import Advantages
 from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.settings import AGENTS
+from rlpg.learners.values import squares
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, Rollout, make_envs
 
@@ -407,6 +410,39 @@ class TestRecomputedAdvantages:
             learner.update(rollout, lr_scale=0.0)
             assert torch.equal(seen[0], seen[1])
             assert torch.equal(seen[0], seen[2])
+
+    @pytest.mark.parametrize("baseline", ["moving_average", "time_step", "leave_one_out"])
+    def test_bug_a_mean_of_past_returns_contained_those_of_the_rollout(self, baseline: str) -> None:
+        learners = [
+            plain_ppo(make_policy(), baseline, num_epochs=3, recompute_advantages=recompute)
+            for recompute in (False, True)
+        ]
+        for k in range(3):
+            rollout = draw_rollout(learners[0].policy, k)
+            for learner in learners:
+                learner.update(rollout)
+        assert flat_state(learners[0].state_dict()) == flat_state(learners[1].state_dict())
+
+    @pytest.mark.parametrize("shared_torso", [False, True])
+    def test_bug_every_pass_let_a_value_move_by_the_clip_range_of_the_update(
+        self, shared_torso: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        olds: list[Tensor] = []
+        for module in (learner_module, values_module):
+            monkeypatch.setattr(
+                module, "squares", lambda *args: olds.append(args[2]) or squares(*args)
+            )
+        learner = PPO(
+            make_policy(shared_torso=shared_torso), num_epochs=3, num_minibatches=1,
+            recompute_advantages=True, value_clip_range=0.1,
+            **({} if shared_torso else {"num_value_minibatches": 1}),
+        )  # fmt: skip
+        for k in range(2):
+            learner.update(draw_rollout(learner.policy, k))
+        first, second = olds[:3], olds[3:]
+        assert len(first) == len(second) == 3
+        assert all(torch.equal(old, first[0]) for old in first)
+        assert all(torch.equal(old, second[0]) for old in second)
 
 
 class TestSchedules:
