@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import numbers
 import sys
 import tomllib
 from collections.abc import Callable, Hashable, Mapping
@@ -134,11 +135,28 @@ def validated(key: str, value: object, kind: Any) -> Any:
     try:
         if isinstance(value, str) and value == "none" and NoneType in get_args(kind):
             return None
-        if _is_sound(value):
-            return msgspec.convert(value, kind)
+        plain = _plain(value)
+        if _is_sound(plain):
+            return msgspec.convert(plain, kind)
     except (msgspec.ValidationError, RecursionError):
         pass
     raise RecipeError(f"{key}: expected {expected(kind, value)}, got {value!r:.80}")
+
+
+def _plain(value: object) -> object:
+    """Numbers of other libraries (NumPy's, which are no Python integers) as Python's own."""
+    match value:
+        case bool():
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case dict():
+            return {key: _plain(entry) for key, entry in value.items()}
+    return value
 
 
 def _is_sound(value: object) -> bool:

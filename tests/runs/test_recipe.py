@@ -142,6 +142,22 @@ def test_what_does_not_fit_is_one_clear_line(key, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    """They were refused: `total_steps: expected an integer >= 1, got np.int64(700)`."""
+    changes = {
+        "total_steps": np.int64(700),
+        "learner.gamma": np.float32(0.5),
+        "policy.hidden": [np.int32(8), 8],
+        "environment.kwargs": {"length": np.uint8(3)},
+    }
+    recipe = override(Recipe(), changes)
+    assert loads(dumps(recipe)) == recipe
+    assert (recipe.total_steps, recipe.learner.gamma, recipe.policy.hidden) == (700, 0.5, (8, 8))
+    assert {type(recipe.total_steps), type(recipe.environment.kwargs["length"])} == {int}
+    with pytest.raises(RecipeError, match=r"gamma: expected a number in \[0, 1\], got np.float32"):
+        override(Recipe(), {"learner.gamma": np.float32(math.nan)})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
