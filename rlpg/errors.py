@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 
 class RlpgError(Exception):
@@ -122,6 +124,16 @@ def tell_warnings(say: Callable[[str], object]) -> None:
             usual(message, category, *where)
 
     warnings.showwarning = show  # type: ignore[assignment]  # `where` is what it passes on
+
+
+def call(what: str, function: Callable[..., R], *arguments: Any) -> R:
+    """What a function of the user's returns; TrainingError that names it where it raises."""
+    try:
+        return function(*arguments)
+    except RlpgError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def counted(number: int, noun: str) -> str:

@@ -20,7 +20,7 @@ from torch.distributions import Categorical
 
 import rlpg
 from rlpg import cli
-from rlpg.errors import MissingPartError, RlpgError, UsageError
+from rlpg.errors import MissingPartError, RlpgError, TrainingError, UsageError
 from rlpg.runs.recipe import load_recipe
 
 SMALL = {
@@ -269,6 +269,27 @@ def surrogate(answer: Any) -> type[rlpg.Learner]:
     return type("Mine", (rlpg.Learner,), {"surrogate": lambda self, *args: answer(*args)})
 
 
+class Returns(rlpg.Baseline):
+    """Returns what no baseline should."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, samples: Any, returns: Tensor) -> Any:
+        return self.answer
+
+
+EPISODES = {"overrides": SMALL | {"rollout.num_steps": None, "rollout.episodes_per_env": 1}}
+
+
+class Logits(Own):
+    """Its `forward` forgets the distribution."""
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        distribution, carry = super().forward(obs, carry, episode_start)
+        return distribution.logits, carry
+
+
 def improve(answer: Any) -> type[rlpg.Learner]:
     """A learner whose `improve` returns that."""
     return type("Mine", (rlpg.Reinforce,), {"improve": lambda self, *args: answer})
@@ -293,6 +314,10 @@ def improve(answer: Any) -> type[rlpg.Learner]:
         ({"agent": surrogate(lambda b, p: b.mean(p.detach()))}, "depends on the policy, got a c"),
         ({"agent": improve(None)}, "Mine.improve: expected metrics by tag, got NoneType"),
         ({"agent": improve({"x": torch.ones(3)})}, r"x: expected one number, got shape \[3\]"),
+        ({"agent": improve({"x": "y"})}, "x: expected one number, got str"),
+        ({"baseline": Returns(None), **EPISODES}, r"baseline: expected a tensor .* got NoneType"),
+        ({"baseline": Returns(0.0), **EPISODES}, r"baseline: expected a tensor .* got float"),
+        ({"policy": Logits}, r"Logits.forward: expected a distribution, got a tensor of shape \["),
         ({"schedules": {"gama": lambda p: p}}, "gama"),
         ({"schedules": lambda p: p}, "schedules: expected functions by setting"),
         ({"schedules": {"learning_rate": lambda p: -1}}, "schedules: .* >= 0 for learning_rate at"),
@@ -307,8 +332,34 @@ def test_parts_that_are_none_are_refused_in_a_sentence(
     tmp_path: Path, parts: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, overrides=SMALL,
-                   quiet=True, recipe="default", **({"agent": "reinforce"} | parts))  # fmt: skip
+        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, quiet=True,
+                   recipe="default",
+                   **({"agent": "reinforce", "overrides": SMALL} | parts))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"on_log": lambda step, metrics: metrics["none"]}, "^on_log raised KeyError: 'none'"),
+        ({"on_log": lambda: True}, "^on_log raised TypeError: "),
+        (
+            {"schedules": {"learning_rate": lambda p: 1 / 0}},
+            "^schedules: learning_rate raised Zero",
+        ),
+        ({"schedules": {"entropy_coef": lambda p: None}}, "^schedules: entropy_coef raised TypeEr"),
+    ],
+)
+def test_a_function_that_raised_was_not_named(
+    tmp_path: Path, parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        rlpg.train("CartPole-v1", agent="reinforce", run_dir=tmp_path / "run", total_steps=96,
+                   overrides=SMALL, quiet=True, **parts)  # fmt: skip
+
+
+def test_a_learner_with_its_own_update_ended_in_a_type_error_of_the_loop() -> None:
+    with pytest.raises(UsageError, match=r"^Mine.update: expected it not to be overridden; define"):
+        type("Mine", (rlpg.Reinforce,), {"update": lambda self, rollout, progress: None})
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,12 @@ class AdvantageRule:
             to_go = returns.reward_to_go(reward, **ends, gamma=s.gamma, bootstrap=bootstrap)
             if not isinstance(self.baseline, StateValue):
                 value = self.baseline(rollout, to_go)
-                if value.shape != to_go.shape:
+                if not isinstance(value, Tensor) or value.shape != to_go.shape:
+                    is_tensor = isinstance(value, Tensor)
+                    got = list(value.shape) if is_tensor else type(value).__name__
                     raise UsageError(
-                        f"baseline: expected shape [T, N] = {list(to_go.shape)}, got "
-                        f"{list(value.shape)}; return one value per step and environment"
+                        f"baseline: expected a tensor of shape [T, N] = {list(to_go.shape)}, got "
+                        f"{got}; return one value per step and environment"
                     )
             advantage = to_go - value
 

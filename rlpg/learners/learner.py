@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from rlpg.distributed import means_over_ranks, num_ranks, sum_over_ranks
-from rlpg.errors import UsageError
+from rlpg.errors import UsageError, call
 from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.tape import How
 from rlpg.learners import rules
@@ -65,6 +65,15 @@ class Learner(ABC):
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
     uses_log_prob: ClassVar[bool] = True  # `batch.log_prob` is that of the policy that acted
     gradient: How | None = None  # that rollouts are to come with; see `TensorCollector`
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raises UsageError where `update` is overridden: what it does around `improve` is lost."""
+        super().__init_subclass__(**options)
+        if "update" in vars(cls):
+            raise UsageError(
+                f"{cls.__name__}.update: expected it not to be overridden; define surrogate, and "
+                "improve where one gradient step is not enough"
+            )
 
     def __init__(
         self,
@@ -256,7 +265,8 @@ class Learner(ABC):
     def scheduled(self, name: str, value: Any) -> float:
         """A setting's value at the present progress."""
         own = getattr(self.settings, name + _SUFFIX, "constant")
-        factor = scheduled(self.schedules.get(name, own), self.progress)
+        schedule = self.schedules.get(name, own)
+        factor = call(f"schedules: {name}", scheduled, schedule, self.progress)
         if not 0.0 <= factor < math.inf:
             raise UsageError(
                 f"schedules: expected a finite number >= 0 for {name} at progress "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -134,9 +135,11 @@ class Optimizer:
             NumericalFault: a gradient since the last call was not finite; its step was not taken.
         """
         there = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        for name, value in there.items():
-            if value.numel() != 1:
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.numel() != 1:
                 raise UsageError(f"{name}: expected one number, got shape {list(value.shape)}")
+            if not isinstance(value, Tensor | Real):
+                raise UsageError(f"{name}: expected one number, got {type(value).__name__}")
         scalars = [value.detach().to(self._lost).reshape(()) for value in there.values()]
         lost, *found = torch.stack([self._lost, *scalars]).tolist()
         if lost:

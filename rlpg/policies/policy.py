@@ -184,6 +184,11 @@ class Policy(nn.Module, ABC):
                 f"{type(self).__name__}.forward: expected (distribution, carry), got "
                 f"{type(found).__name__}; return (distribution, None) without memory"
             )
+        if isinstance(found[0], Tensor):
+            raise UsageError(
+                f"{type(self).__name__}.forward: expected a distribution, got a tensor of shape "
+                f"{list(found[0].shape)}; return one that it parametrizes, as Categorical(logits=x)"
+            )
         if found[1] is not None and not self.has_memory:
             raise UsageError(
                 f"{type(self).__name__}.forward: expected no carry, because initial_carry "

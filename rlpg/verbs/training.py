@@ -32,7 +32,7 @@ from rlpg.engine.run_writer import NoWriter, RunWriter, differences, told, versi
 from rlpg.engine.sharding import collector_state, merged, require_equal
 from rlpg.engine.stopping import StopSignals
 from rlpg.engine.trouble import Trouble
-from rlpg.errors import EnvironmentFault, SaveError, UsageError
+from rlpg.errors import EnvironmentFault, SaveError, UsageError, call
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies import Policy
@@ -387,7 +387,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
             trouble(step, entry)
             display.update(step, writer.latest)
             if hooks.on_log is not None and rank() == 0:
-                is_stopping |= hooks.on_log(step, dict(writer.latest)) is True
+                is_stopping |= call("on_log", hooks.on_log, step, dict(writer.latest)) is True
         if evaluation_due(step) and from_first(
             lambda: components.evaluator.is_worth(step, writer.evaluation_lengths())  # noqa: B023
         ):
