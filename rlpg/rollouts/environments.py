@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -14,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentSetupError, counted
+from rlpg.rollouts import watchdog
 from rlpg.rollouts.ids import (
     AnyEnv,
     EnvSource,
@@ -327,7 +329,8 @@ def made_by(factory: Factory, **options: Any) -> AnyEnv:
 
 def close_quietly(env: AnyEnv) -> None:
     """Closes it; what goes wrong there harms no one, and it is interrupted if it hangs."""
-    EpisodeSeeds(env, np.random.SeedSequence(0), 0).close()
+    caller: Any = SimpleNamespace(whereabouts=type(env.unwrapped).__name__)
+    watchdog.close_quietly(env.close, caller)
 
 
 def _limit(registered: int | None, wanted: _Wanted) -> tuple[int | None, str]:

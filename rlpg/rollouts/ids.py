@@ -63,7 +63,14 @@ def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
             f"{name_of_module}:{name}, in the folder of that file"
         )
     if module:
-        _register(importlib.import_module(module), name)
+        imported = importlib.import_module(module)
+        _register(imported, name)
+        if name not in registry and callable(getattr(imported, name, None)):
+            raise EnvironmentSetupError(
+                f"env: expected an id, got {env_id}, which makes environments; let {module} call "
+                f'gymnasium.register("{name}-v0", entry_point="{env_id}") and name '
+                f"{module}:{name}-v0, or pass {name} itself in Python"
+            )
     try:
         namespace, base, version = parse_env_id(name)
     except gymnasium.error.Error:
@@ -170,6 +177,8 @@ def own_words(env: object) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         advice = "check the environment's arguments"
+        if isinstance(error, AttributeError) and "_space'" in text:
+            advice = "give it observation_space and action_space"
         if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
             advice = next(
                 (f"run {line}" for word, line in _INSTALL.items() if word in text.lower()),

@@ -23,6 +23,7 @@ from rlpg.rollouts.workers import WorkerEnvs
 
 OURS = "rlpg/"  # ids of our environments; their vector versions take a seed per environment
 
+RETURNED = {"reset": "(obs, info)", "step": "(obs, reward, terminated, truncated, info)"}
 _BLOCK = 64  # episodes
 _KEY = 0x656E76  # keeps these streams apart from whatever else is spawned from the run's seed
 _MARK = "rlpg_seeded"
@@ -215,7 +216,10 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise error
         said = " ".join(str(error).split())
         if not isinstance(error, EnvironmentFault):
-            said = f"{call}() raised {type(error).__name__}: {said}"
+            name = type(error).__name__
+            said = f"{call}() raised {name}: {said}" if said else f"{call}() raised {name}"
+            if "values to unpack" in said:  # most likely of what the environment returned
+                said += f"; let {call}() return {RETURNED[call]}"
         return EnvironmentFault(f"{self.whereabouts}: {said}")
 
 

@@ -757,6 +757,14 @@ def test_what_cannot_be_checked_is_refused(arguments: dict[str, Any], text: str)
         rlpg.check_env(**arguments)
 
 
+def test_an_environment_without_spaces_ended_in_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gymnasium.register("test/NoSpaces-v0", lambda: type("NoSpaces", (gymnasium.Env,), {})())
+    assert cli.main(["check-env", "test/NoSpaces-v0"]) == 1
+    assert "observation_space: expected a gymnasium.Space" in capsys.readouterr().out
+
+
 def test_an_environment_that_cannot_be_built_is_refused() -> None:
     OneForever.made = 1
     with pytest.raises(EnvironmentSetupError, match="port 7777 is in use"):

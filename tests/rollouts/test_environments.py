@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import SyncVectorEnv
 
 import rlpg
@@ -351,6 +353,7 @@ def test_a_class_is_trained_on_and_evaluated(tmp_path: Any) -> None:
         ("Hopper-v3", r"gymnasium-robotics"),
         ("a:b:c", r"No module named"),
         ("my_tasks.py:Reach-v0", r"got the file my_tasks.py; write my_tasks:Reach-v0"),
+        ("rlpg.envs.bandit:Bandit", r'call gymnasium.register\("Bandit-v0", entry_point="rlpg'),
         ("lib/my_tasks.py:Reach-v0", r"write my_tasks:Reach-v0, in the folder of that file"),
     ],
 )
@@ -358,6 +361,32 @@ def test_an_id_that_is_not_there(env_id: str, message: str) -> None:
     with pytest.raises(EnvironmentSetupError, match=message) as caught:
         make_envs(env_id, 2, seed=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "message"),
+    [
+        ("reset", np.zeros(3), r"unpack .*; let reset\(\) return \(obs, info\)$"),
+        (
+            "step",
+            (np.zeros(4), 1.0, False, {}),
+            r"; let step\(\) return \(obs, reward, terminated, ",
+        ),
+        ("step", NotImplementedError(), r"step\(\) raised NotImplementedError$"),
+    ],
+)
+def test_environments_of_old_gym_were_told_of_values_to_unpack(
+    method: str, answer: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def method_of_old(*_: Any, **__: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(CartPoleEnv, method, method_of_old)
+    envs = make_envs(CartPoleEnv, 1, seed=0).envs
+    with closing(envs), pytest.raises(EnvironmentFault, match=message):
+        [envs.reset(), envs.step(np.array([0]))]
 
 
 MISSING = """
