@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Any
 
 from rlpg.checks.play import Seen, fingerprint, flat_mask, mask_in
 from rlpg.checks.report import Finding, Status, listed
@@ -15,6 +17,7 @@ from rlpg.rollouts.validation import (
     Misfit,
     flag_misfit,
     info_misfit,
+    lost_change,
     not_finite,
     observation_misfit,
     reward_misfit,
@@ -52,6 +55,7 @@ class Watcher:
         self._calls = self._steps = 0
         self._kept: deque[Seen] = deque(maxlen=_KEPT)
         self._last_end: Seen | None = None
+        self._before: Any = None  # the last observation
         self._first: dict[tuple[str, Status], str] = {}
         self._count: Counter[tuple[str, Status]] = Counter()
 
@@ -103,8 +107,15 @@ class Watcher:
         misfit = reward_misfit(seen.reward)
         if not found and (misfit is None or misfit.kind == "converted"):
             found = not_finite(seen.reward, "reward")
-        advice = "training would stop there; find the step that makes it"
-        return ("fault", found, advice) if found else None
+        if found:
+            return "fault", found, "training would stop there; find the step that makes it"
+        misfit = observation_misfit(self._space, seen.obs)
+        if misfit is not None and misfit.kind == "refused":  # of another form than the last one
+            return None
+        before, self._before = self._before, copy.deepcopy(seen.obs)
+        lost = "" if before is None else lost_change(before, seen.obs, "observation")
+        advice = "policies see float32; subtract what such numbers have in common"
+        return ("warning", lost, advice) if lost else None
 
     def _reward(self, seen: Seen) -> Wrong | None:
         misfit = reward_misfit(seen.reward)

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from rlpg.errors import EnvironmentFault
 
 _NUMBERS = (float, int, np.floating, np.integer)
+_LOST = 1e-3  # less is no change that an environment means
 _ADVICE = "correct the environment or its observation_space"
 
 
@@ -139,6 +140,28 @@ def not_finite(value: Any, name: str) -> str:
         return ""
     at = tuple(np.argwhere(~is_finite)[0].tolist())
     return f"{element(name, at)}: expected a finite float32, got {array[at]:.9g}"
+
+
+def lost_change(before: Any, now: Any, name: str) -> str:
+    """The first number of an observation whose change float32 does not show, in words, or ""."""
+    if isinstance(now, Mapping | tuple):
+        is_dict = isinstance(now, Mapping)
+        keys = [key for key in now if key in before] if is_dict else range(len(now))
+        parts = (lost_change(before[key], now[key], f"{name}[{key!r}]") for key in keys)
+        return next(filter(None, parts), "")
+    old, new = as_array(before), as_array(now)
+    if new.dtype.kind not in "fiu" or new.dtype.itemsize < 4 or old.shape != new.shape:
+        return ""
+    with np.errstate(all="ignore"):
+        is_same = old.astype(np.float32) == new.astype(np.float32)
+        is_lost = is_same & (np.abs(new.astype(np.float64) - old.astype(np.float64)) > _LOST)
+    if not is_lost.any():
+        return ""
+    at = tuple(np.argwhere(is_lost)[0].tolist())
+    return (
+        f"{element(name, at)}: {old[at]:.15g} and, at the next call, {new[at]:.15g} are the same "
+        "number as float32"
+    )
 
 
 class Validator:

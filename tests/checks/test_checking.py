@@ -397,6 +397,19 @@ class Warns(Walk):
         return 0.0
 
 
+class Clock(Walk):
+    """A time in seconds among the numbers: float32 shows one in 128 of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict(
+            {"time": spaces.Box(-np.inf, np.inf, (1,), np.float64)}
+        )
+
+    def obs(self) -> Any:
+        return {"time": np.array([1.7e9 + self.t + 1e-9 * self.x[0]])}
+
+
 class OneForever(Walk):
     """The second environment of a process cannot be made."""
 
@@ -440,6 +453,8 @@ BROKEN: list[tuple[type, str, str, str]] = [
      r"step 4 of .*observation\[1\]\['a'\]: expected dtype float32, got float16"),
     (LateNaN, "fault", "numbers", r"step 9 of episode 0 .*observation\[2\]: .*float32, got nan"),
     (TooLarge, "fault", "numbers", r"step 10 of .*observation\[0\]: expected a finite float32"),
+    (Clock, "warning", "numbers", r"step 0 of .*observation\['time'\]\[0\]: 1700000000 and, at the "
+     "next call, 1700000001 are the same number as float32; policies see float32; subtract"),
     (InfiniteReward, "fault", "numbers", "step 7 of .*reward: expected a finite float32, got inf"),
     (RewardArray, "fault", "rewards", r"expected a number, got float64 of shape \(1,\)"),
     (NoReward, "fault", "rewards", "reward: expected a number, got None"),
