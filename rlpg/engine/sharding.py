@@ -56,7 +56,10 @@ def own_collector_state(saved: Mapping[str, Any], seed: int) -> tuple[Mapping[st
     else:
         state |= {name: _own([one[name] for one in states], 0) for name in PER_ENV}
         state["environments"] = _own([one["environments"] for one in states], -1)
-    return state, f"{num_ranks()} processes go on with what {len(states)} have saved"
+    return (
+        state,
+        f"continued in another number of processes: {len(states)} saved, {num_ranks()} now",
+    )
 
 
 def _own(parts: Sequence[Any], axis: int) -> Any:

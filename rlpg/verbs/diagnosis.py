@@ -106,7 +106,7 @@ class Diagnosis:
                 "yes" if e.unbiased else "no",
                 f"{e.variance:.3g}",
                 f"{e.signal_to_noise:.3g}",
-                f"{e.cosine:.2f}",
+                "-" if math.isnan(e.cosine) else f"{e.cosine:.2f}",
                 f"{100 * e.bias:.0f} %" if e.bias else "-",
                 f"{e.critical_steps:,.0f}" if math.isfinite(e.critical_steps) else "all noise",
             )

@@ -240,10 +240,13 @@ def _chart(env: str, groups: list[Group], axis: Axis) -> str:
         columns = np.rint((group.x - start) / max(end - start, 1e-9) * (WIDTH - 1)).astype(int)
         across = np.arange(columns[0], columns[-1] + 1)
         values = np.interp(across, columns, group.center)
-        rows = np.rint((values - low) / max(high - low, 1e-9) * (HEIGHT - 1)).astype(int)
+        shares = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
+        rows = np.rint(shares * (HEIGHT - 1)).astype(int)
         for column, row in zip(across, rows, strict=True):
             cells[HEIGHT - 1 - row][column] = mark
     names = [f"{high:.4g}", *[""] * (HEIGHT - 2), f"{low:.4g}"]
+    if high == low:  # one line, in the middle
+        names = [f"{high:.4g}" if mark.strip() else "" for mark in map("".join, cells)]
     lines = [f"{name:>10} |{''.join(row)}" for name, row in zip(names, cells, strict=True)]
     foot = f"{_place(start, axis)}{_place(end, axis):>{WIDTH - len(_place(start, axis))}}"
     return "\n".join([f"{'':12}{env}", *lines, f"{'':11}+{'-' * WIDTH}", f"{'':12}{foot}"])

@@ -59,7 +59,7 @@ def test_every_kind_of_collector_goes_on_in_any_number_of_ranks(
         monkeypatch.setattr(sharding, "rank_key", lambda number=number: (after, number))
         whole = saved[0] if before == 1 else {"ranks": saved}
         state, note = sharding.own_collector_state(whole, seed=0)
-        assert note == f"{after} processes go on with what {before} have saved"
+        assert note == f"continued in another number of processes: {before} saved, {after} now"
         one = collector(kind, after, number)
         assert one.load_state_dict(state) == ""
         found.append(one.state_dict())

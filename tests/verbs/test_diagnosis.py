@@ -135,3 +135,14 @@ def test_what_is_not_finite_is_null_in_the_json() -> None:
     made = Diagnosis(env="E", episodes=8, mean_length=10.0, batch_steps=20, **found)
     assert made.as_dict()["estimates"][0]["critical_steps"] is None
     json.dumps(made.as_dict(), allow_nan=False)
+
+
+def test_the_cosine_with_a_gradient_that_is_zero_was_printed_as_nan() -> None:
+    """A finished policy: the reference, whose advantages are all 0, has no direction."""
+    gradients = torch.zeros(8, 2, 3)
+    gradients[:, 1] = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)) + 9.0
+    rules = {"exact": rule(), "biased": rule(gamma_weight=False)}
+    found = measured(rules, gradients, 1, 10.0, 20)
+    text = str(Diagnosis(env="E", episodes=8, mean_length=10.0, batch_steps=20, **found))
+    assert "nan" not in text
+    assert "no gradient is left to measure" in text

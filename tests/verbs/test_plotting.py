@@ -56,6 +56,13 @@ def test_seeds_become_an_interquartile_mean_with_an_interval(runs: Path) -> None
     assert single.interval.tolist() == [[1.0, 2.0, 4.0]] * 2
 
 
+def test_a_flat_curve_lay_on_the_axis_between_two_equal_numbers(tmp_path: Path) -> None:
+    run(tmp_path, "Flat-v0", "ppo", 0, [500.0, 500.0, 500.0])
+    picture = plotting.chart(plotting.compare([tmp_path])).splitlines()[1 : plotting.HEIGHT + 1]
+    assert [line for line in picture if line.strip(" |")] == [f"       500 |{'*' * plotting.WIDTH}"]
+    assert len(picture[0].strip()) == len(picture[-1].strip()) == 1
+
+
 def test_time_is_that_of_training(runs: Path) -> None:
     compared = plotting.compare([runs / "B-v0"], axis="time")
     assert compared.groups[0].x.tolist() == [2.0, 4.0, 6.0]  # 50 steps a second
