@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -147,11 +147,15 @@ def remove_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+def lock(path: Path, *, wait: bool = False) -> Iterator[Callable[[], bool]]:
     """Hold the lock file for the length of a `with`; the kernel frees it however the process dies.
 
     Args:
         wait: until the process that holds it lets go of it.
+
+    Yields:
+        what tells whether the file at the path is still the one that is held: not if it was moved
+        away, also where another process of this id, in another container, has locked a new one.
 
     Raises:
         UsageError: another process holds it; the message has its process id.
@@ -165,6 +169,11 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     def close() -> None:
         while held:
             os.close(held.pop())
+
+    def is_there() -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(held[0]), os.lstat(path))
+        return False
 
     # A forked worker would share the lock, and hold it still if only its parent was killed.
     os.register_at_fork(after_in_child=close)
@@ -186,16 +195,9 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
             ) from None
         os.ftruncate(held[0], 0)
         os.write(held[0], f"{os.getpid()}\n".encode())
-        yield
+        yield is_there
     finally:
         close()  # the file stays: removing it would race with the next holder
-
-
-def holds(path: Path) -> bool:
-    """Whether the lock file at this path is held by this process: not if it was moved away."""
-    with suppress(FileError):
-        return read(path, limit=32) == f"{os.getpid()}\n".encode()
-    return False
 
 
 def _sync_folder(folder: Path) -> None:

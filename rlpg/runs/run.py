@@ -17,7 +17,7 @@ import platform
 import re
 import shlex
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -42,6 +42,7 @@ class RunFolder:
         self.path = path
         self.recipe, self.checkpoints = path / "recipe.toml", path / "checkpoints"
         self.policy, self.best_policy = path / "policy", path / "best_policy"
+        self._is_there: Callable[[], bool] = lambda: False  # the folder that is held
 
     def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
         """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
@@ -81,7 +82,7 @@ class RunFolder:
             FileError: one of its folders is a link or something else.
             TrainingError: any other error than ours, once the run has begun.
         """
-        with files.lock(self.path / LOCK):
+        with files.lock(self.path / LOCK) as self._is_there:
             for folder in (self.checkpoints, self.policy, self.best_policy):
                 if files.exists(folder) and not files.is_folder(folder):
                     raise FileError(  # what is removed and written there may be somebody's
@@ -107,7 +108,7 @@ class RunFolder:
 
     def check(self) -> None:
         """OSError where the folder that is held was removed, moved or replaced."""
-        if not files.holds(self.path / LOCK):
+        if not self._is_there():
             raise OSError(errno.ENOENT, "the run's folder was removed, moved or replaced")
 
     def keep_error(self, text: str) -> str:

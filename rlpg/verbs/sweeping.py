@@ -94,7 +94,7 @@ class Sweep(Training):
             )
         return study
 
-    def _alone(self) -> AbstractContextManager[None]:
+    def _alone(self) -> AbstractContextManager[object]:
         """Wait until no other process is here."""
         return files.lock(self.folder / "study.lock", wait=True)
 

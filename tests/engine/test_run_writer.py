@@ -301,7 +301,7 @@ def test_a_fault_at_any_operation_of_a_run_is_made_good_or_told(
 # ---- the run's folder --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["removed", "moved", "replaced"])
+@pytest.mark.parametrize("what", ["removed", "moved", "replaced", "copied"])
 def test_a_folder_that_is_no_longer_the_runs_is_told_and_nothing_is_written_there(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +313,9 @@ def test_a_folder_that_is_no_longer_the_runs_is_told_and_nothing_is_written_ther
             run.rename(tmp_path / "elsewhere")
             if what == "removed":
                 shutil.rmtree(tmp_path / "elsewhere")
+            if what == "copied":  # with a run.lock that says this process
+                shutil.copytree(tmp_path / "elsewhere", run)
+                shutil.copytree(run, tmp_path / "copy")
             if what == "replaced":
                 run.mkdir()
                 (run / "progress.jsonl").write_text("another run's\n")
@@ -326,6 +329,9 @@ def test_a_folder_that_is_no_longer_the_runs_is_told_and_nothing_is_written_ther
     if what == "replaced":
         assert [path.name for path in run.iterdir()] == ["progress.jsonl"]
         assert (run / "progress.jsonl").read_text() == "another run's\n"
+    elif what == "copied":
+        now, then = (sorted(folder.rglob("*.*")) for folder in (run, tmp_path / "copy"))
+        assert [p.stat().st_size for p in now] == [p.stat().st_size for p in then]
     else:
         assert not run.exists()
     monkeypatch.undo()
