@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import rank
 from rlpg.engine.components import environment_options, seed_sequence
-from rlpg.errors import EnvironmentFault, SpaceError, decimals
+from rlpg.errors import EnvironmentFault, SpaceError, counted, decimals
 from rlpg.policies import Policy
 from rlpg.policies.spaces import without_text
 from rlpg.rollouts import Collector, EnvSource, another_like, make_envs, reseed
@@ -94,7 +94,7 @@ class Evaluation:
     def short(self) -> str:
         """Mean and deviation in a few words."""
         spread = f"{decimals(self.mean)} ± {decimals(self.std)}"
-        return f"return {spread} over {len(self.returns)} episodes"
+        return f"return {spread} over {counted(len(self.returns), 'episode')}"
 
     def __str__(self) -> str:
         low, high = map(decimals, self.ci)

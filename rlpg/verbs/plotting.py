@@ -100,6 +100,8 @@ def compare(
     """
     named = [(path, history) for path in paths for history in find_histories(path)]
     histories = [history for _, history in named]
+    if by not in ("agent", "folder") and not any(by in history.settings for history in histories):
+        raise UsageError(f"by: expected agent, folder or a setting in recipe.toml, got {by}")
     metric = metric or _default(histories)
     members: dict[tuple[str, str], list[History]] = {}
     for path, history in named:

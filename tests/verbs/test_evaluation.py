@@ -161,6 +161,7 @@ def test_the_figures_are_those_of_the_table() -> None:
 
 def test_one_episode_has_no_deviation() -> None:
     evaluation = Evaluation(np.array([7.0]), np.array([1]), deterministic=True)
+    assert evaluation.short == "return 7.00 ± 0.00 over 1 episode"
     assert (evaluation.mean, evaluation.std, evaluation.ci) == (7.0, 0.0, (7.0, 7.0))
 
 

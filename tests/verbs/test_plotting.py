@@ -56,6 +56,11 @@ def test_seeds_become_an_interquartile_mean_with_an_interval(runs: Path) -> None
     assert single.interval.tolist() == [[1.0, 2.0, 4.0]] * 2
 
 
+def test_a_setting_that_no_run_has_was_called_unknown(runs: Path) -> None:
+    with pytest.raises(UsageError, match=r"a setting in recipe.toml, got learner\.gama$"):
+        plotting.compare([runs], by="learner.gama")
+
+
 def test_a_flat_curve_lay_on_the_axis_between_two_equal_numbers(tmp_path: Path) -> None:
     run(tmp_path, "Flat-v0", "ppo", 0, [500.0, 500.0, 500.0])
     picture = plotting.chart(plotting.compare([tmp_path])).splitlines()[1 : plotting.HEIGHT + 1]
