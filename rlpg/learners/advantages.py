@@ -91,7 +91,7 @@ class AdvantageRule:
                     is_tensor = isinstance(value, Tensor)
                     got = list(value.shape) if is_tensor else type(value).__name__
                     raise UsageError(
-                        f"baseline: expected a tensor of shape [T, N] = {list(to_go.shape)}, got "
+                        f"baseline: expected shape [T, N] = {list(to_go.shape)}, got "
                         f"{got}; return one value per step and environment"
                     )
             advantage = to_go - value
