@@ -106,7 +106,8 @@ class PPO(Learner):
         rows = [[*term.values(), b.weight.sum()] for term, b in zip(terms, batches, strict=True)]
         *sums, weight = sum_over_ranks(torch.stack([torch.stack(row) for row in rows])).T
         pairs = zip(terms[0], sums, strict=True)
-        return {name: (x / weight).mean().double() for name, x in pairs} | {
+        # The environments of a minibatch with memory may have no step that counts.
+        return {name: (x / weight).nanmean().double() for name, x in pairs} | {
             "train/approx_kl": kl / count,
             "train/clip_fraction": clipped / count,
             "gradient/norm": sum(norms) / len(steps),

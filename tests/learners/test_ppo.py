@@ -312,6 +312,15 @@ class TestAdaptiveLearningRate:
         assert flat_state(learner.state_dict()) == flat_state(twin.state_dict())
 
 
+def test_bug_a_minibatch_without_a_step_that_counts_made_the_entropy_nan() -> None:
+    options = {"num_minibatches": 6, "gae_lambda": None, "truncated_return": "drop"}
+    learner = plain_ppo(make_policy(memory="gru", memory_size=4), "value", **options)
+    rollout = draw_rollout(learner.policy, 0)
+    rollout.terminated[:, 2] = False  # nothing of it is kept
+    metrics = learner.update(rollout)
+    assert 0.9 < metrics["train/entropy"] < math.log(3) + 1e-6
+
+
 class Spy(Baseline):
     """Its value is the number of times it has learned."""
 
