@@ -42,7 +42,7 @@ class RunFolder:
         self.path = path
         self.recipe, self.checkpoints = path / "recipe.toml", path / "checkpoints"
         self.policy, self.best_policy = path / "policy", path / "best_policy"
-        self._is_there: Callable[[], bool] = lambda: False  # the folder that is held
+        self._is_there: Callable[[], bool] | None = None  # whether the folder held is still there
 
     def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
         """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
@@ -108,7 +108,7 @@ class RunFolder:
 
     def check(self) -> None:
         """OSError where the folder that is held was removed, moved or replaced."""
-        if not self._is_there():
+        if self._is_there is None or not self._is_there():
             raise OSError(errno.ENOENT, "the run's folder was removed, moved or replaced")
 
     def keep_error(self, text: str) -> str:
