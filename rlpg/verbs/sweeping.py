@@ -174,9 +174,7 @@ class Sweep(Training):
             return float(json.loads(files.read(path, limit=LARGEST_FILE))["mean"])
         hooks = Hooks(watch.on_log, [watch], self.stop_at_return)
         if files.exists(folder / "recipe.toml"):
-            kwargs = (
-                recipe.environment.kwargs
-            )  # the user's own, which no file has to be trusted with
+            kwargs = recipe.environment.kwargs  # the user's own: no file is trusted with it
             run = training.resume_run(
                 folder, self.env, self.parts, hooks, env_kwargs=kwargs, quiet=True
             )
