@@ -172,17 +172,11 @@ class Sweep(Training):
         if files.exists(path := folder / "evaluation.json"):  # it was done when its process died
             watch.catch_up()
             return float(json.loads(files.read(path, limit=LARGEST_FILE))["mean"])
+        recipe = override(recipe, {"seed": seed})
         hooks = Hooks(watch.on_log, [watch], self.stop_at_return)
-        if files.exists(folder / "recipe.toml"):
-            kwargs = recipe.environment.kwargs  # the user's own: no file is trusted with it
-            run = training.resume_run(
-                folder, self.env, self.parts, hooks, env_kwargs=kwargs, quiet=True
-            )
-        else:
-            recipe = override(recipe, {"seed": seed})
-            run = training.run_recipe(
-                self.env, recipe, folder, parts=self.parts, hooks=hooks, quiet=True
-            )
+        run = training.run_recipe(
+            self.env, recipe, folder, parts=self.parts, hooks=hooks, goes_on=True
+        )
         if run.evaluation is None:
             raise UsageError("env: expected one of which Gymnasium can make others, got one")
         return run.evaluation.mean

@@ -161,9 +161,10 @@ def run_recipe(
     *,
     parts: UserParts | None = None,
     hooks: Hooks | None = None,
+    goes_on: bool = False,
     quiet: bool = True,
 ) -> Run:
-    """Train as a complete recipe says; see `train`."""
+    """Train as a complete recipe says; see `train`. `goes_on`: continue what began in `run_dir`."""
     parts, hooks = parts or UserParts(), hooks or Hooks()
     env, recipe = with_record(env, resolved(recipe, parts))
     path = None if run_dir is None else Path(run_dir)
@@ -173,7 +174,7 @@ def run_recipe(
             "run_dir: expected a folder, in which processes that torchrun restarts find the run, "
             "got none; give one, or start torchrun without --max-restarts"
         )
-    if path is not None and attempt > 0 and files.exists(path / "recipe.toml"):
+    if path is not None and (goes_on or attempt > 0) and files.exists(path / "recipe.toml"):
         kwargs = recipe.environment.kwargs  # the user's own, which no file has to be trusted with
         return resume_run(path, env, parts, hooks, env_kwargs=kwargs, quiet=quiet)
     with joined(), ExitStack() as stack:
