@@ -69,8 +69,7 @@ KEPT = ("seed", "mean", "std", "wall_seconds", "cpu_seconds", "commit")
 def main() -> int:
     """Exit code 0: every seed learned; 1: one did not."""
     arguments = parsed(parser_of(__doc__, "ENV", "runs/defaults", seeds=(10, 11, 12)), ENVS)
-    known = json.loads(REPORT.read_text())["environments"] if REPORT.exists() else []
-    report: dict[str, dict[str, Any]] = {item["environment"]: item for item in known}
+    report: dict[str, dict[str, Any]] = {item["environment"]: item for item in known()}
 
     def done(job: Job) -> None:
         rows = rows_of(job, arguments.seeds, arguments.work)
@@ -80,6 +79,11 @@ def main() -> int:
     jobs = {job_of(env): arguments.seeds for env in arguments.names}
     train_all(jobs, arguments.work, arguments.jobs, done)
     return 0 if all(report[env]["learned"] for env in arguments.names) else 1
+
+
+def known() -> list[dict[str, Any]]:
+    """What the report says now."""
+    return json.loads(REPORT.read_text())["environments"] if REPORT.exists() else []
 
 
 def job_of(env: str) -> Job:
@@ -113,8 +117,8 @@ def entry(env: str, base: dict[str, float], rows: Sequence[dict[str, Any]]) -> d
 
 def write(report: list[dict[str, Any]]) -> None:
     """docs/defaults.json and docs/defaults.md."""
-    known = without_machine(versions())
-    content = {"environments": report, "versions": known, "command": "scripts/check_defaults.py"}
+    present = without_machine(versions())
+    content = {"environments": report, "versions": present, "command": "scripts/check_defaults.py"}
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(content, indent=1) + "\n")
     shares = [share(item) for item in report]
@@ -131,7 +135,7 @@ def write(report: list[dict[str, Any]]) -> None:
         "with a recipe of no more steps; *share*: the median of the defaults, as a share of that,",
         "both counted from random actions. CPU time is for one seed on one thread with an",
         "evaluation at the end: its wall time where nothing else runs (where something did, CPU",
-        f"times are longer, too). Version {known['rlpg']}.",
+        f"times are longer, too). Version {present['rlpg']}.",
         *(
             OLDER
             if any(row.get("commit") in OLD for item in report for row in item["seeds"])

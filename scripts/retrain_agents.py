@@ -6,8 +6,9 @@
 
 A seed that is done is kept in the work folder (runs/agents) and not trained again unless the
 recipe changed, so the program can be stopped and started at will. What it writes is generated:
-agents/NAME/results.json, agents/NAME/policy/, docs/results.md and a table of README.md. Recipes are
-tuned on other seeds (0 to 4) than those that are reported.
+agents/NAME/results.json, agents/NAME/policy/, docs/results.md, a table of README.md, and
+docs/defaults.md, which compares with these results. Recipes are tuned on other seeds (0 to 4) than
+those that are reported.
 
 The shipped policy is that of the median seed, not of the best one, so it shows what a recipe is
 to be expected to reach. `--check` trains nothing: it evaluates the shipped policies again.
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import check_defaults
 import numpy as np
 from training_seeds import (
     Job,
@@ -121,6 +123,7 @@ def main() -> int:
     def done(job: Job) -> None:
         publish(job, arguments.seeds, arguments.work)
         write_table()
+        check_defaults.write(check_defaults.known())
 
     jobs = {job_of(name, arguments.device): arguments.seeds for name in names}
     train_all(jobs, arguments.work, arguments.jobs, done)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import check_defaults
 import pytest
 import retrain_agents
 from retrain_agents import BEGIN, END, TARGETS, Target, main
@@ -41,6 +42,10 @@ def house(
     monkeypatch.setattr(retrain_agents, "EPISODES", 5)
     monkeypatch.setattr(retrain_agents, "agent_for", lambda env_id: "ppo")
     monkeypatch.setattr(retrain_agents, "train_all", train_all_here)
+    (tmp_path / "docs").mkdir()
+    report = check_defaults.REPORT.read_text()
+    (tmp_path / "docs" / "defaults.json").write_text(report)
+    monkeypatch.setattr(check_defaults, "REPORT", tmp_path / "docs" / "defaults.json")
     return tmp_path
 
 
@@ -74,6 +79,8 @@ def test_the_policy_of_the_median_seed_ships(
     assert readme.endswith("after\n")
     assert "old" not in readme
     assert f"| CartPole-v1 | ppo | 64 | {len(seeds)} |" in readme
+    defaults = (house / "docs" / "defaults.md").read_text()
+    assert "| CartPole-v1 | 300,000 |" in defaults, "they are compared with the new results"
 
 
 def test_a_shipped_policy_that_does_not_do_what_its_results_say_is_noticed(
