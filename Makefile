@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-# Processes that share the tests.
-WORKERS ?= auto
+# Processes that share the tests: one more than there are cores, as many tests wait for other
+# processes.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 # How long `make soak` is.
 KILLS ?= 300

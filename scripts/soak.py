@@ -39,6 +39,7 @@ RUN = [
     "--log.every=10_000",
     "--total-steps=100_000_000_000",
     "--learner.learning-rate-schedule=constant",
+    "--rollout.num-steps=128",  # so large a budget would ask for more, and make few iterations
 ]
 BACKENDS = {
     "native": ["--rollout.num-envs=16"],

@@ -38,7 +38,7 @@ EXPECTED = {
     "rlpg-Replenishment-v0-reinforce",
     "rlpg-UnitCommitment-v0-reinforce",
 }
-EPISODES = 20
+EPISODES = 10
 LARGEST_POLICY = 300_000  # bytes
 
 every_agent = pytest.mark.parametrize("name", shipped_agents())
@@ -124,7 +124,10 @@ def test_the_arguments_of_a_shipped_recipe_are_not_for_an_environment_object(
     """`rlpg.train(gymnasium.make("Ant-v5"))` was refused for arguments that nobody had given."""
     recipe = load_recipe(shipped_folder("Ant-v5-ppo") / "recipe.toml")
     assert recipe.environment.kwargs
-    quick = {"rollout.num_envs": 2, "rollout.num_steps": 32, "evaluation.final_episodes": 1}
+    quick = {
+        "rollout.num_envs": 2, "rollout.num_steps": 32, "evaluation.episodes": 1,
+        "evaluation.stochastic": False, "evaluation.final_episodes": 1,
+    }  # fmt: skip
     run = rlpg.train(
         make("Ant-v5"), total_steps=64, run_dir=tmp_path / "run", overrides=quick, quiet=True
     )

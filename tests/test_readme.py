@@ -104,6 +104,8 @@ def run_line(line: str) -> None:
                 words[words.index(option) + 1] = value
             else:
                 words += [option, value]
+        if "--seeds" in words and "--jobs" not in words:
+            words += ["--jobs", "1"]  # a process takes longer to start than such a run
     elif words[0] == "resume" and "--total-steps" in words:
         words[words.index("--total-steps") + 1] = "1200"
     elif words[0] in ("evaluate", "diagnose") and "--help" not in words:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,26 @@ class Unrepeatable(Composite):
             os._exit(7)
         self.x = self.x + np.frombuffer(os.urandom(2), np.uint8) / 255
         return {"x": self.x}, info
+
+
+class Acting(gymnasium.Env[Any, Any]):
+    """Does `what` in its step number 3."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, what: Callable[[], None] | None = None, closing: Any = None) -> None:
+        self.what, self.closing, self.steps = what, closing, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if self.what is not None and self.steps == 3:
+            self.what()
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    def close(self) -> None:
+        if self.closing is not None:
+            self.closing()

@@ -51,6 +51,23 @@ def misbehave(fault: str) -> None:
             time.sleep(0.6)
 
 
+def sleep_for_ever() -> None:
+    time.sleep(280)
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def fail() -> None:
+    raise OSError("the window is gone")
+
+
+def fail_otherwise() -> None:
+    raise BaseException("not even an Exception")
+
+
 def children() -> list[int]:
     """The process ids of this process's children.
 

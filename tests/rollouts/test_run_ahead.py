@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -17,20 +16,15 @@ from gymnasium.wrappers.vector import TransformReward
 
 from rlpg.errors import EnvironmentFault, UsageError
 from rlpg.policies import StandardPolicy
-from rlpg.rollouts import Collector, EpisodeSeeds, Rollout, shared
+from rlpg.rollouts import Collector, Rollout, shared
 from rlpg.rollouts.processes import Processes
 from rlpg.rollouts.workers import WorkerEnvs
 
 sys.path.append(str(Path(__file__).parent))
 from misbehaving import children
-from uneven import Uneven
+from uneven import one
 
 NUM_ENVS = 5
-
-
-def one(actions: str, trouble: dict[int, str], index: int) -> gymnasium.Env[Any, Any]:
-    env = Uneven(actions, trouble.get(index, ""))
-    return EpisodeSeeds(env, np.random.SeedSequence(1), index)
 
 
 def makers(actions: str, trouble: dict[int, str]) -> list[Any]:

@@ -15,17 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from rlpg.errors import EnvironmentFault
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, make_envs
 from rlpg.rollouts.watchdog import SIGNAL, Watchdog, WatchedEnvs
+
+sys.path.append(str(Path(__file__).parent))
+from faulty_envs import Acting
+from misbehaving import fail, fail_otherwise, loop, sleep_for_ever
 
 STUCK_IN_C = """
 import ctypes, sys
@@ -57,29 +59,6 @@ sys.exit(main(words.split()))
 """
 
 
-class Acting(gymnasium.Env[Any, Any]):
-    """Does `what` in its step number 3."""
-
-    observation_space = spaces.Box(-1, 1, (2,), np.float32)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self, what: Callable[[], None] | None = None, closing: Any = None) -> None:
-        self.what, self.closing, self.steps = what, closing, 0
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        self.steps += 1
-        if self.what is not None and self.steps == 3:
-            self.what()
-        return np.zeros(2, np.float32), 1.0, False, False, {}
-
-    def close(self) -> None:
-        if self.closing is not None:
-            self.closing()
-
-
 def collecting(envs: Any) -> Collector:
     generator = torch.Generator().manual_seed(0)
     spaces_of = envs.single_observation_space, envs.single_action_space
@@ -94,10 +73,6 @@ def collect(what: Callable[[], None], timeout: float = 0.4) -> None:
         envs.close()
 
 
-def sleep_for_ever() -> None:
-    time.sleep(280)
-
-
 def wait_for_a_lock() -> None:
     threading.Event().wait(280)
 
@@ -108,11 +83,6 @@ def wait_for_a_child() -> None:
             child.wait()
         finally:
             child.kill()
-
-
-def loop() -> None:
-    while True:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -217,7 +187,8 @@ def test_a_debugger_is_not_hanging() -> None:
 STOPPED = """
 import time
 import numpy as np
-from test_watchdog import Acting, collecting
+from faulty_envs import Acting
+from test_watchdog import collecting
 from rlpg.rollouts import make_envs
 
 def work():
@@ -249,14 +220,6 @@ def test_a_stopped_process_is_not_hanging() -> None:
     finally:
         process.kill()
     assert (out, err) == ("done\n", "")
-
-
-def fail() -> None:
-    raise OSError("the window is gone")
-
-
-def fail_otherwise() -> None:
-    raise BaseException("not even an Exception")
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from misbehaving import misbehave
 
+from rlpg.rollouts.seeds import EpisodeSeeds
+
 
 class Uneven(gymnasium.Env[Any, Any]):
     """Episodes of 1 to 8 steps; the observation, kept in one buffer, follows from the actions.
@@ -54,3 +56,9 @@ class Uneven(gymnasium.Env[Any, Any]):
 
     def parts(self, **parts: Any) -> dict[str, Any]:
         return parts if isinstance(self.action_space, spaces.Box) else {}
+
+
+def one(actions: str, trouble: dict[int, str], index: int) -> gymnasium.Env[Any, Any]:
+    """The environment number `index` of several, which fails as `trouble` says of its number."""
+    env = Uneven(actions, trouble.get(index, ""))
+    return EpisodeSeeds(env, np.random.SeedSequence(1), index)
