@@ -218,10 +218,11 @@ class _Custom(nn.Module):
         batch = inputs.shape[:-1]
         rows = inputs.reshape(math.prod(batch), inputs.shape[-1])  # [B, num_inputs]
         outputs = self.module(rows)
-        if not isinstance(outputs, Tensor) or outputs.shape != (len(rows), self.num_outputs):
+        expected = rows.shape[0], self.num_outputs  # len(rows) would be a constant when exported
+        if not isinstance(outputs, Tensor) or outputs.shape != expected:
             got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise UsageError(
-                f"network: expected [B, num_outputs] = [{len(rows)}, {self.num_outputs}], got "
+                f"network: expected [B, num_outputs] = {list(expected)}, got "
                 f"{got}; return one row per row of the input"
             )
         return outputs.reshape((*batch, self.num_outputs))

@@ -152,6 +152,21 @@ def test_a_policy_of_ones_own_is_exported() -> None:
         Acting(Own(VECTOR, BOX), deterministic=False)
 
 
+@pytest.mark.parametrize("options", [{}, {"memory": "gru", "memory_size": 5}])
+@pytest.mark.parametrize("space", [VECTOR, IMAGE])
+def test_a_policy_with_a_network_of_ones_own_could_not_be_exported(
+    space: spaces.Space[Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """How many rows there are was a constant of the program."""
+    generator = torch.Generator().manual_seed(1)
+    policy = rlpg.StandardPolicy(space, BOX, network=nn.Linear, generator=generator, **options)
+    assert to_onnx(policy, tmp_path / "policy.onnx") < 1e-5
+    acting = Acting(policy)
+    inputs = acting.examples(7)
+    for found, expected in zip(exported(acting).module()(*inputs), acting(*inputs), strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_what_cannot_be_traced_or_sampled_is_one_sentence() -> None:
     with pytest.raises(UsageError, match=r"expected a policy that torch\.export can trace") as told:
         exported(Acting(Own(VECTOR, BOX, branches=True)))
