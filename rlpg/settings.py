@@ -51,6 +51,7 @@ def one_of(*names: str, or_own: str = "") -> Meta:
 
 
 Schedule = Annotated[str, one_of("constant", "linear", or_own="function")]
+SCHEDULE = "_schedule"  # after the name of a setting: the setting that is its schedule
 
 
 def scheduled(schedule: str | Callable[[float], float], progress: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,9 @@ class Torso(nn.Sequential):
 class Constant(rlpg.Baseline):
     def __call__(self, samples, returns):
         return torch.full_like(returns, 5.0)
+
+def half(progress):
+    return 0.5 * progress
 """
 
 
@@ -190,10 +194,19 @@ def test_a_part_of_ones_own_loads_and_evaluates(tmp_path: Path, name: str) -> No
             rlpg.load(run.path)
 
 
-@pytest.mark.parametrize("name", ["network", "policy", "learner", "baseline"])
+WORDS = {
+    "network": r"network: expected .*:Torso to be given, .*; pass network=, or",
+    "policy": r"policy: expected .*:Own to be given, .*; pass policy=, or",
+    "learner": r"agent: expected .*:Advance to be given, .*; pass agent=, or",
+    "baseline": r"baseline: expected .*:Mean to be given, .*; pass baseline=, or",
+    "schedule": r'rate_schedule: expected .*:function to be given, .*; pass schedules={"learning_r',
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
 def test_resume_asks_for_the_part_that_it_lacks(tmp_path: Path, name: str) -> None:
     run = train(tmp_path / "run", name, total_steps=96)
-    with pytest.raises(RlpgError, match=r"Torso|Own|Advance|Mean"):
+    with pytest.raises(RlpgError, match=WORDS[name]):
         rlpg.resume(run.path, total_steps=192, quiet=True)
 
 
@@ -262,6 +275,59 @@ def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -
     assert cli.main(["resume", "run", "--total-steps", "384", "--quiet", "--import"]) == 0
     policy = rlpg.load("run", import_modules=True)
     assert policy.network.mlp.module[0].out_features == 7  # type: ignore[union-attr, index]
+
+
+def test_a_schedule_was_forgotten_by_resume_and_refused_from_the_command_line(
+    tmp_path: Path, module: str
+) -> None:
+    """A resumed run went on with the constant rate of its recipe, and said nothing."""
+    words = ["--learner.learning-rate-schedule", f"{module}:half", "--quiet"]
+    assert cli.main(["train", "CartPole-v1", "--total-steps", "192", "--recipe", "default",
+                     "--run-dir", "typed", *words]) == 0  # fmt: skip
+    half = importlib.import_module(module).half
+    given = rlpg.train("CartPole-v1", total_steps=192, recipe="default", run_dir="given",
+                       schedules={"learning_rate": half}, quiet=True)  # fmt: skip
+    assert weights(given.policy) == weights(rlpg.load("typed"))
+    assert cli.main(["resume", "typed", "--total-steps", "1536", "--quiet"]) == 2
+    assert cli.main(["resume", "typed", "--total-steps", "1536", "--quiet", "--import"]) == 0
+    again = rlpg.resume("given", total_steps=1536, schedules={"learning_rate": half}, quiet=True)
+    assert weights(again.policy) == weights(rlpg.load("typed"))
+    assert cli.main(["diagnose", "given", "--episodes", "4"]) == 0  # where nothing learns
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = (", r"got SyntaxError: '\(' was never closed \(broken.py, line 1\)"),
+        ("\n1 / 0", r"got ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
+        ("import sys\nsys.exit(3)", r"got SystemExit: 3 \(.*broken.py, line 2\)"),
+        ("import no_such_module", "got ModuleNotFoundError: No module named 'no_such_module'"),
+        ("", "got AttributeError: module 'broken' has no attribute 'Part'"),
+    ],
+)
+@pytest.mark.parametrize("part", ["agent", "network", "policy", "baseline"])
+def test_a_module_that_raised_ended_in_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, code: str, said: str
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = f"^{part}: expected broken:Part to be importable, {said}"
+    with pytest.raises(UsageError, match=message):
+        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", import_modules=True, quiet=True,
+                   **{part: "broken:Part"})  # type: ignore[arg-type]  # fmt: skip
+    sys.modules.pop("broken", None)
+
+
+class Raises(rlpg.Reinforce):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        raise ZeroDivisionError("in the constructor")
+
+
+def test_a_learner_that_cannot_be_made_ended_in_a_traceback(tmp_path: Path) -> None:
+    message = "agent: expected .*:Raises to make one, got ZeroDivisionError: in the constructor"
+    with pytest.raises(UsageError, match=message):
+        rlpg.train("CartPole-v1", agent=Raises, run_dir=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def surrogate(answer: Any) -> type[rlpg.Learner]:

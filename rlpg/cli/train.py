@@ -27,7 +27,7 @@ from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
 from rlpg.errors import RlpgError, UsageError, decimals
 from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import named_env, safe_name
-from rlpg.settings import Count, Finite, Natural
+from rlpg.settings import SCHEDULE, Count, Finite, Natural
 
 if TYPE_CHECKING:
     from rlpg.policies.references import UserParts
@@ -291,10 +291,16 @@ def parts(given: Mapping[str, str | None], import_modules: bool) -> UserParts:
     from rlpg.policies.references import UserParts
 
     agent, baseline = given.get("agent") or "", given.get("learner.baseline") or ""
+    schedules = {
+        key.removeprefix("learner.").removesuffix(SCHEDULE): value
+        for key, value in given.items()
+        if key.endswith(SCHEDULE) and value and ":" in value
+    }
     return UserParts(
         network=given.get("policy.network"),
         policy=given.get("policy.factory"),
-        learner=agent if ":" in agent else None,
+        agent=agent if ":" in agent else None,
         baseline=baseline if ":" in baseline else None,
+        schedules=schedules,
         import_modules=import_modules,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import isabstract
@@ -27,7 +27,7 @@ from rlpg.learners import Learner, rules
 from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
-from rlpg.policies.references import Reference, UserParts, imported, reference_to
+from rlpg.policies.references import Reference, UserParts, imported, name_of, reference_to
 from rlpg.policies.spaces import leaves
 from rlpg.rollouts import (
     BaseCollector,
@@ -46,6 +46,7 @@ from rlpg.rollouts.tensor_collector import dynamics_of
 from rlpg.rollouts.trial import faster_backend
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
+from rlpg.settings import SCHEDULE
 
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
 
@@ -82,7 +83,7 @@ def learner_class(agent: str, parts: UserParts) -> type[Learner]:
     if agent in AGENTS:
         found: Any = imported(AGENTS[agent].learner, "agent")
     else:
-        found = parts.find("learner", Reference(agent))
+        found = parts.find("agent", Reference(agent))
     if not (isinstance(found, type) and issubclass(found, Learner)):
         raise UsageError(f"agent: expected {agent} to be a subclass of rlpg.Learner, got {found!r}")
     if isabstract(found):
@@ -106,6 +107,9 @@ def settings_of(parts: UserParts) -> dict[str, Any]:
         said["learner.baseline"] = parts.baseline
     elif parts.baseline is not None:
         said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
+    if isinstance(parts.schedules, Mapping):  # what else there may be, the learner refuses
+        functions = {name: part for name, part in parts.schedules.items() if callable(part)}
+        said |= {f"learner.{name}{SCHEDULE}": name_of(part) for name, part in functions.items()}
     # No table of arguments is no change: a recipe may hold some.
     return {key: value for key, value in said.items() if value != {}}
 
@@ -344,13 +348,24 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
             raise UsageError(
                 f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"
             )
-    return learner_class(recipe.agent, parts)(
-        policy,
-        baseline,
-        generator=generator_from(seed_sequence(recipe.seed, "learner")),
-        schedules=parts.schedules,
-        **values,
-    )
+    schedules = parts.schedules
+    if isinstance(schedules, Mapping):  # what else there may be, the learner refuses
+        schedules = {**schedules} | {
+            name.removesuffix(SCHEDULE): parts.find_schedule(name.removesuffix(SCHEDULE), value)
+            for name, value in values.items()
+            if name.endswith(SCHEDULE) and ":" in value
+        }
+    make_one: Any = learner_class(recipe.agent, parts)
+    is_own = recipe.agent not in AGENTS
+    with made_by_own_part("agent", recipe.agent) if is_own else nullcontext():
+        made: Learner = make_one(
+            policy,
+            baseline,
+            generator=generator_from(seed_sequence(recipe.seed, "learner")),
+            schedules=schedules,
+            **values,
+        )
+    return made
 
 
 def make_collector(

@@ -32,14 +32,13 @@ from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module
 from rlpg.policies import Policy
 from rlpg.policies.networks import refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
-from rlpg.settings import scheduled
+from rlpg.settings import SCHEDULE, scheduled
 
 KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at after a single step
 Schedules = Mapping[str, Callable[[float], float]]
 SEPARATE_CRITIC = (
     "value_hidden", "value_learning_rate", "num_value_epochs", "num_value_minibatches",
 )  # fmt: skip
-_SUFFIX = "_schedule"
 
 
 class Learner(ABC):
@@ -109,7 +108,7 @@ class Learner(ABC):
 
     def _checked(self, schedules: Schedules) -> Schedules:
         """Raises UsageError where a schedule belongs to no setting, or a function is only named."""
-        known = [n.removesuffix(_SUFFIX) for n in self.settings.names() if n.endswith(_SUFFIX)]
+        known = [n.removesuffix(SCHEDULE) for n in self.settings.names() if n.endswith(SCHEDULE)]
         if not isinstance(schedules, Mapping):
             raise UsageError(
                 f"schedules: expected functions by setting, {{{known[0]!r}: function}}, got "
@@ -121,13 +120,13 @@ class Learner(ABC):
             if not callable(schedules[name]):
                 raise UsageError(
                     f"schedules: expected a function of progress for {name}, got "
-                    f"{schedules[name]!r:.60}; a name (linear) goes into learner.{name}{_SUFFIX}"
+                    f"{schedules[name]!r:.60}; a name (linear) goes into learner.{name}{SCHEDULE}"
                 )
         for name in known:
-            value = getattr(self.settings, name + _SUFFIX)
+            value = getattr(self.settings, name + SCHEDULE)
             if ":" in value and name not in schedules:
                 raise UsageError(
-                    f"{name}{_SUFFIX}: expected the function {value} itself; pass it in Python as "
+                    f"{name}{SCHEDULE}: expected the function {value} itself; pass it in Python as "
                     f'schedules={{"{name}": function}}'
                 )
         return dict(schedules)
@@ -264,7 +263,7 @@ class Learner(ABC):
 
     def scheduled(self, name: str, value: Any) -> float:
         """A setting's value at the present progress."""
-        own = getattr(self.settings, name + _SUFFIX, "constant")
+        own = getattr(self.settings, name + SCHEDULE, "constant")
         schedule = self.schedules.get(name, own)
         factor = call(f"schedules: {name}", scheduled, schedule, self.progress)
         if not 0.0 <= factor < math.inf:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ class UserParts:
     Attributes:
         network: `network(num_features, num_outputs)` makes the module of policy and critic.
         policy: `policy(observation_space, action_space)` makes the policy.
-        learner: a subclass of `rlpg.Learner`.
+        agent: a subclass of `rlpg.Learner`.
         baseline: an `rlpg.Baseline`, or what makes one.
         schedules: functions of progress, by setting; see `Learner`.
         import_modules: whether parts that are only named may be imported.
@@ -41,9 +42,9 @@ class UserParts:
 
     network: Part | None = None
     policy: Part | None = None
-    learner: Part | None = None
+    agent: Part | None = None
     baseline: Any = None
-    schedules: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    schedules: Mapping[str, str | Callable[[float], float]] = field(default_factory=dict)
     import_modules: bool = False
 
     def find(self, kind: str, reference: Reference) -> Callable[..., Any]:
@@ -52,12 +53,20 @@ class UserParts:
         Raises:
             MissingPartError: it was only named, and nothing may be imported.
         """
-        given: Part | None = getattr(self, kind)
+        return self._found(getattr(self, kind), kind, f"{kind}=", reference)
+
+    def find_schedule(self, setting: str, name: str) -> Callable[[float], float]:
+        """`find` for the function that is the schedule of a setting (`learning_rate`)."""
+        how, given = f'schedules={{"{setting}": function}}', self.schedules.get(setting)
+        return self._found(given, f"{setting}_schedule", how, Reference(name))
+
+    def _found(
+        self, given: Part | None, kind: str, how: str, reference: Reference
+    ) -> Callable[..., Any]:
         if given is None and not self.import_modules:
             raise MissingPartError(
                 f"{kind}: expected {reference.name} to be given, because reading a file imports "
-                f"nothing; pass {kind}= (for a learner: agent=), or import_modules=True; on the "
-                "command line, --import"
+                f"nothing; pass {how}, or import_modules=True; on the command line, --import"
             )
         part = imported(reference.name, kind) if given is None else given
         if isinstance(part, str):
@@ -86,10 +95,17 @@ def reference_to(part: Part, kind: str) -> Reference:
         part = part.func
     if not callable(part):
         raise UsageError(f"{kind}: expected a class, a function or module:Name, got {part!r:.80}")
+    return Reference(name_of(part), kwargs)
+
+
+def name_of(part: Any) -> str:
+    """`module:Name` of a class, a function or an object of a class.
+
+    A function's own class or a lambda cannot be imported again, but it can be passed again.
+    """
     named = part if hasattr(part, "__qualname__") else type(part)
-    # A function's own class or a lambda cannot be imported again, but it can be passed again.
     name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
-    return Reference(f"{part.__module__}:{name}", kwargs)
+    return f"{part.__module__}:{name}"
 
 
 def _data(value: Any, name: str) -> Any:
@@ -118,8 +134,13 @@ def imported(name: str, kind: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{kind}: expected {name} to be importable, got: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        text, last = " ".join(f"{error}".split()), traceback.extract_tb(error.__traceback__)[-1]
+        is_inside = last.filename != __file__ and not last.filename.startswith("<frozen ")
+        place = f" ({last.filename}, line {last.lineno})" if is_inside else ""
+        raise UsageError(
+            f"{kind}: expected {name} to be importable, got {type(error).__name__}: {text}{place}"
+        ) from error
     if not callable(found):
         raise UsageError(f"{kind}: expected {name} to be a class or function, got {found!r:.80}")
     return found  # type: ignore[no-any-return]  # whatever the module holds

@@ -174,7 +174,7 @@ def own_words(env: object) -> Iterator[None]:
             yield
     except RlpgError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         advice = "check the environment's arguments"
         if isinstance(error, AttributeError) and "_space'" in text:

@@ -42,6 +42,7 @@ from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import open_run
 from rlpg.runs.store import newest_checkpoint
+from rlpg.settings import SCHEDULE
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 0.99)
 GROUPS = 64  # of episodes; their scatter is the noise
@@ -150,7 +151,10 @@ def diagnose(
     folder = open_run(Path(path))
     parts = parts or UserParts()
     recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
-    recipe = override(with_usable_kwargs(recipe, folder.path, env_kwargs), {"device": device})
+    schedules = [name for name in recipe.learner.names() if name.endswith(SCHEDULE)]
+    constant = {f"learner.{name}": "constant" for name in schedules}  # nothing learns by them here
+    recipe = with_usable_kwargs(recipe, folder.path, env_kwargs)
+    recipe = override(recipe, {"device": device, **constant})
     saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:
         raise UsageError(f"{path}: expected a checkpoint to diagnose, got none; train it further")
