@@ -27,8 +27,8 @@ _START = (
     "import sys; sys.path[:] = sys.argv[4:]; from rlpg.rollouts.worker import main; "
     "main(*map(int, sys.argv[1:4]))"
 )
-# A terminal sends these to the workers too. They wait until the worker ignores them.
-_OF_A_TERMINAL = {signal.SIGINT, signal.SIGHUP}
+# Who ends a whole group sends these to the workers too. They wait until the worker ignores them.
+_OF_A_GROUP = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
 
 
 class Processes:
@@ -122,7 +122,7 @@ class Processes:
         with ours, theirs:
             numbers = [str(theirs.fileno()), str(memory), str(os.getpid())]
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_A_TERMINAL)
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_A_GROUP)
             try:
                 process = subprocess.Popen(
                     [sys.executable, *flags, "-c", _START, *numbers, *sys.path],

@@ -182,11 +182,12 @@ def _failure(index: int, what: str, error: BaseException) -> Failure:
 
 def main(connection: int, memory: int, parent: int) -> NoReturn:
     """The life of a worker: file descriptors of connection and memory, the parent's process id."""
-    # Ctrl-C and a closed terminal are the parent's to handle; their signals were blocked until now.
+    # Ctrl-C, a closed terminal and what ends a whole group of processes are the parent's to handle;
+    # their signals were blocked until now. Programs that an environment starts can be terminated.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
     threading.Thread(target=_outlive_no_parent, args=(parent,), daemon=True).start()
     hush()
     parent_end: Connection[Any, Any] = Connection(connection)
