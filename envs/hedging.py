@@ -76,11 +76,12 @@ class HedgingDynamics(Batched):
     ) -> None:
         if objective not in OBJECTIVES:
             raise ValueError(f"objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
-        if not (num_steps >= 1 and cost >= 0 and 0 < tail < 1 and volatility > 0 and years > 0):
+        is_positive = volatility > 0 and years > 0 and price > 0
+        if not (num_steps >= 1 and cost >= 0 and 0 < tail < 1 and is_positive):
             raise ValueError(
-                f"num_steps, cost, tail, volatility, years: expected at least 1, at least 0, "
-                f"between 0 and 1, above 0, above 0, got {num_steps}, {cost}, {tail}, "
-                f"{volatility}, {years}"
+                "num_steps, cost, tail, volatility, years, price: expected at least 1, at least "
+                f"0, between 0 and 1, above 0, above 0, above 0, got {num_steps}, {cost}, {tail}, "
+                f"{volatility}, {years}, {price}"
             )
         self.num_steps, self.cost, self.objective = num_steps, cost, objective
         self.risk_aversion, self.tail, self.level = risk_aversion, tail, level

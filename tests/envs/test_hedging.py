@@ -201,6 +201,7 @@ def test_the_pole_keeps_its_energy() -> None:
         {"objective": "vega"},
         {"num_steps": 0},
         {"tail": 1.5},
+        {"price": 0.0},  # wealth was NaN
         {"model": "sabr"},
         {"vol_of_vol": 0.3},
         {"model": "heston", "correlation": -1.5},
