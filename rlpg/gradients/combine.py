@@ -112,11 +112,10 @@ class Mixture:
         with naming(name):
             self._own_parameters()
         self.exact_ivw = exact_ivw
-        self.credit = torch.zeros_like(self.log_prob)  # [lanes], known when the program has ended
         self.score_share: Tensor | None = None  # [lanes], k; None while measuring
 
     def join(self) -> tuple[Tensor, Tensor]:
-        """The sample `[lanes, ...]`, and a scalar 0 whose gradient has the surrogate pay the score.
+        """The sample `[lanes, ...]`, and zeros `[lanes]` whose gradient is what the score is paid.
 
         They are the caller's: their graph holds this object, so that, kept in it, neither would
         ever be freed.
@@ -138,12 +137,11 @@ class Mixture:
         if any(bool(grad[1:].any()) for grad in found if grad is not None and grad.dim()):
             raise _shared(self.leaves, len(self.path))
 
-    def gradients(self, grad_path: Tensor, scale: Tensor) -> list[Tensor]:
-        """The mixed gradient of every parameter."""
-        lanes = len(self.credit)
+    def gradients(self, grad_path: Tensor, paid: Tensor) -> list[Tensor]:
+        """The mixed gradient of every parameter, where `paid` `[lanes]` weighs the scores."""
         with naming(self.name):
             path = lane_gradients(self.path, self.leaves, grad_path)
-            score = lane_gradients(self.log_prob, self.leaves, scale * self.credit / lanes)
+            score = lane_gradients(self.log_prob, self.leaves, paid)
         share = self._measure(path, score) if self.score_share is None else self.score_share
         mixed = []
         for a, s in zip(path, score, strict=True):
@@ -154,11 +152,11 @@ class Mixture:
 
     def _measure(self, path: list[Tensor], score: list[Tensor]) -> Tensor:
         """`[lanes]` k that each half suggests for itself; keeps the swapped one."""
-        lanes = len(self.credit)
+        lanes = len(self.path)
         path, score = self._at_policy(path) or path, self._at_policy(score) or score
         a = torch.cat([grad.reshape(lanes, -1) for grad in path], dim=1)  # [lanes, D]
         s = torch.cat([grad.reshape(lanes, -1) for grad in score], dim=1)
-        own, swapped = torch.empty_like(self.credit), torch.empty_like(self.credit)
+        own, swapped = torch.empty_like(self.log_prob), torch.empty_like(self.log_prob)
         if self.exact_ivw:
             self.score_share = own.fill_(mixing_weight(a, s, exact_ivw=True))
             return own
@@ -183,24 +181,24 @@ class Mixture:
 
 
 class _Join(torch.autograd.Function):
-    """parameters -> (sample, an anchor of value 0).
+    """parameters -> (sample, an anchor of zeros `[lanes]`).
 
-    The anchor is added to the surrogate, so that the score is paid with the sign and the scale that
-    the caller gives the surrogate.
+    The anchor times the credit is added to the surrogate, so that the score is paid with the sign
+    and the scale that the caller gives the surrogate.
     """
 
     @staticmethod
     def forward(ctx: Any, mixture: Mixture, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.mixture = mixture
-        return mixture.path.detach().clone(), mixture.log_prob.new_zeros(())
+        return mixture.path.detach().clone(), torch.zeros_like(mixture.log_prob)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_path: Tensor, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_path: Tensor, paid: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.mixture.lane_copies.cut:  # what lies upstream of this sample is another node's share
             return (None,) * (1 + len(ctx.mixture.own))
         with torch.enable_grad():
-            return None, *ctx.mixture.gradients(grad_path, scale)
+            return None, *ctx.mixture.gradients(grad_path, paid)
 
 
 def measure(surrogate: Tensor, mixtures: list[Mixture]) -> None:

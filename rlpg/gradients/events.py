@@ -44,7 +44,7 @@ class Node:
     baseline: Baseline | Tensor | float | Callable[[Tensor], Tensor] | None
     dist: Distribution
     mixture: Mixture | None = None  # set for "combine", with the next
-    anchor: Tensor | None = None  # scalar 0; see `Mixture.join`
+    anchor: Tensor | None = None  # [lanes] zeros; see `Mixture.join`
     controlled: Controlled | None = None
     lanes_may_depend: bool = False  # on each other: their random numbers were given
     subtracted: Tensor | None = None  # what a baseline gave before it learned from this

@@ -71,12 +71,11 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
             if event.baseline is not None:
                 left = left - in_branches(event, baseline)
             credit = times(event.weight, left)
-            if event.mixture is None or event.anchor is None:
+            if event.anchor is None:
                 segment.log_probs.append(event.log_prob)
                 segment.credits.append(credit)
             else:
-                event.mixture.credit = credit
-                segment.anchors.append(event.anchor)
+                segment.anchors.append((event.anchor * credit.detach()).sum() / lanes)
         elif isinstance(event, Barrier):
             total = segment.total()
             surrogate, segment = surrogate + total, _Segment(lanes)
