@@ -87,7 +87,7 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
         measure(surrogate, mixtures)
     _learn(learn)
     once = any(isinstance(e, Node) or (isinstance(e, Branching) and not e.exact) for e in events)
-    return _Once.apply(surrogate) if once and surrogate.requires_grad else surrogate  # type: ignore[no-untyped-call]
+    return _Once.apply(surrogate) if once else surrogate  # type: ignore[no-untyped-call]
 
 
 class _Once(torch.autograd.Function):
@@ -103,12 +103,17 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # for torch.func
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # no graph is asked for
             return grad
-        refused: Tensor = _Refused.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return _Once.jvp(ctx, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        refused: Tensor = _Refused.apply(tangent, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return refused
 
 
@@ -124,11 +129,13 @@ class _Refused(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         raise EstimatorError(
             "surrogate: expected one derivative, got a second, which order=1 does not have; use "
             "tape.surrogate(order=2)"
         )
+
+    jvp = backward
 
 
 def dice(events: Sequence[Event], lanes: int) -> Tensor:

@@ -430,6 +430,57 @@ def test_a_second_derivative_of_order_one_is_refused_unless_it_is_right(how: How
         torch.autograd.grad(first.sum(), theta)
 
 
+FORWARD: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]] = {
+    "jvp of jvp": lambda f: _directional(_directional(f)),
+    "grad of jvp": lambda f: torch.func.grad(_directional(f)),
+    "jvp of grad": lambda f: _directional(torch.func.grad(f)),
+    "jacfwd of jacrev": lambda f: torch.func.jacfwd(torch.func.jacrev(f), randomness="same"),
+    "jacrev of jacfwd": lambda f: torch.func.jacrev(torch.func.jacfwd(f, randomness="same")),
+}
+
+
+def _directional(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("how", ["score", "weak", "disarm", "expect"])
+def test_forward_mode_took_a_second_derivative_that_order_one_does_not_have(
+    how: How, name: str
+) -> None:
+    """Of "weak" and "disarm"; of "score" torch asked for a jvp function."""
+
+    def objective(theta: Tensor) -> Tensor:
+        tape = Tape(how)
+        x = tape.sample(Bernoulli(logits=theta.expand(6)))
+        tape.add(theta * x)
+        return tape.surrogate()
+
+    theta = torch.tensor(0.3, dtype=torch.float64)
+    if how == "expect":
+        exact = torch.func.grad(torch.func.grad(lambda t: t * torch.sigmoid(t)))(theta)
+        torch.testing.assert_close(FORWARD[name](objective)(theta), exact)
+        return
+    with pytest.raises(EstimatorError, match=r"expected (one derivative|derivatives in backward)"):
+        FORWARD[name](objective)(theta)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_forward_over_reverse_of_order_two_is_right() -> None:
+    def objective(theta: Tensor) -> Tensor:
+        tape = Tape()
+        x = tape.sample(Bernoulli(logits=theta.expand(6)))
+        tape.add(theta * x)
+        return tape.surrogate(order=2)
+
+    theta, found = torch.tensor(0.3, dtype=torch.float64), []
+    for outer in (torch.func.grad, lambda f: torch.func.jacfwd(f, randomness="same")):
+        torch.manual_seed(0)
+        found.append(outer(torch.func.jacrev(objective))(theta))
+    torch.testing.assert_close(*found)
+
+
 def test_a_baseline_that_is_not_a_number_is_not_passed_on() -> None:
     tape = Tape(baseline=math.nan)
     tape.add(tape.sample(Normal(leaf(0.3).expand(6), 1.0)))
