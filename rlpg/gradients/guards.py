@@ -25,6 +25,7 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.parameters import leaves_of
 
 HALF = (torch.float16, torch.bfloat16)
+Scored = tuple[str, Distribution, Tensor]  # a node's name, and what was drawn from what
 EXACT = {torch.float32: 2**24, torch.float64: 2**53}  # integers up to here have their own number
 
 
@@ -295,12 +296,14 @@ def mean_and_deviation(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def check_sample(name: str, x: Tensor) -> None:
-    """Refuses half precision: a share of 1 / lanes of a gradient is 0 there."""
+def refuse_half(name: str, x: Tensor) -> None:
+    """Refuses a sample, or its probability, in half precision: a share of 1 / lanes of a gradient
+    is 0 there."""
     if x.dtype in HALF:
         raise EstimatorError(
-            f"{name}: expected samples in float32 or float64, got {x.dtype}; gradients below 6e-8 "
-            "vanish there: give the distribution .float() parameters"
+            f"{name}: expected samples in float32 or float64, and their probabilities, got "
+            f"{x.dtype}; gradients below 6e-8 vanish there: give the distribution .float() "
+            "parameters"
         )
 
 

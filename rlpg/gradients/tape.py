@@ -59,9 +59,9 @@ from rlpg.gradients.events import (
 )
 from rlpg.gradients.events import How as How
 from rlpg.gradients.guards import (
+    Scored,
     check_distribution,
     check_rounding,
-    check_sample,
     check_support,
     check_term_shape,
     checked_discount,
@@ -71,6 +71,7 @@ from rlpg.gradients.guards import (
     mean_and_deviation,
     naming,
     refuse_cut,
+    refuse_half,
 )
 from rlpg.gradients.parameters import parameters_of
 from rlpg.gradients.surrogate import build, dice
@@ -162,7 +163,7 @@ class Tape:
             )
         ancestors = ancestors_of(name, depends_on, self._drawn)
         x = self._draw(name, dist, how, (baseline, control))
-        check_sample(name, x)
+        refuse_half(name, x)
         self._drawn[id(x)] = x, self._num_samples - 1, ancestors
         return x
 
@@ -362,6 +363,7 @@ class Tape:
         self._scored.append((name, dist, kept))
         log_prob = density(name, dist, kept)  # [*branches, lanes, ...]
         if log_prob.requires_grad:
+            refuse_half(name, log_prob)
             if log_prob.dim() > lane + 1:
                 log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
             node = self._node(name, dist, kept, log_prob, subtract[0])
@@ -417,6 +419,7 @@ class Tape:
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
         with naming(name):
             x, weight = branches(dist, how, lane, self.num_draws)  # [K, *branches, lanes, ...]
+        refuse_half(name, weight)
         if how != "weak" and not (how == "expect" and isinstance(dist, BY_PROBS)):
             self._scored.append((name, dist, x))
         if self._branch is not None:

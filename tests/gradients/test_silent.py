@@ -723,6 +723,19 @@ def test_half_precision_is_refused_where_gradients_would_vanish(dtype: torch.dty
         tape.add((x * theta.float()).to(dtype), name="pay")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("how", ["score", "expect", "without_replacement", "disarm"])
+def test_whole_numbers_hid_the_half_precision_of_their_probabilities(
+    how: How, dtype: torch.dtype
+) -> None:
+    """The sample of a Categorical is an integer, whatever its logits are."""
+    logits = torch.zeros(6, 3, dtype=dtype, requires_grad=True)
+    dist = Bernoulli(logits=logits) if how == "disarm" else Choice(logits=logits)
+    with pytest.raises(EstimatorError, match="x: expected samples in float32 or float64"):
+        Tape(how).sample(dist, name="x")
+    assert Tape(how).sample(Choice(logits=logits.detach()), how="score").shape == (6,)
+
+
 def test_no_lanes_are_refused() -> None:
     with pytest.raises(EstimatorError, match="none: expected at least one lane, got 0"):
         Tape().sample(Normal(torch.zeros(0, requires_grad=True), 1.0), name="none")
