@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.distributions import (
+    Bernoulli,
     Categorical,
     ContinuousBernoulli,
     Distribution,
@@ -116,11 +117,20 @@ def check_support(name: str, dist: Distribution) -> None:
         )
 
 
+# What torch makes probabilities of logits by: its slope is 0 where one of them is 0 or 1.
+_FROM_LOGITS: dict[type[Distribution], str] = {
+    Bernoulli: "SigmoidBackward0",
+    Categorical: "SoftmaxBackward0",
+}
+
+
 def _appears(dist: Distribution) -> bool:
     """Whether a parameter moves the probability of an outcome that is impossible, or certain."""
     dist = getattr(dist, "_categorical", dist)
     given = vars(dist).get("probs", vars(dist).get("rate"))
     if not isinstance(given, Tensor) or not given.requires_grad or not _is_discrete(dist):
+        return False
+    if given.grad_fn is not None and given.grad_fn.name() == _FROM_LOGITS.get(type(dist)):
         return False
     at_edge = given == 0
     if "probs" in vars(dist) and not isinstance(dist, Categorical):
@@ -195,14 +205,27 @@ def _depends(edge: Tensor) -> bool:
     return any(bool(slope.any()) for slope in slopes)
 
 
-def check_rounding(name: str, dist: Distribution, x: Tensor) -> None:
+def check_rounding(scored: Sequence[Scored]) -> None:
     """Refuses samples that rounding has moved: `log_prob` is then taken where they were not drawn.
 
     One in a hundred at an edge of the support, or a deviation below the rounding of its location.
     A distribution of one's own may put mass there on purpose.
     """
-    if not type(dist).__module__.startswith("torch.") or not x.is_floating_point():
-        return
+    scales: dict[tuple[Any, ...], list[tuple[str, Tensor, Tensor]]] = {}  # compared together
+    for name, dist, x in scored:
+        if not type(dist).__module__.startswith("torch.") or not x.is_floating_point():
+            continue
+        _check_edges(name, dist, x)
+        for values in map(vars, _parts(dist)):
+            loc, scale = values.get("loc"), values.get("scale")
+            if isinstance(loc, Tensor) and isinstance(scale, Tensor):
+                alike = loc.shape, scale.shape, loc.device, x.dtype
+                scales.setdefault(alike, []).append((name, loc, scale))
+    for alike, group in scales.items():
+        _check_scales(group, alike[-1])
+
+
+def _check_edges(name: str, dist: Distribution, x: Tensor) -> None:
     try:
         support = dist.support
     except NotImplementedError:
@@ -219,14 +242,23 @@ def check_rounding(name: str, dist: Distribution, x: Tensor) -> None:
                 f"{type(dist).__name__} rounded to its edge, where the score is not theirs; use "
                 "how='pathwise', or float64"
             )
-    for values in map(vars, _parts(dist)):
-        loc, scale = values.get("loc"), values.get("scale")
-        if not isinstance(loc, Tensor) or not isinstance(scale, Tensor):
-            continue
-        if bool((scale < 4 * eps * loc.abs()).any()):
+
+
+@torch.no_grad()
+def _check_scales(group: Sequence[tuple[str, Tensor, Tensor]], dtype: torch.dtype) -> None:
+    """Of equal shapes; together, as far as copies of them stay small."""
+    most = max(1, 2**16 // max(1, group[0][1].numel()))
+    for start in range(0, len(group), most):
+        names, locs, scales = zip(*group[start : start + most], strict=True)
+        loc, scale = (
+            part[0][None] if len(part) == 1 else torch.stack(part) for part in (locs, scales)
+        )
+        narrow = scale < 4 * torch.finfo(dtype).eps * loc.abs()
+        if bool(narrow.any()):
+            first = int(narrow.reshape(len(names), -1).any(1).nonzero()[0])
             raise EstimatorError(
-                f"{name}: expected a scale above the rounding of its location, got "
-                f"{float(scale.min()):.2g} in {x.dtype}; use how='pathwise', or float64"
+                f"{names[first]}: expected a scale above the rounding of its location, got "
+                f"{float(scales[first].min()):.2g} in {dtype}; use how='pathwise', or float64"
             )
 
 

@@ -87,8 +87,8 @@ def _twin(
 def graph_of(*outputs: Tensor, seen: set[GradFn] | None = None) -> set[GradFn]:
     """The autograd nodes that the outputs were computed by, and `seen`, which is added to."""
     seen = set() if seen is None else seen
-    roots = {output.grad_fn for output in outputs} - seen - {None}
-    stack = [root for root in roots if root is not None]
+    roots = [output.grad_fn for output in outputs]
+    stack = [root for root in roots if root is not None and root not in seen]
     seen.update(stack)
     while stack:
         for child, _ in stack.pop().next_functions:

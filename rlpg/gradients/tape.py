@@ -126,7 +126,7 @@ class Tape:
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
         self._num_samples = self._num_terms = self._num_nodes = 0
-        self._scored: list[tuple[str, Distribution, Tensor]] = []
+        self._scored: list[Scored] = []
         self._path: str | None = None  # the first sample that carries its gradient
         self._blind: str | None = None  # the first sample that was drawn without gradients
 
@@ -311,9 +311,9 @@ class Tape:
                 "no_grad or inference_mode, whose gradient is lost; draw what needs none with "
                 "torch.randn"
             )
-        for name, dist, x in self._scored:
+        for name, dist, _ in self._scored:
             check_support(name, dist)
-            check_rounding(name, dist, x)
+        check_rounding(self._scored)
         lanes = terms[0].value.shape[-1]
         if order == 1:
             return build(self.events, lanes, self.gae_lambda)

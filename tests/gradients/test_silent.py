@@ -330,6 +330,18 @@ def test_no_sample_shows_the_derivative_of_an_impossible_outcome(name: str) -> N
         tape.surrogate()
 
 
+@pytest.mark.parametrize("expanded", [False, True])
+def test_probabilities_that_were_given_are_looked_at_after_logits_were_made_of_them(
+    expanded: bool,
+) -> None:
+    theta, tape = leaf(0.0), Tape()
+    coin = Bernoulli(theta)
+    assert coin.logits.shape == (1,)  # made, and kept beside the probabilities
+    tape.add(tape.sample(coin.expand((6,)) if expanded else coin))
+    with pytest.raises(EstimatorError, match=r"^sample 0: expected probabilities that no param"):
+        tape.surrogate()
+
+
 @pytest.mark.parametrize("how", ["disarm", "without_replacement", "expect"])
 def test_branches_at_an_impossible_outcome_are_refused_or_exact(how: How) -> None:
     theta, paid = leaf(0.0), torch.tensor([3.0, 1.0]).double()
@@ -386,6 +398,18 @@ def test_samples_that_rounding_moves_have_no_score(name: str) -> None:
 
 
 # ---- derivatives that the surrogate does not have ----------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [3, 70_000])  # compared together, and one by one
+@pytest.mark.parametrize("narrow", [1, 4])
+def test_the_one_narrow_node_among_many_is_named(narrow: int, lanes: int) -> None:
+    theta, tape = torch.tensor(0.5, requires_grad=True), Tape()
+    for k in range(6):
+        scale = torch.ones(lanes)
+        scale[2] = 1e-8 if k == narrow else 1.0
+        tape.add(tape.sample(Normal(theta.expand(lanes), scale)))
+    with pytest.raises(EstimatorError, match=f"^sample {narrow}: expected a scale above"):
+        tape.surrogate()
 
 
 @pytest.mark.parametrize("how", ["pathwise", "combine"])
