@@ -39,7 +39,8 @@ Layers = Annotated[tuple[Size, ...], Meta(max_length=64)]
 Scalar = bool | int | float | str
 Arguments = dict[str, list[Scalar] | bool | int | float | str]  # of a constructor, as data
 
-REFERENCE = r"[^\W\d][\w.]*:[^\W\d][\w.]*"  # module:Name, the user's own code
+# The user's own code: module:Name, with (...) where the name alone does not make it again.
+REFERENCE = r"[^\W\d][\w.]*:[^\W\d][\w.]*(?:\(\.\.\.\))?"
 
 
 def one_of(*names: str, or_own: str = "") -> Meta:

@@ -295,6 +295,36 @@ def test_a_schedule_was_forgotten_by_resume_and_refused_from_the_command_line(
     assert cli.main(["diagnose", "given", "--episodes", "4"]) == 0  # where nothing learns
 
 
+class Given(rlpg.Baseline):
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def __call__(self, samples: Any, returns: Tensor) -> Tensor:
+        return torch.full_like(returns, self.value)
+
+
+def scaled(progress: float, rate: float = 1.0) -> float:
+    return rate * (1.0 - progress)
+
+
+@pytest.mark.parametrize("made", [
+    {"baseline": Given(3.0)},
+    {"baseline": functools.partial(Given, value=3.0)},
+    {"schedules": {"learning_rate": functools.partial(scaled, rate=0.5)}},
+], ids=["object", "partial", "schedule"])  # fmt: skip
+def test_a_baseline_with_arguments_was_imported_without_them(tmp_path: Path, made: Any) -> None:
+    """A resumed run went on with the default arguments, and said nothing."""
+    rlpg.train("CartPole-v1", "reinforce", total_steps=96, run_dir=tmp_path, recipe="default",
+               overrides=SMALL, quiet=True, **made)  # fmt: skip
+    message = r"expected the object .*:(Given|scaled)\(\.\.\.\) to be given, because its arguments"
+    with pytest.raises(MissingPartError, match=message):
+        rlpg.resume(tmp_path, total_steps=192, import_modules=True, quiet=True)
+    if "baseline" in made:
+        with pytest.raises(MissingPartError, match=message):
+            rlpg.resume(tmp_path, total_steps=192, baseline=Given, quiet=True)
+    rlpg.resume(tmp_path, total_steps=192, quiet=True, **made)
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

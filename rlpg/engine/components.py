@@ -105,6 +105,8 @@ def settings_of(parts: UserParts) -> dict[str, Any]:
         said |= {"policy.factory": reference.name, "policy.kwargs": reference.kwargs}
     if isinstance(parts.baseline, str) and ":" not in parts.baseline:
         said["learner.baseline"] = parts.baseline
+    elif isinstance(parts.baseline, partial):
+        said["learner.baseline"] = name_of(parts.baseline)
     elif parts.baseline is not None:
         said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
     if isinstance(parts.schedules, Mapping):  # what else there may be, the learner refuses

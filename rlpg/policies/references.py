@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from rlpg.errors import MissingPartError, UsageError
 
 Part = str | Callable[..., Any]
 """`"module:Name"`, a class or function, or a `functools.partial` of one with keyword arguments."""
+
+
+ARGUMENTS = "(...)"  # after the name of an object, which the name alone does not make again
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class UserParts:
     def _found(
         self, given: Part | None, kind: str, how: str, reference: Reference
     ) -> Callable[..., Any]:
+        if reference.name.endswith(ARGUMENTS) and (given is None or isinstance(given, str | type)):
+            raise MissingPartError(
+                f"{kind}: expected the object {reference.name} to be given, because its arguments "
+                f"are in no file; pass {how}"
+            )
         if given is None and not self.import_modules:
             raise MissingPartError(
                 f"{kind}: expected {reference.name} to be given, because reading a file imports "
@@ -99,13 +108,17 @@ def reference_to(part: Part, kind: str) -> Reference:
 
 
 def name_of(part: Any) -> str:
-    """`module:Name` of a class, a function or an object of a class.
+    """`module:Name` of a class or function; `module:Name(...)` of an object made with arguments.
 
     A function's own class or a lambda cannot be imported again, but it can be passed again.
     """
-    named = part if hasattr(part, "__qualname__") else type(part)
+    if isinstance(part, functools.partial):
+        return name_of(part.func).removesuffix(ARGUMENTS) + ARGUMENTS
+    is_object = not hasattr(part, "__qualname__")
+    named = type(part) if is_object else part
     name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
-    return f"{part.__module__}:{name}"
+    arguments = ARGUMENTS if is_object and inspect.signature(named).parameters else ""
+    return f"{part.__module__}:{name}{arguments}"
 
 
 def _data(value: Any, name: str) -> Any:
