@@ -325,6 +325,40 @@ def test_a_baseline_with_arguments_was_imported_without_them(tmp_path: Path, mad
     rlpg.resume(tmp_path, total_steps=192, quiet=True, **made)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "plain"
+    rlpg.train("CartPole-v1", "reinforce", total_steps=96, run_dir=path, recipe="default",
+               overrides=SMALL, quiet=True)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"network": Torso}, "network: expected none, as it was trained with, got .*Torso"),
+    ({"policy": Own}, "policy: expected none, as"),
+    ({"agent": Advance}, "agent: expected reinforce, as"),
+    ({"agent": "ppo"}, "agent: expected reinforce, as it was trained with, got 'ppo'"),
+    ({"baseline": Given(3.0)}, "baseline: expected value, as"),
+    ({"baseline": "linear"}, "baseline: expected value, as"),
+    ({"schedules": {"learning_rate": scaled}}, "learning_rate_schedule: expected linear, as"),
+], ids=str)  # fmt: skip
+def test_resume_and_load_ignored_a_part_that_the_run_has_not(
+    plain: Path, given: Any, said: str
+) -> None:
+    """The run went on without it, and said nothing; only the schedule was used, and not told."""
+    with pytest.raises(UsageError, match=said):
+        rlpg.resume(plain, total_steps=192, quiet=True, **given)
+    if set(given) <= {"network", "policy"}:
+        with pytest.raises(UsageError, match=said):
+            rlpg.load(plain, **given)
+    rlpg.resume(plain, agent="reinforce", baseline="value", quiet=True)  # what it has
+
+
+def test_train_ignored_a_network_beside_a_policy(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="network: expected none with policy"):
+        rlpg.train("CartPole-v1", network=Torso, policy=Own, run_dir=tmp_path, quiet=True)
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [

@@ -27,7 +27,14 @@ from rlpg.learners import Learner, rules
 from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
-from rlpg.policies.references import Reference, UserParts, imported, name_of, reference_to
+from rlpg.policies.references import (
+    Reference,
+    UserParts,
+    imported,
+    name_of,
+    reference_to,
+    require_used,
+)
 from rlpg.policies.spaces import leaves
 from rlpg.rollouts import (
     BaseCollector,
@@ -46,6 +53,7 @@ from rlpg.rollouts.tensor_collector import dynamics_of
 from rlpg.rollouts.trial import faster_backend
 from rlpg.runs.recipe import Recipe, override
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
+from rlpg.runs.run import RunFolder
 from rlpg.settings import SCHEDULE
 
 STREAMS = ("environments", "actions", "policy", "learner", "evaluation", "final evaluation")
@@ -168,14 +176,25 @@ def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
     )
 
 
-def with_usable_kwargs(recipe: Recipe, source: Path, given: Mapping[str, Any] | None) -> Recipe:
+def recipe_of_run(
+    folder: RunFolder, parts: UserParts, env_kwargs: Mapping[str, Any] | None
+) -> Recipe:
     """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
 
     Raises:
         FileError: one of them, or of the wrappers' arguments, may not come from a file.
+        UsageError: the caller brings a part where the run has none of its own.
     """
-    kwargs = usable_kwargs(recipe.environment.kwargs, source, given)
-    usable_wrappers(recipe.environment.wrappers, source)
+    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    policy, learner = recipe.policy, recipe.learner.values()
+    given = {kind: getattr(parts, kind) for kind in ("network", "policy", "agent", "baseline")}
+    if isinstance(parts.schedules, Mapping):  # what else there may be, the learner refuses
+        schedules = {f"{name}{SCHEDULE}": part for name, part in parts.schedules.items()}
+        given |= {name: part for name, part in schedules.items() if name in learner}
+    own = {"network": policy.network, "policy": policy.factory, "agent": recipe.agent}
+    require_used(given, learner | own, folder.path)
+    kwargs = usable_kwargs(recipe.environment.kwargs, folder.path, env_kwargs)
+    usable_wrappers(recipe.environment.wrappers, folder.path)
     return override(recipe, {"environment.kwargs": kwargs})
 
 

@@ -12,7 +12,7 @@ import torch
 from rlpg.engine.shipped import shipped_agents, shipped_folder
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy, policy_from
-from rlpg.policies.references import Part, UserParts
+from rlpg.policies.references import Part, UserParts, require_used
 from rlpg.runs.recorded import checked_record
 from rlpg.runs.run import Which, find_policy
 from rlpg.runs.store import POLICY_FILE, load_policy
@@ -42,7 +42,8 @@ def load(
         source: a run, a policy's folder or its file (`policy.safetensors`), or a name that
             `rlpg agents` lists.
         which: of a run's policies: the last one, or the one that was best in its evaluations.
-        network, policy: the part of your own that it was trained with; see `rlpg.train`.
+        network, policy: the part of your own that it was trained with; see `rlpg.train`. Where it
+            has none of its own, one is refused.
         import_modules: whether a part that the file only names may be imported.
 
     Raises:
@@ -55,7 +56,7 @@ def load(
 
 def load_saved(source: str | Path, which: Which = "last", parts: UserParts | None = None) -> Saved:
     """`load`, with the environment and the training that the policy comes from."""
-    path = locate(source, which)
+    path, parts = locate(source, which), parts or UserParts()
     record, arrays = load_policy(path)
     try:
         policy = policy_from(record["policy"], parts)
@@ -69,6 +70,9 @@ def load_saved(source: str | Path, which: Which = "last", parts: UserParts | Non
     except (RlpgError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{path}: expected a policy, got one that does not fit: {reason}") from None
+    own = {"policy": record["policy"].get("policy")}
+    own["network"] = record["policy"].get("network", {}).get("factory")
+    require_used({"network": parts.network, "policy": parts.policy}, own, path)
     return Saved(policy.requires_grad_(False).eval(), path, environment, training)
 
 

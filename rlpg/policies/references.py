@@ -85,6 +85,26 @@ class UserParts:
         return functools.partial(part, **reference.kwargs) if reference.kwargs else part
 
 
+def require_used(given: Mapping[str, Any], recorded: Mapping[str, Any], source: object) -> None:
+    """Refuses a part of the caller's where a file has none of its own kind to put it for.
+
+    Args:
+        given: what the caller brings, by kind.
+        recorded: what the file says of each kind: `module:Name`, a name of rlpg's, or None.
+        source: the file, for the message.
+
+    Raises:
+        UsageError: a part would not be used.
+    """
+    for kind, part in given.items():
+        has = recorded.get(kind)
+        if part is not None and part != has and ":" not in (has or ""):
+            raise UsageError(
+                f"{source}: {kind}: expected {has or 'none'}, as it was trained with, got "
+                f"{part!r:.80}; leave it out"
+            )
+
+
 def reference_to(part: Part, kind: str) -> Reference:
     """How files name the part.
 

@@ -97,6 +97,11 @@ class PolicySettings(Settings):
                 f"{self.key('hidden')}: expected at most {LARGEST_NETWORK:,} weights between the "
                 f"hidden layers, got {num_weights:,}"
             )
+        if self.network is not None and self.factory is not None:
+            raise RecipeError(
+                f"{self.key('network')}: expected none with {self.key('factory')}, which makes the "
+                f"whole policy, got {self.network}"
+            )
         for setting, given in (("network", self.network_kwargs), ("factory", self.kwargs)):
             if given and getattr(self, setting) is None:
                 name = "kwargs" if setting == "factory" else "network_kwargs"

@@ -19,12 +19,11 @@ from torch import Tensor
 from rlpg.engine.components import (
     environment_options,
     generator_from,
-    learner_settings,
     make_learner,
     make_policy,
+    recipe_of_run,
     seed_sequence,
     with_record,
-    with_usable_kwargs,
 )
 from rlpg.engine.device import cpu_threads
 from rlpg.engine.evaluator import check_spaces
@@ -150,10 +149,9 @@ def diagnose(
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
     folder = open_run(Path(path))
     parts = parts or UserParts()
-    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = recipe_of_run(folder, parts, env_kwargs)
     schedules = [name for name in recipe.learner.names() if name.endswith(SCHEDULE)]
     constant = {f"learner.{name}": "constant" for name in schedules}  # nothing learns by them here
-    recipe = with_usable_kwargs(recipe, folder.path, env_kwargs)
     recipe = override(recipe, {"device": device, **constant})
     saved, _ = newest_checkpoint(folder.checkpoints)
     if saved is None:

@@ -17,11 +17,10 @@ from rlpg.distributed import from_first, is_alone, joined, max_over_ranks, rank,
 from rlpg.engine.assembly import Components, Hooks, OnLog, assembled, bring_back, steps_of_all
 from rlpg.engine.components import (
     find_recipe,
-    learner_settings,
+    recipe_of_run,
     resolved,
     settings_of,
     with_record,
-    with_usable_kwargs,
     with_what_auto_came_to,
 )
 from rlpg.engine.evaluator import Evaluation
@@ -242,7 +241,7 @@ def resume(
         device: where the networks are from now on: `cpu`, `cuda` or `auto`; None: the run's own.
         exact: refuse to go on where the bits may differ.
         agent, network, policy, baseline, schedules: the parts of your own that the run was
-            trained with; see `train`.
+            trained with; see `train`. Where it has none of its own, one is refused.
         on_log, loggers, stop_at_return, quiet: see `train`.
         import_modules: whether parts that the run only names may be imported.
 
@@ -253,7 +252,7 @@ def resume(
             was asked for and cannot be had.
         SaveError: the run is done, and not everything could be saved.
     """
-    _, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
+    parts = UserParts(network, policy, agent, baseline, schedules or {}, import_modules)
     return resume_run(
         Path(path), env, parts, Hooks(on_log, loggers, stop_at_return), env_kwargs=env_kwargs,
         total_steps=total_steps, device=device, exact=exact, quiet=is_quiet(quiet),
@@ -275,13 +274,7 @@ def resume_run(
     """`resume` with the caller's parts and hooks put together."""
     with joined():
         folder = from_first(lambda: open_run(path))
-        recipe = before = from_first(
-            lambda: with_usable_kwargs(
-                folder.load_recipe(resolve=lambda name: learner_settings(name, parts)),
-                folder.path,
-                env_kwargs,
-            )
-        )
+        recipe = before = from_first(lambda: recipe_of_run(folder, parts, env_kwargs))
         told = {"total_steps": total_steps, "device": device}
         recipe = override(recipe, {key: new for key, new in told.items() if new is not None})
         if env is None:
