@@ -320,8 +320,10 @@ def test_a_baseline_with_arguments_was_imported_without_them(tmp_path: Path, mad
     with pytest.raises(MissingPartError, match=message):
         rlpg.resume(tmp_path, total_steps=192, import_modules=True, quiet=True)
     if "baseline" in made:
-        with pytest.raises(MissingPartError, match=message):
-            rlpg.resume(tmp_path, total_steps=192, baseline=Given, quiet=True)
+        with pytest.raises(
+            UsageError, match=r"learner.baseline was .*:Given\(\.\.\.\), is .*:Given;"
+        ):
+            rlpg.resume(tmp_path, baseline=Given, exact=True, quiet=True)
     rlpg.resume(tmp_path, total_steps=192, quiet=True, **made)
 
 
@@ -352,6 +354,29 @@ def test_resume_and_load_ignored_a_part_that_the_run_has_not(
         with pytest.raises(UsageError, match=said):
             rlpg.load(plain, **given)
     rlpg.resume(plain, agent="reinforce", baseline="value", quiet=True)  # what it has
+
+
+class Renamed(Own):
+    pass
+
+
+def test_a_policy_that_resume_got_with_other_arguments_was_saved_with_the_old(
+    tmp_path: Path,
+) -> None:
+    """It acted with the new argument; `load` made it with the old one, and nothing told it."""
+    run = train(tmp_path, "policy", total_steps=96)
+    renamed = functools.partial(Renamed, scale=3.0)
+    message = (
+        r"bits may differ: policy\.factory was .*:Own, is .*:Renamed.*policy\.kwargs was .*2.0"
+    )
+    with pytest.raises(UsageError, match=message):
+        rlpg.resume(run.path, total_steps=192, policy=renamed, exact=True, quiet=True)
+    with pytest.warns(rlpg.errors.RlpgWarning, match=r"policy\.(factory|kwargs) was"):
+        rlpg.resume(run.path, total_steps=192, policy=renamed, quiet=True)
+    policy = rlpg.load(run.path, policy=Renamed)
+    assert isinstance(policy, Own)
+    assert policy.scale == 3.0
+    assert rlpg.resume(run.path, total_steps=288, import_modules=True, quiet=True)
 
 
 def test_train_ignored_a_network_beside_a_policy(tmp_path: Path) -> None:

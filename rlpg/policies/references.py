@@ -67,7 +67,7 @@ class UserParts:
     def _found(
         self, given: Part | None, kind: str, how: str, reference: Reference
     ) -> Callable[..., Any]:
-        if reference.name.endswith(ARGUMENTS) and (given is None or isinstance(given, str | type)):
+        if given is None and reference.name.endswith(ARGUMENTS):
             raise MissingPartError(
                 f"{kind}: expected the object {reference.name} to be given, because its arguments "
                 f"are in no file; pass {how}"

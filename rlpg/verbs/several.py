@@ -6,6 +6,7 @@ each saves. A process whose parent has died saves and ends, too.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import pickle
@@ -81,8 +82,9 @@ class Training:
             loggers=[TrackerLogger(self.track, title, flatten(recipe))] if self.track else [],
             verbose=self.verbose,
         )
+        parts = replace(self.parts, baseline=copy.deepcopy(self.parts.baseline))  # it learns
         run = training.run_recipe(
-            self.env, recipe, self.run_dirs.get(seed), parts=self.parts, hooks=hooks, quiet=quiet
+            self.env, recipe, self.run_dirs.get(seed), parts=parts, hooks=hooks, quiet=quiet
         )
         return Finished(run.path, run.evaluation)
 

@@ -276,7 +276,8 @@ def resume_run(
         folder = from_first(lambda: open_run(path))
         recipe = before = from_first(lambda: recipe_of_run(folder, parts, env_kwargs))
         told = {"total_steps": total_steps, "device": device}
-        recipe = override(recipe, {key: new for key, new in told.items() if new is not None})
+        changes = {key: new for key, new in told.items() if new is not None}
+        recipe = override(recipe, settings_of(parts) | changes)
         if env is None:
             env = environment_to_make(recipe.environment.id, None, folder.path)
         env, recipe = with_record(env, recipe)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,18 @@ def test_seeds_at_once_have_the_bits_of_one_after_the_other(tmp_path: Path) -> N
         theirs = alone.policy.state_dict()
         for name, tensor in several.policy.state_dict().items():
             assert tensor.equal(theirs[name])
+
+
+def test_a_second_seed_went_on_with_the_baseline_of_the_first(tmp_path: Path) -> None:
+    """With `jobs=1`, the mean that the first seed had learned was where the second began."""
+    how: dict[str, Any] = {"total_steps": 320, "recipe": "default", "overrides": SMALL,
+                           "quiet": True}  # fmt: skip
+    baseline = rlpg.MovingAverage()
+    rlpg.train_seeds("CartPole-v1", "reinforce", seeds=[3, 1], jobs=1, run_dir=tmp_path,
+                     baseline=baseline, **how)  # fmt: skip
+    rlpg.train("CartPole-v1", "reinforce", seed=1, run_dir=tmp_path / "alone",
+               baseline=rlpg.MovingAverage(), **how)  # fmt: skip
+    assert_same_bits(tmp_path / "1", tmp_path / "alone")
 
 
 def test_seeds_that_fail_do_not_stop_the_others(
