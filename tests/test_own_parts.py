@@ -356,6 +356,17 @@ def test_resume_and_load_ignored_a_part_that_the_run_has_not(
     rlpg.resume(plain, agent="reinforce", baseline="value", quiet=True)  # what it has
 
 
+@pytest.mark.parametrize(
+    "network", [Own, functools.partial(Own, scale=2.0)], ids=["class", "partial"]
+)
+def test_a_policy_as_network_was_answered_with_a_wrapper_for_the_environment(
+    tmp_path: Path, network: Any
+) -> None:
+    message = r"network: expected what makes a torch.nn.Module, got the policy .*:Own; pass policy="
+    with pytest.raises(UsageError, match=message):
+        rlpg.train("CartPole-v1", network=network, run_dir=tmp_path / "run", quiet=True)
+
+
 class Renamed(Own):
     pass
 

@@ -80,6 +80,12 @@ class StandardPolicy(Policy):
             reference = reference_to(network, "network")
             parts = UserParts(network=network, import_modules=True)
             factory = parts.find("network", reference)
+            made = getattr(factory, "func", factory)  # of a partial
+            if isinstance(made, type) and issubclass(made, Policy):
+                raise UsageError(
+                    f"network: expected what makes a torch.nn.Module, got the policy "
+                    f"{reference.name}; pass policy=; on the command line, --policy.factory"
+                )
         head = {
             "gaussian": gaussian,
             "std": std,
