@@ -76,12 +76,16 @@ class HedgingDynamics(Batched):
     ) -> None:
         if objective not in OBJECTIVES:
             raise ValueError(f"objective: expected {' or '.join(OBJECTIVES)}, got {objective!r}")
-        is_positive = volatility > 0 and years > 0 and price > 0
-        if not (num_steps >= 1 and cost >= 0 and 0 < tail < 1 and is_positive):
+        is_positive = all(0 < number < math.inf for number in (volatility, years, price))
+        if not (num_steps >= 1 and 0 <= cost < math.inf and 0 < tail < 1 and is_positive):
             raise ValueError(
                 "num_steps, cost, tail, volatility, years, price: expected at least 1, at least "
                 f"0, between 0 and 1, above 0, above 0, above 0, got {num_steps}, {cost}, {tail}, "
                 f"{volatility}, {years}, {price}"
+            )
+        if not (math.isfinite(risk_aversion) and math.isfinite(level)):
+            raise ValueError(
+                f"risk_aversion, level: expected finite numbers, got {risk_aversion}, {level}"
             )
         self.num_steps, self.cost, self.objective = num_steps, cost, objective
         self.risk_aversion, self.tail, self.level = risk_aversion, tail, level
@@ -108,8 +112,8 @@ class HedgingDynamics(Batched):
                 raise ValueError(
                     f"{names}: expected none with model {self.model}; set model to heston"
                 )
-        elif not (self.mean_reversion >= 0 and self.long_run_volatility > 0
-                  and self.vol_of_vol >= 0 and -1 <= self.correlation <= 1):  # fmt: skip
+        elif not (0 <= self.mean_reversion < math.inf and 0 < self.long_run_volatility < math.inf
+                  and 0 <= self.vol_of_vol < math.inf and -1 <= self.correlation <= 1):  # fmt: skip
             raise ValueError(
                 f"{names}: expected at least 0, above 0, at least 0, from -1 to 1, got "
                 f"{self.mean_reversion}, {self.long_run_volatility}, {self.vol_of_vol}, "

@@ -202,6 +202,10 @@ def test_the_pole_keeps_its_energy() -> None:
         {"num_steps": 0},
         {"tail": 1.5},
         {"price": 0.0},  # wealth was NaN
+        {"risk_aversion": math.nan},  # rewards were NaN
+        {"level": math.nan},
+        {"years": math.inf},
+        {"model": "heston", "mean_reversion": math.inf},
         {"model": "sabr"},
         {"vol_of_vol": 0.3},
         {"model": "heston", "correlation": -1.5},
