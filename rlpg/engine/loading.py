@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import gymnasium
 import torch
 
 from rlpg.engine.shipped import shipped_agents, shipped_folder
@@ -92,6 +93,14 @@ def locate(source: str | Path, which: Which = "last") -> Path:
     )
 
 
+def is_object(recorded: str) -> bool:
+    """Whether a file's name of an environment is that of an object, a class or a function.
+
+    A full id has a version. A class called `CartPole` is not the latest version of that id.
+    """
+    return "(" in recorded or (recorded.isidentifier() and recorded not in gymnasium.registry)
+
+
 def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
     """The environment id a file recorded, or the one the caller gives instead.
 
@@ -99,10 +108,10 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
         FileError: a file may name an environment, but not a module to import; or it was an object
             that no id makes again.
     """
-    if given is None and "(" in recorded:
+    if given is None and is_object(recorded):
         raise FileError(
-            f"{path}: it was trained on the environment object {recorded}, which no id makes "
-            "again; pass such an object (env= in Python), or choose another environment: --env ID"
+            f"{path}: it was trained on the environment object or class {recorded}, which no id "
+            "makes again; pass it (env= in Python), or choose another environment: --env ID"
         )
     if given is None and ":" in recorded:
         raise FileError(

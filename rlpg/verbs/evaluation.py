@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from rlpg.engine.device import cpu_threads
 from rlpg.engine.evaluator import Evaluation, check_spaces, play
-from rlpg.engine.loading import Saved, environment_to_make
+from rlpg.engine.loading import Saved, environment_to_make, is_object
 from rlpg.errors import UsageError
 from rlpg.policies import Policy
 from rlpg.rollouts import EnvSource, find_spec, full_id, make_envs, wrapped
@@ -131,8 +131,7 @@ def environment_of(
         usable = usable_wrappers(wrappers, saved.path)
         with own_words(env_id):
             return wrapped(find_spec(env_id)[0], usable), options, f"in {', '.join(usable)}"
-    is_object = "(" in recorded["id"]
-    said = kwargs or limit or wrappers or is_object
+    said = kwargs or limit or wrappers or is_object(recorded["id"])
     note = f"not {recorded['id']}, which it was trained on" if said else ""
     note += f", so without its wrappers {', '.join(wrappers)}"[:80] if wrappers else ""
     note += f", so without its arguments {kwargs!r:.80}" if kwargs else ""

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import wrappers
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import VectorEnv
 
 import rlpg
@@ -185,7 +186,7 @@ def test_evaluate_played_the_bare_environment_of_a_wrapper_object(tmp_path: Path
     assert load_recipe(run.path / "recipe.toml").learner.num_value_epochs == 4, "the shipped one"
     saved = load_saved(run.path)
     for use in (lambda: evaluate_saved(saved), lambda: rlpg.resume(run.path, quiet=True)):
-        with pytest.raises(FileError, match=r"object Shifted\(CartPole-v1\), which no id makes"):
+        with pytest.raises(FileError, match=r"class Shifted\(CartPole-v1\), which no id makes"):
             use()
     bare = evaluate_saved(saved, env="CartPole-v1", episodes=2)
     assert "not Shifted(CartPole-v1), which it was trained on" in bare.environments
@@ -193,6 +194,25 @@ def test_evaluate_played_the_bare_environment_of_a_wrapper_object(tmp_path: Path
         rlpg.resume(run.path, env="CartPole-v1", quiet=True)
     more = rlpg.resume(run.path, env=env(), total_steps=128, quiet=True)
     assert rlpg.evaluate(more.policy, env(), 2).mean > 100.0
+
+
+def test_evaluate_and_diagnose_played_the_id_that_a_class_is_called_like(tmp_path: Path) -> None:
+    class CartPole(CartPoleEnv):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, -7.0, *rest
+
+    run = rlpg.train(CartPole, total_steps=64, run_dir=tmp_path, overrides=SMALL, quiet=True)
+    saved = load_saved(run.path)
+    for use in (
+        lambda: evaluate_saved(saved, episodes=2),
+        lambda: diagnose(run.path, episodes=4),
+        lambda: rlpg.resume(run.path, quiet=True),
+    ):
+        with pytest.raises(FileError, match="class CartPole, which no id makes again; pass it"):
+            use()
+    more = rlpg.resume(run.path, env=CartPole, total_steps=96, quiet=True)
+    assert rlpg.evaluate(more.policy, CartPole, 2).mean < 0.0
 
 
 def test_an_object_and_arguments_that_contradict_it(tmp_path: Path) -> None:
