@@ -58,7 +58,8 @@ def write_dataset(
         env, env_kwargs, episodes, seed, deterministic: see `evaluate_saved`.
 
     Raises:
-        UsageError: the name is taken, or no name of a dataset.
+        UsageError: the name is taken, or no name of a dataset; or the environment's entry point
+            is no text.
     """
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -73,6 +74,13 @@ def write_dataset(
     if name in minari.list_local_datasets():
         raise UsageError(f"name: expected a new one, got {name}, which exists; raise its version")
     with made_for_pictures(saved, None, env, env_kwargs) as (original, cap):
+        try:
+            original.spec.to_json()  # type: ignore[union-attr]  # `gymnasium.make` sets it
+        except ValueError as error:
+            raise UsageError(
+                f"env: expected one that Minari can write down, registered with text as "
+                f"entry_point (module:Class), got: {error}"
+            ) from None
         recording = Recording(original)
         played = evaluate(
             saved.policy, recording, episodes, seed, deterministic=deterministic, episode_cap=cap
@@ -82,7 +90,9 @@ def write_dataset(
             for k, (obs, actions, *rest) in enumerate(recording.episodes[:episodes])
         ]
         agent = str(saved.training["agent"])
-        minari.create_dataset_from_buffers(name, buffers, original, algorithm_name=agent)
+        minari.create_dataset_from_buffers(
+            name, buffers, original, eval_env=original, algorithm_name=agent
+        )
     return played
 
 

@@ -187,7 +187,7 @@ def made_for_pictures(
             spec,
             max_episode_steps=options.get("max_episode_steps"),
             disable_env_checker=True,
-            **options["kwargs"] | {"render_mode": render_mode},
+            **options["kwargs"] | ({"render_mode": render_mode} if render_mode else {}),
         )
     try:
         if render_mode and render_mode not in made.metadata.get("render_modes", ()):

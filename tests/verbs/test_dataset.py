@@ -6,10 +6,15 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from rlpg.cli import main
-from rlpg.verbs.dataset import _by_part
+from rlpg.engine.loading import load_saved
+from rlpg.errors import UsageError
+from rlpg.verbs.dataset import _by_part, write_dataset
+from rlpg.verbs.video import made_for_pictures
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages' own
@@ -33,6 +38,24 @@ def test_the_dataset_has_the_episodes_that_were_played(
     assert "which exists; raise its version" in capsys.readouterr().err
     assert main([*words[:2], "--name", "a b c"]) == 2
     assert "expected one like cartpole/ppo-v0" in capsys.readouterr().err
+
+
+def test_an_environment_that_takes_no_render_mode_could_not_be_kept() -> None:
+    class Plain(CartPoleEnv):
+        def __init__(self) -> None:
+            super().__init__()
+
+    gymnasium.register("rlpg-test/Plain-v0", entry_point=Plain)
+    try:
+        saved = load_saved("CartPole-v1-reinforce")
+        with made_for_pictures(saved, None, "rlpg-test/Plain-v0", None) as (env, _):
+            assert env.spec is not None
+            assert env.spec.kwargs == {}
+        pytest.importorskip("minari")
+        with pytest.raises(UsageError, match="registered with text as entry_point"):
+            write_dataset(saved, "cartpole/plain-v0", env="rlpg-test/Plain-v0", episodes=1)
+    finally:
+        del gymnasium.registry["rlpg-test/Plain-v0"]
 
 
 def test_a_missing_extra_is_found_first(
