@@ -23,6 +23,7 @@ import rlpg
 from rlpg import cli
 from rlpg.errors import MissingPartError, RlpgError, TrainingError, UsageError
 from rlpg.runs.recipe import load_recipe
+from rlpg.runs.run import open_run
 
 SMALL = {
     "rollout.num_envs": 3,
@@ -275,6 +276,24 @@ def test_the_command_line_trains_resumes_and_evaluates_with_parts(module: str) -
     assert cli.main(["resume", "run", "--total-steps", "384", "--quiet", "--import"]) == 0
     policy = rlpg.load("run", import_modules=True)
     assert policy.network.mlp.module[0].out_features == 7  # type: ignore[union-attr, index]
+
+
+def test_the_commands_to_go_on_with_left_out_import(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "train",
+        "CartPole-v1",
+        "--total-steps",
+        "96",
+        "--run-dir",
+        "run",
+        "--recipe",
+        "default",
+    ]
+    assert cli.main([*words, "--policy.network", f"{module}:Torso"]) == 0
+    assert "rlpg evaluate run --episodes 100 --import" in "".join(capsys.readouterr())
+    assert open_run(Path("run")).to_resume() == "rlpg resume run --import"
 
 
 def test_a_schedule_was_forgotten_by_resume_and_refused_from_the_command_line(

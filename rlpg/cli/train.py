@@ -26,7 +26,7 @@ from rlpg.cli.verb import (
 from rlpg.engine.shipped import AUTO, latest_shipped, recipe_for
 from rlpg.errors import RlpgError, UsageError, decimals
 from rlpg.runs.recipe import Device, Recipe, override
-from rlpg.runs.run import named_env, safe_name
+from rlpg.runs.run import named_env, safe_name, to_import
 from rlpg.settings import SCHEDULE, Count, Finite, Natural
 
 if TYPE_CHECKING:
@@ -159,7 +159,9 @@ class Train(Importing):
         if paths:
             report(f"saved in {', '.join(paths)}")
         if paths and not self.quiet:
-            report(f"next:  rlpg evaluate {paths[0]} --episodes 100{named_env(self.env)}")
+            policy = self.settings.policy
+            more = named_env(self.env) + to_import(policy.network, policy.factory)
+            report(f"next:  rlpg evaluate {paths[0]} --episodes 100{more}")
             report(f"       tensorboard --logdir {quoted(folder) if folder else 'runs'}")
         return EXIT_FAILED if errors else 0
 
@@ -276,7 +278,9 @@ class Sweep(Train):
             picture = "; no importances.png, which takes two finished trials of different returns"
         report(f"saved in {folder}: best.toml{picture}")
         if not self.quiet:
-            report(f"next:  rlpg train {self.env} --recipe {folder / 'best.toml'}")
+            more = to_import(recipe.agent, *recipe.policy.values().values(),
+                             *recipe.learner.values().values())  # fmt: skip
+            report(f"next:  rlpg train {self.env} --recipe {folder / 'best.toml'}{more}")
         return 0
 
 

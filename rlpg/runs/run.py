@@ -67,9 +67,12 @@ class RunFolder:
 
     def to_resume(self) -> str:
         """The command that goes on with the run."""
-        text = files.read(self.recipe, limit=LARGEST_FILE).decode()
-        env = tables(text).get("environment", {}).get("id", "")
-        return f"rlpg resume {shlex.quote(str(self.path))}{named_env(env)}"
+        told = tables(files.read(self.recipe, limit=LARGEST_FILE).decode())
+        env = told.get("environment", {}).get("id", "")
+        parts = {"agent": told.get("agent")} | told.get("policy", {}) | told.get("learner", {})
+        return (
+            f"rlpg resume {shlex.quote(str(self.path))}{named_env(env)}{to_import(*parts.values())}"
+        )
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -125,6 +128,11 @@ class RunFolder:
 def named_env(env_id: str) -> str:
     """What a command that reads a run has to add: a file may not choose a module to import."""
     return f" --env {shlex.quote(env_id)}" if ":" in env_id else ""
+
+
+def to_import(*parts: object) -> str:
+    """What a command that reads a run has to add where one of these names a part of the user's."""
+    return " --import" if any(isinstance(part, str) and ":" in part for part in parts) else ""
 
 
 def create_run(
