@@ -326,16 +326,27 @@ def scaled(progress: float, rate: float = 1.0) -> float:
     return rate * (1.0 - progress)
 
 
+class Scaled:
+    def __init__(self, rate: float = 1.0) -> None:
+        self.rate = rate
+
+    def down(self, progress: float) -> float:
+        return scaled(progress, self.rate)
+
+
 @pytest.mark.parametrize("made", [
     {"baseline": Given(3.0)},
     {"baseline": functools.partial(Given, value=3.0)},
     {"schedules": {"learning_rate": functools.partial(scaled, rate=0.5)}},
-], ids=["object", "partial", "schedule"])  # fmt: skip
+    {"schedules": {"learning_rate": Scaled(0.5).down}},
+], ids=["object", "partial", "schedule", "method"])  # fmt: skip
 def test_a_baseline_with_arguments_was_imported_without_them(tmp_path: Path, made: Any) -> None:
     """A resumed run went on with the default arguments, and said nothing."""
     rlpg.train("CartPole-v1", "reinforce", total_steps=96, run_dir=tmp_path, recipe="default",
                overrides=SMALL, quiet=True, **made)  # fmt: skip
-    message = r"expected the object .*:(Given|scaled)\(\.\.\.\) to be given, because its arguments"
+    message = (
+        r"expected the object .*:(Given|scaled|Scaled\.down)\(\.\.\.\) to be given, because its"
+    )
     with pytest.raises(MissingPartError, match=message):
         rlpg.resume(tmp_path, total_steps=192, import_modules=True, quiet=True)
     if "baseline" in made:
@@ -362,7 +373,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ({"baseline": Given(3.0)}, "baseline: expected value, as"),
     ({"baseline": "linear"}, "baseline: expected value, as"),
     ({"schedules": {"learning_rate": scaled}}, "learning_rate_schedule: expected linear, as"),
-], ids=str)  # fmt: skip
+], ids=lambda value: value.partition(":")[0] if isinstance(value, str) else "")  # fmt: skip
 def test_resume_and_load_ignored_a_part_that_the_run_has_not(
     plain: Path, given: Any, said: str
 ) -> None:

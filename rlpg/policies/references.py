@@ -134,11 +134,11 @@ def name_of(part: Any) -> str:
     """
     if isinstance(part, functools.partial):
         return name_of(part.func).removesuffix(ARGUMENTS) + ARGUMENTS
-    is_object = not hasattr(part, "__qualname__")
-    named = type(part) if is_object else part
+    named = part if hasattr(part, "__qualname__") else type(part)
     name = named.__qualname__.rpartition("<locals>.")[2].replace("<lambda>", "function")
-    arguments = ARGUMENTS if is_object and inspect.signature(named).parameters else ""
-    return f"{part.__module__}:{name}{arguments}"
+    is_bound = inspect.ismethod(part) and not isinstance(part.__self__, type)
+    is_made = named is not part and bool(inspect.signature(named).parameters)
+    return f"{part.__module__}:{name}{ARGUMENTS if is_bound or is_made else ''}"
 
 
 def _data(value: Any, name: str) -> Any:
