@@ -180,7 +180,7 @@ def test_a_verb_is_checked_where_python_makes_it_too() -> None:
 
 def test_what_is_typed_may_be_imported_and_what_a_file_says_may_not() -> None:
     own = parts(train("--policy.network", "m:N", "--learner.baseline", "m:B").given, False)
-    assert (own.network, own.baseline, own.learner) == ("m:N", "m:B", None)
+    assert (own.network, own.baseline, own.agent) == ("m:N", "m:B", None)
     assert not own.import_modules
     assert parts({"learner.baseline": "value", "agent": "ppo"}, True).baseline is None
     Path("mine.toml").write_text("[policy]\nnetwork = 'm:N'\n")
