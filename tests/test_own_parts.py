@@ -53,6 +53,10 @@ class Constant(rlpg.Baseline):
 
 def half(progress):
     return 0.5 * progress
+
+class Half:
+    def __call__(self, progress):
+        return half(progress)
 """
 
 
@@ -312,6 +316,20 @@ def test_a_schedule_was_forgotten_by_resume_and_refused_from_the_command_line(
     again = rlpg.resume("given", total_steps=1536, schedules={"learning_rate": half}, quiet=True)
     assert weights(again.policy) == weights(rlpg.load("typed"))
     assert cli.main(["diagnose", "given", "--episodes", "4"]) == 0  # where nothing learns
+
+
+def test_a_schedule_that_is_an_object_was_imported_as_its_class(module: str) -> None:
+    """Its first call, with the progress, was then that of the constructor."""
+    made = importlib.import_module(module).Half()
+    given = {"schedules": {"learning_rate": made}, "quiet": True, "overrides": SMALL}
+    short = {"total_steps": 96, "recipe": "default"}
+    rlpg.train("CartPole-v1", "reinforce", run_dir="a", **short, **given)
+    assert cli.main(["resume", "a", "--import", "--total-steps", "192", "--quiet"]) == 0
+    words = ["--learner.learning-rate-schedule", f"{module}:Half", "--quiet", "--recipe", "default"]
+    small = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
+    assert cli.main(["train", "CartPole-v1", "--agent", "reinforce", "--total-steps", "192",
+                     "--run-dir", "b", *words, *small]) == 0  # fmt: skip
+    assert weights(rlpg.load("a")) == weights(rlpg.load("b"))
 
 
 class Given(rlpg.Baseline):

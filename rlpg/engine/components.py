@@ -369,13 +369,14 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
             raise UsageError(
                 f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"
             )
-    schedules = parts.schedules
+    schedules: Any = parts.schedules
     if isinstance(schedules, Mapping):  # what else there may be, the learner refuses
-        schedules = {**schedules} | {
-            name.removesuffix(SCHEDULE): parts.find_schedule(name.removesuffix(SCHEDULE), value)
-            for name, value in values.items()
-            if name.endswith(SCHEDULE) and ":" in value
-        }
+        schedules = {**schedules}
+        for name, value in values.items():
+            if name.endswith(SCHEDULE) and ":" in value:
+                setting = name.removesuffix(SCHEDULE)
+                with made_by_own_part(name, value):
+                    schedules[setting] = parts.find_schedule(setting, value)
     make_one: Any = learner_class(recipe.agent, parts)
     is_own = recipe.agent not in AGENTS
     with made_by_own_part("agent", recipe.agent) if is_own else nullcontext():

@@ -60,9 +60,13 @@ class UserParts:
         return self._found(getattr(self, kind), kind, f"{kind}=", reference)
 
     def find_schedule(self, setting: str, name: str) -> Callable[[float], float]:
-        """`find` for the function that is the schedule of a setting (`learning_rate`)."""
+        """`find` for the function that is the schedule of a setting (`learning_rate`).
+
+        A class makes one: a file names an object by its class.
+        """
         how, given = f'schedules={{"{setting}": function}}', self.schedules.get(setting)
-        return self._found(given, f"{setting}_schedule", how, Reference(name))
+        found = self._found(given, f"{setting}_schedule", how, Reference(name))
+        return found() if isinstance(found, type) else found
 
     def _found(
         self, given: Part | None, kind: str, how: str, reference: Reference
