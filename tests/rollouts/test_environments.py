@@ -313,6 +313,18 @@ def test_what_makes_no_environment_is_refused_in_a_sentence(env: Any, message: s
     assert "\n" not in str(caught.value)
 
 
+def leaving() -> gymnasium.Env[Any, Any]:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sync", "async"])
+def test_an_environment_that_exited_when_it_was_made_ended_the_program_in_silence(
+    backend: str,
+) -> None:
+    with pytest.raises(EnvironmentSetupError, match="expected leaving to start, got SystemExit: 3"):
+        make_envs(leaving, 2, seed=0, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["native", "envpool"])
 def test_a_class_has_no_other_backend(backend: str) -> None:
     with pytest.raises(EnvironmentSetupError, match="expected auto, sync or async"):
