@@ -21,7 +21,7 @@ from torch.distributions import Categorical
 
 import rlpg
 from rlpg import cli
-from rlpg.errors import MissingPartError, RlpgError, TrainingError, UsageError
+from rlpg.errors import MissingPartError, RlpgError, RlpgWarning, TrainingError, UsageError
 from rlpg.runs.recipe import load_recipe
 from rlpg.runs.run import open_run
 
@@ -108,6 +108,10 @@ class Advance(rlpg.Learner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.seen = state["seen"]
+
+
+class Further(Advance):
+    """Another learner of the same settings."""
 
 
 class Mean(rlpg.Baseline):
@@ -402,6 +406,33 @@ def test_resume_and_load_ignored_a_part_that_the_run_has_not(
         with pytest.raises(UsageError, match=said):
             rlpg.load(plain, **given)
     rlpg.resume(plain, agent="reinforce", baseline="value", quiet=True)  # what it has
+
+
+@pytest.mark.parametrize(("given", "key", "other"), [
+    ({"baseline": Given(3.0)}, "learner.baseline", "linear"),
+    ({"network": Torso}, "policy.network", "torch.nn:Linear"),
+    ({"schedules": {"learning_rate": scaled}}, "learner.learning_rate_schedule", "constant"),
+], ids=["baseline", "network", "schedule"])  # fmt: skip
+def test_a_setting_won_silently_over_the_part_that_was_given(
+    tmp_path: Path, given: Any, key: str, other: str
+) -> None:
+    how: dict[str, Any] = {"total_steps": 96, "run_dir": tmp_path / "run", "recipe": "default",
+                           "quiet": True}  # fmt: skip
+    with pytest.raises(UsageError, match=f"overrides: {key}: expected none beside .*:.*, got"):
+        rlpg.train("CartPole-v1", "reinforce", overrides=SMALL | {key: other}, **how, **given)
+    assert not (tmp_path / "run").exists()
+    rlpg.train("CartPole-v1", "reinforce", overrides=SMALL, **how, **given)
+
+
+def test_a_run_that_went_on_with_another_learner_was_named_after_the_first(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"run_dir": tmp_path, "recipe": "default", "overrides": SMALL}
+    rlpg.train("CartPole-v1", Advance, total_steps=96, quiet=True, **how)
+    with pytest.raises(UsageError, match=r"agent was .*:Advance, is .*:Further"):
+        rlpg.resume(tmp_path, agent=Further, total_steps=192, exact=True, quiet=True)
+    with pytest.warns(RlpgWarning, match=r"agent was .*:Advance, is .*:Further"):
+        rlpg.resume(tmp_path, agent=Further, total_steps=192)
+    assert ":Further" in (tmp_path / "recipe.toml").read_text()
+    rlpg.resume(tmp_path, agent=Further, total_steps=288, exact=True, quiet=True)
 
 
 @pytest.mark.parametrize(

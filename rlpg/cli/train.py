@@ -243,23 +243,23 @@ class Sweep(Train):
     def run(self) -> int:
         for module in ("optuna", "matplotlib"):
             check_extra("sweep", module, "sweep")
+        from rlpg.engine.components import resolved
         from rlpg.rollouts.processes import usable_cores
         from rlpg.verbs.several import run_seeds
         from rlpg.verbs.spaces import check_space, space_of
         from rlpg.verbs.sweeping import Sweep as Study
 
-        recipe = self.settings
+        recipe, own = self.settings, parts(self.given, self.import_modules)
         space = {
             key: kind
-            for key, kind in space_of(recipe.agent, self.space).items()
+            for key, kind in space_of(resolved(recipe, own), self.space).items()
             if self.space is not None or key not in self.given
         }
         check_space(space, recipe)
         folder = self.sweep_dir or Path("sweeps") / safe_name(self.env) / recipe.agent
         sweep = Study(
             env=self.env, recipe=recipe, folder=folder, space=space, trials=self.trials,
-            seeds=tuple(range(self.num_seeds)), parts=parts(self.given, self.import_modules),
-            stop_at_return=self.stop_at_return,
+            seeds=tuple(range(self.num_seeds)), parts=own, stop_at_return=self.stop_at_return,
         )  # fmt: skip
         study = sweep.study()
         jobs = min(self.jobs or max(1, usable_cores() // recipe.threads), self.trials)

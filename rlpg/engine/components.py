@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -99,8 +100,12 @@ def learner_class(agent: str, parts: UserParts) -> type[Learner]:
     return found
 
 
-def settings_of(parts: UserParts) -> dict[str, Any]:
-    """What a recipe says about the parts that a user brings."""
+def settings_of(parts: UserParts, asked: Mapping[str, object]) -> dict[str, Any]:
+    """What a recipe says about the parts that a user brings, and the settings `asked` for beside.
+
+    Raises:
+        UsageError: a setting was asked to be something else than the part that was given.
+    """
     said: dict[str, Any] = {}
     for kind, part in (("network", parts.network), ("policy", parts.policy)):
         if isinstance(part, torch.nn.Module):  # it can be called, too
@@ -121,7 +126,14 @@ def settings_of(parts: UserParts) -> dict[str, Any]:
         functions = {name: part for name, part in parts.schedules.items() if callable(part)}
         said |= {f"learner.{name}{SCHEDULE}": name_of(part) for name, part in functions.items()}
     # No table of arguments is no change: a recipe may hold some.
-    return {key: value for key, value in said.items() if value != {}}
+    said = {key: value for key, value in said.items() if value != {}}
+    for key in sorted(said.keys() & asked.keys()):
+        if asked[key] != said[key]:
+            raise UsageError(
+                f"overrides: {key}: expected none beside {said[key]}, which was given, got "
+                f"{asked[key]!r:.60}"
+            )
+    return said | dict(asked)
 
 
 def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
@@ -365,6 +377,8 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
             make = parts.find("baseline", Reference(settings.baseline))
             with made_by_own_part("baseline", settings.baseline):
                 baseline = make()
+        else:
+            baseline = copy.deepcopy(baseline)  # it learns, and another run may be given it, too
         if not isinstance(baseline, Baseline):
             raise UsageError(
                 f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"

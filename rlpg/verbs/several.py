@@ -6,7 +6,6 @@ each saves. A process whose parent has died saves and ends, too.
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import pickle
@@ -82,10 +81,10 @@ class Training:
             loggers=[TrackerLogger(self.track, title, flatten(recipe))] if self.track else [],
             verbose=self.verbose,
         )
-        parts = replace(self.parts, baseline=copy.deepcopy(self.parts.baseline))  # it learns
         run = training.run_recipe(
-            self.env, recipe, self.run_dirs.get(seed), parts=parts, hooks=hooks, quiet=quiet
-        )
+            self.env, recipe, self.run_dirs.get(seed), parts=self.parts, hooks=hooks,
+            quiet=quiet,
+        )  # fmt: skip
         return Finished(run.path, run.evaluation)
 
 
@@ -126,8 +125,8 @@ def train_seeds(
         UsageError: what was asked for cannot be done, with any seed.
     """
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
-    changes = settings_of(parts) | ({} if total_steps is None else {"total_steps": total_steps})
-    base = override(find_recipe(env, name, recipe, parts), changes | dict(overrides or {}))
+    changes = ({} if total_steps is None else {"total_steps": total_steps}) | dict(overrides or {})
+    base = override(find_recipe(env, name, recipe, parts), settings_of(parts, changes))
     folders = {} if run_dir is None else {seed: Path(run_dir) / str(seed) for seed in seeds}
     common = Training(env, base, parts, folders, stop_at_return)
     finished, errors = run_seeds(common, seeds, jobs=jobs, quiet=is_quiet(quiet))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.errors import FileError, UsageError
+from rlpg.learners.settings import PREDICTING
 from rlpg.runs import files, toml
 from rlpg.runs.recipe import LARGEST_FILE, Recipe, override
 
@@ -48,8 +49,12 @@ Space = Mapping[str, Range]
 _SHIPPED = Path(__file__).with_suffix(".toml")
 
 
-def space_of(agent: str, path: Path | None) -> Space:
-    """The space in a file, or the one shipped for the agent.
+def space_of(recipe: Recipe, path: Path | None) -> Space:
+    """The space in a file, or the one shipped for the agent, less what does nothing there.
+
+    Args:
+        recipe: resolved.
+        path: of the file; None: the shipped space.
 
     Raises:
         UsageError: there is none for a learner of one's own.
@@ -57,10 +62,10 @@ def space_of(agent: str, path: Path | None) -> Space:
     """
     if path is None:
         shipped = toml.tables(_SHIPPED.read_text(encoding="utf-8"))
-        if agent not in shipped:
+        if (agent := recipe.agent) not in shipped:
             raise UsageError(f"space: expected a file for the agent {agent}, got none; write one")
-        tables = shipped["every"] | shipped[agent]
-        return {key: _range(_SHIPPED, key, said) for key, said in tables.items()}
+        tables, idle = shipped["every"] | shipped[agent], _idle(recipe)
+        return {key: _range(_SHIPPED, key, said) for key, said in tables.items() if key not in idle}
     text = files.read(path, limit=LARGEST_FILE).decode(errors="replace")
     try:
         space = {key: _range(path, key, said) for key, said in _settings(toml.tables(text))}
@@ -69,6 +74,19 @@ def space_of(agent: str, path: Path | None) -> Space:
     if not space:
         raise FileError(f"{path}: expected a table for each setting to try, got none")
     return space
+
+
+def _idle(recipe: Recipe) -> set[str]:
+    """Settings that nothing reads, or that are refused, beside the others of the recipe."""
+    baseline, is_shared = recipe.learner.baseline, recipe.policy.shared_torso
+    has_critic = baseline == "value" or ":" in baseline
+    is_idle = {
+        "learner.gae_lambda": baseline not in PREDICTING,
+        "learner.value_learning_rate": is_shared or not has_critic,
+        "policy.hidden": recipe.policy.network is not None,
+        "rollout.num_steps": recipe.rollout.episodes_per_env is not None,
+    }
+    return {key for key, idle in is_idle.items() if idle}
 
 
 def _settings(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

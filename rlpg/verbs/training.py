@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def train(
         overrides: single settings by dotted key, `{"rollout.num_envs": 16}`; they win.
         network: `network(num_features, num_outputs)` makes the network of policy and critic.
         policy: `policy(observation_space, action_space)` makes an `rlpg.Policy`.
-        baseline: the name of a baseline, or an `rlpg.Baseline`.
+        baseline: the name of a baseline, or an `rlpg.Baseline`, of which the run takes a copy.
         schedules: functions of progress in [0, 1], by setting; see `Learner`.
         on_log: called with the step and the metrics of each log entry; True ends the run.
         loggers: get the metrics of each log entry, too.
@@ -125,7 +125,7 @@ def train(
     changes = {key: value for key, value in changes.items() if value is not None}
     base = find_recipe(env, name, recipe, parts)
     return run_recipe(
-        env, override(base, settings_of(parts) | changes), run_dir, parts=parts,
+        env, override(base, settings_of(parts, changes)), run_dir, parts=parts,
         hooks=hooks, quiet=is_quiet(quiet),
     )  # fmt: skip
 
@@ -277,7 +277,9 @@ def resume_run(
         recipe = before = from_first(lambda: recipe_of_run(folder, parts, env_kwargs))
         told = {"total_steps": total_steps, "device": device}
         changes = {key: new for key, new in told.items() if new is not None}
-        recipe = override(recipe, settings_of(parts) | changes)
+        recipe = override(recipe, settings_of(parts, changes))
+        if parts.agent is not None and ":" in recipe.agent:  # it may be another than before
+            recipe = replace(recipe, agent=reference_to(parts.agent, "agent").name)
         if env is None:
             env = environment_to_make(recipe.environment.id, None, folder.path)
         env, recipe = with_record(env, recipe)

@@ -70,7 +70,8 @@ def test_seeds_at_once_have_the_bits_of_one_after_the_other(tmp_path: Path) -> N
 
 
 def test_a_second_seed_went_on_with_the_baseline_of_the_first(tmp_path: Path) -> None:
-    """With `jobs=1`, the mean that the first seed had learned was where the second began."""
+    """With `jobs=1`, the mean that the first seed had learned was where the second began; and of
+    two calls of `train`, where the second call began."""
     how: dict[str, Any] = {"total_steps": 320, "recipe": "default", "overrides": SMALL,
                            "quiet": True}  # fmt: skip
     baseline = rlpg.MovingAverage()
@@ -79,6 +80,13 @@ def test_a_second_seed_went_on_with_the_baseline_of_the_first(tmp_path: Path) ->
     rlpg.train("CartPole-v1", "reinforce", seed=1, run_dir=tmp_path / "alone",
                baseline=rlpg.MovingAverage(), **how)  # fmt: skip
     assert_same_bits(tmp_path / "1", tmp_path / "alone")
+    for name in ("first", "second"):
+        rlpg.train("CartPole-v1", "reinforce", seed=1, run_dir=tmp_path / name,
+                   baseline=baseline, **how)  # fmt: skip
+        assert_same_bits(tmp_path / name, tmp_path / "alone")
+    with pytest.raises(UsageError, match=r"overrides: learner.baseline: expected none beside"):
+        rlpg.train_seeds("CartPole-v1", "reinforce", seeds=[1], baseline=baseline,
+                         **how | {"overrides": {"learner.baseline": "linear"}})  # fmt: skip
 
 
 def test_seeds_that_fail_do_not_stop_the_others(

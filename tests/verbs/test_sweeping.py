@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 from rlpg import cli
-from rlpg.engine.assembly import Hooks
-from rlpg.errors import FileError, RecipeError, SaveError, UsageError
+from rlpg.engine.assembly import Hooks, assembled
+from rlpg.engine.components import resolved
+from rlpg.errors import FileError, RecipeError, RlpgError, SaveError, UsageError
 from rlpg.learners.settings import AGENTS
+from rlpg.policies.references import UserParts
 from rlpg.runs.recipe import Recipe, load_recipe, override
 from rlpg.verbs.spaces import Range, check_space, space_of
 
@@ -54,16 +57,57 @@ def _in_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_shipped_space_of_an_agent_has_settings_of_it(agent: str) -> None:
     recipe = Recipe.of(agent)
-    check_space(space_of(agent, None), recipe)
-    for key, kind in space_of(agent, None).items():
+    check_space(space_of(recipe, None), recipe)
+    for key, kind in space_of(recipe, None).items():
         values = [override(recipe, {key: value}) for value in kind.ends]
         assert len(set(map(repr, values))) == len(values), f"{key}: nothing to choose"
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "no baseline": {"learner.baseline": "none"},
+    "linear baseline": {"learner.baseline": "linear"},
+    "own baseline": {"learner.baseline": "rlpg.gradients.baselines:MovingAverage"},
+    "cut ends": {"learner.baseline": "none", "learner.truncated_return": "terminal"},
+    "whole episodes": {"rollout.episodes_per_env": 2},
+    "shared torso": {"policy.shared_torso": True},
+    "memory": {"policy.memory": "gru"},
+    "own network": {"policy.network": "torch.nn:Linear"},
+}
+
+
+@pytest.mark.parametrize("agent", [agent for agent in AGENTS if agent != "pathwise"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_bug_a_sweep_tried_settings_that_others_of_the_recipe_refuse(
+    agent: str, beside: str
+) -> None:
+    parts = UserParts(import_modules=True)
+    try:
+        recipe = override(Recipe.of(agent), {"environment.id": "CartPole-v1", **BESIDE[beside]})
+        with assembled("CartPole-v1", resolved(recipe, parts), parts, Hooks(), quiet=True):
+            pass
+    except RlpgError:
+        return  # nothing to sweep
+    space = space_of(resolved(recipe, parts), None)
+    check_space(space, recipe)
+    for end in (0, -1):
+        tried = override(recipe, {key: kind.ends[end] for key, kind in space.items()})
+        with assembled("CartPole-v1", resolved(tried, parts), parts, Hooks(), quiet=True):
+            pass
+
+
+def test_a_sweep_tries_nothing_that_does_nothing() -> None:
+    whole = override(Recipe.of("ppo"), {"rollout.episodes_per_env": 1})
+    own = override(Recipe.of("ppo"), {"policy.network": "torch.nn:Linear"})
+    every = set(space_of(Recipe.of("ppo"), None))
+    assert every - set(space_of(whole, None)) == {"rollout.num_steps"}
+    assert every - set(space_of(own, None)) == {"policy.hidden"}
 
 
 def test_a_file_is_a_space(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(f"{SPACE}\n[total_steps]\nlow = 100\nhigh = 200\n")
-    assert space_of("a2c", path) == {
+    assert space_of(Recipe.of("a2c"), path) == {
         "learner.learning_rate": Range(1e-4, 1e-1, log=True),
         "rollout.num_steps": Range(choices=(16, 32)),
         "total_steps": Range(100, 200),
@@ -87,7 +131,7 @@ def test_a_file_that_is_no_space(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(text)
     with pytest.raises(FileError, match=said):
-        space_of("a2c", path)
+        space_of(Recipe.of("a2c"), path)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +146,7 @@ def test_a_space_of_settings_that_cannot_be(key: str, kind: Range) -> None:
 
 def test_a_learner_of_ones_own_needs_a_space() -> None:
     with pytest.raises(UsageError, match=r"^space: expected a file for the agent"):
-        space_of("mine:Learner", None)
+        space_of(replace(Recipe.of("ppo"), agent="mine:Learner"), None)
 
 
 # ---- pruning
