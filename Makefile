@@ -1,7 +1,10 @@
 # Two commands for a fresh clone: `make train` and `make test`. Needs Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# Python compiles what it imports: a small part of what pip would compile, for as long as the
+# installation itself takes.
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
+PIP := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 
 # Processes that share the tests: one more than there are cores, as many tests wait for other
 # processes.
@@ -32,9 +35,10 @@ install: .venv/installed
 	$(PIP) -e .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	$(PIP) -e ".[dev]"
-	touch $@
+	touch .venv/installed $@
 
 train: install
 	$(BIN)/rlpg train CartPole-v1
@@ -52,8 +56,7 @@ LOWEST_TESTS := tests/test_settings.py tests/cli/test_help.py tests/cli/test_par
 
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	$(LOWEST)/python -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt \
-		-e . pytest pytest-timeout hypothesis
+	$(LOWEST)/python $(PIP_INSTALL) -c constraints-lowest.txt -e . pytest pytest-timeout hypothesis
 	touch $@
 
 lowest: .venv-lowest/installed
