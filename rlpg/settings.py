@@ -51,15 +51,19 @@ def one_of(*names: str, or_own: str = "") -> Meta:
     return Meta(pattern=rf"\A(?:{pattern})\Z", description=words, extra={"names": names})
 
 
-Schedule = Annotated[str, one_of("constant", "linear", or_own="function")]
+Schedule = Annotated[str, one_of("constant", "linear", "cooldown", or_own="function")]
 SCHEDULE = "_schedule"  # after the name of a setting: the setting that is its schedule
 
 
 def scheduled(schedule: str | Callable[[float], float], progress: float) -> float:
-    """The factor that a schedule gives when the share `progress` of the run is done."""
+    """The factor that a schedule gives when the share `progress` of the run is done.
+
+    `linear` falls from 1 to 0; `cooldown` stays 1 for half of the run, and falls to 0 then.
+    """
     if callable(schedule):
         return float(schedule(progress))
-    return 1.0 - progress if schedule == "linear" else 1.0
+    left = 1.0 - progress
+    return {"linear": left, "cooldown": min(2.0 * left, 1.0)}.get(schedule, 1.0)
 
 
 class Settings:

@@ -161,4 +161,5 @@ def test_expected_names_a_bound_that_nobody_meets_only_where_it_is_exceeded() ->
 def test_schedules() -> None:
     assert scheduled("constant", 0.25) == 1.0
     assert scheduled("linear", 0.25) == 0.75
+    assert [scheduled("cooldown", done) for done in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
     assert scheduled(lambda progress: progress**2, 0.5) == 0.25

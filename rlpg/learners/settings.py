@@ -50,7 +50,8 @@ class LearnerSettings(Settings):
     """weight of the entropy bonus (auto: 0.02 for discrete actions; 0 for continuous ones, whose
     entropy grows without bound)"""
     entropy_coef_schedule: Schedule = "constant"
-    """keep the weight of the entropy bonus, or lower it linearly to 0 over the run"""
+    """keep the weight of the entropy bonus, or lower it linearly to 0: over the run, or (cooldown)
+    over its second half"""
     normalize_advantages: bool = True
     """shift and scale the advantages of a batch to mean 0 and standard deviation 1"""
     max_grad_norm: Positive | None = 0.5
@@ -58,7 +59,8 @@ class LearnerSettings(Settings):
     learning_rate: Positive = 5e-3
     """learning rate of the policy"""
     learning_rate_schedule: Schedule = "linear"
-    """keep the learning rates, or lower them linearly to 0 over the run"""
+    """keep the learning rates, or lower them linearly to 0: over the run, or (cooldown) over its
+    second half"""
     value_hidden: Literal["auto"] | Layers = "auto"
     """units of each hidden layer of the value network (auto: those of the policy)"""
     value_learning_rate: Positive = 3e-3
@@ -110,7 +112,8 @@ class PPOSettings(LearnerSettings):
     clip_range: Positive = 0.2
     """the likelihood ratio counts within 1 +- this"""
     clip_range_schedule: Schedule = "constant"
-    """keep the clip range, or lower it linearly to 0 over the run"""
+    """keep the clip range, or lower it linearly to 0: over the run, or (cooldown) over its second
+    half"""
     num_epochs: Count = 10
     """passes over a rollout"""
     num_minibatches: Literal["auto"] | Count = "auto"

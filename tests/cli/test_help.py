@@ -31,7 +31,7 @@ from rlpg.settings import Count, Fraction, Layers, Schedule, one_of
         (Literal["a"] | None, "a|none", ("a", "none")),
         (Literal["auto"] | bool, "auto|true|false", ("auto", "true", "false")),
         (Literal["auto"] | Fraction | None, "auto|X|none", None),
-        (Schedule, "constant|linear|module:function", ("constant", "linear")),
+        (Schedule, "constant|linear|cooldown|module:function", ("constant", "linear", "cooldown")),
         (Annotated[str, one_of(or_own="Name")] | None, "module:Name|none", None),
     ],
 )

@@ -460,6 +460,7 @@ class TestSchedules:
     WAYS: dict[str, tuple[dict[str, Any], Callable[[float], float]]] = {  # noqa: RUF012
         "constant": ({"_schedule": "constant"}, lambda progress: 1.0),
         "linear": ({"_schedule": "linear"}, lambda progress: 1.0 - progress),
+        "cooldown": ({"_schedule": "cooldown"}, lambda progress: min(2.0 - 2.0 * progress, 1.0)),
         "callable": (
             {"_schedule": "constant", "function": lambda progress: 0.3 + progress**2},
             lambda progress: 0.3 + progress**2,
