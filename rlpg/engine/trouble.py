@@ -35,6 +35,8 @@ class Trouble:
 
     def __init__(self, recipe: Recipe, head: Head, warn: Callable[[str], None]) -> None:
         self._recipe, self._warn = recipe, warn
+        has_rate = "learning_rate" in recipe.learner.names()
+        self._rate = "learning_rate" if has_rate else "max_kl"  # the setting of a step's length
         self._is_discrete, self._numbers = head.is_discrete, max(math.prod(head.action_shape), 1)
         self._recent: dict[str, deque[float]] = {}
         self._first_returns: list[float] = []
@@ -84,10 +86,13 @@ class Trouble:
             return ""  # a task that is solved, or a reward that is never found
         if returns and fmean(returns) > fmean(first) + 2.0 * pstdev(first):
             return ""  # it learns all the same
+        advice = f"learner.value_coef (it is {self._setting('value_coef')})"
+        if not self._recipe.policy.shared_torso:  # it refuses these
+            advice = f"learner.value_learning_rate (it is {self._setting('value_learning_rate')})"
+            advice += " or more learner.num_value_epochs"
         return (
             f"the value network explains {max(explained, 0.0):.0%} of the returns' variance after "
-            f"{share:.0%} of the budget; try a higher learner.value_learning_rate (it is "
-            f"{self._setting('value_learning_rate')}) or more learner.num_value_epochs"
+            f"{share:.0%} of the budget; try a higher {advice}"
         )
 
     def _step(self) -> str:
@@ -98,8 +103,7 @@ class Trouble:
             return ""
         return (
             f"updates move the policy by a KL divergence of {kl:.2g}, learner.{target[0]} is "
-            f"{target[1]:g}; try a lower learner.learning_rate (it is "
-            f"{self._setting('learning_rate')})"
+            f"{target[1]:g}; try a lower learner.{self._rate} (it is {self._setting(self._rate)})"
         )
 
     def _clip(self) -> str:
@@ -122,7 +126,7 @@ class Trouble:
             return (
                 f"the policy's entropy has collapsed from {first:.2f} to {now:.2f} after "
                 f"{share:.0%} of the budget; try a higher learner.entropy_coef (it is {coef}) or a "
-                "lower learner.learning_rate"
+                f"lower learner.{self._rate}"
             )
         if not self._is_discrete and grown > GROWN:
             return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ def warned(
     """What is said during a run of 1,000 steps that goes through the values from `start` on, and
     through episodes with these returns, each entry of the log with every `len(values)`-th."""
     told: list[str] = []
-    changes = {f"learner.{name}": value for name, value in settings.items()}
+    changes = {n if "." in n else f"learner.{n}": value for n, value in settings.items()}
     recipe = override(Recipe.of(agent), {"total_steps": 1000, **changes})
     head: Any = SimpleNamespace(is_discrete=is_discrete, action_shape=(numbers,))
     trouble = Trouble(recipe, head, told.append)
@@ -106,6 +107,21 @@ def test_updates_that_go_far_beyond_their_target(
     assert f"a KL divergence of {kl:g}, learner.{name} is {target:g}; try a lower" in told
     assert warned({"approx_kl": [2 * target] * 50}, agent=agent, **settings) == []
     assert warned({"approx_kl": [9.0] * 50}, agent="a2c") == []  # which has no target
+
+
+@pytest.mark.parametrize("agent", ["ppo", "a2c", "npg", "trpo", "pathwise"])
+def test_npg_was_told_to_lower_a_learning_rate_that_it_refuses(agent: str) -> None:
+    recipe = Recipe.of(agent)
+    told = warned({"approx_kl": [9.0] * 50}, agent=agent)
+    told += warned({"entropy": [0.7] + [0.001] * 99}, agent=agent)
+    assert len(told) == (2 if agent in ("npg", "trpo") else 1)
+    for key in re.findall(r"learner\.(\w+)", " ".join(told)):
+        assert key in recipe.learner.names()
+
+
+def test_a_shared_torso_was_told_of_a_value_network_of_its_own() -> None:
+    (told,) = warned({"explained_variance": [0.0] * 200}, **{"policy.shared_torso": True})
+    assert told.endswith("; try a higher learner.value_coef (it is 0.5)")
 
 
 def test_ratios_that_are_mostly_clipped() -> None:
