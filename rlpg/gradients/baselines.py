@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,6 @@ class Samples(Protocol):
     @property
     def valid(self) -> Tensor:
         """`[T, N]` bool: the slots that are real transitions."""
-
-
-@runtime_checkable
-class Scored(Protocol):
-    """Samples that know the length of their score."""
-
-    def score_square(self) -> Tensor:
-        """`[T, N]` squared length of `d log p / d parameters`."""
 
 
 class Baseline(ABC):
@@ -235,7 +227,7 @@ class OptimalConstant(Baseline):
     """
 
     def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
-        if not isinstance(samples, Scored):
+        if not isinstance(samples, Lanes):
             raise EstimatorError(
                 "OptimalConstant: expected samples with score_square(), got "
                 f"{type(samples).__name__}, which has none; use LeaveOneOut(), or a tape"
@@ -323,6 +315,7 @@ class Lanes:
         return torch.ones_like(self.like, dtype=torch.bool)[None]
 
     def score_square(self) -> Tensor:
+        """`[1, lanes]` squared length of `d log p / d parameters`."""
         return self.squares()[None]
 
 

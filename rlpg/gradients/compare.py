@@ -13,18 +13,8 @@ import torch
 from torch import Tensor
 
 from rlpg.errors import EstimatorError, install
-from rlpg.gradients.experiment import (
-    Params,
-    Problem,
-    TapeMaker,
-    credits_lanes,
-    gradient,
-    named,
-    refuse_coupled_lanes,
-    seeded,
-    seeds,
-    tape_maker,
-)
+from rlpg.gradients import experiment
+from rlpg.gradients.experiment import Params, Problem, TapeMaker
 from rlpg.gradients.tape import How
 
 
@@ -99,7 +89,7 @@ def compare(
         reference: a label of `how`, or exact gradients by parameter name; the first label if None.
         plot: file to draw mean with error bars and variance per lane into (needs matplotlib).
     """
-    tensors = named(params)
+    tensors = experiment.named(params)
     makers = dict(how) if isinstance(how, Mapping) else {str(name): name for name in how}
     programs = dict(problem) if isinstance(problem, Mapping) else dict.fromkeys(makers, problem)
     if programs.keys() != makers.keys():
@@ -117,18 +107,20 @@ def compare(
         raise EstimatorError(
             f"compare: expected reference gradients for {list(tensors)}, got {list(exact)}"
         )
-    for program in {programs[label] for label, maker in makers.items() if credits_lanes(maker)}:
-        refuse_coupled_lanes(program, tensors, num_lanes, seed)
+    credited = [label for label, maker in makers.items() if experiment.credits_lanes(maker)]
+    for program in {programs[label] for label in credited}:
+        experiment.refuse_coupled_lanes(program, tensors, num_lanes, seed)
     found: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     for stream, (estimator, maker) in enumerate(makers.items()):
-        make, samples, times = tape_maker(maker), [], []
-        for one in islice(seeds(seed, stream), repeats):
-            with seeded(one, tensors):
+        make, samples, times = experiment.tape_maker(maker), [], []
+        for one in islice(experiment.seeds(seed, stream), repeats):
+            with experiment.seeded(one, tensors):
                 start, tape = time.perf_counter(), make()
                 tape.num_lanes = num_lanes
                 own = programs[estimator](tape, num_lanes)
-                samples.append(gradient(tape.surrogate() if own is None else own, tensors))
+                surrogate = tape.surrogate() if own is None else own
+                samples.append(experiment.gradient(surrogate, tensors))
                 times.append(time.perf_counter() - start)
         found[estimator] = torch.stack(samples).double().cpu()
         seconds[estimator] = sorted(times)[repeats // 2]

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from rlpg.errors import EstimatorError, InconclusiveError
-from rlpg.gradients.experiment import (
-    Params,
-    Problem,
-    TapeMaker,
-    credits_lanes,
-    named,
-    refuse_coupled_lanes,
-    seeds,
-    tape_maker,
-)
+from rlpg.gradients import experiment
+from rlpg.gradients.experiment import Params, Problem, TapeMaker
 from rlpg.gradients.mistakes import Check, recognize
 from rlpg.gradients.tape import How
 
@@ -80,10 +72,10 @@ def gradcheck(
             against differences of the first.
         step: of the finite difference, times max(1, |parameter|). Larger for discrete samples.
     """
-    tensors = named(params)
-    make = tape_maker(how)
-    if credits_lanes(how):
-        refuse_coupled_lanes(problem, tensors, num_lanes, seed)
+    tensors = experiment.named(params)
+    make = experiment.tape_maker(how)
+    if experiment.credits_lanes(how):
+        experiment.refuse_coupled_lanes(problem, tensors, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
     if isinstance(against, str) and against not in ("score", "finite_difference"):
         raise EstimatorError(
@@ -102,15 +94,12 @@ def gradcheck(
 
 
 def _decide(
-    check: Check,
-    reference: Callable[[int], Tensor],
-    resolution: float,
-    max_repeats: int,
+    check: Check, reference: Callable[[int], Tensor], resolution: float, max_repeats: int,
     tolerance: float,
-) -> Agreement:
+) -> Agreement:  # fmt: skip
     got: list[Tensor] = []
     want: list[Tensor] = []
-    stream, repeats, confirming = seeds(check.seed, 1), 32, False
+    stream, repeats, confirming = experiment.seeds(check.seed, 1), 32, False
     while True:
         for one in islice(stream, repeats - len(got)):
             got.append(check.estimate(one))

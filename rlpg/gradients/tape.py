@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from rlpg.errors import EstimatorError
+from rlpg.gradients import guards
 from rlpg.gradients.baselines import Baseline, NoBaseline
 from rlpg.gradients.branches import BY_PROBS, branches
 from rlpg.gradients.combine import LaneCopies, Mixture
@@ -58,21 +59,6 @@ from rlpg.gradients.events import (
     known_how,
 )
 from rlpg.gradients.events import How as How
-from rlpg.gradients.guards import (
-    Scored,
-    check_distribution,
-    check_rounding,
-    check_support,
-    check_term_shape,
-    checked_discount,
-    checked_term,
-    density,
-    lane_dim,
-    mean_and_deviation,
-    naming,
-    refuse_cut,
-    refuse_half,
-)
 from rlpg.gradients.parameters import parameters_of
 from rlpg.gradients.surrogate import build, dice
 
@@ -126,7 +112,7 @@ class Tape:
         self._weight: Tensor | float = 1.0  # product of the discounts since the episode's start
         self._branch: Tensor | None = None  # [K_m .. K_1, lanes] weight of each branch, sums to 1
         self._num_samples = self._num_terms = self._num_nodes = 0
-        self._scored: list[Scored] = []
+        self._scored: list[guards.Scored] = []
         self._path: str | None = None  # the first sample that carries its gradient
         self._blind: str | None = None  # the first sample that was drawn without gradients
 
@@ -156,14 +142,14 @@ class Tape:
         """
         name = self._next_name(name, "sample")
         how = known_how(name, how or self.how)
-        check_distribution(name, dist, how)
+        guards.check_distribution(name, dist, how)
         if control is not None and how != "score":
             raise EstimatorError(
                 f"{name}: expected how='score' for a control, got {how!r}; leave it out"
             )
         ancestors = ancestors_of(name, depends_on, self._drawn)
         x = self._draw(name, dist, how, (baseline, control))
-        refuse_half(name, x)
+        guards.refuse_half(name, x)
         self._drawn[id(x)] = x, self._num_samples - 1, ancestors
         return x
 
@@ -184,7 +170,10 @@ class Tape:
         return copies
 
     def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
-        lane = self._lane_dim(name, dist)
+        branch_sizes = () if self._branch is None else self._branch.shape[:-1]
+        lane = guards.lane_dim(name, dist.batch_shape, branch_sizes, self.num_lanes)
+        if not branch_sizes:
+            self._count_lanes(name, dist.batch_shape[0])
         if self.uniforms is not None and how not in ("score", "pathwise", "expect"):
             raise EstimatorError(
                 f"{name}: expected how='score', 'pathwise' or 'expect' with uniforms, got {how!r}; "
@@ -194,7 +183,7 @@ class Tape:
             return self._score(name, dist, subtract, lane)
         if how in BRANCHING:
             return self._branching(name, dist, how, lane)
-        with naming(name):
+        with guards.naming(name):
             if how == "biased_straight_through":
                 return biased_straight_through(dist)
             if how == "biased_gumbel_softmax":
@@ -239,11 +228,11 @@ class Tape:
         ancestors = ancestors_of(name, depends_on, self._drawn)
         self._num_terms += 1
         sizes = () if self._branch is None else self._branch.shape[:-1]
-        check_term_shape(name, term, sizes, scored=self._num_nodes > 0)
+        guards.check_term_shape(name, term, sizes, scored=self._num_nodes > 0)
         self._count_lanes(name, term.shape[-1])
-        term = checked_term(name, term)
-        discount = checked_discount(name, discount, term.shape[-1], sizes)
-        refuse_cut(name, discount, None if independent else self._path)
+        term = guards.checked_term(name, term)
+        discount = guards.checked_discount(name, discount, term.shape[-1], sizes)
+        guards.refuse_cut(name, discount, None if independent else self._path)
         self.events.append(Term(name, term, discount, self._weight, self._branch, ancestors))
         if isinstance(discount, Tensor):
             self._weight = torch.where(discount == 0, 1.0, self._weight * discount)
@@ -280,7 +269,7 @@ class Tape:
                 "uniforms and control, got others; their lanes must not meet in a batch statistic"
             )
         self._count_lanes(name, x.shape[0])
-        mean, deviation = mean_and_deviation(name, x)
+        mean, deviation = guards.mean_and_deviation(name, x)
         if self._num_nodes and not mean.requires_grad:
             mean.requires_grad_()
             deviation.requires_grad_()
@@ -312,8 +301,8 @@ class Tape:
                 "torch.randn"
             )
         for name, dist, _ in self._scored:
-            check_support(name, dist)
-        check_rounding(self._scored)
+            guards.check_support(name, dist)
+        guards.check_rounding(self._scored)
         lanes = terms[0].value.shape[-1]
         if order == 1:
             return build(self.events, lanes, self.gae_lambda)
@@ -361,9 +350,9 @@ class Tape:
         # Of a copy: a program may overwrite its own; a transform may have cached where it is from.
         kept = x.clone()
         self._scored.append((name, dist, kept))
-        log_prob = density(name, dist, kept)  # [*branches, lanes, ...]
+        log_prob = guards.density(name, dist, kept)  # [*branches, lanes, ...]
         if log_prob.requires_grad:
-            refuse_half(name, log_prob)
+            guards.refuse_half(name, log_prob)
             if log_prob.dim() > lane + 1:
                 log_prob = log_prob.sum(tuple(range(lane + 1, log_prob.dim())))
             node = self._node(name, dist, kept, log_prob, subtract[0])
@@ -372,19 +361,14 @@ class Tape:
                 raise EstimatorError(
                     f"{name}: expected no control inside branches, got one; leave it out"
                 )
-            with naming(name):
+            with guards.naming(name):
                 node.controlled = None if control is None else control(dist, kept)
         return x
 
     def _node(
-        self,
-        name: str,
-        dist: Distribution,
-        x: Tensor,
-        log_prob: Tensor,
-        baseline: Subtract,
+        self, name: str, dist: Distribution, x: Tensor, log_prob: Tensor, baseline: Subtract,
         mixture: Mixture | None = None,
-    ) -> Node:
+    ) -> Node:  # fmt: skip
         baseline = self.baseline if baseline is None else baseline
         if isinstance(baseline, Tensor):
             if baseline.requires_grad:
@@ -417,9 +401,9 @@ class Tape:
         return sample
 
     def _branching(self, name: str, dist: Distribution, how: str, lane: int) -> Tensor:
-        with naming(name):
+        with guards.naming(name):
             x, weight = branches(dist, how, lane, self.num_draws)  # [K, *branches, lanes, ...]
-        refuse_half(name, weight)
+        guards.refuse_half(name, weight)
         if how != "weak" and not (how == "expect" and isinstance(dist, BY_PROBS)):
             self._scored.append((name, dist, x))
         if self._branch is not None:
@@ -429,14 +413,6 @@ class Tape:
         self._branch = weight if self._branch is None else weight * self._branch
         self.events.append(Branching(name, self._branch.dim() - 1, exact=how == "expect"))
         return x
-
-    def _lane_dim(self, name: str, dist: Distribution) -> int:
-        """Which dimension of the batch shape is the lane: how many branch dimensions precede it."""
-        branches = () if self._branch is None else self._branch.shape[:-1]
-        lane = lane_dim(name, dist.batch_shape, branches, self.num_lanes)
-        if not branches:
-            self._count_lanes(name, dist.batch_shape[0])
-        return lane
 
     def _count_lanes(self, name: str, lanes: int) -> None:
         if lanes == 0:

@@ -24,11 +24,11 @@ from torch.distributions import (
 from rlpg.errors import EstimatorError, InconclusiveError
 from rlpg.gradients.baselines import (
     Baseline,
+    Lanes,
     LeaveOneOut,
     MovingAverage,
     OptimalConstant,
     Samples,
-    Scored,
 )
 from rlpg.gradients.controls import KnownMean, Relax
 from rlpg.gradients.draws import antithetic, sobol
@@ -158,7 +158,7 @@ class GroupMean(Baseline):
 
 class InSampleOptimal(Baseline):
     def __call__(self, samples: Samples, returns: Tensor) -> Tensor:
-        assert isinstance(samples, Scored)
+        assert isinstance(samples, Lanes)
         square = samples.score_square()
         return ((square * returns).sum() / square.sum()).expand_as(returns)
 
