@@ -41,7 +41,6 @@ def rank() -> int:
 
 
 def num_ranks() -> int:
-    """How many processes there are."""
     return 1 if is_alone() else int(_group().get_world_size())
 
 

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from rlpg.checks import repeat
 from rlpg.checks.outside import check_by_gymnasium, check_vectors
 from rlpg.checks.play import (
     AnyEnv,
@@ -19,13 +20,6 @@ from rlpg.checks.play import (
     play,
     random_actions,
     restore_generators,
-)
-from rlpg.checks.repeat import (
-    check_after_end,
-    check_global_generators,
-    check_replay,
-    check_reset_anywhere,
-    check_seeds,
 )
 from rlpg.checks.report import Finding, Report, Status, brief, words
 from rlpg.checks.subject import Subject
@@ -241,13 +235,13 @@ class _Check:
                 self._add(name, "skipped", "nothing could be played")
             return False
         env, first, last = self.env, self.first, self.last
-        replayed = check_replay(self.subject, first, last)
+        replayed = repeat.check_replay(self.subject, first, last)
         repeats = replayed.status == "ok"
-        early = check_reset_anywhere(env, first, last, repeats=repeats)
-        shared = check_global_generators(env, watcher, first, repeats=repeats)
-        seeds = check_seeds(env, first, repeats=repeats)
+        early = repeat.check_reset_anywhere(env, first, last, repeats=repeats)
+        shared = repeat.check_global_generators(env, watcher, first, repeats=repeats)
+        seeds = repeat.check_seeds(env, first, repeats=repeats)
         self.findings += [replayed, early, shared, seeds]
-        self.findings.append(check_after_end(env, last, repeats=repeats))
+        self.findings.append(repeat.check_after_end(env, last, repeats=repeats))
         kept = watcher.finding("actions").status != "fault"
         return repeats and kept and early.status == "ok" and shared.status != "fault"
 

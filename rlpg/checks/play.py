@@ -57,7 +57,6 @@ class Seen(NamedTuple):
 
     @property
     def is_end(self) -> bool:
-        """Whether the episode is over."""
         flags = (self.terminated, self.truncated)
         return any(isinstance(f, bool | np.bool_ | int | np.integer) and f for f in flags)
 

@@ -55,7 +55,6 @@ class Report:
         return not self.having("fault")
 
     def having(self, *statuses: Status) -> list[Finding]:
-        """The findings of these statuses."""
         return [finding for finding in self.findings if finding.status in statuses]
 
     def length_summary(self) -> dict[str, float] | None:

@@ -11,15 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlpg.cli.streams import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    complain,
-    prepare_streams,
-    say,
-    silence_broken_output,
-)
+from rlpg.cli import streams
 from rlpg.errors import FileError, RlpgError, UsageError, tell_warnings
 
 if TYPE_CHECKING:
@@ -59,26 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 the run failed, 2 it was asked wrongly."""
     if "" not in sys.path:
         sys.path.append("")  # module:Id-v0 finds the modules of the folder one works in
-    prepare_streams()
-    tell_warnings(say)
+    streams.prepare_streams()
+    tell_warnings(streams.say)
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a full disk is told here, not by the interpreter as it exits
         return code
     except (UsageError, FileError) as error:
-        return complain(error, EXIT_USAGE)
+        return streams.complain(error, streams.EXIT_USAGE)
     except RlpgError as error:
-        return complain(error, EXIT_FAILED)
+        return streams.complain(error, streams.EXIT_FAILED)
     except BrokenPipeError:  # of a reader like `head`, who has seen enough
-        silence_broken_output()
+        streams.silence_broken_output()
         return 0
     except OSError as error:
-        silence_broken_output()
+        streams.silence_broken_output()
         place = f"{error.filename}: " if error.filename else ""
-        return complain(UsageError(f"{place}{error.strerror}; choose another place"), EXIT_USAGE)
+        told = UsageError(f"{place}{error.strerror}; choose another place")
+        return streams.complain(told, streams.EXIT_USAGE)
     except KeyboardInterrupt as stop:
         stop.args = ("interrupted",)
-        return complain(stop, EXIT_INTERRUPTED)
+        return streams.complain(stop, streams.EXIT_INTERRUPTED)
 
 
 def run(words: list[str]) -> int:

@@ -117,11 +117,8 @@ def write_json(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def check_file(option: str, path: Path | None, *needed: str) -> None:
-    """UsageError where a file could not be written in the end.
-
-    Args:
-        needed: a package that draws or films it, and the extra which has the package.
-    """
+    """UsageError where a file could not be written in the end, or what draws or films it is not
+    installed (`needed`: a package, and the extra that has it)."""
     if path is None:
         return
     if not path.absolute().parent.is_dir():

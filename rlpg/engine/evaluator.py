@@ -214,12 +214,8 @@ class Evaluator:
         return is_asked_for or sum(int(each.sum()) for each in lengths) <= step
 
     def final(self, policy: Policy, step: int, lengths: Sequence[Lengths]) -> Evaluation | None:
-        """The evaluation after training, on seeds that no evaluation before it has seen.
-
-        Args:
-            step: environment steps of the training.
-            lengths: of the episodes of each evaluation before.
-        """
+        """The evaluation after training of so many steps, on seeds that no evaluation before it has
+        seen; for `lengths` see `is_worth`."""
         if self._envs is None:
             return None
         fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES

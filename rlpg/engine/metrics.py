@@ -19,14 +19,8 @@ RECENT_EPISODES = 100  # that rollout/ep_rew_mean is the mean of
 
 
 class Every:
-    """True when another `interval` of environment steps is done, and at the last step.
-
-    Args:
-        interval: in environment steps.
-        last: the last step.
-        done: the steps done before.
-        seconds: true as well when so much time has passed since it was true.
-    """
+    """True when another `interval` of environment steps is done, at the last step, and when so many
+    seconds have passed since it was true."""
 
     def __init__(self, interval: int, last: int, done: int, seconds: float = math.inf) -> None:
         self._interval, self._last, self._seconds = max(interval, 1), last, seconds

@@ -53,12 +53,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def restore_tensors(part: Part, state: Any, name: str) -> None:
-    """Bring a fresh part, which works on finite tensors, to a state tree of arrays.
-
-    Raises:
-        ValueError, or what the part raises: this cannot be the state of such a part, which cannot
-            be used any more.
-    """
+    """`restore` for a fresh part that works on tensors, all of whose numbers must be finite."""
     own = _num_bytes(part.state_dict())
     if _num_bytes(state) > MOST_PER_BYTE * own + SPARE:  # before any of it is copied
         raise ValueError(f"{name}: expected a state of {own} bytes and moments, got more")

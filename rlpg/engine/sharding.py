@@ -29,12 +29,8 @@ def collector_state(collector: BaseCollector) -> dict[str, Any]:
 
 
 def own_collector_state(saved: Mapping[str, Any], seed: int) -> tuple[Mapping[str, Any], str]:
-    """This rank's part of `collector_state`, and what is to be said about it, if anything.
-
-    Args:
-        saved: by any number of ranks.
-        seed: of the run.
-    """
+    """This rank's part of what any number of ranks have saved, and what is to be said about it, if
+    anything."""
     states: Sequence[Mapping[str, Any]] = saved.get("ranks", [saved])
     if len(states) == num_ranks():
         return states[rank()], ""
@@ -85,12 +81,8 @@ def _own(parts: Sequence[Any], axis: int) -> Any:
 
 
 def merged(episodes: Sequence[Episodes], num_envs: int) -> Episodes:
-    """The episodes of all ranks, in the order of their ends; call it on all of them.
-
-    Args:
-        episodes: of this rank, of several rollouts.
-        num_envs: of this rank.
-    """
+    """The episodes of all ranks in several rollouts, in the order of their ends; call it on all of
+    them, each with its own."""
     if is_alone() and len(episodes) == 1:
         return episodes[0]
     told = gather([(e.returns, e.lengths, e.env + rank() * num_envs, e.step) for e in episodes])

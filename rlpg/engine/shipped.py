@@ -80,7 +80,6 @@ def results_of(name: str) -> dict[str, Any] | None:
 
 
 def shipped_folder(name: str) -> Path:
-    """Where the shipped agent of that name lies."""
     return Path(str(resources.files("rlpg.agents"))) / name
 
 

@@ -74,13 +74,11 @@ class Forgiving:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Always the length of the text."""
         with suppress(OSError, ValueError, AttributeError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """If it still can."""
         with suppress(OSError, ValueError, AttributeError):
             self._stream.flush()
 
@@ -142,12 +140,7 @@ class Display:
         self._began[title] = time.perf_counter()
 
     def update(self, step: int, metrics: Mapping[str, float], title: str = "") -> None:
-        """Show the state of a run at environment step `step`.
-
-        Args:
-            metrics: by TensorBoard tag; the ones it knows are shown.
-            title: of the run, where there are several.
-        """
+        """Show the state of a run, with the metrics it knows; `title` says which one of several."""
         title = title or next(iter(self._began))
         now = time.perf_counter()
         rate = (step - self.done_steps) / max(now - self._began[title], 1e-9)

@@ -23,14 +23,9 @@ MOST_CLIPPED = 0.65  # of the ratios; PPO on HalfCheetah works well with up to 0
 
 
 class Trouble:
-    """Called with every entry of the log; says what is wrong and which setting to try.
+    """Called with every entry of the log; says what is wrong, once, and which setting to try.
 
     Entropies are compared with the first one that this process has seen.
-
-    Args:
-        recipe: the run's.
-        head: of its policy.
-        warn: is told, each trouble once.
     """
 
     def __init__(self, recipe: Recipe, head: Head, warn: Callable[[str], None]) -> None:

@@ -6,29 +6,19 @@ import copy
 from typing import Any
 
 from torch import Tensor
+from torch import distributions as D
 from torch.autograd.graph import Node as GradFn
-from torch.distributions import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    ContinuousBernoulli,
-    Distribution,
-    Geometric,
-    MultivariateNormal,
-    NegativeBinomial,
-    Transform,
-)
 
 BY_LOGITS = (
-    Bernoulli, Binomial, Categorical, ContinuousBernoulli, Geometric, NegativeBinomial,
+    D.Bernoulli, D.Binomial, D.Categorical, D.ContinuousBernoulli, D.Geometric, D.NegativeBinomial,
 )  # fmt: skip
 DERIVED = {  # attributes that hold what another one says already
-    MultivariateNormal: {"covariance_matrix", "precision_matrix", "scale_tril"},
-    Transform: {"_cached_x_y"},
+    D.MultivariateNormal: {"covariance_matrix", "precision_matrix", "scale_tril"},
+    D.Transform: {"_cached_x_y"},
 }
 
 
-def parameters_of(distribution: Distribution) -> list[Tensor]:
+def parameters_of(distribution: D.Distribution) -> list[Tensor]:
     """The tensors with a gradient inside a distribution, and inside those and the transforms that
     it is built from."""
     found: list[tuple[Tensor, Tensor]] = []
@@ -37,8 +27,8 @@ def parameters_of(distribution: Distribution) -> list[Tensor]:
 
 
 def detached_twin(
-    distribution: Distribution, *, by_logits: bool = False
-) -> tuple[Distribution, list[Tensor]]:
+    distribution: D.Distribution, *, by_logits: bool = False
+) -> tuple[D.Distribution, list[Tensor]]:
     """The same distribution on copies, and those of them that are leaves with a gradient, in the
     order of `parameters_of`.
 
@@ -60,7 +50,7 @@ def _twin(
         return leaf
     if isinstance(part, list | tuple):
         return type(part)([_twin(value, found, twins, by_logits) for value in part])
-    if not isinstance(part, Distribution | Transform):
+    if not isinstance(part, D.Distribution | D.Transform):
         return part
     if id(part) not in twins:
         twin = twins[id(part)] = copy.copy(part)
@@ -72,7 +62,7 @@ def _twin(
             leaf = logits.detach().clone().requires_grad_()
             found.append((logits, leaf))
             vars(twin)["logits"] = leaf
-            if isinstance(part, Categorical):
+            if isinstance(part, D.Categorical):
                 vars(twin)["logits"] = leaf - leaf.logsumexp(dim=-1, keepdim=True)
             vars(twin).pop("probs", None)  # made from the logits when asked for
             skipped |= {"logits", "probs", "_param"}

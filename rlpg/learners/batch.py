@@ -172,14 +172,8 @@ def normalized(minibatches: list[Batch]) -> list[Batch]:
 
 
 def refuse_too_many(name: str, num_minibatches: int, most: int, *, in_order: bool) -> None:
-    """Raise UsageError where a setting asks for more minibatches than there are samples.
-
-    Args:
-        name: of the setting.
-        num_minibatches: what it asks for.
-        most: the samples of a rollout, or its environments where minibatches are sequences.
-        in_order: whether they are.
-    """
+    """Raise UsageError where the setting of that name asks for more minibatches than a rollout has
+    samples, or environments where minibatches are sequences."""
     if num_minibatches > most:
         what = "environments (a sequence stays whole)" if in_order else "samples"
         raise UsageError(

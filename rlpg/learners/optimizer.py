@@ -203,7 +203,6 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments so far."""
         return {
             "count": int(self._count),
             "mean": self._mean.clone(),

@@ -17,12 +17,8 @@ from rlpg.settings import Count, Fraction, Layers, NonNegative, Positive, Schedu
 
 PREDICTING = ("linear", "value")  # the baselines that predict the value of a state
 
-BaselineName = Annotated[
-    str,
-    one_of(
-        "none", "moving_average", "time_step", "leave_one_out", "linear", "value", or_own="Class"
-    ),
-]  # fmt: skip
+_NAMES = ("none", "moving_average", "time_step", "leave_one_out", *PREDICTING)
+BaselineName = Annotated[str, one_of(*_NAMES, or_own="Class")]
 
 
 @dataclass(frozen=True)
@@ -205,6 +201,7 @@ class Agent:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # by dotted key, where they differ
 
 
+_BY_RULE = {"policy.log_std_init": "auto", "rollout.num_steps": "auto"}
 AGENTS: Mapping[str, Agent] = MappingProxyType({
     "reinforce": Agent(ReinforceSettings, "rlpg.learners.reinforce:Reinforce"),
     "a2c": Agent(
@@ -212,24 +209,12 @@ AGENTS: Mapping[str, Agent] = MappingProxyType({
         "rlpg.learners.reinforce:Reinforce",
         {"rollout.num_steps": 8, "learner.gae_lambda": 1.0, "learner.normalize_advantages": False},
     ),
-    "ppo": Agent(
-        PPOSettings,
-        "rlpg.learners.ppo:PPO",
-        {"policy.log_std_init": "auto", "rollout.num_steps": "auto"},
-    ),
-    "npg": Agent(
-        NaturalSettings,
-        "rlpg.learners.natural:NaturalGradient",
-        {"policy.log_std_init": "auto", "rollout.num_steps": "auto"},
-    ),
+    "ppo": Agent(PPOSettings, "rlpg.learners.ppo:PPO", _BY_RULE),
+    "npg": Agent(NaturalSettings, "rlpg.learners.natural:NaturalGradient", _BY_RULE),
     "trpo": Agent(
         NaturalSettings,
         "rlpg.learners.natural:NaturalGradient",
-        {
-            "policy.log_std_init": "auto",
-            "rollout.num_steps": "auto",
-            "learner.line_search": True,
-        },
+        _BY_RULE | {"learner.line_search": True},
     ),
     "pathwise": Agent(
         PathwiseSettings,

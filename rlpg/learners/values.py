@@ -330,13 +330,8 @@ class ValueNetwork(NetworkValue):
 
 
 def squares(value: Tensor, target: Tensor, old: Tensor, clip_range: float | None) -> Tensor:
-    """Squared errors `[...]`, of the value or, where that is worse, of the value near the old one.
-
-    Args:
-        value, target, old: `[...]`; `old` is the value before the update.
-        clip_range: how far the value may leave the old one without losing its gradient; None: as
-            far as it likes.
-    """
+    """Squared errors `[...]` of the value or, where that is worse, of the value clipped to within
+    `clip_range` (None: anywhere) of the old one, from before the update."""
     square = (value - target).square()
     if clip_range is None:
         return square

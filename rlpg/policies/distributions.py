@@ -48,12 +48,7 @@ def masked_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def checked_log_prob(distribution: Distribution, action: Tensor, shape: Sequence[int]) -> Tensor:
-    """One log-prob per action, of a distribution that a user may have made.
-
-    Args:
-        distribution: with batch shape `[...]`.
-        action: `[..., *A]`.
-        shape: `[...]`.
+    """One log-prob `[...]` per action `[..., *A]`, of a distribution that a user may have made.
 
     Raises:
         UsageError: the distribution gives something else than one number per action.
@@ -209,11 +204,7 @@ class SquashedNormal(Distribution):
 
 
 class Layout:
-    """How actions of several kinds lie side by side in one float32 vector `[..., D]`.
-
-    Args:
-        kinds: shape and dtype of each.
-    """
+    """How actions of several shapes and dtypes lie side by side in a float32 vector `[..., D]`."""
 
     def __init__(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> None:
         self._kinds = kinds

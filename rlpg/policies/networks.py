@@ -340,12 +340,7 @@ def map_carry(function: Callable[[Tensor], Tensor], carry: Carry) -> Carry:
 
 
 def restarted(carry: Carry, starts: Tensor) -> Carry:
-    """The carry with zeros where an episode starts.
-
-    Args:
-        carry: a tensor `[n, ...]`, or a tuple of them.
-        starts: `[n]` bool.
-    """
+    """The carry, tensors `[n, ...]`, with zeros where an episode starts, `[n]` bool."""
     return map_carry(
         lambda part: torch.where(starts.reshape(-1, *(1,) * (part.ndim - 1)), 0.0, part), carry
     )

@@ -267,8 +267,7 @@ class Observations:
         num_other = self.num_features - num_normalized - sum(map(math.prod, shapes))
         parts += [counted(num_normalized, "number")] if num_normalized else []
         parts += [counted(num_other, "0/1 feature")] if num_other else []
-        line = f"observations: {', '.join(parts)}"
-        line += self.without
+        line = f"observations: {', '.join(parts)}{self.without}"
         if any(leaf.could_be_image and leaf.image is None for leaf in self._leaves):
             return line + " (grids as numbers; policy.images = true shows them to a CNN)"
         return line + " (through a CNN; policy.images = false shows them as numbers)" * bool(shapes)

@@ -97,7 +97,6 @@ class BaseCollector(ABC):
         """Makes the next rollout begin with a reset; running episodes are dropped."""
 
     def close(self) -> None:
-        """Closes the environments."""
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any]:

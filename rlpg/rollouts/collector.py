@@ -112,7 +112,6 @@ class Collector(BaseCollector):
         return self._rollout(buffer, t, quota=per_env)
 
     def restart(self) -> None:
-        """Makes the next rollout begin with a reset; running episodes are dropped."""
         self._obs = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,13 +111,9 @@ class Rollout:
 
 
 def rows(counts: Tensor, *, are_all: bool = False) -> Callable[[Tensor], Tensor]:
-    """What takes the S slots that count out of `[T, N, ...]`, as `[S, ...]`.
+    """What takes the S slots that count, `[T, N]` bool, out of `[T, N, ...]`, as `[S, ...]`.
 
-    Where all of them do, as in most rollouts, nothing has to be looked for.
-
-    Args:
-        counts: `[T, N]` bool.
-        are_all: it is known that all of them do.
+    Where all of them do, as in most rollouts, nothing has to be looked for; `are_all` says so.
     """
     if are_all or bool(counts.all()):
         return lambda per_slot: per_slot.flatten(0, 1)

@@ -399,7 +399,6 @@ class Replayed(Generic[T_co]):
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> T_co:
-        """Does the work once."""
         if not self._is_recording or not self._was_called:
             self._was_called = True
             return self._function()

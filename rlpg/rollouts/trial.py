@@ -49,10 +49,8 @@ def faster_backend(
         else                                                           the faster one
 
     Args:
-        env: as in `make_envs`.
-        num_envs: of the run.
-        total_steps: of the run.
-        options: for `make_envs`.
+        num_envs, total_steps: of the run.
+        env, options: for `make_envs`.
         policy_for: makes the policy of the run for its environments.
         whole_episodes: the run collects those (`Collector.episodes`).
     """

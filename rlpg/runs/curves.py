@@ -29,12 +29,9 @@ class Curves:
     """All curves of one run.
 
     Args:
-        folder: the run's folder.
-        env_id: goes into monitor.csv.
         tensorboard: write events too.
         loggers: take the metrics too; what they raise is a failure for `saver`.
-        texts: by name, shown as they are in TensorBoard's text tab.
-        settings: by dotted key, for TensorBoard's HParams.
+        texts, settings: see `TensorBoardLogger`.
         state: the `state_dict` of the checkpoint the run continues from; None begins the curves.
         saver: is told what cannot be written.
 

@@ -156,7 +156,6 @@ class GrowingFile:
     """A file that grows at its end; what the disk refuses waits.
 
     Args:
-        path: the file.
         size: bytes of it that are known to be good; what is beyond is cut.
         saver: is told what the disk refuses.
     """

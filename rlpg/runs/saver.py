@@ -15,7 +15,6 @@ class Saver:
     """Calls what writes; a failure is said once for each file, and counts until a call succeeds.
 
     Args:
-        warn: is told.
         check: is called before; raises OSError where nothing may be written.
     """
 

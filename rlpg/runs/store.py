@@ -57,9 +57,6 @@ def save_checkpoint(
         keep_last: how many checkpoints remain, this one included.
         keep: steps whose checkpoints remain besides, such as the best one.
 
-    Returns:
-        the checkpoint's path.
-
     Raises:
         TypeError, ValueError: the state has no place in a file; nothing was written.
         OSError: the disk refused; the older checkpoints are intact.

@@ -39,7 +39,6 @@ class Range:
         return self.choices or (self.low, self.high)
 
     def as_data(self) -> dict[str, Any]:
-        """As JSON has it."""
         if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}

@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.engine.assembly import Hooks
-from rlpg.errors import (
-    EstimatorError,
-    FileError,
-    SaveError,
-    TrainingError,
-    UsageError,
-    decimals,
-)
+from rlpg.errors import EstimatorError, FileError, SaveError, TrainingError, UsageError, decimals
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
 from rlpg.runs.recipe import LARGEST_FILE, Recipe, dumps, override
@@ -248,9 +241,6 @@ class Watch(Logger):
         if self._hooks.on_log is not None:
             self._hooks.on_log(step, metrics)
         return self.is_behind
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _suggested(trial: Any, key: str, kind: Range) -> Any:
