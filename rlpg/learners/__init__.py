@@ -16,13 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["PPO", "Batch", "Learner", "NaturalGradient", "Pathwise", "Reinforce"]
 
 _HOME = {
-    "Batch": "rlpg.learners.batch",
-    "Learner": "rlpg.learners.learner",
-    "NaturalGradient": "rlpg.learners.natural",
-    "PPO": "rlpg.learners.ppo",
-    "Pathwise": "rlpg.learners.pathwise",
-    "Reinforce": "rlpg.learners.reinforce",
-}
+    "Batch": "rlpg.learners.batch", "Learner": "rlpg.learners.learner",
+    "NaturalGradient": "rlpg.learners.natural", "PPO": "rlpg.learners.ppo",
+    "Pathwise": "rlpg.learners.pathwise", "Reinforce": "rlpg.learners.reinforce",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -162,12 +162,9 @@ class Curves:
         """Where the curves end now, to be resumed from here; flushes."""
         self.flush()
         return {
-            "step": self._step,
-            "t_start": self._t_start,
-            "progress": self._progress.file.size,
-            "monitor": self._monitor.size,
-            "evaluations": dict(self._evaluations),
-        }
+            "step": self._step, "t_start": self._t_start, "progress": self._progress.file.size,
+            "monitor": self._monitor.size, "evaluations": dict(self._evaluations),
+        }  # fmt: skip
 
     def _emit(self) -> None:
         if self._entry:
