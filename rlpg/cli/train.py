@@ -260,6 +260,7 @@ class Sweep(Train):
         sweep = Study(
             env=self.env, recipe=recipe, folder=folder, space=space, trials=self.trials,
             seeds=tuple(range(self.num_seeds)), parts=own, stop_at_return=self.stop_at_return,
+            verbose=self.verbose,
         )  # fmt: skip
         study = sweep.study()
         jobs = min(self.jobs or max(1, usable_cores() // recipe.threads), self.trials)

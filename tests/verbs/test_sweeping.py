@@ -333,6 +333,20 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return err
 
 
+def test_a_sweep_took_verbose_and_showed_no_more_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept: list[Any] = []
+
+    def instead(sweep: Any, *args: Any, **options: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        swept.append(sweep)
+        return {}, {}
+
+    monkeypatch.setattr("rlpg.verbs.several.run_seeds", instead)
+    assert "expected a trial that was done" in refusal(capsys, *FAST, "--verbose")
+    assert [sweep.verbose for sweep in swept] == [True]
+
+
 def test_what_a_sweep_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
