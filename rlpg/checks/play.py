@@ -241,7 +241,7 @@ def fingerprint(value: Any) -> str:
     """Equal for equal bits, whatever an environment returned."""
     try:
         return digest(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         return repr(value)
 
 
@@ -261,7 +261,7 @@ def _kept(seen: Seen) -> Seen:
     size = sum(int(array.nbytes) for _, array in _leaves(seen.obs, ()))
     try:
         obs = copy.deepcopy(seen.obs) if size <= _LARGEST_SHOWN else None
-    except (TypeError, ValueError):  # it cannot be copied: it is not shown
+    except (TypeError, ValueError, RuntimeError):  # it cannot be copied: it is not shown
         obs = None
     return seen._replace(obs=obs, info=None, action=None)
 

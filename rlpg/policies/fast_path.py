@@ -127,6 +127,7 @@ def _elsewhere(
     """The first outputs for observations `[N, F]`, which go to the MLP's device."""
     device = mlp.linears[0].weight.device
 
+    @torch.inference_mode()
     def forward(obs: Array) -> Array:
         features = torch.from_numpy(obs).to(device)
         features = features if normalizer is None else normalizer.forward(features)

@@ -214,8 +214,8 @@ class Policy(nn.Module, ABC):
         """`draw` (`mode` without a generator) for the calls until the next update.
 
         It takes packed observations `[N, *O]`, the carry and `[N]` episode starts, and returns
-        actions `[N, *A]` and the next carry; observations and actions are numpy arrays. Call it
-        under `torch.inference_mode()`.
+        actions `[N, *A]` and the next carry; observations and actions are numpy arrays. No caller
+        is to be in `torch.inference_mode()`: an environment may differentiate.
 
         Args:
             generator: of the draws, on the CPU. None: the deterministic actions.
@@ -224,6 +224,7 @@ class Policy(nn.Module, ABC):
         """
         device = self.device
 
+        @torch.inference_mode()
         def act(obs: Array, carry: Carry, episode_start: Tensor | None) -> tuple[Array, Carry]:
             packed = torch.from_numpy(obs).to(device)  # [N, *O]
             if generator is None:

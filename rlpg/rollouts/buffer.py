@@ -50,11 +50,9 @@ class RolloutBuffer:
 
     def grow(self) -> None:
         """Doubles the capacity."""
-        # A tensor that inference_mode makes could not be saved for a backward pass.
-        with torch.inference_mode(False):
-            obs, action = self.obs_tensor, self.action_tensor
-            self.obs_tensor = torch.cat([obs, torch.empty_like(obs[1:])])
-            self.action_tensor = torch.cat([action, torch.empty_like(action)])
+        obs, action = self.obs_tensor, self.action_tensor
+        self.obs_tensor = torch.cat([obs, torch.empty_like(obs[1:])])
+        self.action_tensor = torch.cat([action, torch.empty_like(action)])
         self.obs, self.action = self.obs_tensor.numpy(), self.action_tensor.numpy()
         for name in ("reward", "terminated", "truncated"):
             array = getattr(self, name)

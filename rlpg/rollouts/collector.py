@@ -82,13 +82,12 @@ class Collector(BaseCollector):
         if self._obs is None:
             self._start()
         buffer = self._buffer(num_steps)
-        with torch.inference_mode():
-            pool, actor = self.envs, self._act  # a wrapper around the pool wants to see each step
-            if isinstance(pool, WorkerEnvs) and pool.steps_ahead and isinstance(actor, ArrayActor):
-                self._run_ahead(buffer, num_steps, pool, actor)
-            else:
-                for t in range(num_steps):
-                    self._step(buffer, t)
+        pool, actor = self.envs, self._act  # a wrapper around the pool wants to see each step
+        if isinstance(pool, WorkerEnvs) and pool.steps_ahead and isinstance(actor, ArrayActor):
+            self._run_ahead(buffer, num_steps, pool, actor)
+        else:
+            for t in range(num_steps):
+                self._step(buffer, t)
         return self._rollout(buffer, num_steps, quota=None)
 
     def _episodes(self, per_env: int, max_steps: int) -> Rollout:
@@ -97,18 +96,17 @@ class Collector(BaseCollector):
         remaining = np.full(self.num_envs, per_env)
         limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
         t = 0
-        with torch.inference_mode():
-            while True:
-                ended = self._step(buffer, t)
-                t += 1
-                if np.count_nonzero(ended):
-                    remaining -= ended
-                    if remaining.max() <= 0:
-                        break
-                if t >= limit:
-                    raise never_ends(per_env - remaining, per_env, limit)
-                if t == buffer.capacity:
-                    buffer.grow()
+        while True:
+            ended = self._step(buffer, t)
+            t += 1
+            if np.count_nonzero(ended):
+                remaining -= ended
+                if remaining.max() <= 0:
+                    break
+            if t >= limit:
+                raise never_ends(per_env - remaining, per_env, limit)
+            if t == buffer.capacity:
+                buffer.grow()
         return self._rollout(buffer, t, quota=per_env)
 
     def restart(self) -> None:
@@ -165,8 +163,7 @@ class Collector(BaseCollector):
     def _buffer(self, num_steps: int) -> RolloutBuffer:
         buffer = RolloutBuffer(num_steps, self.num_envs, self.policy, self._ended, self._carry)
         buffer.obs[0] = self._obs
-        with torch.inference_mode():
-            self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
+        self._act = self.policy.actor(self._drawing, self.num_envs, num_steps)
         return buffer
 
     def _run_ahead(

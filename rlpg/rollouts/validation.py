@@ -213,7 +213,7 @@ def as_array(value: Any) -> np.ndarray:
     """As numpy has it; one None where it cannot."""
     try:
         return np.asarray(value)
-    except (ValueError, TypeError):  # lists of different lengths
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, tensors with grad
         return np.array(None)
 
 
@@ -228,7 +228,7 @@ def _categories(space: spaces.Space[Any]) -> tuple[Any, Any]:
 
 def is_scalar(value: Any, kinds: str) -> bool:
     """Whether it is a single number as numpy, torch and jax have them."""
-    return np.shape(value) == () and np.asarray(value).dtype.kind in kinds
+    return np.shape(value) == () and as_array(value).dtype.kind in kinds
 
 
 def flat_mask(mask: Any) -> np.ndarray:

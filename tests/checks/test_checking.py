@@ -171,6 +171,16 @@ class NoReward(Walk):
         return None
 
 
+class RewardGraph(Walk):
+    def reward(self) -> Any:
+        return torch.tensor(0.5, requires_grad=True) * 2
+
+
+class ObservationGraph(Walk):
+    def obs(self) -> Any:
+        return torch.zeros(3, requires_grad=True) * 2
+
+
 class NumberedEnds(Walk):
     def step(self, action: Any) -> Result:
         obs, reward, terminated, truncated, info = super().step(action)
@@ -458,6 +468,8 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (InfiniteReward, "fault", "numbers", "step 7 of .*reward: expected a finite float32, got inf"),
     (RewardArray, "fault", "rewards", r"expected a number, got float64 of shape \(1,\)"),
     (NoReward, "fault", "rewards", "reward: expected a number, got None"),
+    (RewardGraph, "fault", "rewards", r"got Tensor tensor\(1., grad_fn"),
+    (ObservationGraph, "fault", "observations", r"expected float32 of shape \(3,\), got Tensor"),
     (NumberedEnds, "warning", "ends", "terminated: expected True or False, got int 0"),
     (BothEnds, "warning", "ends", "all 10 episodes ended both terminated and truncated"),
     (InfoList, "fault", "info", r"expected a dict, got list \[0\]"),

@@ -743,6 +743,29 @@ def test_an_error_inside_an_environment_names_it() -> None:
 
 
 @pytest.mark.parametrize("call", ["steps", "episodes"])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_environment_may_differentiate(mode: AutoresetMode, call: str) -> None:
+    """It was stepped in inference_mode: "element 0 of tensors does not require grad"."""
+
+    class Differentiating(Toy):
+        def reset(self, **options: Any) -> Any:
+            self.differentiate()
+            return super().reset(**options)
+
+        def step(self, action: Any) -> Any:
+            self.differentiate()
+            return super().step(action)
+
+        def differentiate(self) -> None:
+            x = torch.ones(2, requires_grad=True)
+            torch.autograd.grad(x.square().sum(), x)
+
+    make = [lambda: Differentiating(0, ((2, "both"),))]
+    collector = Collector(SyncVectorEnv(make, autoreset_mode=mode), Rule())
+    assert getattr(collector, call)(5).num_steps >= 4
+
+
+@pytest.mark.parametrize("call", ["steps", "episodes"])
 def test_nothing_to_collect_is_refused(call: str) -> None:
     collector = Collector(NativeToys(FIXED, AutoresetMode.NEXT_STEP), Rule())
     with pytest.raises(UsageError, match=f"{call}: expected at least 1"):
