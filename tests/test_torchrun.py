@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 import rlpg
 from rlpg.cli import main
 from rlpg.distributed import OF_TORCHRUN
+from rlpg.engine.assembly import Components
 from rlpg.engine.restore import require_same
 from rlpg.engine.stopping import StopSignals
 from rlpg.errors import RlpgWarning
@@ -142,7 +144,7 @@ def test_two_processes_train_one_policy_that_others_continue_to_the_same_bits(
     assert newest(path).step == 768
     resumed = run(2, "resume", path, "--total-steps=1024", "--quiet")
     assert resumed.returncode == 0, resumed.stderr
-    assert b"in another number of processes: 1 saved, 2 now" in resumed.stderr
+    assert resumed.stderr.count(b"in another number of processes: 1 saved, 2 now") == 1
     assert newest(path).step == 1024
     steps = [row["step"] for row in rows(path)]
     assert steps == sorted(steps)
@@ -199,6 +201,18 @@ def test_ranks_whose_torchrun_was_killed_save_and_end(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         wait_for(lambda: not any(map(has_rank, workers)), "orphans")
     assert newest(tmp_path / "run").step > 0
+
+
+@pytest.mark.parametrize(("rank", "told"), [(0, ["bits may differ"]), (1, [])])
+def test_what_all_ranks_know_was_said_by_each_of_them(
+    rank: int, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notes on what is resumed, and a run in trouble; a rank's own environments are its own."""
+    said: list[str] = []
+    monkeypatch.setattr("rlpg.engine.assembly.rank", lambda: rank)
+    components: Any = SimpleNamespace(display=SimpleNamespace(warn=said.append))
+    Components.warn(components, "bits may differ")
+    assert said == told
 
 
 def test_a_signal_that_came_while_the_ranks_decided_was_lost(

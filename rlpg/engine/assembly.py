@@ -70,6 +70,11 @@ class Components:
     display: Display
     hooks: Hooks
 
+    def warn(self, text: str) -> None:
+        """`Display.warn` about what all ranks know; the first one says it."""
+        if rank() == 0:
+            self.display.warn(text)
+
 
 def bring_back(components: Components, saved: Checkpoint) -> str:
     """Bring fresh components to where they were saved.

@@ -316,7 +316,7 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
     at = f"step {step:,}" if saved else "the start"
     components.display.notes += (f"resumed from {at}",)
     for note in notes:
-        components.display.warn(note)
+        components.warn(note)
     return finish(components, writer)
 
 
@@ -354,7 +354,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
     evaluation_due = Every(between_evaluations, total, done)
     checkpoint_due = Every(between_checkpoints, total, done, CHECKPOINT_SECONDS)
     display.done_steps = step = done
-    trouble = Trouble(recipe, policy.head, display.warn)
+    trouble = Trouble(recipe, policy.head, components.warn)
     is_stopping = False
     ended: list[Episodes] = []  # of this rank, not yet told
 
