@@ -118,10 +118,13 @@ class _Check:
         ]
         self.findings += [Finding("warnings", "warning", text) for text in dict.fromkeys(texts)]
         return Report(
-            env=self.subject.whereabouts, seed=self.seed, findings=tuple(self.findings),
-            lengths=tuple(self.lengths), step_microseconds=self._microseconds("step"),
+            env=self.subject.whereabouts,
+            seed=self.seed,
+            findings=tuple(self.findings),
+            lengths=tuple(self.lengths),
+            step_microseconds=self._microseconds("step"),
             repeats=repeats,
-        )  # fmt: skip
+        )
 
     def _add(self, check: str, status: Status, text: str) -> None:
         self.findings.append(Finding(check, status, text))

@@ -14,7 +14,15 @@ from rlpg.rollouts.ids import Factory, own_words
 
 
 class Subject:
-    """The environment, and how more of it are made; `is_ours`: made here, and closed here."""
+    """The environment, and how more of it are made.
+
+    Attributes:
+        env: the one that is checked.
+        is_ours: whether it was made here, and is closed here.
+        spec: what Gymnasium knows of it.
+        is_limited: whether it has a time limit.
+        whereabouts: its name, for messages about a call that hangs.
+    """
 
     def __init__(
         self, env: str | AnyEnv | Factory, kwargs: dict[str, Any], seed: int, episode_cap: int
@@ -23,7 +31,7 @@ class Subject:
         self._seed, self._episode_cap = seed, episode_cap
         self._id_spec: EnvSpec | None = None
         self.is_ours = not isinstance(env, gymnasium.Env)
-        self.whereabouts = environment_name(env)  # for messages about a call that hangs
+        self.whereabouts = environment_name(env)
         with own_words(env):
             if isinstance(env, str):
                 self._id_spec, _ = find_spec(env)

@@ -31,9 +31,11 @@ def explained(
     """One line for each setting, after what the environment is.
 
     Args:
-        recipe, base: what would be trained with, and that before the options.
-        file: where `base` is from; None: it is shipped for the environment, or the defaults.
+        recipe: what would be trained with.
+        base: the recipe before the options.
+        file: where it is from; None: it is the one shipped for the environment, or the defaults.
         given: keys of the options.
+        parts: the user's own.
     """
     before, of_base = flatten(recipe), flatten(base)
     env, recipe = with_record(recipe.environment.id, resolved(recipe, parts))

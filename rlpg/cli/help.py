@@ -102,10 +102,13 @@ def _field(table: Settings, name: str, kind: Any, text: str) -> StructFieldSpec:
 
 def _spec(kind: Any) -> PrimitiveConstructorSpec[Any]:
     return PrimitiveConstructorSpec(
-        nargs=1, metavar=metavar(kind), instance_from_str=lambda words: words[0],
-        is_instance=lambda value: True, str_from_instance=lambda value: [shown(value)],
+        nargs=1,
+        metavar=metavar(kind),
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [shown(value)],
         choices=choices(kind),
-    )  # fmt: skip
+    )
 
 
 def _about(table: Settings) -> str:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["PPO", "Batch", "Learner", "NaturalGradient", "Pathwise", "Reinforce"]
 
 _HOME = {
-    "Batch": "rlpg.learners.batch", "Learner": "rlpg.learners.learner",
-    "NaturalGradient": "rlpg.learners.natural", "PPO": "rlpg.learners.ppo",
-    "Pathwise": "rlpg.learners.pathwise", "Reinforce": "rlpg.learners.reinforce",
-}  # fmt: skip
+    "Batch": "rlpg.learners.batch",
+    "Learner": "rlpg.learners.learner",
+    "NaturalGradient": "rlpg.learners.natural",
+    "PPO": "rlpg.learners.ppo",
+    "Pathwise": "rlpg.learners.pathwise",
+    "Reinforce": "rlpg.learners.reinforce",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -217,9 +217,11 @@ class ValueNetwork(NetworkValue):
         self._clip_range = clip_range
         self._generator = generator
         self._optimizer = Optimizer(
-            network.named_parameters(), learning_rate=learning_rate, max_grad_norm=MAX_GRAD_NORM,
+            network.named_parameters(),
+            learning_rate=learning_rate,
+            max_grad_norm=MAX_GRAD_NORM,
             owner="value network",
-        )  # fmt: skip
+        )
         self._carry: Carry = None  # [N, ...] before the next rollout
         self._old: tuple[Rollout, Tensor] | None = None  # its values [T, N] before it was seen
 

@@ -33,7 +33,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class UserParts:
-    """The parts a caller brings, by kind; what each is, `rlpg.train` says."""
+    """The parts a caller brings, by kind.
+
+    Attributes:
+        network: `network(num_features, num_outputs)` makes the module of policy and critic.
+        policy: `policy(observation_space, action_space)` makes the policy.
+        agent: a subclass of `rlpg.Learner`.
+        baseline: an `rlpg.Baseline`, or what makes one.
+        schedules: functions of progress, by setting; see `Learner`.
+        import_modules: whether parts that are only named may be imported.
+    """
 
     network: Part | None = None
     policy: Part | None = None

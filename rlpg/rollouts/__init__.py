@@ -29,13 +29,17 @@ __all__ = [
 register_environments()
 
 _HOMES = {
-    "base": ["BaseCollector"], "collector": ["Collector"],
+    "base": ["BaseCollector"],
+    "collector": ["Collector"],
     "environments": ["MadeEnvs", "another_like", "make_envs"],
     "ids": ["EnvSource", "environment_name", "find_spec", "full_id"],
-    "records": ["record_of", "wrapped"], "rollout": ["Episodes", "Rollout"],
-    "seeds": ["EpisodeSeeds", "derived_seed", "reseed"], "tensor_collector": ["TensorCollector"],
-    "vector": ["autoreset_mode", "probe_action_mask"], "watchdog": ["hangs_end_the_process"],
-}  # fmt: skip
+    "records": ["record_of", "wrapped"],
+    "rollout": ["Episodes", "Rollout"],
+    "seeds": ["EpisodeSeeds", "derived_seed", "reseed"],
+    "tensor_collector": ["TensorCollector"],
+    "vector": ["autoreset_mode", "probe_action_mask"],
+    "watchdog": ["hangs_end_the_process"],
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,11 +31,15 @@ _REGISTER = {  # start of ids -> the module that registers them when it is impor
     "MinAtar/": "minatar.gym",
 }
 _INSTALL = {  # word in the import error -> what to type
-    "box2d": install("box2d"), "mujoco is not": install("mujoco"), "'mujoco'": install("mujoco"),
-    "ale_py": install("atari"), "minatar": install("minatar"),
-    "jax": '`pip install "gymnasium[jax]"`', "envpool": install("envpool"),
+    "box2d": install("box2d"),
+    "mujoco is not": install("mujoco"),
+    "'mujoco'": install("mujoco"),
+    "ale_py": install("atari"),
+    "minatar": install("minatar"),
+    "jax": '`pip install "gymnasium[jax]"`',
+    "envpool": install("envpool"),
     "pygame": install("video"),
-}  # fmt: skip
+}
 
 
 def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:

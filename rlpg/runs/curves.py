@@ -162,9 +162,12 @@ class Curves:
         """Where the curves end now, to be resumed from here; flushes."""
         self.flush()
         return {
-            "step": self._step, "t_start": self._t_start, "progress": self._progress.file.size,
-            "monitor": self._monitor.size, "evaluations": dict(self._evaluations),
-        }  # fmt: skip
+            "step": self._step,
+            "t_start": self._t_start,
+            "progress": self._progress.file.size,
+            "monitor": self._monitor.size,
+            "evaluations": dict(self._evaluations),
+        }
 
     def _emit(self) -> None:
         if self._entry:

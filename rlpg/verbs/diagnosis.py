@@ -366,9 +366,11 @@ def plot(diagnosis: Diagnosis, path: Path) -> None:
     for e in sorted(drawn, key=lambda e: -e.cosine):
         bias = f", bias {100 * e.bias:.0f} %" if e.bias else ""
         axes.semilogx(
-            sizes, [e.alignment / math.sqrt(1.0 + e.critical_steps / size) for size in sizes],
-            linestyle="-" if e.unbiased else "--", label=f"{e.name}{bias}",
-        )  # fmt: skip
+            sizes,
+            [e.alignment / math.sqrt(1.0 + e.critical_steps / size) for size in sizes],
+            linestyle="-" if e.unbiased else "--",
+            label=f"{e.name}{bias}",
+        )
     axes.axvline(diagnosis.batch_steps, color="gray", linewidth=0.8, linestyle=":")
     axes.annotate(" this run", (diagnosis.batch_steps, 0.02), color="gray")
     axes.set_xlabel("environment steps per update")

@@ -183,10 +183,12 @@ def made_for_pictures(
     with own_words(env_id):
         spec, _ = find_spec(env_id)
         made = quietly(
-            gymnasium.make, spec, max_episode_steps=options.get("max_episode_steps"),
+            gymnasium.make,
+            spec,
+            max_episode_steps=options.get("max_episode_steps"),
             disable_env_checker=True,
             **options["kwargs"] | ({"render_mode": render_mode} if render_mode else {}),
-        )  # fmt: skip
+        )
     try:
         if render_mode and render_mode not in made.metadata.get("render_modes", ()):
             what = "pictures" if render_mode == "rgb_array" else "a window"
