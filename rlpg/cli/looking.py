@@ -17,17 +17,16 @@ from rlpg.cli.verb import (
     Number,
     Playing,
     RunFolder,
+    Telling,
     Verb,
     WithEnvironment,
     check_file,
-    write_json,
 )
 from rlpg.errors import UsageError
 from rlpg.runs.recipe import Device
 from rlpg.settings import Natural
 
 FORMATS = ("png", "svg", "pdf")
-STDOUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +121,14 @@ class Diagnose(Playing):
             seed=self.seed, device=self.device,
             parts=UserParts(import_modules=self.import_modules),
         )  # fmt: skip
-        self.write(found.as_dict())
         if self.plot is not None:
             diagnosis.plot(found, self.plot)
-        print(found)
+        self.tell(found.as_dict(), found)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckEnv(WithEnvironment):
+class CheckEnv(WithEnvironment, Telling):
     """Find what is wrong with an environment before training on it.
 
     It plays the environment with random actions, looks at every call, plays episodes again, and
@@ -143,8 +141,6 @@ class CheckEnv(WithEnvironment):
     """
 
     positional: ClassVar[str] = "env"
-    bare: ClassVar[Mapping[str, str]] = MappingProxyType({"json": str(STDOUT)})
-
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
     steps: Number = 1000
@@ -153,25 +149,13 @@ class CheckEnv(WithEnvironment):
     """and at least so many episodes"""
     seed: Natural = 0
     """seed of the episodes and the actions"""
-    json: File | None = None
-    """write the report to this file, too; without FILE print it as JSON"""
-
-    def check(self) -> None:
-        if self.json != STDOUT:
-            check_file("--json", self.json)
 
     def run(self) -> int:
         from rlpg.checks.checking import check_env
-        from rlpg.runs.trees import to_json
 
         found = check_env(
             self.env, env_kwargs=self.kwargs, steps=self.steps, episodes=self.episodes,
             seed=self.seed,
         )  # fmt: skip
-        if self.json == STDOUT:
-            print(to_json(found.as_dict()).decode(), end="")
-        else:
-            if self.json is not None:  # before printing: a closed pipe costs the words only
-                write_json(self.json, found.as_dict())
-            print(found)
+        self.tell(found.as_dict(), found)
         return 0 if found.passed else 1

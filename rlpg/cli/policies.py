@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from msgspec import Meta
 
 from rlpg.cli.streams import quoted, report
-from rlpg.cli.verb import File, Folder, Importing, Number, Playing, Verb, check_extra, check_file
+from rlpg.cli.verb import (
+    STDOUT,
+    File,
+    Folder,
+    Importing,
+    Number,
+    Playing,
+    Verb,
+    check_extra,
+    check_file,
+)
 from rlpg.errors import decimals
 from rlpg.runs.recipe import Device
 from rlpg.settings import Size
@@ -67,9 +77,9 @@ class PlayingPolicy(Playing, OfPolicy):
             "deterministic": deterministic,
         }  # fmt: skip
 
-    def write_played(self, played: Evaluation, **more: object) -> None:
-        """Write the figures and the episodes where --json says."""
-        self.write({**more, **played.summary(), "table": played.table()})
+    def tell_played(self, played: Evaluation, words: str, **more: object) -> None:
+        """In words the figures; as JSON the episodes, too."""
+        self.tell({**more, **played.summary(), "table": played.table()}, words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +93,7 @@ class Evaluate(PlayingPolicy):
       rlpg evaluate CartPole-v1-reinforce --stochastic --json result.json
     """
 
-    bare: ClassVar[Mapping[str, str]] = MappingProxyType({"video": "episode.mp4"})
+    bare: ClassVar[Mapping[str, str]] = MappingProxyType({**Playing.bare, "video": "episode.mp4"})
 
     stochastic: bool = False
     """sample actions instead of the most likely category, or the center of a Gaussian"""
@@ -108,13 +118,13 @@ class Evaluate(PlayingPolicy):
         found = evaluate_saved(saved, episodes=self.episodes, num_envs=self.num_envs, **how)
         name = self.env or saved.environment["id"]
         print(found.environments, file=sys.stderr)
-        self.write_played(found, env=name, seed=self.seed)
-        print(f"{name}: {found}")
+        self.tell_played(found, f"{name}: {found}", env=name, seed=self.seed)
         if self.video is not None:
             from rlpg.verbs.video import film
 
             played = film(saved, self.video, **how)
-            print(f"filmed {self.video}: {played.lengths[0]} steps, return {decimals(played.mean)}")
+            told = f"filmed {self.video}: {played.lengths[0]} steps, return {decimals(played.mean)}"
+            print(told, file=sys.stderr if self.json == STDOUT else sys.stdout)
         return 0
 
 
@@ -137,8 +147,7 @@ class Watch(PlayingPolicy):
 
         saved, how = self.load(), self.how(deterministic=not self.stochastic)
         played = watch(saved, episodes=self.episodes, **how)
-        self.write_played(played)
-        print(f"{self.env or saved.environment['id']}: {played}")
+        self.tell_played(played, f"{self.env or saved.environment['id']}: {played}")
         return 0
 
 
@@ -220,6 +229,6 @@ class ExportDataset(PlayingPolicy):
 
         how = self.how(deterministic=self.deterministic)
         played = write_dataset(self.load(), self.name, episodes=self.episodes, **how)
-        self.write_played(played)
-        print(f"{self.name}: {played.short}, {int(played.lengths.sum())} steps")
+        told = f"{self.name}: {played.short}, {int(played.lengths.sum())} steps"
+        self.tell_played(played, told)
         return 0

@@ -25,6 +25,7 @@ Folder = Annotated[Path, Meta(title="DIR")]
 RunFolder = Annotated[Path, Meta(title="RUN")]
 Number = Annotated[int, Meta(ge=1, le=1_000_000)]  # of steps or episodes that are kept in memory
 NOTHING: Mapping[str, str] = MappingProxyType({})
+STDOUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,34 @@ class WithEnvironment(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Playing(Importing, WithEnvironment):
+class Telling(Verb):
+    """A verb that finds something, and tells it in words or as JSON."""
+
+    bare: ClassVar[Mapping[str, str]] = MappingProxyType({"json": str(STDOUT)})
+
+    json: File | None = None
+    """write what was found to this file, too; without FILE print it as JSON"""
+
+    def check(self) -> None:
+        if self.json != STDOUT:
+            check_file("--json", self.json)
+
+    def tell(self, found: Mapping[str, Any], words: object) -> None:
+        """Print the words, and write what was found where --json has a file; else print that."""
+        from rlpg.runs.files import write
+        from rlpg.runs.trees import to_json
+
+        data = to_json(dict(found))
+        if self.json == STDOUT:
+            print(data.decode(), end="")
+            return
+        if self.json is not None:  # before printing: a closed pipe costs the words only
+            write(self.json, data)
+        print(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Playing(Importing, WithEnvironment, Telling):
     """What the verbs have in common that play episodes with something saved."""
 
     episodes: Number = 100
@@ -96,24 +124,6 @@ class Playing(Importing, WithEnvironment):
     """seed of the episodes"""
     env: EnvironmentId | None = None
     """another environment than the one of the run (none: the run's own)"""
-    json: File | None = None
-    """write what was found to this file, too"""
-
-    def check(self) -> None:
-        check_file("--json", self.json)
-
-    def write(self, found: Mapping[str, Any]) -> None:
-        """Write what was found where --json says. Before printing it: a closed pipe costs less."""
-        if self.json is not None:
-            write_json(self.json, found)
-
-
-def write_json(path: Path, found: Mapping[str, Any]) -> None:
-    """Write it to a file, wholly or not at all."""
-    from rlpg.runs.files import write
-    from rlpg.runs.trees import to_json
-
-    write(path, to_json(dict(found)))
 
 
 def check_file(option: str, path: Path | None, *needed: str) -> None:

@@ -353,6 +353,17 @@ def test_evaluate_prints_one_line_and_writes_a_table(
     assert json.loads(Path("result.json").read_text())["table"] != content["table"]
 
 
+@pytest.mark.parametrize("option", ["--json", "--json=-"])
+@pytest.mark.parametrize("verb", ["evaluate", "diagnose"])
+def test_json_without_a_file_was_printed_by_check_env_only(
+    verb: str, option: str, cart_pole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--json -` wrote a file of that name, and `--json` was refused."""
+    assert cli.main([verb, str(cart_pole), "--episodes", "7", option]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] >= 7
+    assert not Path("-").exists()
+
+
 def test_best_and_stochastic(cart_pole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", str(cart_pole), "--episodes", "3", "--best", "--stochastic"]) == 0
     assert "sampled actions" in capsys.readouterr().out

@@ -102,6 +102,7 @@ def test_a_folder_that_is_called_like_a_number_is_no_second_value() -> None:
     [
         ("", None, None),
         ("--video", None, Path("episode.mp4")),
+        ("--json", Path("-"), None),
         ("--video --json a.json", Path("a.json"), Path("episode.mp4")),
         ("--video b.mp4 --json=a.json", Path("a.json"), Path("b.mp4")),
     ],
