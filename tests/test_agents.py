@@ -15,6 +15,7 @@ import gymnasium
 import pytest
 
 import rlpg
+from rlpg.engine.assembly import Hooks, assembled
 from rlpg.engine.components import resolved
 from rlpg.engine.evaluator import check_spaces
 from rlpg.engine.loading import load_saved
@@ -24,7 +25,9 @@ from rlpg.engine.shipped import (
     shipped_recipe,
     shipped_results,
 )
-from rlpg.runs.recipe import flatten, load_recipe, override
+from rlpg.errors import RlpgError
+from rlpg.policies.references import UserParts
+from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.verbs.evaluation import evaluate_saved
 
 EXPECTED = {
@@ -133,3 +136,35 @@ def test_the_arguments_of_a_shipped_recipe_are_not_for_an_environment_object(
     )
     assert load_recipe(run.path / "recipe.toml").environment.kwargs == {}
     assert run.policy.observations.space.shape == gymnasium.make("Ant-v5").observation_space.shape
+
+
+MOVING = "rlpg.gradients.baselines:MovingAverage"
+STAND_INS = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}  # made in no time
+
+
+@every_agent
+@pytest.mark.parametrize("change", [
+    {"learner.baseline": "none"}, {"learner.baseline": "time_step"}, {"learner.baseline": MOVING},
+    {"policy.shared_torso": True},
+], ids=["no baseline", "time step", "own baseline", "shared torso"])  # fmt: skip
+def test_an_option_was_refused_for_what_only_the_shipped_recipe_said(
+    name: str, change: dict[str, Any]
+) -> None:
+    """LunarLander's recipes say `gae_lambda`, many say `num_value_epochs`; nobody had typed it."""
+    recipe = load_recipe(shipped_folder(name) / "recipe.toml")
+    if recipe.agent == "trpo" and "policy.shared_torso" in change:
+        return  # it has no use for one, with any recipe
+    is_continuous = isinstance(load_saved(name).policy.head.space, gymnasium.spaces.Box)
+    env = STAND_INS["continuous" if is_continuous else "discrete"]
+    stand_in = {"environment.id": env, "environment.kwargs": {}, "policy.images": "auto"}
+    changed, parts = override(recipe, change | stand_in), UserParts(import_modules=True)
+    assert changed.learner.gae_lambda in (recipe.learner.gae_lambda, "auto")
+    with assembled(env, resolved(changed, parts), parts, Hooks(), quiet=True):
+        pass
+    with pytest.raises(RlpgError, match="gae_lambda"):
+        override(recipe, {"learner.baseline": "none", "learner.gae_lambda": 0.5})  # it was typed
+
+
+def test_a_run_that_goes_on_keeps_what_its_recipe_says_beside_its_own_baseline() -> None:
+    recipe = override(Recipe.of("ppo"), {"learner.baseline": MOVING, "learner.gae_lambda": 1.0})
+    assert override(recipe, {"learner.baseline": MOVING}) == recipe

@@ -27,7 +27,7 @@ from rlpg.learners.batch import Batch, refuse_too_many
 from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Number, Optimizer
 from rlpg.learners.reward_scale import RewardScale
-from rlpg.learners.settings import LearnerSettings
+from rlpg.learners.settings import SEPARATE_CRITIC, LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
 from rlpg.policies.networks import refuse_noisy_layers
@@ -36,9 +36,6 @@ from rlpg.settings import SCHEDULE, scheduled
 
 KL_SAMPLES = 256  # of the batch, that train/approx_kl looks at after a single step
 Schedules = Mapping[str, Callable[[float], float]]
-SEPARATE_CRITIC = (
-    "value_hidden", "value_learning_rate", "num_value_epochs", "num_value_minibatches",
-)  # fmt: skip
 
 
 class Learner(ABC):

@@ -16,6 +16,9 @@ from rlpg.errors import RecipeError
 from rlpg.settings import Count, Fraction, Layers, NonNegative, Positive, Schedule, Settings, one_of
 
 PREDICTING = ("linear", "value")  # the baselines that predict the value of a state
+SEPARATE_CRITIC = (  # settings of a value network that shares no layer with the policy
+    "value_hidden", "value_learning_rate", "num_value_epochs", "num_value_minibatches",
+)  # fmt: skip
 
 _NAMES = ("none", "moving_average", "time_step", "leave_one_out", *PREDICTING)
 BaselineName = Annotated[str, one_of(*_NAMES, or_own="Class")]

@@ -17,7 +17,14 @@ from msgspec import Meta
 
 from rlpg.errors import FileError, RecipeError
 from rlpg.learners.rules import num_steps
-from rlpg.learners.settings import AGENTS, LearnerSettings, ReinforceSettings, agents_with
+from rlpg.learners.settings import (
+    AGENTS,
+    PREDICTING,
+    SEPARATE_CRITIC,
+    LearnerSettings,
+    ReinforceSettings,
+    agents_with,
+)
 from rlpg.runs import files, toml
 from rlpg.runs.synonyms import SYNONYMS
 from rlpg.runs.tables import (
@@ -114,6 +121,8 @@ def override(
     Text is read as typed on a command line (`"1e6"`, `"none"`, `"64,64"`); one entry of a table
     is set by its own key (`"environment.kwargs.is_slippery": "false"`). With another `agent`, the
     defaults are that agent's, and what the recipe said otherwise than its own defaults is kept.
+    What means nothing beside the changes is as by default: `gae_lambda` without a baseline that
+    predicts values, and the value network's own settings with a shared torso.
 
     Args:
         settings: what a learner of one's own, new in `changes`, can be told.
@@ -131,7 +140,19 @@ def override(
         for key, value in changes.items()
         if key != "agent"
     }
-    return _with(recipe, typed)
+    return _with(recipe, _moot(recipe, typed) | typed)
+
+
+def _moot(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, object]:
+    """The defaults of settings that mean nothing beside the changes, and would be refused."""
+    before = recipe.learner.baseline
+    moot = list(SEPARATE_CRITIC) if changes.get("policy.shared_torso") is True else []
+    if changes.get("learner.baseline", before) not in (before, *PREDICTING):
+        moot.append("gae_lambda")
+    if not moot:
+        return {}
+    plain = Recipe.of(recipe.agent, type(recipe.learner)).learner.values()
+    return {f"learner.{name}": plain[name] for name in moot if name in plain}
 
 
 def _with(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
