@@ -1,9 +1,7 @@
 # Two commands for a fresh clone: `make train` and `make test`. Needs Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what it imports: a small part of what pip would compile, for as long as the
-# installation itself takes.
-PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 PIP := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 
 # Processes that share the tests: one more than there are cores, as many tests wait for other
