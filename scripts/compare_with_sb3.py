@@ -154,7 +154,7 @@ def page(known: Mapping[str, Any]) -> str:
         "one thread. CPU time is the median over seeds; that of rlpg holds the evaluations on the",
         "way. Other work ran beside both, not equally much, which makes CPU times longer (with",
         "Stable-Baselines3 Swimmer took 370 s on a quiet machine, HalfCheetah 1,690 s): they show",
-        "an order of size, no more. Measured in turns with nothing beside, Pendulum takes 28 s here",
+        "an order of size, no more. In turns, with nothing beside them, Pendulum takes 28 s here",
         "and 58 s there (seeds 105 to 107): half, not the third that is asked for. Where the",
         "environment has another version today, its recipe is that of the zoo's.",
         "",
