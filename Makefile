@@ -34,6 +34,7 @@ install: .venv/installed
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt
+	@echo "installing into .venv, with what the tests need (the first time takes minutes)"
 	$(PYTHON) -m venv .venv
 	$(PIP) -e ".[dev]"
 	touch .venv/installed $@

@@ -141,6 +141,7 @@ class CheckEnv(WithEnvironment, Telling):
     """
 
     positional: ClassVar[str] = "env"
+
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
     steps: Number = 1000

@@ -105,12 +105,11 @@ class Telling(Verb):
         from rlpg.runs.files import write
         from rlpg.runs.trees import to_json
 
-        data = to_json(dict(found))
         if self.json == STDOUT:
-            print(data.decode(), end="")
+            print(to_json(dict(found)).decode(), end="")
             return
         if self.json is not None:  # before printing: a closed pipe costs the words only
-            write(self.json, data)
+            write(self.json, to_json(dict(found)))
         print(words)
 
 

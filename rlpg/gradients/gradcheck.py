@@ -94,9 +94,12 @@ def gradcheck(
 
 
 def _decide(
-    check: Check, reference: Callable[[int], Tensor], resolution: float, max_repeats: int,
+    check: Check,
+    reference: Callable[[int], Tensor],
+    resolution: float,
+    max_repeats: int,
     tolerance: float,
-) -> Agreement:  # fmt: skip
+) -> Agreement:
     got: list[Tensor] = []
     want: list[Tensor] = []
     stream, repeats, confirming = experiment.seeds(check.seed, 1), 32, False

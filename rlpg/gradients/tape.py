@@ -366,9 +366,14 @@ class Tape:
         return x
 
     def _node(
-        self, name: str, dist: Distribution, x: Tensor, log_prob: Tensor, baseline: Subtract,
+        self,
+        name: str,
+        dist: Distribution,
+        x: Tensor,
+        log_prob: Tensor,
+        baseline: Subtract,
         mixture: Mixture | None = None,
-    ) -> Node:  # fmt: skip
+    ) -> Node:
         baseline = self.baseline if baseline is None else baseline
         if isinstance(baseline, Tensor):
             if baseline.requires_grad:

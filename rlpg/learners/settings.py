@@ -20,6 +20,13 @@ SEPARATE_CRITIC = (  # settings of a value network that shares no layer with the
     "value_hidden", "value_learning_rate", "num_value_epochs", "num_value_minibatches",
 )  # fmt: skip
 
+
+def moot(baseline: str, *, shared_torso: bool) -> set[str]:
+    """Settings that mean nothing beside these two, and are refused."""
+    of_values = set() if baseline in PREDICTING else {"gae_lambda"}
+    return of_values | set(SEPARATE_CRITIC if shared_torso else ())
+
+
 _NAMES = ("none", "moving_average", "time_step", "leave_one_out", *PREDICTING)
 BaselineName = Annotated[str, one_of(*_NAMES, or_own="Class")]
 

@@ -49,6 +49,11 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
     31 bits, because environments hand them to `numpy.random.seed` and to C: two given episodes
     share one with probability 5e-10. The last observation of an episode is copied, because the
     reset that follows within the same vector step may overwrite the environment's buffer.
+
+    Args:
+        seed: of the run.
+        env_index: which of the run's environments it is.
+        calls: is told when a call of the environment begins and ends.
     """
 
     def __init__(

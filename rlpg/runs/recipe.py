@@ -19,11 +19,10 @@ from rlpg.errors import FileError, RecipeError
 from rlpg.learners.rules import num_steps
 from rlpg.learners.settings import (
     AGENTS,
-    PREDICTING,
-    SEPARATE_CRITIC,
     LearnerSettings,
     ReinforceSettings,
     agents_with,
+    moot,
 )
 from rlpg.runs import files, toml
 from rlpg.runs.synonyms import SYNONYMS
@@ -145,14 +144,14 @@ def override(
 
 def _moot(recipe: Recipe, changes: Mapping[str, object]) -> dict[str, object]:
     """The defaults of settings that mean nothing beside the changes, and would be refused."""
-    before = recipe.learner.baseline
-    moot = list(SEPARATE_CRITIC) if changes.get("policy.shared_torso") is True else []
-    if changes.get("learner.baseline", before) not in (before, *PREDICTING):
-        moot.append("gae_lambda")
-    if not moot:
+    before = recipe.learner.baseline, recipe.policy.shared_torso
+    baseline = changes.get("learner.baseline", before[0])
+    shared_torso = changes.get("policy.shared_torso", before[1])
+    new = moot(str(baseline), shared_torso=shared_torso is True)
+    if not (new := new - moot(before[0], shared_torso=before[1])):
         return {}
     plain = Recipe.of(recipe.agent, type(recipe.learner)).learner.values()
-    return {f"learner.{name}": plain[name] for name in moot if name in plain}
+    return {f"learner.{name}": plain[name] for name in new & plain.keys()}
 
 
 def _with(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.errors import FileError, UsageError
-from rlpg.learners.settings import PREDICTING
+from rlpg.learners.settings import moot
 from rlpg.runs import files, toml
 from rlpg.runs.recipe import LARGEST_FILE, Recipe, override
 
@@ -77,15 +77,14 @@ def space_of(recipe: Recipe, path: Path | None) -> Space:
 
 def _idle(recipe: Recipe) -> set[str]:
     """Settings that nothing reads, or that are refused, beside the others of the recipe."""
-    baseline, is_shared = recipe.learner.baseline, recipe.policy.shared_torso
-    has_critic = baseline == "value" or ":" in baseline
-    is_idle = {
-        "learner.gae_lambda": baseline not in PREDICTING,
-        "learner.value_learning_rate": is_shared or not has_critic,
-        "policy.hidden": recipe.policy.network is not None,
+    baseline, policy = recipe.learner.baseline, recipe.policy
+    idle = {f"learner.{name}" for name in moot(baseline, shared_torso=policy.shared_torso)}
+    is_unread = {
+        "learner.value_learning_rate": baseline != "value" and ":" not in baseline,
+        "policy.hidden": policy.network is not None,
         "rollout.num_steps": recipe.rollout.episodes_per_env is not None,
     }
-    return {key for key, idle in is_idle.items() if idle}
+    return idle | {key for key, unread in is_unread.items() if unread}
 
 
 def _settings(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
