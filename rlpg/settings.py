@@ -212,6 +212,8 @@ def _words(info: inspect.Type, value: object) -> str:
             if isinstance(value, list | tuple):
                 largest = max((entry for entry in value if type(entry) is int), default=None)
             return f"a list, each entry {_words(info.item_type, largest)}"
+        case inspect.DictType(value_type=inspect.DictType()):
+            return "a table of tables"
         case inspect.DictType():
             return f"a table, each value {_words(info.value_type, value)}"
     return {

@@ -123,6 +123,7 @@ def test_one_entry_of_a_table_is_set_by_its_own_key():
         ("policy.hidden", [64, 0], "policy.hidden: expected a list, each entry an integer >= 1"),
         ("policy.hidden", 64, "policy.hidden: expected a list, each entry an integer >= 1, got 64"),
         ("environment.kwargs", {"a": {}}, "environment.kwargs: expected a table, each value"),
+        ("environment.wrappers", "TimeLimit", "expected a table of tables, got 'TimeLimit'"),
         ("environment.kwargs.a", None, "environment.kwargs.a: expected a list"),
         ("rollout", 3, "rollout: expected a table, got 3"),
         ("rollout", {"num_envs": 3}, "rollout: expected settings one by one, as rollout.num_envs"),
