@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies.actions import first, make_head
-from rlpg.policies.heads import Array
+from rlpg.policies.heads import Array, Head
 from rlpg.policies.networks import Carry, Network, carry_parts, global_generator_from
 from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.observations import Images, Observations
@@ -71,6 +71,15 @@ class Policy(nn.Module, ABC):
         self._generator: torch.Generator | None = None  # of `act`
         self._carry: Carry = None  # of `act`, [B, ...]
         self._starts: Tensor | None = None  # [B] bool: the next observation starts an episode
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        is_taken = hasattr(type(self), name) or (name == "head" and not isinstance(value, Head))
+        if is_taken and isinstance(value, nn.Module | nn.Parameter):
+            raise UsageError(
+                f"{type(self).__name__}.{name}: expected another name for a "
+                f"{type(value).__name__}, because the class itself uses this one"
+            )
+        super().__setattr__(name, value)
 
     # ---- what a subclass defines
 

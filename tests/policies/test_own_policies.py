@@ -17,9 +17,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from rlpg import PPO, Collector, Policy, Reinforce, Rollout, StandardPolicy
+from rlpg import PPO, Collector, Policy, Reinforce, Rollout, StandardPolicy, make_head
 from rlpg.errors import UsageError
 from rlpg.policies import Carry, map_carry, policy_from, restarted
+from rlpg.policies.normalizer import Normalizer
 from rlpg.policies.references import UserParts
 
 OBS = spaces.Box(-10.0, 10.0, (3,))
@@ -56,6 +57,24 @@ class Walk(gymnasium.Env[Any, Any]):
         reward = float(np.sum(action)) + float(self.random.normal())
         obs, info = self.answer()
         return obs, reward, over and is_end, over and not is_end, info
+
+
+@pytest.mark.parametrize("name", ["actor", "features", "head", "mode"])
+def test_a_layer_called_like_a_part_of_the_policy_hid_it_or_was_hidden(name: str) -> None:
+    class Actor(FeedForward):
+        def __init__(self, *spaces: Any) -> None:
+            super().__init__(*spaces)
+            setattr(self, name, nn.Linear(3, 2))
+
+    with pytest.raises(UsageError, match=rf"^Actor\.{name}: expected another name for a Linear"):
+        Actor(OBS, spaces.Box(-1.0, 1.0, (2,)))
+
+
+def test_a_head_and_a_normalizer_of_ones_own_keep_their_names() -> None:
+    policy = FeedForward(OBS, spaces.Box(-1.0, 1.0, (2,)))
+    policy.head = make_head(policy.head.space, gaussian="squashed")
+    policy.normalizer = Normalizer(policy.observations.normalized)
+    assert {"head", "normalizer"} <= dict(policy.named_modules()).keys()
 
 
 def walks(
