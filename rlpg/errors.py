@@ -23,7 +23,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -134,6 +135,15 @@ def call(what: str, function: Callable[..., R], *arguments: Any) -> R:
         raise
     except Exception as error:
         raise TrainingError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def too_late_to_refuse() -> Iterator[None]:
+    """A run has begun: a part of the user's that refuses something stops it, as a TrainingError."""
+    try:
+        yield
+    except UsageError as error:
+        raise TrainingError(str(error)) from error
 
 
 def counted(number: int, noun: str) -> str:

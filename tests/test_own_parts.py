@@ -576,10 +576,23 @@ def improve(answer: Any) -> type[rlpg.Learner]:
 def test_parts_that_are_none_are_refused_in_a_sentence(
     tmp_path: Path, parts: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message):
-        rlpg.train("CartPole-v1", run_dir=tmp_path / "run", total_steps=96, quiet=True,
-                   recipe="default",
+    run = tmp_path / "run"
+    with pytest.raises((UsageError, TrainingError), match=message) as caught:
+        rlpg.train("CartPole-v1", run_dir=run, total_steps=96, quiet=True, recipe="default",
                    **({"agent": "reinforce", "overrides": SMALL} | parts))  # fmt: skip
+    has_begun = isinstance(caught.value, TrainingError)
+    assert run.exists() == (run / "error.log").exists() == has_begun
+
+
+def test_a_part_that_failed_in_the_middle_of_a_run_was_a_usage_error_without_a_log(
+    tmp_path: Path,
+) -> None:
+    run, falls = tmp_path / "run", lambda progress: 0.1 - progress
+    with pytest.raises(TrainingError, match=r"schedules: .* >= 0 for learning_rate") as caught:
+        rlpg.train("CartPole-v1", agent="reinforce", run_dir=run, total_steps=960, quiet=True,
+                   overrides=SMALL, schedules={"learning_rate": falls})  # fmt: skip
+    assert caught.value.__notes__ == [f"what was saved until then is in {run}, see error.log there"]
+    assert "UsageError: schedules" in (run / "error.log").read_text()
 
 
 @pytest.mark.parametrize(

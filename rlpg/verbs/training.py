@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlpg.distributed import from_first, is_alone, joined, max_over_ranks, rank, restarts
@@ -31,7 +32,7 @@ from rlpg.engine.run_writer import NoWriter, RunWriter, differences, told, versi
 from rlpg.engine.sharding import collector_state, merged, require_equal
 from rlpg.engine.stopping import StopSignals
 from rlpg.engine.trouble import Trouble
-from rlpg.errors import EnvironmentFault, SaveError, UsageError, call
+from rlpg.errors import EnvironmentFault, SaveError, UsageError, call, too_late_to_refuse
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies import Policy
@@ -327,7 +328,7 @@ def finish(components: Components, writer: RunWriter) -> Run:
     environments = [components.collector.envs, *evaluator.environments]
     fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
     run = None
-    with writer, components.display, fatal_hangs, StopSignals() as stop:
+    with too_late_to_refuse(), writer, components.display, fatal_hangs, StopSignals() as stop:
         step = loop(components, writer, stop)
         if stop.received is None:
             evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
@@ -384,7 +385,8 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
             trouble(step, entry)
             display.update(step, writer.latest)
             if hooks.on_log is not None and rank() == 0:
-                is_stopping |= call("on_log", hooks.on_log, step, dict(writer.latest)) is True
+                answer = call("on_log", hooks.on_log, step, dict(writer.latest))
+                is_stopping |= isinstance(answer, bool | np.bool_) and bool(answer)
         if evaluation_due(step) and from_first(
             lambda: components.evaluator.is_worth(step, writer.evaluation_lengths())  # noqa: B023
         ):

@@ -594,7 +594,10 @@ def test_a_schedule_of_ones_own_is_asked_at_every_update(tmp_path: Path) -> None
     assert rates == {0.5 * load_recipe(run.path / "recipe.toml").learner.learning_rate}
 
 
-@pytest.mark.parametrize(("answer", "last"), [(True, 128), (None, 320), (False, 320), (1, 320)])
+@pytest.mark.parametrize(
+    ("answer", "last"),
+    [(True, 128), (np.True_, 128), (None, 320), (False, 320), (np.False_, 320), (1, 320)],
+)
 def test_on_log_ends_the_run_with_true_only(answer: Any, last: int, tmp_path: Path) -> None:
     told: list[int] = []
 
