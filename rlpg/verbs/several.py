@@ -14,8 +14,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -217,13 +217,8 @@ class _Several:
 
     def at_once(self, jobs: int, *, quiet: bool) -> None:
         """In processes, so many at a time."""
-        try:
+        with _importable():
             whole = pickle.dumps(self._common)
-        except Exception as error:  # whatever the parts' own __reduce__ raises
-            raise UsageError(
-                f"jobs: expected parts that another process can import, got one that it cannot "
-                f"({error}); define them in a module, or set jobs to 1"
-            ) from error
         waiting = list(self._seeds)
         running: dict[int, tuple[Any, Connection]] = {}
         total, verbose = self._common.recipe.total_steps, self._common.verbose
@@ -275,6 +270,17 @@ class _Several:
             case ("failed", error):
                 self._failed(seed, error)
         return is_last
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the parts' own __reduce__ raises
+        raise UsageError(
+            f"jobs: expected parts that another process can import, got one that it cannot "
+            f"({error}); define them in a module, or set jobs to 1"
+        ) from error
 
 
 def _started(whole: bytes, seed: int) -> tuple[Any, Connection]:
@@ -334,7 +340,8 @@ def _process(whole: bytes, seed: int, pipe: Connection) -> None:
     warnings.simplefilter("always", RlpgWarning)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        common: Training = pickle.loads(whole)
+        with _importable():  # not so what a notebook defines
+            common: Training = pickle.loads(whole)
         hooks = Hooks(on_log=partial(say, "log"), say=partial(say, "line"))
         say("began")
         say("done", common.run(seed, hooks, quiet=True))

@@ -164,6 +164,24 @@ def test_a_part_that_another_process_cannot_import_is_refused_before_anything_is
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_part_of_a_notebook_ended_each_seed_in_a_traceback(tmp_path: Path) -> None:
+    """What `python -c` defines can be pickled, and not imported, as in a notebook."""
+    lines = (
+        "import rlpg",
+        "from torch import nn",
+        "class Torso(nn.Linear): pass",
+        "rlpg.train_seeds('CartPole-v1', seeds=[0, 1], jobs=2, network=Torso, run_dir='runs')",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("rlpg.errors.UsageError: jobs: expected parts that another process can")
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- signals
 
 COMMAND = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
