@@ -388,10 +388,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("given", "said"), [
-    ({"network": Torso}, "network: expected none, as it was trained with, got .*Torso"),
+    ({"network": Torso}, "network: expected none, as is written there, got .*Torso"),
     ({"policy": Own}, "policy: expected none, as"),
     ({"agent": Advance}, "agent: expected reinforce, as"),
-    ({"agent": "ppo"}, "agent: expected reinforce, as it was trained with, got 'ppo'"),
+    ({"agent": "ppo"}, "agent: expected reinforce, as is written there, got 'ppo'"),
     ({"baseline": Given(3.0)}, "baseline: expected value, as"),
     ({"baseline": "linear"}, "baseline: expected value, as"),
     ({"schedules": {"learning_rate": scaled}}, "learning_rate_schedule: expected linear, as"),

@@ -248,7 +248,8 @@ class Value(Baseline):
     for its value network, and trains it.
 
     Args:
-        net: maps `[lanes, ...]` to `[lanes]` or `[lanes, 1]`.
+        net: maps `[lanes, ...]` to `[lanes]` or `[lanes, 1]`; in a learner, the policy's features
+            `[B, F]` to `[B, 1]`.
     """
 
     def __init__(self, net: nn.Module) -> None:

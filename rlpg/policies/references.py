@@ -104,7 +104,7 @@ def require_used(given: Mapping[str, Any], recorded: Mapping[str, Any], source: 
         has = recorded.get(kind)
         if part is not None and part != has and ":" not in (has or ""):
             raise UsageError(
-                f"{source}: {kind}: expected {has or 'none'}, as it was trained with, got "
+                f"{source}: {kind}: expected {has or 'none'}, as is written there, got "
                 f"{part!r:.80}; leave it out"
             )
 
