@@ -59,7 +59,7 @@ def branches(
             "expected a finite support and batch shape [lanes] for how='expect', got "
             f"{type(distribution).__name__} with {list(distribution.batch_shape)}; use how='score'"
         )
-    x = distribution.enumerate_support()
+    x = distribution.enumerate_support().clone()  # expanded: not taken for a batch statistic
     if isinstance(distribution, BY_PROBS) and distribution._param is distribution.probs:
         p = distribution.probs  # log_prob has no slope where one of them is 0 or 1
         return x, torch.where(x == 1, p, 1 - p) if p.dim() == lane + 1 else p.movedim(-1, 0)

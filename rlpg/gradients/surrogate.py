@@ -304,7 +304,7 @@ def _check(events: Sequence[Event], lanes: int) -> None:
                 )
         elif isinstance(event, Term):
             terms.append(event)
-            graph_of(event.value, seen=seen)
+            graph_of(event.weighted(), seen=seen)  # a path may end in the weights of branches
         elif isinstance(event, Node):
             graph_of(event.log_prob, seen=seen)
     if lanes > 2 and any(isinstance(event, Node) for event in events):

@@ -14,7 +14,7 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
 from rlpg.gradients.estimators import score_function
 from rlpg.gradients.returns import reward_to_go
-from rlpg.gradients.tape import Tape
+from rlpg.gradients.tape import How, Tape
 
 THETA = torch.tensor([0.3, -0.5], dtype=torch.float64)
 GAMMA = 0.8
@@ -326,6 +326,33 @@ def test_pathwise_through_a_comparison_is_refused_with_the_nodes_name() -> None:
         tape.add((x > 0.5).float())
         with pytest.raises(EstimatorError, match=r"price: expected terms that carry the gradient"):
             tape.surrogate()
+
+
+@pytest.mark.parametrize("how", ["pathwise", "combine"])
+@pytest.mark.parametrize("choice", ["expect", "weak", "disarm"])
+def test_a_path_into_the_probability_of_a_branch_was_taken_for_cut(how: How, choice: How) -> None:
+    """E b = E p (1 - p) for the mean of x, where b ~ Bernoulli(p = sigmoid(x)) pays a constant."""
+    torch.manual_seed(0)
+    theta = torch.full((4000,), 0.5, dtype=torch.float64, requires_grad=True)
+    tape = Tape()
+    x = tape.sample(Normal(theta, 1.0), how)
+    tape.add(tape.sample(Bernoulli(logits=x), choice))
+    (slopes,) = torch.autograd.grad(tape.surrogate(), theta)
+    p = torch.sigmoid(0.5 + torch.linspace(-8, 8, 4001, dtype=torch.float64))
+    density = Normal(0.5, 1.0).log_prob(p.logit()).exp()
+    exact = float((p * (1 - p) * density).sum() * 16 / 4000)
+    lanes = slopes * len(theta)
+    assert abs(float(lanes.mean()) - exact) < 4 * float(lanes.std()) / len(theta) ** 0.5
+
+
+def test_an_enumerated_sample_as_a_term_was_taken_for_a_batch_statistic() -> None:
+    theta = torch.full((4,), 0.5, dtype=torch.float64, requires_grad=True)
+    tape = Tape()
+    tape.sample(Bernoulli(logits=theta))
+    tape.add(tape.sample(Bernoulli(logits=theta), "expect"), depends_on=[])
+    p = torch.sigmoid(theta.detach())
+    (slopes,) = torch.autograd.grad(tape.surrogate(), theta)
+    torch.testing.assert_close(slopes, p * (1 - p) / 4)
 
 
 def test_a_pathwise_sample_after_the_last_term_is_no_mistake() -> None:
