@@ -192,7 +192,12 @@ def _is_moved(edge: Tensor, transforms: Sequence[Transform]) -> bool:
     """Whether a parameter of the transforms moves an edge that arrives at a finite place."""
     with torch.enable_grad():
         for transform in transforms:
+            is_infinite = _is_real(transform.codomain) and any(
+                bool(((edge == end) | edge.isinf()).all()) for end in _bounds(transform.domain)
+            )
             edge = transform(edge)
+            if is_infinite:  # as the logit of 0, which torch clamps to a finite number
+                edge = edge * math.inf
             edge = edge if bool(edge.isfinite().all()) else edge.detach()
         return edge.requires_grad and _depends(edge)
 

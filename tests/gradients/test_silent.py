@@ -214,6 +214,12 @@ MOVING: dict[str, Callable[[Tensor], Distribution]] = {
         Normal(p, 1.0), [TanhTransform(), AffineTransform(0.0, p)]
     ),
     "atoms": lambda p: TransformedDistribution(Poisson(p), [AffineTransform(p, 1.0)]),
+    "one end of a logit": lambda p: TransformedDistribution(
+        Uniform(torch.zeros_like(p), 0.5), [SigmoidTransform().inv, AffineTransform(p, p)]
+    ),
+    "logistic in a moving box": lambda p: TransformedDistribution(
+        uniform(torch.ones_like(p)), [SigmoidTransform().inv, ExpTransform(), AffineTransform(p, p)]
+    ),
     "pareto": lambda p: Pareto(p, torch.ones_like(p)),
     "independent": lambda p: Independent(Uniform(0.0, p[:, None].expand(8, 2)), 1),
     "independent inside": lambda p: TransformedDistribution(
@@ -284,6 +290,9 @@ FIXED: dict[str, Callable[[Tensor], Distribution]] = {
     ),
     "mixture of normals": lambda p: MixtureSameFamily(
         Choice(torch.ones(8, 2)), Normal(torch.stack([p, -p], 1), 1.0)
+    ),
+    "logistic": lambda p: TransformedDistribution(  # as torch's documentation writes it
+        uniform(torch.ones_like(p)), [SigmoidTransform().inv, AffineTransform(p, p)]
     ),
 }
 
