@@ -107,9 +107,8 @@ def compare(
         raise EstimatorError(
             f"compare: expected reference gradients for {list(tensors)}, got {list(exact)}"
         )
-    credited = [label for label, maker in makers.items() if experiment.credits_lanes(maker)]
-    for program in {programs[label] for label in credited}:
-        experiment.refuse_coupled_lanes(program, tensors, num_lanes, seed)
+    for label_of, maker in makers.items():
+        experiment.refuse_coupled_lanes(programs[label_of], tensors, maker, num_lanes, seed)
     found: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     for stream, (estimator, maker) in enumerate(makers.items()):

@@ -84,15 +84,11 @@ def gradient(
     return torch.cat([grad.reshape(-1) for grad in found])
 
 
-def credits_lanes(how: How | TapeMaker) -> bool:
-    """Whether a sample is credited with the terms of its own lane only, so lanes must not meet."""
-    return how != "pathwise" and not str(how).startswith("biased_")
-
-
 def refuse_coupled_lanes(
-    problem: Problem, params: Mapping[str, Tensor], num_lanes: int, seed: int
+    problem: Problem, params: Mapping[str, Tensor], how: How | TapeMaker, num_lanes: int, seed: int
 ) -> None:
-    """Raises if what happens in one lane depends on a sample of another.
+    """Raises if what happens in one lane depends on a sample of another which is credited with the
+    terms of its own lane only: on any but "pathwise" and "biased_" ones.
 
     Plays the program, then plays it again with the same samples, except that one node of lane 0
     gets the most different one of the other lanes. Nothing in these may change. Programs that use
@@ -101,23 +97,28 @@ def refuse_coupled_lanes(
     """
     if num_lanes < 2:
         return
+    usual = tape_maker(how)().how
 
     def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:
-        tape = _Replay(num_lanes, script)
+        tape = _Replay(usual, num_lanes, script)
         with seeded(seed, params), torch.no_grad():
             return tape, problem(tape, num_lanes)
 
     first, own = played()
-    if own is not None or first.lanes_meet or not first.drawn:
+    credited = first.credited
+    if own is not None or first.lanes_meet or not credited:
         return
-    for k in sorted({0, len(first.drawn) // 2, len(first.drawn) - 1}):
+    for k in sorted({credited[0], credited[len(credited) // 2], credited[-1]}):
         name, x, state = first.drawn[k]
         far = (x.double() - x[:1].double()).abs().reshape(len(x), -1).sum(1)  # [lanes]
         if not far.any():  # one outcome in all lanes
             continue
         swapped = torch.cat([x[far.argmax()][None], x[1:]])
         second, _ = played([*first.drawn[:k], (name, swapped, state), *first.drawn[k + 1 :]])
-        pairs = zip(first.outcomes(), second.outcomes(), strict=False)
+        seen, now = [*first.outcomes()], [*second.outcomes()]
+        if len(seen) != len(now):  # lane 0 made a loop longer or shorter: nothing is side by side
+            continue
+        pairs = zip(seen, now, strict=True)
         if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in pairs):
             raise EstimatorError(
                 f"{name}: expected independent lanes, got lanes coupled by a batch statistic; "
@@ -132,13 +133,16 @@ Drawn = tuple[str, Tensor, Tensor]  # a sample's name and value, and the generat
 class _Replay(Tape):
     """Samples what the script says, and remembers what every lane saw."""
 
-    def __init__(self, num_lanes: int, script: Sequence[Drawn]) -> None:
-        super().__init__(num_lanes=num_lanes)
+    def __init__(self, how: How, num_lanes: int, script: Sequence[Drawn]) -> None:
+        super().__init__(how, num_lanes=num_lanes)
         self.script, self.drawn, self.lanes_meet = script, list[Drawn](), False
+        self.credited: list[int] = []  # draws that are paid by the terms of their own lane
         self.log_probs: list[Tensor] = []
 
     def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
         k = len(self.drawn)
+        if how != "pathwise" and not how.startswith("biased_"):
+            self.credited.append(k)
         drawn = x = dist.sample()
         if k < len(self.script):
             # How many numbers a draw takes may depend on lane 0: the program's own are not to.
@@ -149,6 +153,8 @@ class _Replay(Tape):
         except ValueError:  # what lane 0 drew then is impossible now
             x = torch.cat([drawn[:1], x[1:]])
             log_prob = dist.log_prob(x)
+        except NotImplementedError:  # a path needs none
+            log_prob = torch.zeros(len(x))
         self.drawn.append((name, x, torch.default_generator.get_state()))
         self.log_probs.append(log_prob)
         return x

@@ -213,6 +213,56 @@ def test_gradcheck_takes_a_sample_that_bounds_the_next() -> None:
         gradcheck(coupled, theta, maker)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_loop_that_lane_0_makes_longer_was_taken_for_coupled_lanes(seed: int) -> None:
+    # A term of one run stood beside a log-probability of the other. Tosses until heads: 1 / p.
+    theta = leaf(0.4)
+
+    def loop(tape: Tape, lanes: int) -> None:
+        goes_on = torch.ones(lanes, dtype=torch.bool)
+        while goes_on.any():
+            heads = tape.sample(Bernoulli(logits=theta.expand(lanes)))
+            tape.add(goes_on.double())
+            goes_on = goes_on & (heads == 0)
+
+    p = torch.sigmoid(theta.detach())
+    maker = lambda: Tape(baseline=LeaveOneOut())  # noqa: E731
+    exact = -(1 - p) / p
+    gradcheck(loop, theta, maker, against=exact, num_lanes=4, resolution=0.5, seed=seed)
+
+
+@pytest.mark.parametrize("how", ["maker", "node"])
+def test_lanes_may_meet_along_a_path_however_it_is_asked_for(how: str) -> None:
+    """A tape's maker, or a node, that says "pathwise" was refused and told to."""
+    theta = leaf(0.4)
+
+    def batch(tape: Tape, lanes: int, scored: bool = False) -> None:
+        x = tape.sample(Normal(theta.expand(lanes), 1.0), "pathwise" if how == "node" else None)
+        coin = tape.sample(Bernoulli(logits=x.detach()), "score") if scored else 0.0
+        tape.add((x - x.mean() + theta) ** 2 + (coin - 0.5) ** 2 * x)
+        if scored:
+            tape.add((coin - coin.mean()) ** 2)  # type: ignore[union-attr]
+
+    maker = "score" if how == "node" else lambda: Tape("pathwise")
+    gradcheck(batch, theta, maker)  # type: ignore[arg-type]
+    with pytest.raises(EstimatorError, match="sample 1: expected independent lanes"):
+        gradcheck(lambda tape, lanes: batch(tape, lanes, True), theta, maker)  # type: ignore[arg-type]
+
+
+def test_gradcheck_takes_a_path_without_a_density() -> None:
+    class Sampler(Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    theta = leaf(0.4)
+
+    def program(tape: Tape, lanes: int) -> None:
+        x = tape.sample(Sampler(theta.expand(lanes), 1.0), "pathwise")
+        tape.add(x * tape.sample(Bernoulli(logits=x)))
+
+    gradcheck(program, theta, lambda: Tape(baseline=LeaveOneOut()), resolution=0.2)
+
+
 def test_gradcheck_takes_own_noise_after_draws_of_varying_cost() -> None:
     theta = leaf(1.5)
 
