@@ -95,6 +95,12 @@ class DeltaMethod(Control):
         with torch.enable_grad():
             at = dist.mean.detach().requires_grad_()  # [lanes, ...]
             f = self.model(at)
+            if f.shape != at.shape[:1] or not f.requires_grad:
+                raise EstimatorError(
+                    f"expected a differentiable model of the return, [{len(at)}], got "
+                    f"{list(f.shape)}{'' if f.requires_grad else ' without a gradient'}; return "
+                    "one number per lane"
+                )
             (slope,) = torch.autograd.grad(f.sum(), at, create_graph=True)
             coordinates = slope.reshape(len(slope), -1).unbind(1)
             bend = [

@@ -54,6 +54,8 @@ class Uniforms:
     """The columns of `[lanes, D]` uniform numbers, one after the other."""
 
     def __init__(self, numbers: Tensor) -> None:
+        if not isinstance(numbers, Tensor):
+            raise EstimatorError(f"uniforms: expected a tensor, got {type(numbers).__name__}")
         if numbers.dim() != 2 or not bool(((numbers > 0) & (numbers < 1)).all()):
             raise EstimatorError(
                 f"uniforms: expected [lanes, D] strictly between 0 and 1, got "

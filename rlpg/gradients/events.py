@@ -119,7 +119,7 @@ def ancestors_of(
         if id(x) not in drawn:
             raise EstimatorError(
                 f"{name}: expected samples of this tape in depends_on, got another tensor; "
-                "give what tape.sample returned"
+                "give a list of what tape.sample returned"
             )
         _, draw, before = drawn[id(x)]
         found |= {draw, *(range(draw) if before is None else before)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,12 +26,15 @@ def named(params: Params) -> dict[str, Tensor]:
     if isinstance(params, Tensor):
         params = {"parameter": params}
     elif not isinstance(params, Mapping):
-        params = {f"parameter {k}": value for k, value in enumerate(params)}
+        several = params if isinstance(params, Iterable) else [params]
+        params = {f"parameter {k}": value for k, value in enumerate(several)}
     for name, value in params.items():
-        if not (value.requires_grad and value.is_leaf and value.is_floating_point()):
+        is_tensor = isinstance(value, Tensor)
+        if not (is_tensor and value.requires_grad and value.is_leaf and value.is_floating_point()):
             raise EstimatorError(
-                f"{name}: expected a leaf tensor with requires_grad, got one without; pass the "
-                "tensors that the program differentiates, e.g. dict(net.named_parameters())"
+                f"{name}: expected a leaf tensor with requires_grad, got "
+                f"{'one without' if is_tensor else type(value).__name__}; pass the tensors that "
+                "the program differentiates, e.g. dict(net.named_parameters())"
             )
     if not params:
         raise EstimatorError("params: expected at least one tensor, got none")

@@ -23,6 +23,7 @@ from torch.distributions import (
 )
 
 from rlpg.errors import EstimatorError
+from rlpg.gradients.baselines import Baseline
 from rlpg.gradients.parameters import leaves_of
 
 HALF = (torch.float16, torch.bfloat16)
@@ -384,14 +385,29 @@ def refuse_standardized(names: Sequence[str], values: Tensor) -> None:
         )
 
 
+def check_baseline(name: str, baseline: object) -> None:
+    is_known = baseline is None or isinstance(baseline, Baseline | Tensor | int | float)
+    if not is_known and (isinstance(baseline, type) or not callable(baseline)):
+        raise EstimatorError(
+            f"{name}: expected a number, tensor, Baseline or function as baseline, got "
+            f"{baseline!r}; write rlpg.LeaveOneOut(), for example"
+        )
+
+
 def checked_discount(
     name: str, discount: Tensor | float, lanes: int, branches: Sequence[int]
 ) -> Tensor | float:
     """The discount, if it is one number or one per lane, in [0, 1] and without a gradient."""
     if not isinstance(discount, Tensor):
-        if not 0.0 <= discount <= 1.0:
-            raise EstimatorError(f"{name}: expected a discount in [0, 1], got {discount}")
-        return discount
+        try:
+            number = float(discount)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0.0 <= number <= 1.0:
+            raise EstimatorError(
+                f"{name}: expected a discount in [0, 1], got {discount!r}; a number or a tensor"
+            )
+        return number
     if discount.requires_grad:
         raise EstimatorError(
             f"{name}: expected a discount without a gradient, got one with, which would be lost; "

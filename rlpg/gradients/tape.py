@@ -102,6 +102,8 @@ class Tape:
         uniforms: Tensor | None = None,
     ) -> None:
         self.how = known_how("Tape", how)
+        if not 0.0 <= gae_lambda <= 1.0:
+            raise EstimatorError(f"Tape: expected gae_lambda in [0, 1], got {gae_lambda}")
         self.baseline, self.control = baseline, control
         self.num_lanes, self.num_draws = num_lanes, num_draws
         self.gae_lambda, self.exact_ivw, self.temperature = gae_lambda, exact_ivw, temperature
@@ -375,6 +377,7 @@ class Tape:
         mixture: Mixture | None = None,
     ) -> Node:
         baseline = self.baseline if baseline is None else baseline
+        guards.check_baseline(name, baseline)
         if isinstance(baseline, Tensor):
             if baseline.requires_grad:
                 raise EstimatorError(

@@ -278,6 +278,9 @@ def test_what_a_control_cannot_do_is_refused() -> None:
     wrong = KnownMean(lambda x: x.sum(), lambda dist: dist.mean)
     with pytest.raises(EstimatorError, match=r"expected control and mean \[4\]"):
         Tape().sample(Normal(mean, 1.0), control=wrong)
+    for model in (lambda x: x[:, None] ** 2, lambda x: (x > 0).float()):  # a network's; a step
+        with pytest.raises(EstimatorError, match="sample 0: expected a differentiable model"):
+            Tape().sample(Normal(mean, 1.0), control=DeltaMethod(model))
     tape = Tape(control=control)
     tape.add(tape.sample(Normal(mean, 1.0)))
     with pytest.raises(EstimatorError, match="expected order=1, got 2; use 'score' without a con"):

@@ -172,6 +172,8 @@ def test_what_needs_independent_lanes_is_refused() -> None:
         match="sample 0: expected 'score' and 'pathwise' nodes before it, and a tape",
     ):
         Tape("score", uniforms=numbers).resample(mean)
+    with pytest.raises(EstimatorError, match="uniforms: expected a tensor, got ndarray"):
+        Tape(uniforms=numbers.numpy())  # type: ignore[arg-type]
     with pytest.raises(EstimatorError, match=r"uniforms: expected .* strictly between 0 and 1"):
         Tape(uniforms=torch.zeros(8, 1))
     with pytest.raises(EstimatorError, match="antithetic: expected an even number of lanes, got 7"):

@@ -607,6 +607,10 @@ def test_bad_arguments_are_named() -> None:
     theta = leaf(0.5, 0.8)
     with pytest.raises(EstimatorError, match="parameter: expected a leaf tensor"):
         gradcheck(quadratic(theta), theta * 2)
+    net = nn.Linear(1, 1)
+    for several in (net, net.named_parameters()):
+        with pytest.raises(EstimatorError, match=r"parameter 0: expected a leaf tensor .* got"):
+            gradcheck(quadratic(theta), several)  # type: ignore[arg-type]
     with pytest.raises(EstimatorError, match="against: expected 'finite_difference'"):
         gradcheck(quadratic(theta), theta, against="autodiff")  # type: ignore[arg-type]
     with pytest.raises(EstimatorError, match="one per parameter"):

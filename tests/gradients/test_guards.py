@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,6 +81,23 @@ def test_a_support_that_moves_with_the_parameter_has_no_score(how: How) -> None:
 def test_a_discount_that_cannot_be_one_is_refused(discount: Tensor, sentence: str) -> None:
     with pytest.raises(EstimatorError, match=f"^pay: .*{sentence}"):
         Tape().add(torch.zeros(4), discount=discount, name="pay")
+
+
+def test_a_discount_of_another_kind_is_refused() -> None:
+    for discount in ("0.9 a step", [1.0] * 4, np.ones(4)):
+        with pytest.raises(EstimatorError, match=r"^term 0: expected a discount in \[0, 1\], got"):
+            Tape().add(torch.ones(4), discount)  # type: ignore[arg-type]
+    with pytest.raises(EstimatorError, match=r"expected gae_lambda in \[0, 1\], got 2"):
+        Tape(gae_lambda=2.0)
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", LeaveOneOut, np.ones(4)])
+def test_a_baseline_of_another_kind_is_refused(baseline: Any) -> None:
+    """A class, for one, ended in "Boolean value of Tensor is ambiguous" when it was used."""
+    with pytest.raises(
+        EstimatorError, match=r"^spin: expected a number, tensor, Baseline or funct"
+    ):
+        Tape(baseline=baseline).sample(Bernoulli(logits=leaf(0.5).expand(4)), name="spin")
 
 
 def test_combine_names_the_node_whose_parameter_all_lanes_share() -> None:
