@@ -89,7 +89,7 @@ def test_a_file_opened_a_window(mode: Any) -> None:
         ({"id": "A-v0", "kwargs": [1]}, "environment.kwargs: expected a table, each value"),
         ({"id": "A-v0", "kwargs": "text"}, "environment.kwargs: expected a table, each value"),
         ({"id": "A-v0", "kwargs": {"a": {"b": 1}}}, "environment.kwargs: expected a table, each"),
-        ({"id": "A-v0", "wrappers": {"A": 1}}, "environment.wrappers: expected a table, each"),
+        ({"id": "A-v0", "wrappers": {"A": 1}}, "environment.wrappers: expected a table of tables"),
         ({"id": "A-v0", "max_episode_steps": "9"}, "max_episode_steps: expected an integer >= 1"),
         ({"id": "A-v0", "max_episode_steps": 0}, "max_episode_steps: expected an integer >= 1"),
         ({"id": "A-v0", "max_episode_steps": True}, "max_episode_steps: expected an integer >= 1"),
