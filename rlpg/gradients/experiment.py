@@ -88,7 +88,7 @@ def gradient(
 
 
 def refuse_coupled_lanes(
-    problem: Problem, params: Mapping[str, Tensor], how: How | TapeMaker, num_lanes: int, seed: int
+    problem: Problem, params: Mapping[str, Tensor], how: How, num_lanes: int, seed: int
 ) -> None:
     """Raises if what happens in one lane depends on a sample of another which is credited with the
     terms of its own lane only: on any but "pathwise" and "biased_" ones.
@@ -100,10 +100,9 @@ def refuse_coupled_lanes(
     """
     if num_lanes < 2:
         return
-    usual = tape_maker(how)().how
 
     def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:
-        tape = _Replay(usual, num_lanes, script)
+        tape = _Replay(how, num_lanes, script)
         with seeded(seed, params), torch.no_grad():
             return tape, problem(tape, num_lanes)
 

@@ -74,7 +74,7 @@ def gradcheck(
     """
     tensors = experiment.named(params)
     make = experiment.tape_maker(how)
-    experiment.refuse_coupled_lanes(problem, tensors, how, num_lanes, seed)
+    experiment.refuse_coupled_lanes(problem, tensors, make().how, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
     if isinstance(against, str) and against not in ("score", "finite_difference"):
         raise EstimatorError(

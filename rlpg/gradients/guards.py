@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -395,19 +396,15 @@ def check_baseline(name: str, baseline: object) -> None:
 
 
 def checked_discount(
-    name: str, discount: Tensor | float, lanes: int, branches: Sequence[int]
+    name: str, discount: Any, lanes: int, branches: Sequence[int]
 ) -> Tensor | float:
     """The discount, if it is one number or one per lane, in [0, 1] and without a gradient."""
     if not isinstance(discount, Tensor):
-        try:
-            number = float(discount)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not 0.0 <= number <= 1.0:
+        if not isinstance(discount, Real) or not 0.0 <= float(discount) <= 1.0:
             raise EstimatorError(
                 f"{name}: expected a discount in [0, 1], got {discount!r}; a number or a tensor"
             )
-        return number
+        return float(discount)
     if discount.requires_grad:
         raise EstimatorError(
             f"{name}: expected a discount without a gradient, got one with, which would be lost; "

@@ -84,7 +84,7 @@ def test_a_discount_that_cannot_be_one_is_refused(discount: Tensor, sentence: st
 
 
 def test_a_discount_of_another_kind_is_refused() -> None:
-    for discount in ("0.9 a step", [1.0] * 4, np.ones(4)):
+    for discount in ("0.9 a step", "0.9", [1.0] * 4, np.ones(4)):
         with pytest.raises(EstimatorError, match=r"^term 0: expected a discount in \[0, 1\], got"):
             Tape().add(torch.ones(4), discount)  # type: ignore[arg-type]
     with pytest.raises(EstimatorError, match=r"expected gae_lambda in \[0, 1\], got 2"):
