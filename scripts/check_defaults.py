@@ -51,10 +51,13 @@ ENVS: Mapping[str, int] = {  # environment steps
     "CliffWalkingSlippery-v1": USUAL,
     "Taxi-v4": USUAL,
     "LunarLander-v3": LONG,
+    "LunarLanderContinuous-v3": 500_000,
     "BipedalWalker-v3": LONG,
     "HalfCheetah-v5": LONG,
     "Hopper-v5": LONG,
     "Walker2d-v5": LONG,
+    "Swimmer-v5": LONG,
+    "Ant-v5": LONG,
 }
 EPISODES = {"Blackjack-v1": 2000}  # one hand is mostly luck; 100 episodes of the others
 CLEARLY = 5.0  # standard errors of the difference, at least
