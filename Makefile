@@ -53,9 +53,13 @@ docs: .venv/installed-dev
 LOWEST := $(CURDIR)/.venv-lowest/bin
 LOWEST_TESTS := tests/test_settings.py tests/cli/test_help.py tests/cli/test_parsing.py tests/runs
 
-.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+.venv-lowest/packages: constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	$(LOWEST)/python $(PIP_INSTALL) -c constraints-lowest.txt -e . pytest pytest-timeout hypothesis
+	$(LOWEST)/python $(PIP_INSTALL) -r constraints-lowest.txt
+	touch $@
+
+.venv-lowest/installed: pyproject.toml .venv-lowest/packages
+	$(LOWEST)/python $(PIP_INSTALL) -c constraints-lowest.txt -e .
 	touch $@
 
 lowest: .venv-lowest/installed

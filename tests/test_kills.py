@@ -29,7 +29,7 @@ MANY = int(os.environ.get("KILLS", "300"))
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kills", [20, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     kills: int, tmp_path: Path
 ) -> None:

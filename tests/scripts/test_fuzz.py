@@ -1,4 +1,4 @@
-"""3,000 random mutations of policies, checkpoints and recipes; `make soak` goes on for minutes."""
+"""1,000 random mutations of policies, checkpoints and recipes; `make soak` goes on for minutes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Fuzzer:
 def test_every_mutation_is_refused_or_loads_to_what_it_was(fuzzer: fuzz.Fuzzer) -> None:
     seen: Counter[str] = Counter()
     came: Counter[tuple[str, str]] = Counter()
-    for seed in range(3000):
+    for seed in range(1000):
         kind, how, outcome = fuzzer.once(seed)
         assert outcome in fuzz.OUTCOMES, (seed, kind, how, outcome)
         seen[how] += 1
         came[kind, outcome] += 1
     wanted = {mutation.__name__ for mutation in (*fuzz.DAMAGE, *fuzz.ARRAY_MUTATIONS)}
     assert wanted <= seen.keys()
-    assert min(seen[how] for how in wanted) >= 30
-    assert came["SavedPolicy", "refused"] > 600
-    assert came["SavedCheckpoint", "refused"] > 600
+    assert min(seen[how] for how in wanted) >= 10
+    assert came["SavedPolicy", "refused"] > 200
+    assert came["SavedCheckpoint", "refused"] > 200
 
 
 def test_a_mutation_is_a_function_of_its_seed(fuzzer: fuzz.Fuzzer, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_too_short_is_no_proof() -> None:
 
 def test_a_real_training_is_watched_ended_and_resumed(tmp_path: Path) -> None:
     seen, unclean = soak.soak(
-        "native", tmp_path / "run", minutes=0.03, every=0.2, patience=100, more_steps=20_000
+        "native", tmp_path / "run", minutes=0.01, every=0.1, patience=100, more_steps=4_000
     )
     assert unclean == ""
     assert seen[-1].steps >= 1_000
