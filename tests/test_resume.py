@@ -280,6 +280,33 @@ def test_a_changed_recipe_was_not_said_and_exact_went_on(
         rlpg.resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("others", "agent", "baseline", "episodes"),
+    [(2, "reinforce", "value", None), (8, "reinforce", "leave_one_out", 1), (3, "a2c", "linear", 1),
+     (8, "ppo", "value", None), (2, "ppo", "leave_one_out", 1), (5, "trpo", "time_step", 1)],
+)  # fmt: skip
+def test_a_run_with_another_number_of_environments_ended_for_its_running_rewards(
+    others: int, agent: str, baseline: str, episodes: int | None, tmp_path: Path
+) -> None:
+    """It begins fresh episodes, and with them the sums that the rewards' scale follows."""
+    own: dict[str, Any] = {"agent": agent, "learner.baseline": baseline}
+    if episodes:
+        own["rollout.episodes_per_env"] = episodes
+    run = train(tmp_path / "run", **own)
+    folder = open_run(run.path)
+    recipe = override(folder.load_recipe(), {"rollout.num_envs": others})
+    folder.recipe.write_text(dumps(recipe))
+    with pytest.warns(RlpgWarning) as told:
+        resumed = rlpg.resume(run, total_steps=TOTAL + 400, quiet=True)
+    said = " ".join(str(warning.message) for warning in told)
+    assert f"rollout.num_envs was 4, is {others}" in said
+    assert "fresh episodes" in said
+    saved, _ = newest_checkpoint(resumed.path / "checkpoints")
+    assert saved is not None
+    assert saved.step >= TOTAL + 400
+    assert rlpg.load(resumed).act(np.zeros(4)) in (0, 1)
+
+
 @pytest.mark.parametrize("agent", ["reinforce", "a2c", "ppo", "npg", "trpo", "pathwise"])
 def test_a_recipe_is_the_same_once_it_was_a_file(agent: str) -> None:
     """Arguments in another order: resume said that bits may differ, and `--exact` refused."""

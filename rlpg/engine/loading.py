@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +31,7 @@ class Saved:
 
 
 def load(
-    source: str | Path,
+    source: str | PathLike[str],
     which: Which = "last",
     *,
     network: Part | None = None,
@@ -55,7 +56,9 @@ def load(
     return load_saved(source, which, parts).policy
 
 
-def load_saved(source: str | Path, which: Which = "last", parts: UserParts | None = None) -> Saved:
+def load_saved(
+    source: str | PathLike[str], which: Which = "last", parts: UserParts | None = None
+) -> Saved:
     """`load`, with the environment and the training that the policy comes from."""
     path, parts = locate(source, which), parts or UserParts()
     record, arrays = load_policy(path)
@@ -77,7 +80,7 @@ def load_saved(source: str | Path, which: Which = "last", parts: UserParts | Non
     return Saved(policy.requires_grad_(False).eval(), path, environment, training)
 
 
-def locate(source: str | Path, which: Which = "last") -> Path:
+def locate(source: str | PathLike[str], which: Which = "last") -> Path:
     """The file of the policy that `source` names; see `load`."""
     if which not in get_args(Which):
         raise UsageError(f"which: expected {' or '.join(get_args(Which))}, got {which!r:.40}")

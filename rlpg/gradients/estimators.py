@@ -226,6 +226,10 @@ def biased_gumbel_softmax(distribution: Distribution, temperature: float) -> Ten
 
     Source: Maddison et al. 2017, Jang et al. 2017.
     """
+    if not temperature > 0:
+        raise EstimatorError(
+            f"biased_gumbel_softmax: expected a temperature above 0, got {temperature}"
+        )
     heat = torch.tensor(temperature)
     if isinstance(distribution, Bernoulli):
         return RelaxedBernoulli(heat, logits=distribution.logits).rsample()

@@ -41,12 +41,14 @@ class RewardScale:
         """Take a rollout's rewards into account."""
         before = None
         if self._running is not None:  # where collecting began afresh, so does the sum
-            if self._running.shape != rollout.reward.shape[1:]:
+            goes_on = rollout.time[0] > 0
+            if self._running.shape == goes_on.shape:
+                before = self._running.to(rollout.reward.device) * goes_on
+            elif goes_on.any():
                 raise UsageError(
-                    f"reward_scale.running: expected {list(rollout.reward.shape[1:])}, one sum for "
-                    f"each environment, got {list(self._running.shape)}"
+                    f"reward_scale.running: expected {list(goes_on.shape)}, one sum for each "
+                    f"environment, got {list(self._running.shape)}"
                 )
-            before = self._running.to(rollout.reward.device) * (rollout.time[0] > 0)
         so_far, self._running = returns.discounted_so_far(
             rollout.reward, done=rollout.done, valid=rollout.valid, gamma=self._gamma, before=before
         )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ class Run:
     path: Path
     policy: Policy  # the last one; the best is `rlpg.load(run.path / "best_policy")`
     evaluation: Evaluation | None  # after training; None where the environment cannot be copied
+
+    def __fspath__(self) -> str:
+        return str(self.path)  # so `rlpg.load(run)`, as every function that takes a path
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.evaluation or 'not evaluated'})"
@@ -207,7 +211,7 @@ def _writer(
 
 
 def resume(
-    path: str | Path,
+    path: str | PathLike[str],
     *,
     env: EnvSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,

@@ -22,6 +22,7 @@ from rlpg.gradients.estimators import (
     magic_box,
     score_function,
 )
+from rlpg.gradients.tape import Tape
 
 
 def test_expectation_over_the_support_is_the_softmax_policy_gradient() -> None:
@@ -256,3 +257,10 @@ def test_relaxed_samples_stay_in_the_simplex_and_carry_a_gradient() -> None:
     assert bool((gradient[:, 2] > 0).all())  # more weight on the best is more
     with pytest.raises(EstimatorError, match="expected Bernoulli or OneHotCategorical, got Normal"):
         biased_gumbel_softmax(Normal(logits, 1.0), 0.5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.5, float("nan")])
+def test_a_temperature_that_is_none_gave_numbers(temperature: float) -> None:
+    tape = Tape("biased_gumbel_softmax", temperature=temperature)
+    with pytest.raises(EstimatorError, match="temperature above 0"):
+        tape.sample(Bernoulli(torch.full((3,), 0.5)))
