@@ -72,7 +72,7 @@ class TensorCollector(BaseCollector):
 
     Raises:
         UsageError: the policy was made for other observations or actions; the environment cannot
-            be differentiated; actions that are discrete carry no such gradient.
+            be differentiated; actions that are discrete or no draws carry no such gradient.
     """
 
     def __init__(
@@ -97,6 +97,11 @@ class TensorCollector(BaseCollector):
         )
         _check_policy(policy, self.env, gradient)
         self.gradient = gradient
+        if deterministic and gradient is not None:
+            raise UsageError(
+                f"deterministic: expected False with the gradient {gradient}, which asks for drawn "
+                "actions, got True; leave gradient out"
+            )
         self._dtype = dtype
         self._to_env = policy.head.to_env_on(self._device)
         run = self._seed

@@ -547,3 +547,10 @@ def test_a_state_of_other_environments_does_not_fit() -> None:
     state = collector.state_dict()
     with pytest.raises(ValueError, match=r"state: expected \[2, 2\], got \[3, 2\]"):
         TensorCollector(env, policy_for(env), num_envs=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "score", "combine"])
+def test_bug_a_window_was_drawn_where_deterministic_actions_were_asked_for(gradient: Any) -> None:
+    env = Pendulum()
+    with pytest.raises(UsageError, match=f"deterministic: expected False with .* {gradient}"):
+        TensorCollector(env, policy_for(env), gradient=gradient, deterministic=True)
