@@ -163,7 +163,7 @@ class TensorCollector(BaseCollector):
         self.restart()
         if state["standing"] is not None:
             arrays = {k: torch.from_numpy(np.array(v)) for k, v in state["standing"].items()}
-            fresh = self._begin(torch.rand((self.num_envs, self.env.num_uniforms)))
+            fresh = self._begin(torch.zeros((self.num_envs, self.env.num_uniforms)))
             for name, value in vars(fresh).items():  # numpy would repeat one that stands for all
                 if arrays[name].shape != value.shape:
                     raise ValueError(

@@ -554,3 +554,14 @@ def test_bug_a_window_was_drawn_where_deterministic_actions_were_asked_for(gradi
     env = Pendulum()
     with pytest.raises(UsageError, match=f"deterministic: expected False with .* {gradient}"):
         TensorCollector(env, policy_for(env), gradient=gradient, deterministic=True)
+
+
+@pytest.mark.parametrize("gradient", [None, "pathwise"])
+def test_bug_loading_a_state_drew_from_the_global_generator(gradient: Any) -> None:
+    env = Pendulum()
+    collector = TensorCollector(env, policy_for(env), num_envs=3, gradient=gradient)
+    before = torch.random.get_rng_state()
+    collector.steps(2)
+    collector.load_state_dict(collector.state_dict())
+    collector.steps(2)
+    assert torch.equal(before, torch.random.get_rng_state())
