@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -241,6 +242,19 @@ def first_not_finite(values: np.ndarray, name: str) -> list[tuple[int, int, str]
     expected = "finite float32 numbers" if where else "a finite float32"
     at = f" at {where}" if where else ""
     return [(t, n, f"{name}: expected {expected}, got {values[(t, n, *where)]}{at}")]
+
+
+def check_shape(
+    what: str, found: object, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> None:
+    """Raises EnvironmentFault for other shapes: torch would stretch them, or not name them."""
+    if not isinstance(found, Tensor):
+        got = type(found).__name__
+    elif found.shape == shape and found.dtype == (dtype or found.dtype):
+        return
+    else:
+        got = f"{list(found.shape)}" + (f" of {found.dtype}" if dtype else "")
+    raise EnvironmentFault(f"{what} {list(shape)}{f' of {dtype}' if dtype else ''}, got {got}")
 
 
 def step_name(t: int, first_step: int) -> str:

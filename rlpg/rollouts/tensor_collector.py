@@ -20,7 +20,7 @@ from rlpg.policies.distributions import DiagonalNormal
 from rlpg.policies.heads import independent
 from rlpg.policies.networks import global_generator_from
 from rlpg.rollouts.base import BaseCollector, never_ends, set_stream, stream
-from rlpg.rollouts.buffer import first_not_finite
+from rlpg.rollouts.buffer import check_shape, first_not_finite
 from rlpg.rollouts.rollout import Episodes, Rollout, Window
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _CHUNK = 64  # steps; episodes() does not know how long they will be
 T_co = TypeVar("T_co", covariant=True)
 
 
+@runtime_checkable
 class TensorEnv(Protocol):
     """An environment as functions of tensors; `rlpg.envs.batched.Batched` says what they do."""
 
@@ -96,12 +97,12 @@ class TensorCollector(BaseCollector):
             envs, policy, seed, num_envs=num_envs, log_prob=log_prob, deterministic=deterministic
         )
         _check_policy(policy, self.env, gradient)
-        self.gradient = gradient
         if deterministic and gradient is not None:
             raise UsageError(
                 f"deterministic: expected False with the gradient {gradient}, which asks for drawn "
                 "actions, got True; leave gradient out"
             )
+        self.gradient = gradient
         self._dtype = dtype
         self._to_env = policy.head.to_env_on(self._device)
         run = self._seed
@@ -220,8 +221,13 @@ class TensorCollector(BaseCollector):
         return uniform.uniform_(generator=self._starts).to(self._device)
 
     def _begin(self, uniform: Tensor) -> _Standing:
+        state = self.env.start(uniform.to(self._device, self._dtype))
+        size = self.num_envs, *(state.shape[1:2] or (1,))
+        check_shape("environment.start: expected state", state, size)
+        shown = self.num_envs, *self.policy.observations.shape
+        check_shape("environment.observe: expected observation", self._shown(state), shown)
         return _Standing(
-            state=self.env.start(uniform.to(self._device, self._dtype)),
+            state=state,
             returns=torch.zeros(self.num_envs, dtype=torch.float64, device=self._device),
             lengths=torch.zeros(self.num_envs, dtype=torch.int64, device=self._device),
         )
@@ -249,7 +255,13 @@ class TensorCollector(BaseCollector):
         shown, taken = [obs], []
         for t in range(num_steps):
             action = self._action(obs, tape)
-            state, reward, terminated = env.step(state, self._to_env(action))
+            after, reward, terminated = env.step(state, self._to_env(action))
+            check_shape("environment.step: expected state", after, state.shape)
+            check_shape("environment.step: expected reward", reward, state.shape[:1])
+            check_shape(
+                "environment.step: expected terminated", terminated, state.shape[:1], torch.bool
+            )
+            state = after
             returns, lengths = returns + reward.detach(), lengths + 1  # [N], running episodes
             truncated = lengths >= self._limit
             done = terminated | truncated
@@ -319,9 +331,9 @@ class TensorCollector(BaseCollector):
 
 def dynamics_of(envs: Any, name: str) -> tuple[TensorEnv, int]:
     """The environment as functions of tensors, and its time limit; UsageError if there is none."""
-    if not isinstance(envs, VectorEnv):
+    if isinstance(envs, TensorEnv):
         return envs, envs.max_episode_steps
-    base = envs.unwrapped
+    base: Any = envs.unwrapped if isinstance(envs, VectorEnv) else None
     if not isinstance(base, HasDynamics):
         raise UsageError(
             f"environment: expected one that can be differentiated (rlpg/TorchPendulum-v1, "

@@ -565,3 +565,56 @@ def test_bug_loading_a_state_drew_from_the_global_generator(gradient: Any) -> No
     collector.load_state_dict(collector.state_dict())
     collector.steps(2)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("envs", ["rlpg/TorchPendulum-v1", gymnasium.make("Pendulum-v1"), Pendulum])
+def test_bug_what_is_no_environment_of_tensors_was_an_attribute_error(envs: Any) -> None:
+    with pytest.raises(UsageError, match="environment: expected one that can be differentiated"):
+        TensorCollector(envs, policy_for(Pendulum()))
+
+
+class Misshapen(Pendulum):
+    """One part of what it returns has another shape, or another type."""
+
+    def __init__(self, what: str, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.what, self.change = what, change
+
+    def changed(self, what: str, value: Tensor) -> Any:
+        return self.change(value) if what == self.what else value
+
+    def start(self, uniform: Tensor) -> Any:
+        return self.changed("start: expected state", super().start(uniform))
+
+    def observe(self, state: Tensor) -> Any:
+        return self.changed("observe: expected observation", super().observe(state))
+
+    def step(self, state: Tensor, action: Tensor) -> Any:
+        names = ("state", "reward", "terminated")
+        found = zip(names, super().step(state, action), strict=True)
+        return tuple(self.changed(f"step: expected {name}", value) for name, value in found)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize(
+    ("what", "change", "got"),
+    [
+        ("start: expected state", lambda x: torch.cat([x, x]), "got"),
+        ("observe: expected observation", lambda x: x[..., :2], "got"),
+        ("step: expected state", lambda x: x[..., :1], "got"),
+        ("step: expected reward", lambda x: x.unsqueeze(-1), "got"),
+        ("step: expected reward", lambda x: x.mean(), r"got \[\]"),
+        ("step: expected reward", lambda _: 1.0, "got float"),
+        ("step: expected terminated", lambda x: x.float(), "got .* of torch.float32"),
+        ("step: expected terminated", lambda x: x.unsqueeze(-1), "got"),
+        ("step: expected terminated", lambda _: False, "got bool"),
+    ],
+)
+def test_bug_shapes_of_ones_own_environment_were_stretched_or_not_named(
+    what: str, change: Callable[[Tensor], Any], got: str, num_envs: int
+) -> None:
+    """A reward for all environments was called a mistake of the policy's distribution."""
+    env = Misshapen(what, change)
+    collector = TensorCollector(env, policy_for(Pendulum()), num_envs=num_envs)
+    with pytest.raises(EnvironmentFault, match=rf"environment\.{what} \[{num_envs}.*, {got}"):
+        collector.steps(3)
