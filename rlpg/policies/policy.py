@@ -175,8 +175,17 @@ class Policy(nn.Module, ABC):
         try:
             action = distribution.mode
         except NotImplementedError:
-            action = distribution.mean
+            action = self._mean(distribution)
         return self._action(action, obs.shape[0]), carry  # len(obs) could not be exported
+
+    def _mean(self, distribution: Distribution) -> Tensor:
+        try:
+            return distribution.mean
+        except NotImplementedError:
+            raise UsageError(
+                f"{type(self).__name__}.forward: expected a distribution with a mode or a mean, "
+                f"which is the deterministic action, got {distribution}; define mode in a subclass"
+            ) from None
 
     def _step(
         self, obs: Tensor, carry: Carry, episode_start: Tensor | None

@@ -15,7 +15,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+)  # fmt: skip
 
 from rlpg import PPO, Collector, Policy, Reinforce, Rollout, StandardPolicy, make_head
 from rlpg.errors import UsageError
@@ -539,3 +546,20 @@ class TestNetworksThatAreRefused:
     def test_arguments_that_are_no_data(self) -> None:
         with pytest.raises(UsageError, match=r"network: width: expected .* as data"):
             self.policy(functools.partial(Torso, width=np.float32(3)))
+
+
+class Nameless(Policy):
+    """Its distribution has neither mode nor mean, as torch's transformed ones."""
+
+    def forward(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Distribution, Carry]:
+        normal = Normal(torch.zeros(len(obs), 1), torch.ones(len(obs), 1))
+        return Independent(TransformedDistribution(normal, [TanhTransform()]), 1), None
+
+
+def test_bug_a_distribution_without_mode_and_mean_ended_in_an_error_without_words() -> None:
+    policy = Nameless(OBS, spaces.Box(-1.0, 1.0, (1,)))
+    assert abs(float(policy.act(np.zeros(3, np.float32))[0])) < 1
+    with pytest.raises(UsageError, match=r"Nameless\.forward: .* a mode or a mean, .*define"):
+        policy.act(np.zeros(3, np.float32), deterministic=True)
