@@ -87,6 +87,12 @@ class Pathwise(Learner):
         self.advantage_rule.baseline = self.baseline
         self.gradient = self.settings.gradient
 
+    def _check_shared_torso(self) -> None:
+        raise UsageError(
+            "shared_torso: expected false for Pathwise, whose windows end in the value of another "
+            "network, got true; set policy.shared_torso to false, or choose another learner"
+        )
+
     def surrogate(self, batch: Batch, log_prob: Tensor) -> Tensor:
         """The objective of the window, whose gradient is the one that `gradient` names."""
         rollout, gamma = batch.rollout, self.settings.gamma

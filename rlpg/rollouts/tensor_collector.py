@@ -348,7 +348,10 @@ def _check_policy(policy: Policy, env: TensorEnv, gradient: How | None) -> None:
     if expected != got or policy.observations.info_mask:
         raise UsageError(f"policy: expected observations {got} without a mask, got {expected}")
     if policy.has_memory:
-        raise UsageError("policy: expected one without memory, got one with; use Collector")
+        raise UsageError(
+            "policy: expected one without memory (policy.memory none), got one with; use "
+            "Collector, or another learner (ppo)"
+        )
     if policy.head.space != env.action_space:
         raise UsageError(f"policy: expected {env.action_space}, got {policy.head.space}")
     if gradient in ("pathwise", "combine") and policy.head.is_discrete:

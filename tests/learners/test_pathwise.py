@@ -258,7 +258,11 @@ def test_the_target_follows_the_value_network() -> None:
         (["rlpg/TorchPendulum-v1", "--learner.baseline", "linear"], "baseline: expected value"),
         (["rlpg/TorchPendulum-v1", "--rollout.episodes-per-env", "1"],
          "episodes_per_env: expected none for the agent pathwise"),
-        (["rlpg/TorchPendulum-v1", "--policy.memory", "gru"], "expected one without memory"),
+        (["rlpg/TorchPendulum-v1", "--policy.memory", "gru"],
+         r"expected one without memory \(policy\.memory none\)"),
+        # A setting that nobody had typed was named: num_value_epochs.
+        (["rlpg/TorchPendulum-v1", "--policy.shared-torso", "true"],
+         "shared_torso: expected false for Pathwise"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_a_sentence(
