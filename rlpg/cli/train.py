@@ -277,11 +277,12 @@ class Sweep(Train):
         picture = ", importances.png"
         if sweep.draw(study) is None:
             picture = "; no importances.png, which takes two finished trials of different returns"
-        report(f"saved in {folder}: best.toml{picture}")
+        report(f"saved in {quoted(folder)}: best.toml{picture}")
         if not self.quiet:
             more = to_import(recipe.agent, *recipe.policy.values().values(),
                              *recipe.learner.values().values())  # fmt: skip
-            report(f"next:  rlpg train {self.env} --recipe {folder / 'best.toml'}{more}")
+            best_toml = quoted(folder / "best.toml")
+            report(f"next:  rlpg train {self.env} --recipe {best_toml}{more}")
         return 0
 
 

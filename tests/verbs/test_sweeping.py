@@ -228,6 +228,16 @@ def test_a_sweep_that_was_killed_goes_on_with_its_trials() -> None:
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 120
+def test_bug_a_folder_with_a_space_in_its_name_could_not_be_pasted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [word for word in FAST if word not in ("--quiet", "--sweep-dir=sweep")]
+    assert cli.main(["sweep", *words, "--sweep-dir=my sweep", "--jobs=1", "--trials=1"]) == 0
+    out = capsys.readouterr().out
+    assert "saved in 'my sweep': best.toml" in out
+    assert "next:  rlpg train CartPole-v1 --recipe 'my sweep/best.toml'\n" in out
+
+
         while not list(Path().glob("sweep/trials/0000/*/recipe.toml")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
