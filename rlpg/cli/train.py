@@ -246,16 +246,16 @@ class Sweep(Train):
         from rlpg.engine.components import resolved
         from rlpg.rollouts.processes import usable_cores
         from rlpg.verbs.several import run_seeds
-        from rlpg.verbs.spaces import check_space, space_of
+        from rlpg.verbs.spaces import checked_space, space_of
         from rlpg.verbs.sweeping import Sweep as Study
 
         recipe, own = self.settings, parts(self.given, self.import_modules)
-        space = {
+        tried = {
             key: kind
             for key, kind in space_of(resolved(recipe, own), self.space).items()
             if self.space is not None or key not in self.given
         }
-        check_space(space, recipe)
+        space = checked_space(tried, recipe)
         folder = self.sweep_dir or Path("sweeps") / safe_name(self.env) / recipe.agent
         sweep = Study(
             env=self.env, recipe=recipe, folder=folder, space=space, trials=self.trials,

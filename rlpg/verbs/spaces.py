@@ -14,14 +14,15 @@ A file has a table for each setting, by its dotted key:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlpg.errors import FileError, UsageError
 from rlpg.learners.settings import moot
 from rlpg.runs import files, toml
-from rlpg.runs.recipe import LARGEST_FILE, Recipe, override
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, kind_of, override
+from rlpg.settings import validated
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,18 @@ def _range(path: Path, key: str, said: Any) -> Range:
     )
 
 
-def check_space(space: Space, recipe: Recipe) -> None:
-    """Raise RecipeError where a setting does not exist or cannot have a value of its range."""
+def checked_space(space: Space, recipe: Recipe) -> Space:
+    """The space with ends of the settings' kind: from 0 to 1 are fractions where those are floats.
+
+    Raises:
+        RecipeError: a setting does not exist or cannot have a value of its range.
+    """
     for key, kind in space.items():
         for value in kind.ends:
             override(recipe, {key: value})
+    return {key: kind if kind.choices else _typed(key, kind, recipe) for key, kind in space.items()}
+
+
+def _typed(key: str, kind: Range, recipe: Recipe) -> Range:
+    low, high = (validated(key, end, kind_of(recipe, key)) for end in kind.ends)
+    return replace(kind, low=low, high=high)

@@ -22,7 +22,7 @@ from rlpg.errors import FileError, RecipeError, RlpgError, SaveError, UsageError
 from rlpg.learners.settings import AGENTS
 from rlpg.policies.references import UserParts
 from rlpg.runs.recipe import Recipe, load_recipe, override
-from rlpg.verbs.spaces import Range, check_space, space_of
+from rlpg.verbs.spaces import Range, checked_space, space_of
 
 optuna = pytest.importorskip("optuna")
 sweeping = pytest.importorskip("rlpg.verbs.sweeping")
@@ -57,7 +57,7 @@ def _in_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("agent", AGENTS)
 def test_the_shipped_space_of_an_agent_has_settings_of_it(agent: str) -> None:
     recipe = Recipe.of(agent)
-    check_space(space_of(recipe, None), recipe)
+    checked_space(space_of(recipe, None), recipe)
     for key, kind in space_of(recipe, None).items():
         values = [override(recipe, {key: value}) for value in kind.ends]
         assert len(set(map(repr, values))) == len(values), f"{key}: nothing to choose"
@@ -89,7 +89,7 @@ def test_bug_a_sweep_tried_settings_that_others_of_the_recipe_refuse(
     except RlpgError:
         return  # nothing to sweep
     space = space_of(resolved(recipe, parts), None)
-    check_space(space, recipe)
+    checked_space(space, recipe)
     for end in (0, -1):
         tried = override(recipe, {key: kind.ends[end] for key, kind in space.items()})
         with assembled("CartPole-v1", resolved(tried, parts), parts, Hooks(), quiet=True):
@@ -141,7 +141,21 @@ def test_a_file_that_is_no_space(text: str, said: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_space_of_settings_that_cannot_be(key: str, kind: Range) -> None:
     with pytest.raises(RecipeError, match=key):
-        check_space({key: kind}, Recipe.of("ppo"))
+        checked_space({key: kind}, Recipe.of("ppo"))
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("learner.gamma", float), ("learner.gae_lambda", float), ("learner.entropy_coef", float),
+     ("policy.log_std_init", float), ("rollout.num_envs", int), ("learner.num_minibatches", int),
+     ("environment.kwargs.size", int)],
+)  # fmt: skip
+def test_bug_from_0_to_1_tried_0_and_1_and_nothing_between(key: str, kind: type) -> None:
+    low = 0 if kind is float else 1
+    space = checked_space({key: Range(low, low + 1)}, Recipe.of("ppo"))
+    assert [type(end) for end in space[key].ends] == [kind, kind]
+    trial = optuna.trial.FixedTrial({key: low + 0.25 if kind is float else low})
+    assert sweeping._suggested(trial, key, space[key]) == trial.params[key]
 
 
 def test_a_learner_of_ones_own_needs_a_space() -> None:
@@ -214,6 +228,16 @@ def test_a_sweep_goes_on_with_more_trials_and_writes_the_best(
     assert f"(trial {best.number})\n" in capsys.readouterr().out
 
 
+def test_bug_a_folder_with_a_space_in_its_name_could_not_be_pasted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [word for word in FAST if word not in ("--quiet", "--sweep-dir=sweep")]
+    assert cli.main(["sweep", *words, "--sweep-dir=my sweep", "--jobs=1", "--trials=1"]) == 0
+    out = capsys.readouterr().out
+    assert "saved in 'my sweep': best.toml" in out
+    assert "next:  rlpg train CartPole-v1 --recipe 'my sweep/best.toml'\n" in out
+
+
 def test_bug_a_sweep_that_drew_no_importances_did_not_say_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -228,16 +252,6 @@ def test_a_sweep_that_was_killed_goes_on_with_its_trials() -> None:
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 120
-def test_bug_a_folder_with_a_space_in_its_name_could_not_be_pasted(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = [word for word in FAST if word not in ("--quiet", "--sweep-dir=sweep")]
-    assert cli.main(["sweep", *words, "--sweep-dir=my sweep", "--jobs=1", "--trials=1"]) == 0
-    out = capsys.readouterr().out
-    assert "saved in 'my sweep': best.toml" in out
-    assert "next:  rlpg train CartPole-v1 --recipe 'my sweep/best.toml'\n" in out
-
-
         while not list(Path().glob("sweep/trials/0000/*/recipe.toml")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
