@@ -421,6 +421,11 @@ def make_collector(
             f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, which learns "
             f"from windows of rollout.num_steps, got {recipe.rollout.episodes_per_env}"
         )
+    if learner.gradient == "combine" and envs.num_envs < 4:
+        raise UsageError(
+            "rollout.num_envs: expected at least 4 (of each process) for the gradient combine, "
+            f"which compares variances over them, got {envs.num_envs}"
+        )
     collector = TensorCollector(
         envs, learner.policy, seed, gradient=learner.gradient, log_prob=False
     )

@@ -260,6 +260,8 @@ def test_the_target_follows_the_value_network() -> None:
          "episodes_per_env: expected none for the agent pathwise"),
         (["rlpg/TorchPendulum-v1", "--policy.memory", "gru"],
          r"expected one without memory \(policy\.memory none\)"),
+        (["rlpg/TorchPendulum-v1", "--learner.gradient", "combine", "--rollout.num-envs", "3"],
+         r"rollout\.num_envs: expected at least 4 .* got 3"),
         # A setting that nobody had typed was named: num_value_epochs.
         (["rlpg/TorchPendulum-v1", "--policy.shared-torso", "true"],
          "shared_torso: expected false for Pathwise"),
