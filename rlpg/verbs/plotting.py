@@ -163,7 +163,7 @@ def _notes(same: list[History], group: Group, axis: Axis) -> list[str]:
     longest = max(same, key=lambda history: history.clock[0][-1]) if axis == "steps" else same[0]
     last = max(steps[-1] for steps, _ in [longest.clock, *longest.curves.values()] if len(steps))
     if axis == "steps" and len(same) > 1 and group.x[-1] < 0.9 * last:
-        notes.append(f"drawn to step {group.x[-1]:,.0f}, where its shortest run ends")
+        notes.append(f"drawn to step {group.x[-1]:,.0f}, where its shortest curve ends")
     keys = {key for history in same for key in history.settings}
     differing = sorted(
         key

@@ -80,7 +80,7 @@ def test_runs_measured_at_other_places_are_compared_where_all_have_values(tmp_pa
     (group,) = compared.groups
     assert (group.x[0], group.x[-1], len(group.x)) == (200, 300, plotting.POINTS)
     assert group.center[[0, -1]].tolist() == pytest.approx([3.0, 3.5])  # means of 1, 5 and 2, 5
-    assert compared.notes == ("ppo on A-v0: drawn to step 300, where its shortest run ends",)
+    assert compared.notes == ("ppo on A-v0: drawn to step 300, where its shortest curve ends",)
 
 
 def test_runs_that_share_no_place_are_refused(tmp_path: Path) -> None:
