@@ -22,6 +22,7 @@ from rlpg.policies.networks import global_generator_from
 from rlpg.rollouts.base import BaseCollector, never_ends, set_stream, stream
 from rlpg.rollouts.buffer import check_shape, first_not_finite
 from rlpg.rollouts.rollout import Episodes, Rollout, Window
+from rlpg.rollouts.watchdog import WatchedEnvs
 
 if TYPE_CHECKING:
     from rlpg.policies import Policy
@@ -333,12 +334,12 @@ def dynamics_of(envs: Any, name: str) -> tuple[TensorEnv, int]:
     """The environment as functions of tensors, and its time limit; UsageError if there is none."""
     if isinstance(envs, TensorEnv):
         return envs, envs.max_episode_steps
-    base: Any = envs.unwrapped if isinstance(envs, VectorEnv) else None
-    if not isinstance(base, HasDynamics):
+    base = envs.env if isinstance(envs, WatchedEnvs) else envs
+    if not isinstance(base, HasDynamics):  # a wrapper is no function of tensors
         raise UsageError(
             f"environment: expected one that can be differentiated (rlpg/TorchPendulum-v1, "
-            f"rlpg/LQR-v0, rlpg/Hedging-v0, ...), got {name}; use it with another agent (ppo), or "
-            "write its step as functions of tensors"
+            f"rlpg/LQR-v0, rlpg/Hedging-v0, ...), native and without wrappers, got {name}; use it "
+            "with another agent (ppo), or write its step as functions of tensors"
         )
     return base.dynamics, base.max_episode_steps
 

@@ -262,6 +262,8 @@ def test_the_target_follows_the_value_network() -> None:
          r"expected one without memory \(policy\.memory none\)"),
         (["rlpg/TorchPendulum-v1", "--learner.gradient", "combine", "--rollout.num-envs", "3"],
          r"rollout\.num_envs: expected at least 4 .* got 3"),
+        # "expected rlpg/TorchPendulum-v1, got rlpg/TorchPendulum-v1" was no answer.
+        (["rlpg/TorchPendulum-v1", "--environment.backend", "sync"], "native and without wrappers"),
         # A setting that nobody had typed was named: num_value_epochs.
         (["rlpg/TorchPendulum-v1", "--policy.shared-torso", "true"],
          "shared_torso: expected false for Pathwise"),

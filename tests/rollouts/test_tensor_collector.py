@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers.vector import TransformReward
 from rlpg.envs.batched import Batched, TorchVectorEnv
 from rlpg.envs.batched_classic import FAMILY, CartPole, Pendulum
 from torch import Tensor
@@ -538,6 +539,18 @@ def test_takes_the_environments_of_an_id() -> None:
     with pytest.raises(UsageError, match="got PendulumVectorEnv; use it with another agent"):
         TensorCollector(other, policy)
     made.close()
+
+
+@pytest.mark.parametrize("backend", ["made", "given"])
+def test_bug_a_wrapper_of_a_vector_environment_was_left_out(backend: str) -> None:
+    """It changed every reward for `Collector`, and none here."""
+    made = make_envs("rlpg/TorchPendulum-v1", 2, seed=0).envs
+    envs: Any = TransformReward(made, lambda reward: 0 * reward)
+    if backend == "given":
+        envs = make_envs(envs, 2, seed=0).envs
+    with pytest.raises(UsageError, match="native and without wrappers, got TorchClassicVectorEnv"):
+        TensorCollector(envs, policy_for(Pendulum()))
+    envs.close()
 
 
 def test_a_state_of_other_environments_does_not_fit() -> None:
