@@ -321,7 +321,7 @@ class _Leaf:
             if space.low.any() or not (space.high == high).all() or np.isinf(high):
                 return
         elif space.dtype == np.uint8:
-            self._kinds, self.dtype, ranks = "u", np.dtype(np.uint8), (2, 3, 4)
+            self._range, self.dtype, ranks = (0, 255), np.dtype(np.uint8), (2, 3, 4)
             self._scale = 1.0 / max(high, 1.0)
         elif space.dtype == np.bool_:
             least = MIN_BOARD_SIDE
@@ -367,11 +367,11 @@ class _Leaf:
         array = self.array(obs)
         if array.shape != out.shape:
             raise self.unfit(f"shape {list(out.shape)}", list(array.shape))
-        if array.dtype == self.dtype and self._range is None:
+        if array.dtype == self.dtype and (self._range is None or self.dtype == np.uint8):
             out[...] = array
             return
-        if array.dtype.kind not in self._kinds or (self._kinds == "u" and array.dtype != np.uint8):
-            names = {"fiu": "real numbers", "biu": "integers", "u": "uint8"}
+        if array.dtype.kind not in self._kinds:
+            names = {"fiu": "real numbers", "biu": "integers"}
             raise self.unfit(names[self._kinds], array.dtype.name)
         if self._range is not None:
             low, high = self._range

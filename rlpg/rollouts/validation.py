@@ -48,7 +48,9 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
     if space.shape is None or space.dtype is None:
         return obs  # a space that no policy can be made for
     array = as_array(obs)
-    if array.shape != space.shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+    are_integers = array.dtype.kind in "iub" and space.dtype.kind in "iub"  # of whatever sign
+    is_kind = are_integers or np.can_cast(array.dtype, space.dtype, "same_kind")
+    if array.shape != space.shape or not is_kind:
         raise _fault(name, f"{space.dtype} of shape {space.shape}", obs)
     low, high = _categories(space)
     if low is not None and ((array < low) | (array > high)).any():

@@ -86,7 +86,8 @@ class TestPacking:
             (spaces.Box(-1, 1, (1,)), [[1j], [1.0]], "expected real numbers, got complex128"),
             (spaces.Box(-1, 1, (2,)), [[1.0], [1.0, 2.0]], "inhomogeneous"),
             (spaces.Box(0, 9, (1,), np.int64), np.zeros((2, 1)), "expected integers, got float64"),
-            (spaces.Box(0, 255, (1,), np.uint8), np.zeros((2, 1), int), "uint8, got int64"),
+            (spaces.Box(0, 255, (1,), np.uint8), np.full((2, 1), 256), "from 0 to 255, got 256 at"),
+            (spaces.Box(0, 255, (1,), np.uint8), np.zeros((2, 1)), "integers, got float64"),
             (spaces.Discrete(3), np.array([0.0, 1.0]), "expected integers, got float64"),
             (spaces.Discrete(3), np.array([0, 3]), "expected values from 0 to 2, got 3"),
             (spaces.Discrete(3, start=2), np.array([1, 2]), "values from 2 to 4, got 1"),
@@ -105,6 +106,12 @@ class TestPacking:
     def test_what_does_not_fit_is_refused(self, space, obs, message):
         with pytest.raises(SpaceError, match=message):
             Observations(space).pack(obs, 2)
+
+    @pytest.mark.parametrize("obs", [[0, 255], np.array([0, 255]), np.array([0, 255], np.int16)])
+    def test_integers_of_another_type_are_bytes_where_they_fit(self, obs):
+        packed = Observations(spaces.Box(0, 255, (2,), np.uint8)).pack(obs)
+        assert packed.dtype == np.uint8
+        assert packed.tolist() == [0, 255]
 
     def test_one_or_a_batch_is_told_by_the_shape(self):
         observations = Observations(spaces.Box(-1, 1, (3,)))

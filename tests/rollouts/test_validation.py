@@ -73,6 +73,14 @@ def test_numbers_of_another_type_that_fit_are_cast(space: Any, obs: Any) -> None
     assert fitted.tolist() == np.asarray(obs).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "uint16", "int32", "uint64", "int64"])
+@pytest.mark.parametrize("given", [[0, 1], *(np.array([0, 1], kind) for kind in ("b", "B", "q"))])
+def test_integers_that_fit_are_cast_whatever_their_sign(dtype: str, given: Any) -> None:
+    """A list of pixels, or NumPy's int64 of them, was refused as no uint8."""
+    fitted = Validator(spaces.Box(0, 1, (2,), np.dtype(dtype).type)).observation(given)
+    assert np.array_equal(fitted, np.array([0, 1], dtype))
+
+
 def test_nested_observations_pass_part_by_part() -> None:
     given = nested(a=[0.0, 0.5, 1.0])
     fitted = Validator(NESTED).observation(given)
@@ -90,7 +98,9 @@ def test_nested_observations_pass_part_by_part() -> None:
         (BOX, None, "got None"),
         (BOX, {}, r"got dict \{\}"),
         (IMAGE, np.zeros((2, 2)), r"uint8 of shape \(2, 2\), got float64"),
-        (IMAGE, np.full((2, 2), 300), "got int64"),
+        (IMAGE, np.full((2, 2), 300), r"that uint8 can hold, got 300 at \[0, 0\]"),
+        (IMAGE, [[0, 1], [2, -3]], r"that uint8 can hold, got -3 at \[1, 1\]"),
+        (spaces.Box(0, 1, (2,), bool), np.array([1, 2]), r"that bool can hold, got 2 at \[1\]"),
         (IMAGE, np.full((2, 2), 300, np.uint16), r"that uint8 can hold, got 300 at \[0, 0\]"),
         (spaces.Discrete(3), 3, "values from 0 to 2, got int 3"),
         (spaces.Discrete(3, start=2), np.int64(1), "values from 2 to 4, got int64 "),
