@@ -31,7 +31,7 @@ class Misfit(NamedTuple):
 
 
 def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any:
-    """The observation in the dtype of its space; the same object if it is in it.
+    """The observation as arrays and numbers in the dtype of its space; what is one is not copied.
 
     Raises:
         EnvironmentFault: a part has the wrong shape, is no number that the dtype can hold, or no
@@ -55,8 +55,8 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
     low, high = _categories(space)
     if low is not None and ((array < low) | (array > high)).any():
         raise _fault(name, f"values from {low} to {high}", obs)
-    if array.dtype == space.dtype:
-        return obs
+    if array.dtype == space.dtype:  # torch would pass its tensors from a worker as open files
+        return obs if np.isscalar(obs) else array
     with np.errstate(over="ignore"):
         cast = array.astype(space.dtype)
     wrong = np.isfinite(array) & ~np.isfinite(cast) if cast.dtype.kind == "f" else cast != array

@@ -196,6 +196,42 @@ def test_all_spaces_are_stepped_as_in_one_process(space: str) -> None:
         sync.close()
 
 
+class Converted(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Gives each array of its observations as something else."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(Sampling("box", True))
+        self._kind = kind
+
+    def observation(self, observation: Any) -> Any:
+        if self._kind == "tensor":
+            import torch  # here, because other workers are to have none
+
+            return torch.as_tensor(observation)
+        return observation.tolist() if self._kind == "list" else list(observation)
+
+
+def converted(kind: str, index: int) -> gymnasium.Env[Any, Any]:
+    return EpisodeSeeds(Converted(kind), np.random.SeedSequence(3), index)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list", "list of arrays"])
+def test_the_last_observation_of_an_episode_was_a_tensor_that_no_process_passes_on(
+    kind: str,
+) -> None:
+    makers = [partial(converted, kind, n) for n in range(3)]
+    sync = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    pool = WorkerEnvs(makers, num_workers=2)
+    try:
+        assert_same(pool.reset(), sync.reset())
+        sync.action_space.seed(0)
+        for _ in range(12):
+            actions = sync.action_space.sample()
+            assert_same(pool.step(actions), sync.step(actions))
+    finally:
+        assert_nothing_is_left(pool)
+
+
 def test_actions_of_another_type_reach_the_environment_as_they_are() -> None:
     pool, sync = sampling_envs("box", num_workers=2), sync_envs("box")
     try:
