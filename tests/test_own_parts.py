@@ -509,6 +509,21 @@ def test_a_learner_that_cannot_be_made_ended_in_a_traceback(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+class WithoutCritic(rlpg.Policy):
+    def forward(self, obs: Any, carry: Any = None, episode_start: Any = None) -> Any:
+        raise NotImplementedError
+
+    def make_critic(self, **options: Any) -> Any:
+        raise ZeroDivisionError("in the critic")
+
+
+def test_a_critic_that_cannot_be_made_ended_in_a_traceback(tmp_path: Path) -> None:
+    message = "critic: expected .*:WithoutCritic to make one, got ZeroDivisionError: in the critic"
+    with pytest.raises(UsageError, match=message):
+        rlpg.train("CartPole-v1", policy=WithoutCritic, run_dir=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def surrogate(answer: Any) -> type[rlpg.Learner]:
     """A learner with that surrogate."""
     return type("Mine", (rlpg.Learner,), {"surrogate": lambda self, *args: answer(*args)})

@@ -392,8 +392,10 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None)
                 with made_by_own_part(name, value):
                     schedules[setting] = parts.find_schedule(setting, value)
     make_one: Any = learner_class(recipe.agent, parts)
-    is_own = recipe.agent not in AGENTS
-    with made_by_own_part("agent", recipe.agent) if is_own else nullcontext():
+    own = ("critic", recipe.policy.factory)  # `make_critic`
+    if recipe.agent not in AGENTS:
+        own = ("agent", recipe.agent)
+    with nullcontext() if own[1] is None else made_by_own_part(own[0], own[1]):
         made: Learner = make_one(
             policy,
             baseline,

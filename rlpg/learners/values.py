@@ -25,7 +25,12 @@ from rlpg.learners.optimizer import Optimizer
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.policies import Network, Policy, map_carry
-from rlpg.policies.networks import Carry, carry_parts, refuse_noisy_layers
+from rlpg.policies.networks import (
+    Carry,
+    carry_parts,
+    global_generator_from,
+    refuse_noisy_layers,
+)  # fmt: skip
 from rlpg.rollouts.rollout import Rollout, rows
 
 CHUNK = 2048  # samples that go through a network at once, on a CPU
@@ -359,11 +364,16 @@ def make_baseline(
         return baseline
     if isinstance(baseline, Value) or baseline == "value":
         if isinstance(baseline, Value):
-            net = baseline.net
-            network = Network(policy.observations, 1, factory=lambda *_: net, generator=generator)
+            made = baseline.net
         else:
             hidden = None if settings.value_hidden == "auto" else settings.value_hidden
-            network = policy.make_critic(hidden=hidden, generator=generator)
+            seed = generator.initial_seed()  # of layers of the user's, which take no generator
+            with global_generator_from(torch.Generator().manual_seed(seed)):
+                made = policy.make_critic(hidden=hidden, generator=generator)
+        if isinstance(made, Network) and not isinstance(baseline, Value):
+            network = made
+        else:
+            network = Network(policy.observations, 1, factory=lambda *_: made, generator=generator)
         refuse_noisy_layers(network, "value network")
         return ValueNetwork(
             network.to(policy.device),

@@ -134,8 +134,10 @@ class Policy(nn.Module, ABC):
 
     def make_critic(
         self, *, hidden: Sequence[int] | None = None, generator: torch.Generator
-    ) -> Network:
+    ) -> nn.Module:
         """A value network on `features`, with memory where `StandardPolicy` has it.
+
+        A subclass may return any module that maps `[B, F]` to `[B, 1]`.
 
         Args:
             hidden: units of each of its hidden layers; None: as in the policy, else 64, 64.

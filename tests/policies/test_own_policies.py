@@ -563,3 +563,45 @@ def test_bug_a_distribution_without_mode_and_mean_ended_in_an_error_without_word
     assert abs(float(policy.act(np.zeros(3, np.float32))[0])) < 1
     with pytest.raises(UsageError, match=r"Nameless\.forward: .* a mode or a mean, .*define"):
         policy.act(np.zeros(3, np.float32), deterministic=True)
+
+
+class WithCritic(Policy):
+    """Brings a critic, too."""
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], action_space: Any, critic: Any = None
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.layer, self.critic = nn.Linear(3, int(action_space.n)), critic
+
+    def forward(
+        self, obs: Tensor, carry: Carry = None, episode_start: Tensor | None = None
+    ) -> tuple[Distribution, Carry]:
+        return Categorical(logits=self.layer(self.features(obs))), None
+
+    def make_critic(self, *, hidden: Any = None, generator: torch.Generator) -> Any:
+        return self.critic()
+
+
+@pytest.mark.parametrize("learner", [Reinforce, PPO])
+def test_bug_a_critic_that_is_any_module_was_an_attribute_error(learner: Any) -> None:
+    """Its first weights come from the learner's generator, not from the global one."""
+    firsts = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        policy = WithCritic(OBS, spaces.Discrete(2), lambda: nn.Linear(3, 1))
+        made = learner(policy, generator=torch.Generator().manual_seed(5))
+        firsts.append(next(made.baseline.network.parameters()).clone())
+        envs = SyncVectorEnv(
+            [functools.partial(Walk, n, spaces.Discrete(2)) for n in range(3)],
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+        made.update(Collector(envs, policy, seed=0).steps(16))
+        assert not torch.equal(firsts[-1], next(made.baseline.network.parameters()))
+    assert torch.equal(*firsts)
+
+
+def test_a_critic_that_is_no_module_is_refused() -> None:
+    policy = WithCritic(OBS, spaces.Discrete(2), lambda: "critic")
+    with pytest.raises(UsageError, match=r"network: expected a torch\.nn\.Module, got 'critic'"):
+        Reinforce(policy)
