@@ -89,6 +89,25 @@ def test_the_module_acts_like_the_policy(case: str) -> None:
         assert torch.allclose(part, state)
 
 
+@pytest.mark.parametrize(
+    ("space", "dtype"),
+    [
+        (spaces.Box(-1, 1, (3,), np.float64), torch.float32),
+        (spaces.Box(-9, 9, (3,), np.int64), torch.float32),
+        (spaces.Box(0, 1, (3,), np.bool_), torch.float32),
+        (spaces.Box(0, 255, (3,), np.uint8), torch.uint8),
+        (spaces.MultiBinary(3), torch.float32),
+        (spaces.MultiDiscrete([2, 3], start=[1, 0]), torch.int64),
+        (spaces.Tuple([spaces.Discrete(3), VECTOR]), torch.float32),
+    ],
+)
+def test_observations_come_in_the_dtypes_of_the_page(
+    space: spaces.Space[Any], dtype: torch.dtype
+) -> None:
+    policy = rlpg.StandardPolicy(space, BOX, generator=torch.Generator())
+    assert Acting(policy).examples(2)[0].dtype == dtype
+
+
 FILES = {  # outputs; each file takes seconds to make, so one has many heads
     "nested": ["action['a']", "action['b']", "action['c']", "action['d']", "action['e']"],
     "beta": ["action"],
