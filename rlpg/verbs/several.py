@@ -46,6 +46,7 @@ from rlpg.rollouts import EnvSource
 from rlpg.rollouts.processes import usable_cores
 from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.runs.trackers import TrackerLogger
+from rlpg.settings import Natural, validated
 from rlpg.verbs import training
 from rlpg.verbs.training import Run, Schedules, is_quiet, own_parts
 
@@ -124,6 +125,8 @@ def train_seeds(
         SeedsError: some runs failed; it holds the others.
         UsageError: what was asked for cannot be done, with any seed.
     """
+    listed = list(seeds) if isinstance(seeds, Iterable) else seeds  # an array, a generator
+    seeds = validated("seeds", listed, list[Natural])
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     changes = ({} if total_steps is None else {"total_steps": total_steps}) | dict(overrides or {})
     base = override(find_recipe(env, name, recipe, parts), settings_of(parts, changes))

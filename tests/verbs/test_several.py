@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import rlpg
@@ -146,9 +147,15 @@ def test_what_is_wrong_with_all_seeds_is_said_once(jobs: int, tmp_path: Path) ->
         ({"seeds": [0, 1], "jobs": 0}, "jobs: expected an integer of at least 1, got 0"),
         ({"seeds": []}, r"seeds: expected different seeds, got \[\]"),
         ({"seeds": [1, 1]}, r"seeds: expected different seeds, got \[1, 1\]"),
+        ({"seeds": (seed for seed in [2, 2])}, r"seeds: expected different seeds, got \[2, 2\]"),
+        ({"seeds": np.zeros(2, int)}, r"seeds: expected different seeds, got \[0, 0\]"),
+        ({"seeds": 3}, "seeds: expected a list, each entry an integer >= 0, got 3"),
+        ({"seeds": None}, "seeds: expected a list, each entry an integer >= 0, got None"),
+        ({"seeds": "01"}, r"seeds: expected a list, .*, got \['0', '1'\]"),
     ],
 )
 def test_seeds_and_jobs_that_cannot_be_used(options: dict[str, object], words: str) -> None:
+    """An array, a generator and a number ended in errors of Python and NumPy."""
     with pytest.raises(UsageError, match=f"^{words}"):
         rlpg.train_seeds("CartPole-v1", quiet=True, **options)  # type: ignore[arg-type]
 
