@@ -11,6 +11,7 @@ from rlpg.engine.loading import Saved
 from rlpg.errors import UsageError, decimals
 from rlpg.runs import files
 from rlpg.runs.recipe import LARGEST_FILE
+from rlpg.runs.run import to_import
 from rlpg.runs.store import LARGEST, POLICY, POLICY_FILE
 
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -55,6 +56,8 @@ def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
 def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> str:
     env, agent = str(saved.environment["id"]), str(saved.training["agent"])
     recipe = contents.get("recipe.toml", b"").decode()
+    described = saved.policy.describe()
+    own = described.get("policy") or described.get("network", {}).get("factory")
     card = TEMPLATE.read_text(encoding="utf-8").format(
         agent=agent,
         env=env,
@@ -69,5 +72,8 @@ def _card(saved: Saved, found: dict[str, Any], contents: dict[str, bytes]) -> st
         how="deterministic actions" if found["deterministic"] else "sampled actions",
         film="\n`replay.mp4` shows an episode.\n" if "replay.mp4" in contents else "",
         file=POLICY_FILE,
+        needs=f"\nThis imports `{own}`, which is not in this folder.\n" if own else "",
+        given=", import_modules=True" if own else "",
+        more=to_import(own),
     )
     return card + (f"\n## Recipe\n\n```toml\n{recipe}```\n" if recipe else "")

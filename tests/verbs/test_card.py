@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,24 @@ import pytest
 import rlpg
 from rlpg.cli import main
 from rlpg.runs.store import load_policy, save_policy
+
+OWN_PART = """
+import rlpg
+from torch import nn
+from torch.distributions import Categorical
+
+def net(num_features, num_outputs):
+    return nn.Linear(num_features, num_outputs)
+
+
+class Own(rlpg.Policy):
+    def __init__(self, observation_space, action_space):
+        super().__init__(observation_space, action_space)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, obs, carry=None, episode_start=None):
+        return Categorical(logits=self.layer(self.features(obs))), None
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +60,30 @@ def test_the_card_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert action == rlpg.load("run").act(observation, deterministic=True)
     assert main(["card", "run"]) == 2
     assert "card: expected a folder that is new or empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["--policy.factory=own_part:Own", "--policy.network=own_part:net"],
+)
+def test_bug_the_commands_of_a_card_were_refused_for_a_part_of_ones_own(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("own_part.py").write_text(OWN_PART)
+    monkeypatch.syspath_prepend(Path.cwd())
+    words = "--agent=ppo --total-steps=64 --rollout.num-envs=2 --rollout.num-steps=16 --quiet"
+    words += " --evaluation.final-episodes=3 --evaluation.episodes=2 --run-dir=run"
+    assert main(["train", "CartPole-v1", "--recipe=default", *words.split(), part]) == 0
+    assert main(["card", "run", "--import"]) == 0
+    text = Path("card/README.md").read_text()
+    name = part.partition("=")[2]
+    assert f"## Use it\n\nThis imports `{name}`, which is not in this folder.\n\n```python" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir("card")
+    exec(code, {"observation": [0.0, 0.1, 0.0, 0.1]})
+    (command,) = re.findall(r"^    rlpg (.*)$", text, re.M)
+    assert main([*command.split(), "--episodes=1"]) == 0
+    sys.modules.pop("own_part")
 
 
 def test_front_matter_is_yaml() -> None:
