@@ -62,7 +62,7 @@ class PolicySettings(Settings):
     """units of the recurrent layer"""
     factory: Reference | None = None
     """a policy of your own: factory(observation_space, action_space) gives an rlpg.Policy, which
-    replaces everything else in this table"""
+    replaces everything else in this table but action_mask and, for the value network, hidden"""
     kwargs: Arguments = field(default_factory=dict)
     """more keyword arguments for the factory"""
     shared_torso: bool = False
