@@ -109,7 +109,7 @@ class Telling(Verb):
             print(to_json(dict(found)).decode(), end="")
             return
         if self.json is not None:  # before printing: a closed pipe costs the words only
-            write(self.json, to_json(dict(found)))
+            write(self.json.resolve(), to_json(dict(found)))  # a link stays one
         print(words)
 
 
@@ -134,6 +134,8 @@ def check_file(option: str, path: Path | None, *needed: str) -> None:
         raise UsageError(f"{option}: expected a file in a folder that exists, got {path}")
     if path.is_dir():
         raise UsageError(f"{option}: expected a file, got the folder {path}")
+    if path.exists() and not path.is_file():  # root would put a file in the place of /dev/null
+        raise UsageError(f"{option}: expected a regular file or a new one, got {path}")
     if needed:
         check_extra(option, *needed)
 

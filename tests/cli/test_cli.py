@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -453,6 +454,33 @@ def test_bad_input_to_evaluate(
     assert words.split()[0].lstrip("-").replace("-", "_") in refusal(
         capsys, "evaluate", str(cart_pole), *words.split()
     ).replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate CartPole-v1-reinforce --json", "check-env CartPole-v1 --json",
+        "evaluate CartPole-v1-reinforce --video", "export CartPole-v1-reinforce --onnx",
+        "plot . --output", "diagnose CartPole-v1-reinforce --plot",
+    ],
+)  # fmt: skip
+def test_a_device_was_replaced_by_a_file(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json /dev/null`, typed by root, left the machine a regular file of that name."""
+    device = Path("device.png")  # a pipe, which is as good, and no loss
+    os.mkfifo(device)
+    assert "expected a regular file or a new one, got device.png" in refusal(
+        capsys, *words.split(), str(device)
+    )
+    assert device.is_fifo()
+
+
+def test_a_link_to_a_file_of_json_was_replaced_by_a_file(cart_pole: Path) -> None:
+    """Such a link is /dev/stdout, where the output goes to a file."""
+    link = Path("link.json")
+    link.symlink_to("result.json")
+    assert cli.main(["evaluate", str(cart_pole), "--episodes", "2", "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(Path("result.json").read_text())["episodes"] == 2
 
 
 @pytest.mark.parametrize(
