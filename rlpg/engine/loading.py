@@ -119,6 +119,6 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
     if given is None and ":" in recorded:
         raise FileError(
             f"{path}: it was trained on {recorded}, and a file may not choose modules to import; "
-            f"name it yourself: --env {recorded}"
+            f"name it yourself: --env {recorded} (env= in Python)"
         )
     return recorded if given is None else given

@@ -53,7 +53,7 @@ class Trouble:
                 self._recent.setdefault(tag, deque(maxlen=ENTRIES)).append(value)
         if self._first is None:
             self._first = self._recent.get("train/entropy", [None])[0]
-        share = step / self._recipe.total_steps
+        share = min(step / self._recipe.total_steps, 1.0)  # the last rollout may go beyond
         for name, verdict in (
             ("value", self._value(share)),
             ("step", self._step()),

@@ -65,6 +65,16 @@ def test_a_value_network_that_explains_nothing() -> None:
     assert len(warned({"explained_variance": values})) == 0  # the first 24 % of the budget
 
 
+def test_a_verdict_came_after_102_percent_of_the_budget() -> None:
+    """The last rollout may go beyond it."""
+    recipe, told = override(Recipe.of("ppo"), {"total_steps": 1000}), list[str]()
+    head: Any = SimpleNamespace(is_discrete=True, action_shape=(1,))
+    trouble = Trouble(recipe, head, told.append)
+    for _ in range(ENTRIES):
+        trouble(1024, {"train/explained_variance": -0.2})
+    assert "after 100% of the budget" in told[0]
+
+
 @pytest.mark.parametrize(
     ("returns", "num_warnings"),
     [
