@@ -6,6 +6,7 @@ import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -109,7 +110,7 @@ class Telling(Verb):
             print(to_json(dict(found)).decode(), end="")
             return
         if self.json is not None:  # before printing: a closed pipe costs the words only
-            write(self.json.resolve(), to_json(dict(found)))  # a link stays one
+            write(Path(realpath(self.json)), to_json(dict(found)))  # a link stays one
         print(words)
 
 

@@ -474,13 +474,14 @@ def test_a_device_was_replaced_by_a_file(words: str, capsys: pytest.CaptureFixtu
     assert device.is_fifo()
 
 
-def test_a_link_to_a_file_of_json_was_replaced_by_a_file(cart_pole: Path) -> None:
-    """Such a link is /dev/stdout, where the output goes to a file."""
+@pytest.mark.parametrize("target", ["result.json", "link.json"])
+def test_a_link_to_a_file_of_json_was_replaced_by_a_file(target: str, cart_pole: Path) -> None:
+    """Such a link is /dev/stdout, where the output goes to a file. One to itself has no file."""
     link = Path("link.json")
-    link.symlink_to("result.json")
+    link.symlink_to(target)
     assert cli.main(["evaluate", str(cart_pole), "--episodes", "2", "--json", str(link)]) == 0
-    assert link.is_symlink()
-    assert json.loads(Path("result.json").read_text())["episodes"] == 2
+    assert link.is_symlink() == (target != "link.json")
+    assert json.loads(Path(target).read_text())["episodes"] == 2
 
 
 @pytest.mark.parametrize(
