@@ -113,7 +113,8 @@ class Pathwise(Learner):
         terms = window.reward / scale + gamma * follows
         discounts = gamma * (~is_last).to(terms.dtype)
         values = self.baseline.predict(rollout)[0].unbind()
-        window.tape.gae_lambda = self.advantage_rule.gae_lambda or 1.0
+        gae_lambda = self.advantage_rule.gae_lambda
+        window.tape.gae_lambda = 1.0 if gae_lambda is None else gae_lambda
         add_terms(window.tape, terms.unbind(), discounts.unbind(), values)
         return window.tape.surrogate() * batch.weight.sum() / len(terms)  # weight: of this rank
 

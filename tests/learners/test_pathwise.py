@@ -175,6 +175,32 @@ def test_a_window_ends_with_the_value_of_the_true_state(
     )
 
 
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 1.0])
+def test_lambda_zero_is_not_taken_for_none(gae_lambda: float) -> None:
+    """The score of each action is paid with its GAE, discounted from where the window or the
+    episode began. A lambda of 0 was taken for 1."""
+    env = Tilted()
+    env.max_episode_steps = 11
+    learner = learner_for(env, "score", gamma=0.8, gae_lambda=gae_lambda, gaussian="clipped")
+    collector = rlpg.TensorCollector(env, learner.policy, seed=1, num_envs=30, gradient="score")
+    rollout = collector.steps(16)
+    assert rollout.terminated.any() and rollout.truncated.any()  # noqa: PT018
+    value, successor = learner.baseline.predict(rollout)
+    after = torch.where(rollout.terminated, 0.0, 0.8 * successor)
+    delta, advantage = rollout.reward + after - value, torch.zeros(17, 30)
+    weight = torch.ones(17, 30)
+    for t in range(16):
+        weight[t + 1] = torch.where(rollout.done[t], 1.0, 0.8 * weight[t])
+        row = 15 - t
+        further = torch.where(rollout.done[row], 0.0, 0.8 * gae_lambda * advantage[row + 1])
+        advantage[row] = delta[row] + further
+    law = learner.policy(rollout.obs[:-1])[0]
+    mean = (weight[:-1] * advantage[:-1] * law.log_prob(rollout.action)).mean()
+    expected = learner.optimizer.gradient(mean)
+    found = learner.optimizer.gradient(objective_of(learner, rollout))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
 class Scheduled(rlpg.Policy):
     """The mean of the action of call t is parameter t; what is seen does not matter."""
 
