@@ -42,11 +42,12 @@ class NaturalGradient(Learner):
         s, optimizer = self.settings, self.optimizer
         objective, _, terms = self.objective(batch)
         gradient = optimizer.gradient(objective)
+        norm = optimizer.norm(gradient)
         own = terms["train/entropy"], batch.weight.sum(), objective.detach()
         entropy, weight, start_value = sums_over_ranks(*own)
         metrics: dict[str, Number] = {
             "train/entropy": entropy / weight,
-            "gradient/norm": optimizer.norm(gradient),
+            "gradient/norm": norm,
             "train/approx_kl": 0.0,
             "train/line_search_steps": 0.0,
         }
@@ -56,6 +57,8 @@ class NaturalGradient(Learner):
             acted = batch.distribution(self.policy)
         max_kl = s.max_kl * lr_scale
         product = self.fisher_product(batch, acted)
+        # Its length makes no difference, but the squares of some are 0 or infinite in float32.
+        gradient = (gradient.double() * 2.0 ** -math.frexp(norm)[1]).to(gradient.dtype)
         direction = conjugate_gradient(product, gradient, s.num_cg_iterations)
         curvature = float(direction @ product(direction))
         if math.isnan(curvature):

@@ -200,6 +200,20 @@ class TestClosedForm:
         torch.testing.assert_close(laws[0], laws[1], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("unit", [2.0**-90, 2.0**90])
+@pytest.mark.parametrize("line_search", [False, True])
+def test_a_gradient_whose_square_was_0_or_infinite(unit: float, line_search: bool) -> None:
+    """In float32; late in long episodes gamma^t is as small. The step has the same bits."""
+    found = []
+    for factor in (1.0, unit):
+        learner = natural(make_policy(), line_search=line_search)
+        rollout = draw_rollout(learner.policy, 0)
+        learner.update(replace(rollout, reward=rollout.reward * factor))
+        found.append(weights(learner))
+    assert not torch.equal(found[0], weights(natural(make_policy())))
+    assert torch.equal(found[0], found[1])
+
+
 @each_head
 class TestLength:
     def policy(self, head: str, memory: str | None) -> Policy:
