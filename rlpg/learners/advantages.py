@@ -107,6 +107,7 @@ class AdvantageRule:
         normalized = normalize(advantage, keep) if s.normalize_advantages else advantage
         if s.gamma_weight:
             weight = weight * s.gamma ** rollout.time.to(reward.dtype)
+            number = sum_over_ranks((weight / count > 0).sum())  # gamma^t may be 0 in float32
         return Advantages(
             to_go, advantage, normalized, weight / count, objective, number=int(number)
         )

@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -117,12 +117,14 @@ LEARNERS: dict[str, tuple[type[Learner], dict[str, Any]]] = {
 each_learner = pytest.mark.parametrize("name", LEARNERS)
 
 
-def make(name: str, baseline: str | Baseline, policy: Policy, seed: int = 0) -> Learner:
+def make(
+    name: str, baseline: str | Baseline, policy: Policy, seed: int = 0, **more: Any
+) -> Learner:
     factory, options = LEARNERS[name]
     generator = torch.Generator().manual_seed(seed)
     return factory(
         policy, baseline, value_hidden=(8,), num_value_epochs=2, num_value_minibatches=2,
-        generator=generator, **options,
+        generator=generator, **options, **more,
     )  # fmt: skip
 
 
@@ -276,6 +278,21 @@ class TestParameters:
         before = weights(learner)
         learner.update(draw_rollout(policy, 0))
         assert not torch.equal(weights(learner), before)
+
+    @each_learner
+    def test_weights_that_were_0_in_float32_moved_them(self, name: str) -> None:
+        """Late in long episodes gamma^t is 0, and Adam's momentum went on; PPO refused to cut no
+        samples into minibatches. Where every episode is dropped, nothing moves either."""
+        for options in ({"gamma_weight": True}, {"truncated_return": "drop"}):
+            learner = make(name, "value", make_policy(), gamma=0.5, **options)
+            start = weights(learner)
+            learner.update(draw_rollout(learner.policy, 0))
+            before = weights(learner)
+            assert not torch.equal(before, start)
+            rollout = draw_rollout(learner.policy, 1)
+            nobody = torch.zeros_like(rollout.terminated)
+            learner.update(replace(rollout, time=rollout.time + 200, terminated=nobody))
+            assert torch.equal(weights(learner), before)
 
     def test_two_learners_of_one_policy_take_turns(self) -> None:
         policy = make_policy()
