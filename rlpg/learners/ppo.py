@@ -74,6 +74,10 @@ class PPO(Learner):
                 fresh = Batch.of(batch.rollout, advantages, in_order=batch.in_order)
                 batch = replace(fresh, log_prob=batch.log_prob, value=batch.value)
         metrics = fitted | {n: sum(p[n] for p in passes) / num_epochs for n in passes[0]}
+        if s.num_epochs == num_minibatches == 1:  # before its only step the policy is where it was
+            with torch.no_grad():
+                _, log_prob, terms = self.objective(batch)
+            passes = [self._metrics([(batch, log_prob, terms, 0.0)])]
         metrics["train/approx_kl"] = passes[-1]["train/approx_kl"]
         metrics["train/learning_rate"] = s.learning_rate * lr_scale * self._adapted
         if s.desired_kl is not None:
