@@ -185,8 +185,8 @@ class Learner(ABC):
         # Independent groups of environments cost no extra pass and show the gradient's noise.
         gradients, log_probs, sums = [], [], dict[str, Tensor]()
         for group in batch.groups:
-            gradient = torch.zeros(())
-            for chunk in group.chunks():
+            gradient = torch.zeros_like(self.optimizer.flat())
+            for chunk in group.chunks() if len(group) or not len(batch) else ():
                 objective, log_prob, terms = self.objective(chunk)
                 gradient = self.optimizer.own_gradient(objective) + gradient
                 log_probs.append(log_prob)

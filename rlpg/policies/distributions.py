@@ -104,7 +104,19 @@ class IntegerBernoulli(Bernoulli):
         return support.long()
 
 
-class DiagonalNormal(Independent):  # type: ignore[type-arg]  # generic in the stubs alone
+class Joint(Independent):  # type: ignore[type-arg]  # generic in the stubs alone
+    """torch's `Independent`, also of an empty batch: what a rank has of some minibatches."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        per_axis: Tensor = self.base_dist.log_prob(value)
+        return per_axis.flatten(-self.reinterpreted_batch_ndims).sum(-1)
+
+    def entropy(self) -> Tensor:
+        per_axis: Tensor = self.base_dist.entropy()
+        return per_axis.flatten(-self.reinterpreted_batch_ndims).sum(-1)
+
+
+class DiagonalNormal(Joint):
     """Independent Normals over the last axes, whose log-prob takes half of torch's operations.
 
     Args:
@@ -262,6 +274,11 @@ class Product(Distribution):
         return torch.stack([factor.entropy() for factor in self.factors]).sum(0)
 
 
+def _kl_joint(p: Joint, q: Joint) -> Tensor:
+    per_axis = kl_divergence(p.base_dist, q.base_dist)
+    return per_axis.flatten(-p.reinterpreted_batch_ndims).sum(-1)
+
+
 def _kl_squashed(p: SquashedNormal, q: SquashedNormal) -> Tensor:
     return kl_divergence(p.normal, q.normal)  # a bijection changes no divergence
 
@@ -271,5 +288,6 @@ def _kl_product(p: Product, q: Product) -> Tensor:
     return torch.stack([kl_divergence(a, b) for a, b in pairs]).sum(0)
 
 
+register_kl(Joint, Joint)(_kl_joint)
 register_kl(SquashedNormal, SquashedNormal)(_kl_squashed)
 register_kl(Product, Product)(_kl_product)

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent
+from torch.distributions import Bernoulli, Distribution
 
 from rlpg.errors import SpaceError
-from rlpg.policies.distributions import MASKED, Choice, IntegerBernoulli, masked_logits
+from rlpg.policies.distributions import MASKED, Choice, IntegerBernoulli, Joint, masked_logits
 from rlpg.policies.spaces import Space
 
 Array = np.ndarray[Any, Any]
@@ -247,7 +247,7 @@ class MultiBinaryHead(Head):
 
 def independent(distribution: Distribution, rank: int) -> Distribution:
     """The distribution with its last `rank` dimensions as one action."""
-    return Independent(distribution, rank, validate_args=False) if rank else distribution
+    return Joint(distribution, rank, validate_args=False) if rank else distribution
 
 
 def _gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlpg.envs import bandit, chain
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 from rlpg import Baseline, Reinforce
 from rlpg.errors import NumericalFault, UsageError
@@ -106,8 +106,15 @@ class TestSlotsThatAreNotValid:
         learners[1].update(replace(rollout, action=action))
         assert torch.equal(weights(learners[0]), weights(learners[1]))
 
-    def test_a_whole_group_of_environments_may_count_for_nothing(self) -> None:
-        learner = make_learner("value", truncated_return="drop")
+    @pytest.mark.parametrize("head", ["own", *ACTION_SPACES])
+    def test_a_whole_group_of_environments_may_count_for_nothing(self, head: str) -> None:
+        """torch's `Independent` has no log-prob of an empty batch."""
+        space, options = ACTION_SPACES.get(head, ACTION_SPACES["clipped"])
+        policy = make_policy(space, **options)
+        if head == "own":
+            forward = policy.forward
+            policy.forward = lambda *args: (Independent(forward(*args)[0].base_dist, 1), None)  # type: ignore[assignment]
+        learner = Reinforce(policy, "value", truncated_return="drop")
         rollout = draw_rollout(learner.policy, 0, num_envs=4)
         over = torch.zeros_like(rollout.valid)
         over[-1, :2] = True  # the episodes of the last two, a group, go on

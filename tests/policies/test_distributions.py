@@ -19,7 +19,7 @@ from torch.distributions import (
 )
 
 from rlpg.policies import IntegerBernoulli, Product, SquashedNormal
-from rlpg.policies.distributions import DiagonalNormal, Layout, masked_logits
+from rlpg.policies.distributions import DiagonalNormal, Joint, Layout, masked_logits
 
 
 def squashed(loc: float, scale: float, half_width: float = 1.0, dtype=torch.float64):
@@ -49,6 +49,30 @@ class TestDiagonalNormal:
             torch.autograd.grad(ours.log_prob(value).sum(), [mean, log_std]),
             torch.autograd.grad(theirs.log_prob(value).sum(), [mean, log_std]),
         )
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2)])
+def test_an_empty_batch_had_no_log_prob(shape: tuple[int, ...]):
+    """A rank may have no sample of a minibatch, where torch's `Independent` raised. Of others the
+    bits are torch's."""
+    for size in (0, 5):
+        mean = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))
+        ours, theirs = (
+            Joint(Normal(mean, 2.0), len(shape)),
+            Independent(Normal(mean, 2.0), len(shape)),
+        )
+        normal = DiagonalNormal(mean, torch.zeros(shape), len(shape))
+        product = Product([ours], Layout([(shape, torch.float32)]))
+        kls = kl_divergence(ours, normal), kl_divergence(normal, normal)
+        for found in (ours, normal):
+            assert found.log_prob(mean).shape == found.entropy().shape == (size,)
+        assert product.log_prob(mean.flatten(1)).shape == product.entropy().shape == (size,)
+        assert {kl.shape for kl in kls} == {kl_divergence(product, product).shape} == {(size,)}
+    assert torch.equal(ours.log_prob(mean), theirs.log_prob(mean))
+    assert torch.equal(ours.entropy(), theirs.entropy())
+    near = Normal(mean + 1, 1.0)
+    kl = kl_divergence(theirs, Independent(near, len(shape)))
+    assert torch.equal(kl_divergence(ours, Joint(near, len(shape))), kl)
 
 
 class TestSquashedNormal:
