@@ -114,9 +114,10 @@ class Pathwise(Learner):
         discounts = gamma * (~is_last).to(terms.dtype)
         values = self.baseline.predict(rollout)[0].unbind()
         gae_lambda = self.advantage_rule.gae_lambda
-        window.tape.gae_lambda = 1.0 if gae_lambda is None else gae_lambda
-        add_terms(window.tape, terms.unbind(), discounts.unbind(), values)
-        return window.tape.surrogate() * batch.weight.sum() / len(terms)  # weight: of this rank
+        tape = copy.copy(window.tape)  # the rollout's has no terms: it can be asked again
+        tape.gae_lambda = 1.0 if gae_lambda is None else gae_lambda
+        add_terms(tape, terms.unbind(), discounts.unbind(), values)
+        return tape.surrogate() * batch.weight.sum() / len(terms)  # weight: of this rank
 
     def improve(self, batch: Batch, lr_scale: float) -> dict[str, Number]:
         """One step along the gradient of the whole window."""

@@ -201,6 +201,23 @@ def test_lambda_zero_is_not_taken_for_none(gae_lambda: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("gradient", KINDS)
+def test_after_an_estimate_there_was_no_update(gradient: str) -> None:
+    """As in the loop of docs/learners.md: the window had its terms already."""
+    found = []
+    for is_asked in (False, True):
+        env = Pendulum()
+        learner = learner_for(env, gradient)
+        collector = rlpg.TensorCollector(env, learner.policy, num_envs=6, gradient=learner.gradient)
+        for _ in range(2):
+            rollout = collector.steps(8)
+            if is_asked:
+                assert learner.estimate(rollout).isfinite()
+            learner.update(rollout)
+        found.append(learner.optimizer.flat())
+    assert torch.equal(found[0], found[1])
+
+
 class Scheduled(rlpg.Policy):
     """The mean of the action of call t is parameter t; what is seen does not matter."""
 
