@@ -355,7 +355,10 @@ def _fresh_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserPar
 def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
     """As the recipe says, or by rule."""
     said = recipe.policy.log_std_init
-    return rules.log_std_init(num_continuous(action_space)) if said == "auto" else said
+    if said != "auto":
+        return said
+    one_step = recipe.agent in ("reinforce", "a2c")
+    return rules.log_std_init(num_continuous(action_space), one_step=one_step)
 
 
 def num_continuous(space: Space[Any]) -> int:

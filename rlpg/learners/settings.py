@@ -211,13 +211,15 @@ class Agent:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # by dotted key, where they differ
 
 
-_BY_RULE = {"policy.log_std_init": "auto", "rollout.num_steps": "auto"}
+_WIDTH = {"policy.log_std_init": "auto"}
+_BY_RULE = _WIDTH | {"rollout.num_steps": "auto"}
 AGENTS: Mapping[str, Agent] = MappingProxyType({
-    "reinforce": Agent(ReinforceSettings, "rlpg.learners.reinforce:Reinforce"),
+    "reinforce": Agent(ReinforceSettings, "rlpg.learners.reinforce:Reinforce", _WIDTH),
     "a2c": Agent(
         ReinforceSettings,
         "rlpg.learners.reinforce:Reinforce",
-        {"rollout.num_steps": 8, "learner.gae_lambda": 1.0, "learner.normalize_advantages": False},
+        _WIDTH | {"rollout.num_steps": 8,
+                  "learner.gae_lambda": 1.0, "learner.normalize_advantages": False},
     ),
     "ppo": Agent(PPOSettings, "rlpg.learners.ppo:PPO", _BY_RULE),
     "npg": Agent(NaturalSettings, "rlpg.learners.natural:NaturalGradient", _BY_RULE),

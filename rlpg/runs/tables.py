@@ -82,7 +82,7 @@ class PolicySettings(Settings):
     """whether the Gaussian's width depends on the observation"""
     log_std_init: Literal["auto"] | Finite = 0.0
     """log of the Gaussian's first standard deviation (auto: 0.5 - 0.65 log(action dimensions), at
-    least -1)"""
+    least -1; reinforce and a2c: 0 up to five dimensions)"""
     log_std_floor: Finite = -5.0
     """the log standard deviation never falls below this"""
     bernoulli: bool = False

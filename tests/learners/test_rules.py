@@ -45,6 +45,7 @@ def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
     num_dims: int, expected: float
 ) -> None:
     assert rules.log_std_init(num_dims) == expected
+    assert rules.log_std_init(num_dims, one_step=True) == (0.0 if num_dims < 6 else expected)
 
 
 @pytest.mark.parametrize(
@@ -172,17 +173,32 @@ def test_every_setting_that_can_be_auto_has_a_reason(agent: str) -> None:
     assert autos <= set(rules.REASONS)
 
 
+class Wide(gymnasium.Env[Any, Any]):
+    """60 actions."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,))
+    action_space = spaces.Box(-1.0, 1.0, (60,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), -float(np.square(action).mean()), True, False, {}
+
+
 @pytest.mark.parametrize(
     ("env", "agent", "said", "expected"),
     [
         ("Pendulum-v1", "ppo", {}, 0.5),
         ("Pendulum-v1", "reinforce", {}, 0.0),
-        ("Pendulum-v1", "reinforce", {"policy.log_std_init": "auto"}, 0.5),
+        (Wide, "reinforce", {}, -1.0),
+        (Wide, "a2c", {}, -1.0),
         ("Pendulum-v1", "ppo", {"policy.log_std_init": -1.0}, -1.0),
     ],
 )
 def test_a_run_begins_with_the_width_of_the_rule_and_its_recipe_says_so(
-    env: str, agent: str, said: dict[str, Any], expected: float, tmp_path: Path
+    env: Any, agent: str, said: dict[str, Any], expected: float, tmp_path: Path
 ) -> None:
     small = {"rollout.num_envs": 2, "rollout.num_steps": 8, "evaluation.final_episodes": 1}
     run = rlpg.train(
