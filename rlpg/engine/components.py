@@ -357,7 +357,7 @@ def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
     said = recipe.policy.log_std_init
     if said != "auto":
         return said
-    one_step = recipe.agent in ("reinforce", "a2c")
+    one_step = recipe.agent not in ("ppo", "npg", "trpo")
     return rules.log_std_init(num_continuous(action_space), one_step=one_step)
 
 

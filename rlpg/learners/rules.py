@@ -24,8 +24,9 @@ def log_std_init(num_action_dims: int, *, one_step: bool = False) -> float:
     """Log of a Gaussian's first standard deviation: `0.5 - 0.65 log D`, D action dimensions.
 
     Args:
-        one_step: the learner makes one gradient step per rollout (`reinforce`, `a2c`): 0 up to 5
-            dimensions, with which InvertedPendulum, Hopper and BipedalWalker learn sooner.
+        one_step: the learner makes one gradient step per rollout (`reinforce`, `a2c`) or is the
+            user's: 0 up to 5 dimensions, with which InvertedPendulum, Hopper and BipedalWalker
+            learn sooner.
 
     Fitted to PPO on few seeds, which docs/learners.md lists: with one dimension
     (MountainCarContinuous) 0.5 reached the flag and 0 did not, with three (Hopper) 0 was better

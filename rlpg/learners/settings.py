@@ -211,22 +211,20 @@ class Agent:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # by dotted key, where they differ
 
 
-_WIDTH = {"policy.log_std_init": "auto"}
-_BY_RULE = _WIDTH | {"rollout.num_steps": "auto"}
+_LONG = {"rollout.num_steps": "auto"}
 AGENTS: Mapping[str, Agent] = MappingProxyType({
-    "reinforce": Agent(ReinforceSettings, "rlpg.learners.reinforce:Reinforce", _WIDTH),
+    "reinforce": Agent(ReinforceSettings, "rlpg.learners.reinforce:Reinforce"),
     "a2c": Agent(
         ReinforceSettings,
         "rlpg.learners.reinforce:Reinforce",
-        _WIDTH | {"rollout.num_steps": 8,
-                  "learner.gae_lambda": 1.0, "learner.normalize_advantages": False},
+        {"rollout.num_steps": 8, "learner.gae_lambda": 1.0, "learner.normalize_advantages": False},
     ),
-    "ppo": Agent(PPOSettings, "rlpg.learners.ppo:PPO", _BY_RULE),
-    "npg": Agent(NaturalSettings, "rlpg.learners.natural:NaturalGradient", _BY_RULE),
+    "ppo": Agent(PPOSettings, "rlpg.learners.ppo:PPO", _LONG),
+    "npg": Agent(NaturalSettings, "rlpg.learners.natural:NaturalGradient", _LONG),
     "trpo": Agent(
         NaturalSettings,
         "rlpg.learners.natural:NaturalGradient",
-        _BY_RULE | {"learner.line_search": True},
+        _LONG | {"learner.line_search": True},
     ),
     "pathwise": Agent(
         PathwiseSettings,

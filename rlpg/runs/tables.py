@@ -80,9 +80,9 @@ class PolicySettings(Settings):
     """continuous actions: a Gaussian clipped for the environment, a tanh-Gaussian, or a Beta"""
     std: Literal["independent", "dependent"] = "independent"
     """whether the Gaussian's width depends on the observation"""
-    log_std_init: Literal["auto"] | Finite = 0.0
+    log_std_init: Literal["auto"] | Finite = "auto"
     """log of the Gaussian's first standard deviation (auto: 0.5 - 0.65 log(action dimensions), at
-    least -1; reinforce and a2c: 0 up to five dimensions)"""
+    least -1; 0 up to five with reinforce, a2c and learners of one's own)"""
     log_std_floor: Finite = -5.0
     """the log standard deviation never falls below this"""
     bernoulli: bool = False
