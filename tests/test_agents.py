@@ -16,7 +16,7 @@ import pytest
 
 import rlpg
 from rlpg.engine.assembly import Hooks, assembled
-from rlpg.engine.components import resolved
+from rlpg.engine.components import log_std_init, resolved
 from rlpg.engine.evaluator import check_spaces
 from rlpg.engine.loading import load_saved
 from rlpg.engine.shipped import (
@@ -81,7 +81,9 @@ def test_an_agent_is_found_by_its_environment(name: str) -> None:
 def test_results_were_made_with_the_recipe_that_is_shipped(name: str) -> None:
     made_with = results_of(name)["recipe"]
     recipe = load_recipe(shipped_folder(name) / "recipe.toml")
-    by_rule = override(resolved(recipe), {"rollout.num_steps": recipe.steps_per_env})
+    width = log_std_init(recipe, load_saved(name).policy.head.space)
+    rules = {"rollout.num_steps": recipe.steps_per_env, "policy.log_std_init": width}
+    by_rule = override(resolved(recipe), rules)
     said, came_to = (json.loads(json.dumps(flatten(each))) for each in (recipe, by_rule))
     for key, value in made_with.items():  # a newer setting did not exist for the results
         was_number = said[key] == "auto" != value  # before there was a rule, which says the same
