@@ -57,6 +57,7 @@ ENVS: Mapping[str, int] = {  # environment steps
     "Hopper-v5": LONG,
     "Walker2d-v5": LONG,
     "Swimmer-v5": LONG,
+    "Ant-v5": LONG,
 }
 EPISODES = {"Blackjack-v1": 2000}  # one hand is mostly luck; 100 episodes of the others
 CLEARLY = 5.0  # standard errors of the difference, at least
