@@ -136,7 +136,8 @@ def write(report: list[dict[str, Any]]) -> None:
         f"times are longer, too). Version {present['rlpg']}.",
         "",
         f"The share is 0.9 or more in {sum(one >= 0.9 for one in compared)} of {len(compared)} "
-        "environments. What the others want is in their recipes (`agents/`).",
+        "environments.",
+        "What the others want is in their recipes (`agents/`).",
         "-1,000 along the cliff is a walk that keeps off it and never finds the goal: episodes",
         "without a limit of their own end after 1,000 steps; what helps is in",
         "[learners.md](learners.md).",

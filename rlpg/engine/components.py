@@ -24,6 +24,7 @@ from rlpg.engine.device import device_of
 from rlpg.engine.shipped import recipe_for
 from rlpg.errors import RlpgError, UsageError
 from rlpg.gradients.baselines import Baseline, Value
+from rlpg.gradients.combine import FEWEST_LANES
 from rlpg.learners import Learner, rules
 from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
 from rlpg.learners.values import StateValue
@@ -357,8 +358,8 @@ def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
     said = recipe.policy.log_std_init
     if said != "auto":
         return said
-    one_step = recipe.agent not in ("ppo", "npg", "trpo")
-    return rules.log_std_init(num_continuous(action_space), one_step=one_step)
+    plain = recipe.agent not in ("ppo", "npg", "trpo")
+    return rules.log_std_init(num_continuous(action_space), plain=plain)
 
 
 def num_continuous(space: Space[Any]) -> int:
@@ -426,10 +427,10 @@ def make_collector(
             f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, which learns "
             f"from windows of rollout.num_steps, got {recipe.rollout.episodes_per_env}"
         )
-    if learner.gradient == "combine" and envs.num_envs < 4:
+    if learner.gradient == "combine" and envs.num_envs < FEWEST_LANES:
         raise UsageError(
-            "rollout.num_envs: expected at least 4 (of each process) for the gradient combine, "
-            f"which compares variances over them, got {envs.num_envs}"
+            f"rollout.num_envs: expected at least {FEWEST_LANES} (of each process) for the "
+            f"gradient combine, which compares variances over them, got {envs.num_envs}"
         )
     collector = TensorCollector(
         envs, learner.policy, seed, gradient=learner.gradient, log_prob=False

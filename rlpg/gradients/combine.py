@@ -23,6 +23,8 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.guards import naming
 from rlpg.gradients.parameters import detached_twin, leaves_of, parameters_of
 
+FEWEST_LANES = 4  # two halves have to show a variance
+
 
 def lane_gradients(output: Tensor, parameters: list[Tensor], grad_output: Tensor) -> list[Tensor]:
     """Gradients of `output`, weighted by `grad_output`, with lanes first; 0 where nothing arrives.
@@ -99,10 +101,10 @@ class Mixture:
     def __init__(
         self, distribution: Distribution, *, name: str, exact_ivw: bool, lane_copies: LaneCopies
     ) -> None:
-        if distribution.batch_shape[0] < 4:
+        if (lanes := distribution.batch_shape[0]) < FEWEST_LANES:
             raise EstimatorError(
-                f"{name}: expected at least 4 lanes to mix, got {distribution.batch_shape[0]}; two "
-                "halves have to show a variance"
+                f"{name}: expected at least {FEWEST_LANES} lanes to mix, got {lanes}; two halves "
+                "have to show a variance"
             )
         self.name, self.lane_copies, self.own = name, lane_copies, parameters_of(distribution)
         twin, self.leaves = detached_twin(distribution)

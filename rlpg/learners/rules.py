@@ -20,12 +20,12 @@ WIDEST, NARROWING, NARROWEST = 0.5, 0.65, -1.0  # of the first log standard devi
 FEW = 5  # action dimensions
 
 
-def log_std_init(num_action_dims: int, *, one_step: bool = False) -> float:
+def log_std_init(num_action_dims: int, *, plain: bool = False) -> float:
     """Log of a Gaussian's first standard deviation: `0.5 - 0.65 log D`, D action dimensions.
 
     Args:
-        one_step: the learner makes one gradient step per rollout (`reinforce`, `a2c`) or is the
-            user's: 0 up to 5 dimensions, with which InvertedPendulum, Hopper and BipedalWalker
+        plain: the learner follows the plain gradient (`reinforce`, `a2c`; any but `ppo`, `npg` and
+            `trpo`): 0 up to 5 dimensions, with which InvertedPendulum, Hopper and BipedalWalker
             learn sooner.
 
     Fitted to PPO on few seeds, which docs/learners.md lists: with one dimension
@@ -35,7 +35,7 @@ def log_std_init(num_action_dims: int, *, one_step: bool = False) -> float:
     0 learns sooner. Never below -1: with a hundred dimensions -2.5 made PPO worse than it began,
     because one step moved the policy too far.
     """
-    if one_step and num_action_dims <= FEW:
+    if plain and num_action_dims <= FEW:
         return 0.0
     return max(round(WIDEST - NARROWING * math.log(max(num_action_dims, 1)), 2), NARROWEST)
 
@@ -94,7 +94,8 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "agent": "the one shipped for the environment, else ppo",
     "device": "cuda where torch finds a GPU, else cpu",
     "policy.log_std_init": "0.5 - 0.65 log(action dimensions), at least -1: one dimension has to "
-    "try its whole range, many at once would drown in noise; with reinforce and a2c 0 up to five",
+    "try its whole range, many at once would drown in noise; 0 up to five but with ppo, npg "
+    "and trpo",
     "policy.images": "uint8, or floats from 0 to one bound with channels, at least 36 x 36, are "
     "images; so are planes of bools, at least 5 x 5",
     "environment.backend": "the fastest way that can be resumed to the same bits",

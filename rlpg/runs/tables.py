@@ -82,7 +82,7 @@ class PolicySettings(Settings):
     """whether the Gaussian's width depends on the observation"""
     log_std_init: Literal["auto"] | Finite = "auto"
     """log of the Gaussian's first standard deviation (auto: 0.5 - 0.65 log(action dimensions), at
-    least -1; 0 up to five with reinforce, a2c and learners of one's own)"""
+    least -1; 0 up to five but with ppo, npg and trpo)"""
     log_std_floor: Finite = -5.0
     """the log standard deviation never falls below this"""
     bernoulli: bool = False

@@ -60,7 +60,7 @@ class Run:
     evaluation: Evaluation | None  # after training; None where the environment cannot be copied
 
     def __fspath__(self) -> str:
-        return str(self.path)  # so `rlpg.load(run)`, as every function that takes a path
+        return str(self.path)  # `rlpg.load(run)`, `rlpg.resume(run)`
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.evaluation or 'not evaluated'})"

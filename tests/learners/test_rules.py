@@ -45,7 +45,7 @@ def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
     num_dims: int, expected: float
 ) -> None:
     assert rules.log_std_init(num_dims) == expected
-    assert rules.log_std_init(num_dims, one_step=True) == (0.0 if num_dims < 6 else expected)
+    assert rules.log_std_init(num_dims, plain=True) == (0.0 if num_dims < 6 else expected)
 
 
 @pytest.mark.parametrize(
