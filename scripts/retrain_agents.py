@@ -107,7 +107,17 @@ TARGETS = {
         340, note="340 is asked of the median; two of five seeds stay below it"
     ),
     "MinAtar-Breakout-v1-ppo": Target(20),
-    "MinAtar-SpaceInvaders-v1-ppo": Target(100),
+    "MinAtar-SpaceInvaders-v1-ppo": Target(
+        100,
+        note="episodes are cut after 1,000 steps, as gymnax does; whole ones of the shipped policy "
+        "come to 202",
+    ),
+    "MinAtar-Asterix-v1-ppo": Target(
+        15, note="15.0 is what PPO of gymnax-blines comes to in 10 million steps"
+    ),
+    "MinAtar-Seaquest-v1-ppo": Target(
+        5, note="no figure for PPO is known to us; the target is our own, set after the runs"
+    ),
     "Pendulum-v1-ppo": Target(
         -165, note="-165 is asked of the median; one seed of ten is far from it"
     ),
@@ -262,8 +272,8 @@ def check(name: str) -> bool:
     results = json.loads((AGENTS / name / "results.json").read_text())
     row = next(row for row in results["seeds"] if row["seed"] == results["policy_seed"])
     policy = rlpg.load(name)
-    env, kwargs = results["environment"], results["recipe"]["environment.kwargs"]
-    mean = evaluated(policy, env, EPISODES, EVALUATION_SEED, kwargs)["mean"]
+    env, settings = results["environment"], results["recipe"]
+    mean = evaluated(policy, env, EPISODES, EVALUATION_SEED, settings)["mean"]
     low, high = row["ci"]
     fits = bool(low <= mean <= high)
     verdict = "reproduced" if fits else "NOT REPRODUCED"

@@ -125,8 +125,7 @@ def train_one(job: Job, seed: int, work: Path) -> dict[str, Any]:
         quiet=True,
     )
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-    kwargs = None if callable(job.env) else job.recipe.environment.kwargs
-    summary = evaluated(run.policy, job.env, job.episodes, job.evaluation_seed, kwargs)
+    summary = evaluated(run.policy, job.env, job.episodes, job.evaluation_seed, settings)
     row = {
         "seed": seed,
         **{key: summary[key] for key in ("mean", "std", "ci", "median", "min", "max")},
@@ -169,11 +168,19 @@ def evaluated(
     env: EnvSource,
     episodes: int,
     seed: int,
-    env_kwargs: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `rlpg evaluate` would measure."""
-    result = rlpg.evaluate(policy, env, episodes, seed, env_kwargs=env_kwargs).summary()
-    return {key: round_all(value) for key, value in result.items()}
+    """What `rlpg evaluate` would measure, with the arguments and time limits of the training."""
+    result = rlpg.evaluate(
+        policy,
+        env,
+        episodes,
+        seed,
+        env_kwargs=None if callable(env) else settings["environment.kwargs"],
+        max_episode_steps=settings["environment.max_episode_steps"],
+        episode_cap=settings["environment.episode_cap"],
+    )
+    return {key: round_all(value) for key, value in result.summary().items()}
 
 
 def played(env: str, act: Callable[[Any], Any], seed: int, num_envs: int = 100) -> np.ndarray:

@@ -98,6 +98,16 @@ def test_a_shipped_policy_that_does_not_do_what_its_results_say_is_noticed(
     assert "NOT REPRODUCED" in capsys.readouterr().out
 
 
+def test_the_end_was_evaluated_without_the_time_limit_of_the_recipe(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = house / NAME / "recipe.toml"
+    file.write_text(RECIPE + "environment.max_episode_steps = 3\n")
+    run(monkeypatch, house, "--seeds", "7")
+    row = json.loads((house / NAME / "results.json").read_text())["seeds"][0]
+    assert (row["mean"], row["max"]) == (3, 3)
+
+
 def test_the_device_that_is_asked_for_trains_and_is_named(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
