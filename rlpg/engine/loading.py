@@ -11,6 +11,7 @@ from typing import Any, get_args
 import gymnasium
 import torch
 
+from rlpg.engine.device import usual_modes
 from rlpg.engine.shipped import shipped_agents, shipped_folder
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy, policy_from
@@ -63,7 +64,8 @@ def load_saved(
     path, parts = locate(source, which), parts or UserParts()
     record, arrays = load_policy(path)
     try:
-        policy = policy_from(record["policy"], parts)
+        with usual_modes():
+            policy = policy_from(record["policy"], parts)
         for name, tensor in policy.state_dict().items():
             if name in arrays and torch.from_numpy(arrays[name]).dtype != tensor.dtype:
                 raise UsageError(f"{name}: expected {tensor.dtype}, got {arrays[name].dtype}")

@@ -369,3 +369,29 @@ def test_machines_with_and_without_a_gpu_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("rlpg.engine.device.gather", lambda own: [own, "cuda"])
     with pytest.raises(UsageError, match=r"expected one kind .* got cpu and cuda"):
         require_one_kind(torch.device("cpu"))
+
+
+def test_a_notebook_in_float64_or_without_gradients_ended_every_run(tmp_path: Path) -> None:
+    def bits(name: str) -> bytes:
+        overrides = TINY | {"policy.memory": "gru"}
+        rlpg.train("CartPole-v1", "ppo", total_steps=32, run_dir=tmp_path / name,
+                   overrides=overrides, **TRAIN)  # fmt: skip
+        rlpg.resume(tmp_path / name, total_steps=64, quiet=True)
+        policy = rlpg.load(tmp_path / name)
+        rlpg.evaluate(policy, "CartPole-v1", episodes=1)
+        weights: Any = (
+            policy.act(np.zeros((2, 4)), deterministic=True),
+            *policy.state_dict().values(),
+        )
+        return b"".join(np.asarray(part).tobytes() for part in weights)
+
+    plain = bits("plain")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            assert bits("odd") == plain
+            assert torch.is_inference_mode_enabled()
+            assert torch.get_default_device().type == "meta"
+            assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
