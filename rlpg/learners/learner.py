@@ -88,9 +88,15 @@ class Learner(ABC):
         self.schedules = self._checked(schedules or {})
         s = self.settings
         refuse_noisy_layers(policy, "policy")
+        chosen = baseline if isinstance(baseline, Baseline) else s.baseline
         if policy.shared_network is not None:
             self._check_shared_torso()
-        chosen = baseline if isinstance(baseline, Baseline) else s.baseline
+            if chosen != "value":
+                got = chosen if isinstance(chosen, str) else type(chosen).__name__
+                raise UsageError(
+                    f"baseline: expected value, which shares the policy's torso, got {got}; set "
+                    "policy.shared_torso to false"
+                )
         self.baseline = make_baseline(chosen, policy, s, self.generator)
         self.advantage_rule = AdvantageRule(self.baseline, s)
         is_auto = s.entropy_coef == "auto"

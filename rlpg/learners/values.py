@@ -350,15 +350,9 @@ def make_baseline(
     """The baseline of that name, or the one given; the settings are the value network's.
 
     Raises:
-        UsageError: there is none of that name, or the policy has a value network in itself.
+        UsageError: there is none of that name.
     """
-    if policy.shared_network is not None:
-        if baseline != "value":
-            got = baseline if isinstance(baseline, str) else type(baseline).__name__
-            raise UsageError(
-                f"baseline: expected value, which shares the policy's torso, got {got}; set "
-                "policy.shared_torso to false"
-            )
+    if policy.shared_network is not None and baseline == "value":
         return SharedValue(policy.shared_network, policy.features)
     if isinstance(baseline, Baseline) and not isinstance(baseline, Value):
         return baseline

@@ -34,7 +34,7 @@ from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import Learner
 from rlpg.learners.advantages import AdvantageRule
 from rlpg.learners.settings import LearnerSettings
-from rlpg.learners.values import ValueNetwork, make_baseline
+from rlpg.learners.values import NetworkValue, make_baseline
 from rlpg.policies import map_carry
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector, Rollout, make_envs
@@ -226,7 +226,7 @@ def episodes_settings(recipe: Recipe, gae_lambda: float | None, **others: Any) -
 
 def fitted(name: str, learner: Learner, recipe: Recipe, calibration: list[Rollout]) -> Baseline:
     """The run's own value network, or a baseline of that name fitted on the calibration."""
-    if name == recipe.learner.baseline and isinstance(learner.baseline, ValueNetwork):
+    if name == recipe.learner.baseline and isinstance(learner.baseline, NetworkValue):
         return learner.baseline
     settings = episodes_settings(
         recipe,

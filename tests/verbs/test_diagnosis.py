@@ -105,6 +105,19 @@ def test_runs_without_a_value_network_are_diagnosed_too(baseline: str, tmp_path:
     assert found.episodes == 32
 
 
+def test_a_shared_torso_was_refused_for_the_baselines_that_it_is_compared_with(
+    tmp_path: Path,
+) -> None:
+    from rlpg.verbs.diagnosis import diagnose
+
+    overrides = QUICK | {"policy.shared_torso": True, "environment.max_episode_steps": 20}
+    run = rlpg.train("CartPole-v1", "ppo", total_steps=64, run_dir=tmp_path / "r",
+                     overrides=overrides | {"rollout.num_steps": 8})  # fmt: skip
+    rows = {row.name: row for row in diagnose(run.path, episodes=32).estimates}
+    assert {"none", "leave_one_out", "linear", "value", "value, GAE 0.95"} <= rows.keys()
+    assert rows["none"].variance > 0
+
+
 def test_what_cannot_be_diagnosed_is_refused(tmp_path: Path, run: Path) -> None:
     from rlpg.verbs.diagnosis import diagnose
 
