@@ -65,8 +65,8 @@ class JSONLLogger(Logger):
         saver: is told what the disk refuses.
     """
 
-    def __init__(self, path: Path, size: int = 0, *, saver: Saver | None = None) -> None:
-        self.file = GrowingFile(path, size, saver or Saver())
+    def __init__(self, path: str | Path, size: int = 0, *, saver: Saver | None = None) -> None:
+        self.file = GrowingFile(Path(path), size, saver or Saver())
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a line; `null` stands for NaN and infinity, which JSON does not know."""
@@ -95,7 +95,7 @@ class TensorBoardLogger(Logger):
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         start: int = 0,
         *,
         texts: Mapping[str, str] | None = None,
@@ -107,6 +107,7 @@ class TensorBoardLogger(Logger):
         from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        folder = Path(folder)
         self._described: set[str] = set()
         self._event, self._summary = Event, Summary
         self._buffer = io.BytesIO()

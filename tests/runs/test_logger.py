@@ -43,6 +43,14 @@ def test_a_json_logger_writes_a_line_per_step_and_cuts_what_is_beyond_its_size(
     assert rows == [{"step": 1}, {"step": 3, "a": 1.5, "b": 2, "c": None, "d": None}]
 
 
+def test_a_path_given_as_text_ended_in_an_attribute_error(tmp_path: Path) -> None:
+    for log in (rlpg.JSONLLogger(f"{tmp_path}/a"), rlpg.TensorBoardLogger(str(tmp_path))):
+        log.log(1, {"loss": 2.0})
+        log.close()
+    assert json.loads((tmp_path / "a").read_text()) == {"step": 1, "loss": 2.0}
+    assert points(tmp_path, "loss") == [(1, 2.0)]
+
+
 def test_a_clock_that_was_set_back_hides_no_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
