@@ -273,23 +273,26 @@ def draw(compared: Comparison, path: Path, kind: Kind = "curves") -> None:
         kind: `curves`; `profiles`: the share of runs whose last point is above a score;
             `improvement`: for each pair of agents the probability that the first is better.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    if kind == "improvement":
-        figure = Figure(layout="constrained", figsize=(7, 1 + 0.5 * len(improvements(compared))))
-        _draw_improvements(figure.subplots(), compared)
-    else:
-        columns = min(len(compared.envs), 3)
-        rows = -(-len(compared.envs) // columns)
-        figure = Figure(layout="constrained", figsize=(4.5 * columns, 3.2 * rows + 0.4))
-        places = figure.subplots(rows, columns, squeeze=False).ravel()
-        for env, axes in zip(compared.envs, places, strict=False):
-            (_draw_curves if kind == "curves" else _draw_profiles)(axes, compared, env)
-            axes.set(title=env)
-        for axes in places[len(compared.envs) :]:
-            axes.set_axis_off()
-        _legend(figure, places)
-    figure.savefig(path, format=path.suffix[1:].lower(), dpi=150)
+    with rc_context({"text.parse_math": False}):  # a folder may have a $ in its name
+        if kind == "improvement":
+            height = 1 + 0.5 * len(improvements(compared))
+            figure = Figure(layout="constrained", figsize=(7, height))
+            _draw_improvements(figure.subplots(), compared)
+        else:
+            columns = min(len(compared.envs), 3)
+            rows = -(-len(compared.envs) // columns)
+            figure = Figure(layout="constrained", figsize=(4.5 * columns, 3.2 * rows + 0.4))
+            places = figure.subplots(rows, columns, squeeze=False).ravel()
+            for env, axes in zip(compared.envs, places, strict=False):
+                (_draw_curves if kind == "curves" else _draw_profiles)(axes, compared, env)
+                axes.set(title=env)
+            for axes in places[len(compared.envs) :]:
+                axes.set_axis_off()
+            _legend(figure, places)
+        figure.savefig(path, format=path.suffix[1:].lower(), dpi=150)
 
 
 def _draw_curves(axes: Axes, compared: Comparison, env: str) -> None:
@@ -321,6 +324,7 @@ def _draw_line(
     color = f"C{compared.labels.index(group.label) % 10}"
     drawstyle = "default" if step is None else f"steps-{step}"
     label = f"{group.label} ({len(group.runs)})"
+    label = f" {label}" if label.startswith("_") else label  # else no legend has it
     axes.plot(x, y, color=color, label=label, drawstyle=drawstyle)
     axes.fill_between(x, band[0], band[1], step=step, color=color, alpha=0.2, lw=0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +191,30 @@ def test_a_path_may_have_a_comma(tmp_path: Path, capsys: pytest.CaptureFixture[s
     root = tmp_path / "lr 0.1,0.2"
     run(root, "A-v0", "ppo", 0, [1.0] * 3)
     assert main(["plot", str(root)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["curves", "profiles", "improvement"])
+def test_names_of_folders_were_read_as_formulas_or_left_out_of_the_legend(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn: list[Any] = []
+    save = figures.Figure.savefig
+
+    def saved(figure: Any, *args: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(figures.Figure, "savefig", saved)
+    monkeypatch.chdir(tmp_path)
+    names = ["$cost^$", "_new", "a$b"]
+    for name in names:
+        run(Path(name), "A-v0", "ppo", 0, [1.0, 2.0, 3.0])
+    assert main(["plot", *names, "--by", "folder", "--output", "a.svg", "--kind", kind]) == 0
+    legends = [text.get_text() for each in drawn[0].legends for text in each.get_texts()]
+    assert [text.strip() for text in legends] == [
+        f"{name} (1)" for name in names if kind != "improvement"
+    ]
 
 
 def test_files_of_stable_baselines3_are_read(tmp_path: Path) -> None:
