@@ -217,7 +217,7 @@ class _Custom(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         batch = inputs.shape[:-1]
         rows = inputs.reshape(math.prod(batch), inputs.shape[-1])  # [B, num_inputs]
-        outputs = self.module(rows)
+        outputs = self.module(rows.clone())  # it may change them, which are the rollout's own
         expected = rows.shape[0], self.num_outputs  # len(rows) would be a constant when exported
         if not isinstance(outputs, Tensor) or outputs.shape != expected:
             got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from rlpg.errors import UsageError
-from rlpg.policies import MLP, Network, Observations
+from rlpg.policies import MLP, Network, Observations, StandardPolicy
 from rlpg.policies.networks import CNN
 
 
@@ -129,3 +129,29 @@ def test_output_gain_scales_the_outputs():
     network = Network(observations, 2, output_gain=0.01, generator=generator())
     outputs, _ = network(torch.randn(100, 4, generator=generator()))
     assert outputs.abs().max() < 0.01 * math.sqrt(64)
+
+
+class Doubling(torch.nn.Linear):
+    def forward(self, x):
+        x *= 2.0
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("memory", [None, "gru"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_network_that_writes_into_its_input_changed_rollouts_and_environments(shape, memory):
+    policy = StandardPolicy(
+        spaces.Box(-9, 9, shape), spaces.Discrete(2), generator=generator(), network=Doubling,
+        memory=memory,
+    )  # fmt: skip
+    obs = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
+    before, given = obs.copy(), torch.from_numpy(obs)
+    for _ in range(2):
+        policy.act(obs)
+        policy.actor(generator(), 5)(obs, None, None)
+        policy.forward(given[None])
+        policy.make_critic(generator=generator()).forward(policy.features(given[None]))
+    np.testing.assert_array_equal(obs, before)
+    outputs, _ = policy.network(torch.ones(1, 1, policy.observations.num_features))
+    again, _ = policy.network(torch.ones(1, 1, policy.observations.num_features))
+    assert torch.equal(outputs, again)
