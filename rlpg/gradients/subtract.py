@@ -47,7 +47,7 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
                 "function; its two halves must know nothing of each other: use LeaveOneOut()"
             )
         state = torch.random.get_rng_state()
-        value = _per_lane(node, torch.as_tensor(given(returns)), returns)
+        value = _per_lane(node, torch.as_tensor(given(returns.clone())), returns)
         leaves_own_out(node, given, returns, value, state)
         return value
     if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
@@ -62,7 +62,7 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
         )
     if halves and not isinstance(given, ValueAt):
         return _by_halves(node, given, returns)
-    value = _per_lane(node, given(lanes_of(node, returns), returns[None])[0], returns)
+    value = _per_lane(node, given(lanes_of(node, returns), returns[None].clone())[0], returns)
     if node.lanes_may_depend:
         others = returns.flip(0) + 1.0 + returns.abs().max()
         if not torch.equal(given(lanes_of(node, others), others[None])[0], value):
@@ -114,7 +114,7 @@ def _by_halves(node: Node, given: Baseline, returns: Tensor) -> Tensor:
     value = torch.empty_like(returns)
     for half in (slice(0, None, 2), slice(1, None, 2)):
         lanes = Lanes(returns[half], node.index, lambda half=half: square[half])  # type: ignore[misc]
-        value[half] = _per_lane(node, given(lanes, returns[None, half])[0], returns[half])
+        value[half] = _per_lane(node, given(lanes, returns[None, half].clone())[0], returns[half])
     return value
 
 

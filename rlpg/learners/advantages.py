@@ -86,7 +86,7 @@ class AdvantageRule:
             bootstrap = successor if self.truncated_return == "bootstrap" else None
             to_go = returns.reward_to_go(reward, **ends, gamma=s.gamma, bootstrap=bootstrap)
             if not isinstance(self.baseline, StateValue):
-                value = self.baseline(rollout, to_go)
+                value = self.baseline(rollout, to_go.clone())  # it may write into them
                 if not isinstance(value, Tensor) or value.shape != to_go.shape:
                     is_tensor = isinstance(value, Tensor)
                     got = list(value.shape) if is_tensor else type(value).__name__

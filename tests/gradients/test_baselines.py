@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -254,6 +255,29 @@ def test_one_family_serves_the_tape(name: str) -> None:
         assert got == pytest.approx(float((score * (returns - subtracted)).mean(1).sum()), rel=1e-5)
     if isinstance(baseline, rlpg.Value):
         assert baseline.loss().item() == pytest.approx(float((returns - 2.5).square().mean()))
+
+
+class Writing(rlpg.Baseline):
+    def __call__(self, samples: object, returns: Tensor) -> Tensor:
+        return returns.zero_()
+
+
+@pytest.mark.parametrize(
+    ("how", "writing"),
+    [("score", Writing()), ("combine", Writing()), ("score", Tensor.zero_)],
+    ids=["baseline", "combine", "function"],
+)
+def test_a_baseline_that_wrote_into_the_returns_took_them_from_the_gradient(
+    how: Any, writing: Any
+) -> None:
+    def gradient(baseline: Any) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            mean, tape = torch.tensor(0.3, requires_grad=True), rlpg.Tape(how, baseline=baseline)
+            tape.add((tape.sample(Normal(mean.expand(8), 1.0)) + 9.0) ** 2)
+            return torch.autograd.grad(tape.surrogate(), mean)[0]
+
+    assert torch.equal(gradient(writing), gradient(rlpg.NoBaseline()))
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -322,3 +322,15 @@ class TestExplainedVariance:
     def test_nothing_to_explain(self, returns: list[list[float]]) -> None:
         given: Tensor = torch.tensor(returns)
         assert math.isnan(explained_variance(given, given, torch.ones_like(given)))
+
+
+def test_a_baseline_that_wrote_into_the_returns_took_them_from_the_gradient() -> None:
+    class Writing(Baseline):
+        def __call__(self, samples: object, returns: Tensor) -> Tensor:
+            return returns.zero_()
+
+    got, plain = (
+        advantages(four_ends(), b, truncated_return="terminal") for b in (Writing(), None)
+    )
+    assert torch.equal(got.returns, plain.returns)
+    assert torch.equal(got.advantage, plain.advantage)
