@@ -44,6 +44,7 @@ from rlpg.learners import Learner
 from rlpg.policies.references import Part, UserParts
 from rlpg.rollouts import EnvSource
 from rlpg.rollouts.processes import usable_cores
+from rlpg.runs import files
 from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.runs.trackers import TrackerLogger
 from rlpg.settings import Natural, validated
@@ -220,6 +221,13 @@ class _Several:
 
     def at_once(self, jobs: int, *, quiet: bool) -> None:
         """In processes, so many at a time."""
+        main = sys.modules["__main__"]
+        program = None if main.__spec__ else getattr(main, "__file__", None)
+        if program and not files.exists(Path(program)):  # each process would look for it
+            raise UsageError(
+                f"jobs: expected 1 for a program that is in no file, got {jobs} for {program}; "
+                "save the program, or set jobs to 1"
+            )
         with _importable():
             whole = pickle.dumps(self._common)
         waiting = list(self._seeds)

@@ -189,6 +189,17 @@ def test_a_part_of_a_notebook_ended_each_seed_in_a_traceback(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_program_on_standard_input_was_told_to_have_a_main_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process died of FileNotFoundError: '.../<stdin>'."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    with pytest.raises(UsageError, match=r"expected 1 for .* in no file, got 2 for <stdin>"):
+        rlpg.train_seeds("CartPole-v1", seeds=[0, 1], jobs=2, run_dir=tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- signals
 
 COMMAND = [sys.executable, "-c", "import sys; from rlpg.cli import main; sys.exit(main())"]
