@@ -38,6 +38,7 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._show = show
         self._first: Picture | None = None
+        self._size: tuple[int, ...] | None = None  # a film has one
         self._over = False
         self._steps, self._return = 0, 0.0
 
@@ -63,12 +64,15 @@ class Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _picture(self) -> Picture:
         frame: Any = self.env.render()
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+        shape: tuple[int, ...] = frame.shape if isinstance(frame, np.ndarray) else ()
+        if len(shape) != 3 or shape[2] not in (3, 4) or shape[:2] != (self._size or shape[:2]):
+            expected = ", ".join(map(str, self._size or ("height", "width")))
             raise EnvironmentSetupError(
-                f"video: expected pictures [height, width, 3] from {self.env}, got "
-                f"{type(frame).__name__}; it has no render_mode rgb_array"
+                f"video: expected pictures [{expected}, 3] from {self.env}, got "
+                f"{list(shape) or type(frame).__name__}; render() has to return them"
             )
-        picture = np.array(frame[:, :, :3], dtype=np.uint8)
+        self._size = shape[:2]
+        picture = np.array(frame[:, :, :3], dtype=np.uint8, order="C")
         return labeled(picture, f"step {self._steps}   return {self._return:.1f}")
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import rlpg
 from rlpg import cli
+from rlpg.errors import EnvironmentSetupError
 from rlpg.rollouts.ids import quietly
 from rlpg.verbs.video import Filmed
 
@@ -76,6 +77,27 @@ def test_every_state_of_the_first_whole_episode_is_shown() -> None:
     env.reset()
     env.step(0)
     assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("second", "got"),
+    [
+        (np.zeros((4, 6, 1)), r"\[4, 6, 3\] .* got \[4, 6, 1\]"),  # was filmed as noise
+        (np.zeros((5, 6, 3)), r"\[4, 6, 3\] .* got \[5, 6, 3\]"),
+        (np.zeros((4, 6)), r"\[4, 6, 3\] .* got \[4, 6\]"),
+        (None, r"\[4, 6, 3\] .* got NoneType"),
+    ],
+)
+def test_a_film_was_noise_where_pictures_had_other_shapes(second: Any, got: str) -> None:
+    pictures = iter([np.zeros((3, 4, 6), np.uint8).transpose(1, 2, 0), second])
+    env = Colored()
+    env.render = lambda: next(pictures)  # type: ignore[method-assign]
+    seen: list[Any] = []
+    film = Filmed(env, seen.append)
+    film.reset()
+    with pytest.raises(EnvironmentSetupError, match=f"expected pictures {got}"):
+        film.step(0)
+    assert seen[0].flags.c_contiguous  # a transposed picture ended in an OSError of the encoder
 
 
 def test_a_missing_package_is_named_with_its_command(
