@@ -257,7 +257,7 @@ class Policy(nn.Module, ABC):
 
     def seed(self, seed: int) -> None:
         """Fix what stochastic `act` draws from now on."""
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(int(seed))
 
     def reset(self, mask: object = None) -> None:
         """Tell `act` that the next observation starts an episode; a policy with memory forgets.

@@ -18,6 +18,7 @@ from rlpg.policies import Policy
 from rlpg.rollouts import EnvSource, find_spec, full_id, make_envs, wrapped
 from rlpg.rollouts.ids import own_words
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
+from rlpg.settings import Count, validated
 
 MOST_ENVS = 64  # side by side, if nobody says how many
 
@@ -59,15 +60,13 @@ def evaluate(
         raise UsageError(
             f"policy: expected an rlpg.Policy, got {policy!r:.60}; rlpg.load(path) reads one"
         )
-    counts = {"episodes": episodes, "num_envs": MOST_ENVS if num_envs is None else num_envs}
-    for name, count in counts.items():
-        if count < 1:
-            raise UsageError(f"{name}: expected at least 1, got {count}")
+    episodes, threads = validated("episodes", episodes, Count), validated("threads", threads, Count)
+    num_envs = min(validated("num_envs", num_envs, Count | None) or MOST_ENVS, episodes)
     if isinstance(seed, int) and seed < 0:
         raise UsageError(f"seed: expected at least 0, got {seed}")
     made = make_envs(
         env,
-        min(counts.values()),
+        num_envs,
         seed=seed,
         kwargs=env_kwargs,
         backend=backend,

@@ -149,7 +149,7 @@ def test_policies_act_within_their_space_after_a_round_trip(observation, action,
     restored.load_state_dict(policy.state_dict())
     obs = sampled(observation, seed)
     policy.seed(seed)
-    restored.seed(seed)
+    restored.seed(np.int64(seed))  # was a TypeError of torch
     act = policy.act(obs)
     assert action.contains(act)
     assert space_equal(act, restored.act(obs))

@@ -262,12 +262,15 @@ def test_another_environment_is_refused_with_the_difference() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"episodes": 0}, "episodes: expected at least 1, got 0"),
-        ({"num_envs": 0}, "num_envs: expected at least 1, got 0"),
+        ({"episodes": 0}, "episodes: expected an integer >= 1, got 0"),
+        ({"episodes": 2.5}, "episodes: expected an integer >= 1, got 2.5"),
+        ({"episodes": "some"}, "episodes: expected an integer >= 1, got 'some'"),
+        ({"threads": 0}, "threads: expected an integer >= 1, got 0"),
+        ({"num_envs": 0}, "num_envs: expected an integer >= 1 or none, got 0"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
     ],
 )
-def test_counts_that_mean_nothing(policy: Policy, options: dict[str, int], named: str) -> None:
+def test_counts_that_mean_nothing(policy: Policy, options: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
         evaluate(policy, "test/ShortOrLong-v0", **options)
 
