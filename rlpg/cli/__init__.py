@@ -9,9 +9,11 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from rlpg.cli import streams
+from rlpg.engine.imports import lasting_imports
 from rlpg.errors import FileError, RlpgError, UsageError, tell_warnings
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare_streams()
     tell_warnings(streams.say)
     try:
-        code = run(list(sys.argv[1:] if argv is None else argv))
+        is_program = argv is None
+        code = run(list(sys.argv[1:] if argv is None else argv), is_program=is_program)
         sys.stdout.flush()  # a full disk is told here, not by the interpreter as it exits
         return code
     except (UsageError, FileError) as error:
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return streams.complain(stop, streams.EXIT_INTERRUPTED)
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str], *, is_program: bool = False) -> int:
     """What `main` does, with errors as exceptions."""
     first = words[0] if words else ""
     if first in ("-h", "--help"):
@@ -87,9 +90,12 @@ def run(words: list[str]) -> int:
         return 0
     if first not in VERBS:
         raise UsageError(_unknown(first))
-    from rlpg.cli.parsing import parse
+    with lasting_imports() if is_program else nullcontext():
+        from rlpg.cli.parsing import parse
 
-    verb = parse(first, verb_class(first), words[1:])
+        verb = parse(first, verb_class(first), words[1:])
+        if verb is not None and verb.work:
+            importlib.import_module(verb.work)
     return 0 if verb is None else verb.run()
 
 

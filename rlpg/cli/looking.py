@@ -98,6 +98,7 @@ class Diagnose(Playing):
     """
 
     positional: ClassVar[str] = "run_path"
+    work: ClassVar[str] = "rlpg.verbs.diagnosis"
 
     run_path: RunFolder = Path()
     """the run's folder"""
@@ -141,6 +142,7 @@ class CheckEnv(WithEnvironment, Telling):
     """
 
     positional: ClassVar[str] = "env"
+    work: ClassVar[str] = "rlpg.checks.checking"
 
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""

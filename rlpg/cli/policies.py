@@ -52,6 +52,7 @@ class OfPolicy(Importing):
     """A verb for a saved policy."""
 
     positional: ClassVar[str] = "source"
+    work: ClassVar[str] = "rlpg.engine.loading"
 
     source: Annotated[str, Meta(title="RUN|AGENT")] = ""
     """a run, a policy folder, or the name of a shipped agent"""
@@ -94,6 +95,7 @@ class Evaluate(PlayingPolicy):
     """
 
     bare: ClassVar[Mapping[str, str]] = MappingProxyType({**Playing.bare, "video": "episode.mp4"})
+    work: ClassVar[str] = "rlpg.verbs.evaluation"
 
     stochastic: bool = False
     """sample actions instead of the most likely category, or the center of a Gaussian"""

@@ -61,6 +61,7 @@ class Train(Importing):
         "policy.network_kwargs",
     )
     hidden: ClassVar[tuple[str, ...]] = ("base", "given")
+    work: ClassVar[str] = "rlpg.verbs.several"
 
     env: EnvironmentId = ""
     """a Gymnasium id, or module:Id-v0"""
@@ -178,6 +179,7 @@ class Resume(Importing, WithEnvironment):
     """
 
     positional: ClassVar[str] = "run_path"
+    work: ClassVar[str] = "rlpg.verbs.training"
 
     run_path: RunFolder = Path()
     """the run's folder"""

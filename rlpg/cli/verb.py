@@ -35,8 +35,8 @@ class Verb(Settings):
 
     A field called `settings` is a recipe, whose settings are options, too. `positional` is the
     field that is given without its name, `bare` says what options mean that are given without a
-    value, `aliases` what other names mean, `free` names tables of a recipe that take any key, and
-    `hidden` fields that are no options.
+    value, `aliases` what other names mean, `free` names tables of a recipe that take any key,
+    `hidden` fields that are no options, and `work` the module that `run` uses, if it is heavy.
     """
 
     positional: ClassVar[str] = ""
@@ -44,6 +44,7 @@ class Verb(Settings):
     aliases: ClassVar[Mapping[str, str]] = NOTHING
     free: ClassVar[tuple[str, ...]] = ()
     hidden: ClassVar[tuple[str, ...]] = ()
+    work: ClassVar[str] = ""
 
     @classmethod
     def key(cls, name: str) -> str:

@@ -23,8 +23,9 @@ from rlpg.errors import EnvironmentFault, EnvironmentSetupError
 from rlpg.rollouts.shared import OTHER, Failure, SharedArrays
 from rlpg.rollouts.watchdog import GRACE_SECONDS, tick_of
 
-_START = (
-    "import sys; sys.path[:] = sys.argv[4:]; from rlpg.rollouts.worker import main; "
+_START = (  # nobody looks for garbage in what stays imported
+    "import gc, sys; gc.disable(); sys.path[:] = sys.argv[4:]; "
+    "from rlpg.rollouts.worker import main; gc.freeze(); gc.enable(); "
     "main(*map(int, sys.argv[1:4]))"
 )
 # Who ends a whole group sends these to the workers too. They wait until the worker ignores them.

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpg.distributed import is_started_by_torchrun
+from rlpg.engine import imports
 from rlpg.engine.assembly import Hooks
 from rlpg.engine.components import find_recipe, settings_of
 from rlpg.engine.evaluator import Evaluation
@@ -298,7 +299,8 @@ def _started(whole: bytes, seed: int) -> tuple[Any, Connection]:
     """A process that trains with a seed, and the pipe to it."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_process, args=(whole, seed, theirs), name=f"seed {seed}")
+    work = (__name__, _process.__name__, whole, seed, theirs)
+    process = context.Process(target=imports.call, args=work, name=f"seed {seed}")
     # A signal that comes while the process imports torch must neither end it nor be lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
