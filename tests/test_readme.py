@@ -35,7 +35,7 @@ PAGES = [
 README = (ROOT / "README.md").read_text()
 
 SHORT = [
-    "--total-steps", "600", "--rollout.num-envs", "4", "--evaluation.episodes", "2",
+    "--total-steps", "300", "--rollout.num-envs", "4", "--evaluation.episodes", "2",
     "--evaluation.final-episodes", "2",
 ]  # fmt: skip
 BUDGET = re.compile(r"((?:total_steps=|env_steps < ))\d[\d_]*_000\b")
@@ -86,7 +86,7 @@ def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if FILE.match(code):
             continue
         if language == "python":
-            short = BUDGET.sub(r"\g<1>600", code)
+            short = BUDGET.sub(r"\g<1>300", code)
             exec(compile(short, page.name, "exec"), names)
         else:
             for line in code.replace("\\\n", " ").splitlines():
@@ -107,7 +107,7 @@ def run_line(line: str) -> None:
         if "--seeds" in words and "--jobs" not in words:
             words += ["--jobs", "1"]  # a process takes longer to start than such a run
     elif words[0] == "resume" and "--total-steps" in words:
-        words[words.index("--total-steps") + 1] = "1200"
+        words[words.index("--total-steps") + 1] = "600"
     elif words[0] in ("evaluate", "diagnose") and "--help" not in words:
         if "--episodes" in words:
             del words[words.index("--episodes") :][:2]
