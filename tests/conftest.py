@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import hypothesis
+import pytest
 import torch
+
+# What is imported until all tests are known stays until the end: nobody looks for garbage in it.
+gc.disable()
 
 # The networks are small, and machines that run tests are busy.
 torch.set_num_threads(1)
@@ -18,3 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # So does nohup SIGHUP; the tests themselves go on.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
