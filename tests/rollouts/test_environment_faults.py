@@ -117,12 +117,21 @@ def check(message: str, moment: str, bad: int, said: str) -> None:
     assert re.search(said, message), message
 
 
-def everywhere(faults: Iterable[str], moments: Iterable[str]) -> pytest.MarkDecorator:
-    """In one process, in both environments; in workers, which cost more, in one of the two."""
-    cases = []
+def everywhere(
+    faults: Iterable[str], moments: Iterable[str], *, each_in_workers: bool = True
+) -> pytest.MarkDecorator:
+    """In one process, in both environments; in workers, which cost more, in one of the two.
+
+    Where a value is looked at is the same in workers: unless `each_in_workers`, each fault is there
+    at one moment, and at the others when there is time.
+    """
+    cases, moments = [], list(moments)
     for number, (fault, moment) in enumerate(itertools.product(faults, moments)):
-        places = [("sync", 0), ("sync", 1), ("async", (number + number // 4) % 2)]
-        cases += [(fault, moment, *place) for place in places]
+        row, column = divmod(number, len(moments))
+        is_covered = each_in_workers or column == row % len(moments)
+        cases += [(fault, moment, "sync", 0), (fault, moment, "sync", 1)]
+        elsewhere = (fault, moment, "async", (number + number // 4 + row // len(moments)) % 2)
+        cases.append(pytest.param(*elsewhere, marks=() if is_covered else pytest.mark.slow))
     return pytest.mark.parametrize(("fault", "moment", "backend", "bad"), cases)
 
 
@@ -137,12 +146,12 @@ def test_a_worker_that_dies(fault: str, moment: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, "async"), moment, bad, DYING[fault])
 
 
-@everywhere(OBSERVATIONS, MOMENTS)
+@everywhere(OBSERVATIONS, MOMENTS, each_in_workers=False)
 def test_observations(fault: str, moment: str, backend: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, backend), moment, bad, OBSERVATIONS[fault][1])
 
 
-@everywhere(OUTCOMES, ["first step", "later"])
+@everywhere(OUTCOMES, ["first step", "later"], each_in_workers=False)
 def test_outcomes(fault: str, moment: str, backend: str, bad: int) -> None:
     check(fault_of(fault, moment, bad, backend), moment, bad, OUTCOMES[fault][1])
 
