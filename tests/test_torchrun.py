@@ -28,6 +28,7 @@ from rlpg.errors import RlpgWarning
 from rlpg.runs.store import Checkpoint, newest_checkpoint
 from rlpg.verbs.training import decided
 
+HERE = Path(__file__).parent
 SMALL = [
     "--recipe=default", "--rollout.num-envs=4", "--rollout.num-steps=16", "--log.every=128",
     "--evaluation.every=256", "--evaluation.episodes=2", "--evaluation.final-episodes=2",
@@ -61,6 +62,31 @@ def run(ranks: int, *words: object, restarts: int = 0) -> subprocess.CompletedPr
     with torchrun(ranks, *words, restarts=restarts) as process:
         out, errors = process.communicate(timeout=250)
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+
+@contextmanager
+def joining() -> Iterator[Callable[..., str]]:
+    """Runs commands in two processes that are joined as by torchrun: what they say of errors."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "joining.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+    )  # fmt: skip
+
+    def run_joined(*words: object) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([2, list(map(str, words))]) + "\n")
+        process.stdin.flush()
+        told = json.loads(process.stdout.readline())
+        assert told["codes"] == [0, 0], told
+        assert told["out"].count("saved in") == 1
+        return str(told["errors"])
+
+    try:
+        yield run_joined
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def children(parent: int) -> list[int]:
@@ -115,36 +141,34 @@ def test_two_processes_train_one_policy_that_others_continue_to_the_same_bits(
     tmp_path: Path,
 ) -> None:
     """Global settings, one writer, every environment's episodes; stopped and resumed by two, then
-    by one process without torchrun, then by two again. Each `run` costs one process more than its
-    ranks, and each process seconds.
+    by one process without torchrun, then by two again. torchrun itself starts the run that is not
+    stopped: each of its processes costs seconds, of `joining` only the first.
     """
     path = tmp_path / "cut"
     words = ["train", "CartPole-v1", "--agent=ppo", *SMALL, "--policy.memory=gru"]
     whole = run(2, *words, "--total-steps=512", "--run-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count(b"saved in") == 1
-    done = run(2, *words, "--total-steps=256", "--run-dir", path)
-    assert done.returncode == 0, done.stderr
-    saved = newest(path)
-    assert saved.step == 256
-    assert [len(state["ended"]) for state in saved.state["collector"]["ranks"]] == [2, 2]
-    # 4 environments x 16 steps = 64 steps each iteration
-    assert [row["step"] for row in rows(path) if "train/entropy" in row] == [128, 256]
-    lengths = np.loadtxt(path / "monitor.csv", delimiter=",", skiprows=2, usecols=1)
-    assert 0 < lengths.sum() <= 256
+    with joining() as run_joined:
+        run_joined(*words, "--total-steps=256", "--run-dir", path)
+        saved = newest(path)
+        assert saved.step == 256
+        assert [len(state["ended"]) for state in saved.state["collector"]["ranks"]] == [2, 2]
+        # 4 environments x 16 steps = 64 steps each iteration
+        assert [row["step"] for row in rows(path) if "train/entropy" in row] == [128, 256]
+        lengths = np.loadtxt(path / "monitor.csv", delimiter=",", skiprows=2, usecols=1)
+        assert 0 < lengths.sum() <= 256
 
-    resumed = run(2, "resume", path, "--total-steps=512", "--quiet")
-    assert resumed.returncode == 0, resumed.stderr
-    assert b"number of processes" not in resumed.stderr
-    for part in ("learner", "collector"):
-        require_same(newest(tmp_path / "whole").state[part], newest(path).state[part], part)
+        errors = run_joined("resume", path, "--total-steps=512", "--quiet")
+        assert "number of processes" not in errors
+        for part in ("learner", "collector"):
+            require_same(newest(tmp_path / "whole").state[part], newest(path).state[part], part)
 
-    with pytest.warns(RlpgWarning, match="in another number of processes: 2 saved, 1 now"):
-        rlpg.resume(path, total_steps=768, quiet=True)
-    assert newest(path).step == 768
-    resumed = run(2, "resume", path, "--total-steps=1024", "--quiet")
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stderr.count(b"in another number of processes: 1 saved, 2 now") == 1
+        with pytest.warns(RlpgWarning, match="in another number of processes: 2 saved, 1 now"):
+            rlpg.resume(path, total_steps=768, quiet=True)
+        assert newest(path).step == 768
+        errors = run_joined("resume", path, "--total-steps=1024", "--quiet")
+    assert errors.count("in another number of processes: 1 saved, 2 now") == 1
     assert newest(path).step == 1024
     steps = [row["step"] for row in rows(path)]
     assert steps == sorted(steps)
