@@ -1,8 +1,13 @@
-"""Runs functions on several ranks: a process each, joined by gloo through a file."""
+"""Runs functions on several ranks: a process each, joined by gloo through a file.
+
+One process imports torch and what is called; the others are forked from it.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -22,26 +27,36 @@ def on_ranks(number: int, work: Callable[..., Any], *args: Any, timeout: float =
     """What `work(*args)` returns on each of so many ranks."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        pipes, processes = [], []
-        for rank in range(number):
-            ours, theirs = context.Pipe()
-            target = (rank, number, folder, theirs, work, args)
-            process = context.Process(target=_rank, args=target, daemon=True)
-            process.start()
+        pipes = [context.Pipe() for _ in range(number)]
+        target = (folder, [theirs for _, theirs in pipes], work, args)
+        process = context.Process(target=_ranks, args=target, daemon=True)
+        process.start()
+        for _, theirs in pipes:
             theirs.close()
-            pipes.append(ours)
-            processes.append(process)
         try:
             found = []
-            for pipe in pipes:
+            for pipe, _ in pipes:
                 assert pipe.poll(timeout), "a rank did not answer"
                 found.append(pipe.recv())
                 assert not isinstance(found[-1], str), found[-1]
             return found
         finally:
-            for process in processes:
-                process.kill()
-                process.join()
+            with suppress(ProcessLookupError):  # it has not come as far as having a group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+
+
+def _ranks(folder: str, pipes: list[Any], work: Any, args: Any) -> None:
+    """Rank 0, which has imported everything, and has used none of it when it forks the others."""
+    os.setpgid(0, 0)
+    for rank, pipe in enumerate(pipes[1:], start=1):
+        if os.fork() == 0:
+            try:
+                _rank(rank, len(pipes), folder, pipe, work, args)
+            finally:
+                os._exit(0)
+    _rank(0, len(pipes), folder, pipes[0], work, args)
 
 
 def _rank(rank: int, number: int, folder: str, pipe: Any, work: Any, args: Any) -> None:
