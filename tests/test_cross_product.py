@@ -156,7 +156,10 @@ def what_stays(path: Path) -> dict[str, Any]:
 def resumes_to_the_same_bits(
     path: Path, env: str, total_steps: int, overrides: dict[str, Any]
 ) -> None:
-    train(path / "whole", env, total_steps, overrides)
+    whole = overrides
+    if overrides["environment.backend"] == "async":  # starts workers, and has the bits of sync
+        whole = overrides | {"environment.backend": "sync"}
+    train(path / "whole", env, total_steps, whole)
     with killed_after_its_first_checkpoint(path / "cut"):
         train(path / "cut", env, total_steps, overrides)
     rlpg.resume(path / "cut")

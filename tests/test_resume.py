@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 
 def test_async_environments_resume_to_the_same_bits(tmp_path: Path) -> None:
     overrides = {"environment.backend": "async", "rollout.num_envs": 2, "evaluation.num_envs": 1}
-    train(tmp_path / "whole", **overrides)
+    train(tmp_path / "whole", **overrides | {"environment.backend": "sync"})  # starts no workers
     with killed_at(13):
         train(tmp_path / "cut", **overrides)
     rlpg.resume(tmp_path / "cut")
@@ -153,7 +153,8 @@ def test_a_run_of_whole_episodes_without_a_vector_version_could_not_be_resumed(
     """Its checkpoints kept the seed of an episode that a reset was going to drop."""
     overrides = {"learner.baseline": "leave_one_out", "environment.backend": backend}
     env, counts = "FrozenLake-v1", {"rollout.num_envs": 2, "evaluation.num_envs": 1}
-    train(tmp_path / "whole", env, **overrides, **counts)
+    without_workers = overrides | {"environment.backend": "sync"}  # and with the same bits
+    train(tmp_path / "whole", env, **without_workers, **counts)
     with killed_at(9):
         train(tmp_path / "cut", env, **overrides, **counts)
     rlpg.resume(tmp_path / "cut")

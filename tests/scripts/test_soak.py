@@ -47,9 +47,15 @@ def test_too_short_is_no_proof() -> None:
     assert soak.complaints(samples(8))[0].startswith("too short")
 
 
-def test_a_real_training_is_watched_ended_and_resumed(tmp_path: Path) -> None:
+def test_a_real_training_is_watched_ended_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first iteration on, of 2,048 steps."""
+    sooner = [word.replace("log.every=10_000", "log.every=2_000") for word in soak.RUN]
+    assert sooner != soak.RUN
+    monkeypatch.setattr(soak, "RUN", sooner)
     seen, unclean = soak.soak(
-        "native", tmp_path / "run", minutes=0.01, every=0.1, patience=100, more_steps=4_000
+        "native", tmp_path / "run", minutes=0.01, every=0.1, patience=100, more_steps=2_000
     )
     assert unclean == ""
     assert seen[-1].steps >= 1_000
