@@ -84,10 +84,15 @@ FAULTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def _workers_before() -> None:
+    """What a process keeps from its first workers on."""
+    rlpg.evaluate(rlpg.load("CartPole-v1-reinforce"), "CartPole-v1", 1, backend="async")
+
+
+@pytest.mark.usefixtures("_workers_before")
 @pytest.mark.parametrize(("backend", "fault", "said"), FAULTS)
 def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> None:
-    if backend == "async":  # what a process keeps from its first workers on
-        rlpg.evaluate(rlpg.load("CartPole-v1-reinforce"), "CartPole-v1", 1, backend="async")
     before = held()
     began = time.monotonic()
     with pytest.raises(EnvironmentFault) as caught:

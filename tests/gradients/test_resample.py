@@ -153,12 +153,12 @@ def test_what_lies_beyond_a_resample_is_not_in_the_return_of_a_node_before_it() 
 
 def test_value_is_the_finite_objective_not_the_infinite_one() -> None:
     values = []
-    for _ in range(4000):
+    for _ in range(2000):  # the infinite one is more than 8 standard errors away
         tape = Tape("pathwise")
         program(tape, START.clone().requires_grad_(), LANES)
         values.append(tape.surrogate().detach())
     batch = torch.stack(values)
-    assert abs(float((batch.mean() - exact(START)) / (batch.std() / math.sqrt(4000)))) < 4
+    assert abs(float((batch.mean() - exact(START)) / (batch.std() / math.sqrt(len(values))))) < 4
 
 
 def test_what_cannot_be_resampled_is_refused() -> None:
