@@ -47,7 +47,7 @@ def test_every_exception_is_in_the_tree_with_its_exit_code(
             return stated(base)
         return code[1]
 
-    def fail(words: list[str]) -> int:
+    def fail(words: list[str], *, is_program: bool) -> int:
         raise kind("it failed")
 
     monkeypatch.setattr(cli, "run", fail)

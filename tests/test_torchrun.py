@@ -175,7 +175,9 @@ def test_two_processes_train_one_policy_that_others_continue_to_the_same_bits(
     assert (path / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_to_torchrun_saves(number: signal.Signals, tmp_path: Path) -> None:
     words = ["train", "CartPole-v1", *SMALL, "--total-steps=1_000_000_000"]
     with torchrun(2, *words, "--run-dir", tmp_path / "run") as process:

@@ -19,7 +19,8 @@ from rlpg.learners.values import SharedValue, ValueNetwork
 from rlpg.policies import Network, Policy, StandardPolicy, map_carry, policy_from
 from rlpg.rollouts import Rollout
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from covering import grid
 from listed import PLAIN
 from made import ACTION_SPACES, draw_rollout, flat_state, make_policy, weights
 
@@ -170,9 +171,9 @@ class TestActing:
         assert "shared_torso" not in make_policy().describe()
 
 
-@each_memory
-@pytest.mark.parametrize("agent", ["ppo", "a2c"])
-@pytest.mark.parametrize("network", [None, Torso])
+@pytest.mark.parametrize(
+    ("agent", "memory", "network"), grid(["ppo", "a2c"], MEMORIES, [None, Torso])
+)
 def test_resume_is_exact(agent: str, memory: str | None, network: Any, tmp_path: Path) -> None:
     settings = {
         "policy.shared_torso": True, "policy.memory": memory or "none", "policy.hidden": (8,),
