@@ -115,6 +115,9 @@ TARGETS = {
     "MinAtar-Asterix-v1-ppo": Target(
         15, note="15.0 is what PPO of gymnax-blines comes to in 10 million steps"
     ),
+    "MinAtar-Freeway-v1-ppo": Target(
+        58.8, note="58.8 is what PPO of gymnax-blines comes to in 10 million steps"
+    ),
     "MinAtar-Seaquest-v1-ppo": Target(
         5, note="no figure for PPO is known to us; the target is our own, set after the runs"
     ),
