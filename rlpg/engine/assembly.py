@@ -16,7 +16,7 @@ from rlpg.engine.components import (
     training_envs,
     with_rollouts_of,
 )
-from rlpg.engine.device import cpu_threads, require_one_kind
+from rlpg.engine.device import fresh_torch, require_one_kind
 from rlpg.engine.evaluator import Evaluator
 from rlpg.engine.metrics import MetricsAccumulator
 from rlpg.engine.restore import fitting, restore, restore_tensors
@@ -104,7 +104,7 @@ def assembled(
 ) -> Iterator[Components]:
     """The components at the start of a run; closed at the end."""
     with ExitStack() as stack:
-        stack.enter_context(cpu_threads(recipe.threads))
+        stack.enter_context(fresh_torch(recipe.threads))
         envs, description = stack.enter_context(training_envs(env, recipe, parts))
         policy = make_policy(envs, recipe, parts)
         recipe = with_rollouts_of(envs, policy, recipe)

@@ -44,7 +44,7 @@ def require_one_kind(device: torch.device) -> None:
 
 
 @contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
+def fresh_torch(count: int) -> Iterator[None]:
     """Torch on `count` threads and in `usual_modes`, and what it had before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

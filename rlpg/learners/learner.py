@@ -90,13 +90,7 @@ class Learner(ABC):
         refuse_noisy_layers(policy, "policy")
         chosen = baseline if isinstance(baseline, Baseline) else s.baseline
         if policy.shared_network is not None:
-            self._check_shared_torso()
-            if chosen != "value":
-                got = chosen if isinstance(chosen, str) else type(chosen).__name__
-                raise UsageError(
-                    f"baseline: expected value, which shares the policy's torso, got {got}; set "
-                    "policy.shared_torso to false"
-                )
+            self._check_shared_torso(chosen)
         self.baseline = make_baseline(chosen, policy, s, self.generator)
         self.advantage_rule = AdvantageRule(self.baseline, s)
         is_auto = s.entropy_coef == "auto"
@@ -134,8 +128,8 @@ class Learner(ABC):
                 )
         return dict(schedules)
 
-    def _check_shared_torso(self) -> None:
-        """Raises UsageError where a setting, or the learner, has no use for a shared torso."""
+    def _check_shared_torso(self, baseline: str | Baseline) -> None:
+        """Raises UsageError where the learner, a setting or the baseline has no use for one."""
         if "value_coef" not in self.settings.names():
             raise UsageError(
                 f"shared_torso: expected false for {type(self).__name__}, whose steps are measured "
@@ -148,6 +142,12 @@ class Learner(ABC):
                     f"{name}: expected nothing with shared_torso, where the value network has no "
                     f"layers, optimizer and passes of its own, got {getattr(self.settings, name)}"
                 )
+        if baseline != "value":
+            got = baseline if isinstance(baseline, str) else type(baseline).__name__
+            raise UsageError(
+                f"baseline: expected value, which shares the policy's torso, got {got}; set "
+                "policy.shared_torso to false"
+            )
 
     def check_rollouts(self, num_steps: int | None, num_envs: int) -> None:
         """Raise UsageError where rollouts of this size are too small for the minibatches asked for.

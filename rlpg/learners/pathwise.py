@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlpg.errors import UsageError
 from rlpg.gradients.afterwards import add_terms
+from rlpg.gradients.baselines import Baseline
 from rlpg.learners.batch import Batch
 from rlpg.learners.learner import KL_SAMPLES, Learner
 from rlpg.learners.optimizer import Number
@@ -87,7 +88,7 @@ class Pathwise(Learner):
         self.advantage_rule.baseline = self.baseline
         self.gradient = self.settings.gradient
 
-    def _check_shared_torso(self) -> None:
+    def _check_shared_torso(self, baseline: str | Baseline) -> None:
         raise UsageError(
             "shared_torso: expected false for Pathwise, whose windows end in the value of another "
             "network, got true; set policy.shared_torso to false, or choose another learner"

@@ -25,7 +25,7 @@ from rlpg.engine.components import (
     seed_sequence,
     with_record,
 )
-from rlpg.engine.device import cpu_threads
+from rlpg.engine.device import fresh_torch
 from rlpg.engine.evaluator import check_spaces
 from rlpg.engine.loading import environment_to_make
 from rlpg.engine.restore import fitting, restore_tensors
@@ -161,7 +161,7 @@ def diagnose(
     copies = min(episodes // 2, 32)  # at least two rounds
     options = environment_options(made, recipe)
     envs, _ = make_envs(made, copies, seed=seed_sequence(seed, "evaluation"), **options)
-    with cpu_threads(recipe.threads), closing(envs):
+    with fresh_torch(recipe.threads), closing(envs):
         policy = make_policy(envs, recipe, parts)
         learner = make_learner(policy, recipe, parts)
         with fitting(saved.path):

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from rlpg.engine.device import cpu_threads
+from rlpg.engine.device import fresh_torch
 from rlpg.engine.evaluator import Evaluation, check_spaces, play
 from rlpg.engine.loading import Saved, environment_to_make, is_object
 from rlpg.errors import UsageError
@@ -75,7 +75,7 @@ def evaluate(
     )
     try:
         check_spaces(policy, made.envs)
-        with cpu_threads(threads):
+        with fresh_torch(threads):
             evaluation = play(policy, made.envs, episodes, seed, deterministic=deterministic)
         return replace(evaluation, environments=made.description)
     finally:
