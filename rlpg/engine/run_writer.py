@@ -64,7 +64,7 @@ class RunWriter:
         self._waiting: dict[Path, tuple[dict[str, Any], Any]] = {}
         self._versions = versions_now(recipe)
         self._curves = Curves(
-            folder.path,
+            folder.place,
             env_id=recipe.environment.id,
             tensorboard=recipe.log.tensorboard,
             loggers=loggers,
@@ -150,7 +150,7 @@ class RunWriter:
         """The last policy and how good it is."""
         self.save_policy(self.folder.policy, step, policy, evaluation)
         if evaluation is not None:
-            path = self.folder.path / "evaluation.json"
+            path = self.folder.place / "evaluation.json"
             content = to_json({**evaluation.summary(), "table": evaluation.table()})
             self._save(path, partial(files.write, path, content))
 

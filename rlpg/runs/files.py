@@ -111,6 +111,13 @@ def make_folder(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
+def here() -> Path:
+    """Where this process is, while there is such a place."""
+    with suppress(FileNotFoundError):
+        return Path.cwd()
+    return Path()
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in the folder, sorted by name; empty where there is no folder."""
     try:

@@ -36,13 +36,24 @@ PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
 
 class RunFolder:
-    """The folder of one run; `create_run` makes one, `open_run` finds one."""
+    """The folder of one run; `create_run` makes one, `open_run` finds one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.recipe, self.checkpoints = path / "recipe.toml", path / "checkpoints"
-        self.policy, self.best_policy = path / "policy", path / "best_policy"
+    Args:
+        path: as it was named.
+        here: the directory that it was named in, because an environment may take the process to
+            another; None: the present one.
+    """
+
+    def __init__(self, path: Path, here: Path | None = None) -> None:
+        self._named, self.place = path, (here or files.here()) / path
+        self.recipe, self.checkpoints = self.place / "recipe.toml", self.place / "checkpoints"
+        self.policy, self.best_policy = self.place / "policy", self.place / "best_policy"
         self._is_there: Callable[[], bool] | None = None  # whether the folder held is still there
+
+    @property
+    def path(self) -> Path:
+        """As it was named, if that still leads there; else the whole path."""
+        return self._named if files.here() / self._named == self.place else self.place
 
     def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
         """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
@@ -85,13 +96,13 @@ class RunFolder:
             FileError: one of its folders is a link or something else.
             TrainingError: any other error than ours, once the run has begun.
         """
-        with files.lock(self.path / LOCK) as self._is_there:
+        with files.lock(self.place / LOCK) as self._is_there:
             for folder in (self.checkpoints, self.policy, self.best_policy):
                 if files.exists(folder) and not files.is_folder(folder):
                     raise FileError(  # what is removed and written there may be somebody's
                         f"{folder}: expected a folder of the run, got a link or a file"
                     )
-            for folder in (self.path, self.checkpoints, self.policy, self.best_policy):
+            for folder in (self.place, self.checkpoints, self.policy, self.best_policy):
                 files.remove_temporaries(folder)
             try:
                 yield
@@ -117,7 +128,7 @@ class RunFolder:
     def keep_error(self, text: str) -> str:
         """Write the error log; one line on where it is."""
         with suppress(OSError):
-            files.write(self.path / "error.log", text.encode(errors="backslashreplace"))
+            files.write(self.place / "error.log", text.encode(errors="backslashreplace"))
         return f"what was saved until then is in {self.path}, see error.log there"
 
     def last_words(self, message: str, stack: str) -> str:
@@ -141,6 +152,7 @@ def create_run(
     *,
     root: Path = Path("runs"),
     path: Path | None = None,
+    here: Path | None = None,
 ) -> RunFolder:
     """Make the folder of a new run, with its recipe and versions.
 
@@ -150,21 +162,24 @@ def create_run(
         recipe: names environment, agent and seed.
         root: where runs are numbered: `root/<env>/<agent>/<seed>`, then `<seed>-1`, `<seed>-2` ...
         path: this very folder instead; it may exist if it is empty.
+        here: see `RunFolder`.
 
     Raises:
         UsageError: `path` is taken.
         OSError: the disk refused; no run has appeared.
     """
+    here = here or files.here()
     contents = {VERSIONS: to_json(dict(versions)), "recipe.toml": dumps(recipe).encode()}
     if path is not None:
-        if not _is_made(path, contents):
+        if not _is_made(here / path, contents):
             got = "one in use; choose another or `rlpg resume` it"
-            got = got if files.is_folder(path) else "a file or a link; choose another"
+            got = got if files.is_folder(here / path) else "a file or a link; choose another"
             raise UsageError(f"{path}: expected a folder that is new or empty, got {got}")
-        return RunFolder(path)
+        return RunFolder(path, here)
     parent = root / safe_name(recipe.environment.id) / recipe.agent
     names = (f"{recipe.seed}-{k}" if k else f"{recipe.seed}" for k in count())
-    return RunFolder(next(parent / name for name in names if _is_made(parent / name, contents)))
+    numbered = (parent / name for name in names)
+    return RunFolder(next(path for path in numbered if _is_made(here / path, contents)), here)
 
 
 def _is_made(folder: Path, contents: Mapping[str, bytes]) -> bool:

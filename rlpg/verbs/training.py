@@ -171,7 +171,7 @@ def run_recipe(
     """Train as a complete recipe says; see `train`. `goes_on`: continue what began in `run_dir`."""
     parts, hooks = parts or UserParts(), hooks or Hooks()
     env, recipe = with_record(env, resolved(recipe, parts))
-    path = None if run_dir is None else Path(run_dir)
+    path, here = None if run_dir is None else Path(run_dir), files.here()
     attempt, most = restarts()
     if path is None and most > 0:
         raise UsageError(
@@ -187,11 +187,11 @@ def run_recipe(
         except EnvironmentFault:  # in its first reset: the traceback needs a place
             if rank() > 0:
                 raise
-            with create_run(recipe, versions_now(recipe), path=path).held():
+            with create_run(recipe, versions_now(recipe), path=path, here=here).held():
                 raise
         # Whatever can be refused has been refused: from here on there is something on disk.
         recipe = with_what_auto_came_to(components.recipe, components.learner)
-        folder = from_first(lambda: create_run(recipe, versions_now(recipe), path=path))
+        folder = from_first(lambda: create_run(recipe, versions_now(recipe), path=path, here=here))
         with _held(folder):
             return finish(components, _writer(folder, recipe, components))
 
@@ -328,7 +328,6 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
 def finish(components: Components, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
     policy, evaluator = components.learner.policy, components.evaluator
-    path = writer.folder.path
     environments = [components.collector.envs, *evaluator.environments]
     fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
     run = None
@@ -337,10 +336,11 @@ def finish(components: Components, writer: RunWriter) -> Run:
         if stop.received is None:
             evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
             writer.finish(step, policy, evaluation)
-            run = Run(path, policy.requires_grad_(False).eval(), evaluation)
+            run = Run(writer.folder.path, policy.requires_grad_(False).eval(), evaluation)
     missing = writer.missing()
     if missing:
-        raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
+        where = writer.folder.path
+        raise SaveError(f"{where}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
     assert run is not None
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -342,6 +343,55 @@ def test_a_folder_in_use_is_refused_and_left_alone(plain: rlpg.Run) -> None:
     with pytest.raises(UsageError, match="new or empty, got one in use"):
         train("CartPole-v1", plain.path)
     assert sorted(path.name for path in plain.path.rglob("*")) == before
+
+
+class Wanderer(CartPoleEnv):
+    """Takes the process to another directory, as simulators do that write files where they run."""
+
+    def __init__(self, when: str, to: str) -> None:
+        super().__init__()
+        self.when, self.to, self.number = when, to, 0
+        if when == "made":
+            os.chdir(to)
+
+    def reset(self, **options: Any) -> Any:
+        if self.when == "reset":
+            os.chdir(self.to)
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.number += 1
+        if self.when == "step" and self.number == 50:
+            os.chdir(self.to)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("when", ["made", "reset", "step"])
+@pytest.mark.parametrize("run_dir", [None, "here/run"])
+def test_an_environment_that_changes_the_directory_loses_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, run_dir: str | None
+) -> None:
+    to = tmp_path / "elsewhere"
+    to.mkdir()
+    expected = tmp_path / (run_dir or "runs/Wanderer/reinforce/0")
+
+    def make() -> gymnasium.Env[Any, Any]:
+        return Wanderer(when, str(to))
+
+    overrides: Any = {**SMALL, "environment.id": "Wanderer"}
+    make.__name__ = "Wanderer"
+    monkeypatch.chdir(tmp_path)
+    run = rlpg.train(make, total_steps=320, run_dir=run_dir, overrides=overrides)
+    assert Path.cwd() == to
+    assert run.path == expected
+    os.chdir(tmp_path)
+    run = rlpg.resume(expected.relative_to(tmp_path), env=make, total_steps=640)
+    assert run.path == expected
+    assert bits(rlpg.load(run)) == bits(run.policy)
+    last, _ = newest_checkpoint(expected / "checkpoints")
+    assert last is not None
+    assert last.step == 640
+    assert list(to.iterdir()) == []
 
 
 def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
