@@ -155,10 +155,12 @@ class CheckEnv(WithEnvironment, Telling):
 
     def run(self) -> int:
         from rlpg.checks.checking import check_env
+        from rlpg.runs.files import staying
 
-        found = check_env(
-            self.env, env_kwargs=self.kwargs, steps=self.steps, episodes=self.episodes,
-            seed=self.seed,
-        )  # fmt: skip
+        with staying():
+            found = check_env(
+                self.env, env_kwargs=self.kwargs, steps=self.steps, episodes=self.episodes,
+                seed=self.seed,
+            )  # fmt: skip
         self.tell(found.as_dict(), found)
         return 0 if found.passed else 1

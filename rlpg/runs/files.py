@@ -118,6 +118,19 @@ def here() -> Path:
     return Path()
 
 
+@contextmanager
+def staying() -> Iterator[Path]:
+    """Where this process is, and is again at the end of the block: an environment may take it
+    elsewhere."""
+    place = here()
+    try:
+        yield place
+    finally:
+        if here() != place:
+            with suppress(OSError):
+                os.chdir(place)
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in the folder, sorted by name; empty where there is no folder."""
     try:

@@ -163,7 +163,7 @@ class GrowingFile:
 
     def __init__(self, path: Path, size: int, saver: Saver) -> None:
         self.size = size
-        self._path, self._saver, self._waiting = path, saver, bytearray()
+        self._path, self._saver, self._waiting = files.here() / path, saver, bytearray()
         self.flush()
 
     def add(self, data: bytes) -> None:

@@ -39,21 +39,16 @@ class RunFolder:
     """The folder of one run; `create_run` makes one, `open_run` finds one.
 
     Args:
-        path: as it was named.
+        path: as it was named, for messages.
         here: the directory that it was named in, because an environment may take the process to
             another; None: the present one.
     """
 
     def __init__(self, path: Path, here: Path | None = None) -> None:
-        self._named, self.place = path, (here or files.here()) / path
+        self.path, self.place = path, (here or files.here()) / path
         self.recipe, self.checkpoints = self.place / "recipe.toml", self.place / "checkpoints"
         self.policy, self.best_policy = self.place / "policy", self.place / "best_policy"
         self._is_there: Callable[[], bool] | None = None  # whether the folder held is still there
-
-    @property
-    def path(self) -> Path:
-        """As it was named, if that still leads there; else the whole path."""
-        return self._named if files.here() / self._named == self.place else self.place
 
     def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
         """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""

@@ -38,6 +38,7 @@ from rlpg.learners.values import NetworkValue, make_baseline
 from rlpg.policies import map_carry
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector, Rollout, make_envs
+from rlpg.runs import files
 from rlpg.runs.recipe import Device, Recipe, override
 from rlpg.runs.run import open_run
 from rlpg.runs.store import newest_checkpoint
@@ -126,6 +127,7 @@ class Diagnosis:
         return "\n".join(lines)
 
 
+@files.staying()
 def diagnose(
     path: str | Path,
     *,

@@ -17,12 +17,14 @@ from rlpg.errors import UsageError
 from rlpg.policies import Policy
 from rlpg.rollouts import EnvSource, find_spec, full_id, make_envs, wrapped
 from rlpg.rollouts.ids import own_words
+from rlpg.runs import files
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
 from rlpg.settings import Count, validated
 
 MOST_ENVS = 64  # side by side, if nobody says how many
 
 
+@files.staying()
 def evaluate(
     policy: Policy,
     env: EnvSource,

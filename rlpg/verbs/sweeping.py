@@ -54,7 +54,7 @@ class Sweep(Training):
             FileError: the file is not a study.
         """
         files.make_folder(self.folder)
-        path = self.folder / "study.journal"
+        path = files.here() / self.folder / "study.journal"
         about = {
             "recipe": dumps(override(self.recipe, {"seed": 0})),
             "seeds": list(self.seeds),

@@ -171,7 +171,7 @@ def run_recipe(
     """Train as a complete recipe says; see `train`. `goes_on`: continue what began in `run_dir`."""
     parts, hooks = parts or UserParts(), hooks or Hooks()
     env, recipe = with_record(env, resolved(recipe, parts))
-    path, here = None if run_dir is None else Path(run_dir), files.here()
+    path = None if run_dir is None else Path(run_dir)
     attempt, most = restarts()
     if path is None and most > 0:
         raise UsageError(
@@ -181,7 +181,7 @@ def run_recipe(
     if path is not None and (goes_on or attempt > 0) and files.exists(path / "recipe.toml"):
         kwargs = recipe.environment.kwargs  # the user's own, which no file has to be trusted with
         return resume_run(path, env, parts, hooks, env_kwargs=kwargs, quiet=quiet)
-    with joined(), ExitStack() as stack:
+    with files.staying() as here, joined(), ExitStack() as stack:
         try:
             components = stack.enter_context(assembled(env, recipe, parts, hooks, quiet=quiet))
         except EnvironmentFault:  # in its first reset: the traceback needs a place
@@ -264,6 +264,7 @@ def resume(
     )  # fmt: skip
 
 
+@files.staying()
 def resume_run(
     path: Path,
     env: EnvSource | None,
@@ -328,6 +329,7 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
 def finish(components: Components, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
     policy, evaluator = components.learner.policy, components.evaluator
+    path = writer.folder.path
     environments = [components.collector.envs, *evaluator.environments]
     fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
     run = None
@@ -336,11 +338,10 @@ def finish(components: Components, writer: RunWriter) -> Run:
         if stop.received is None:
             evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
             writer.finish(step, policy, evaluation)
-            run = Run(writer.folder.path, policy.requires_grad_(False).eval(), evaluation)
+            run = Run(path, policy.requires_grad_(False).eval(), evaluation)
     missing = writer.missing()
     if missing:
-        where = writer.folder.path
-        raise SaveError(f"{where}: expected everything to be saved, missing: {missing}", run)
+        raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
     assert run is not None
     return run

@@ -17,6 +17,7 @@ from rlpg.engine.loading import Saved
 from rlpg.errors import EnvironmentSetupError, UsageError
 from rlpg.rollouts import find_spec
 from rlpg.rollouts.ids import own_words, quietly
+from rlpg.runs import files
 from rlpg.verbs.evaluation import environment_of, evaluate
 
 FRAMES_PER_SECOND = 30  # where the environment does not say
@@ -142,6 +143,7 @@ def film(
     Raises:
         UsageError: the environment gives no pictures.
     """
+    path = files.here() / path  # the environment may go elsewhere
     if not has_display():  # pygame would look for one, and print errors
         for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
             os.environ.setdefault(name, "dummy")

@@ -23,12 +23,14 @@ from gymnasium.vector import SyncVectorEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpg
+from rlpg.cli import main
 from rlpg.engine.components import find_recipe, resolved, seed_sequence
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies import Policy
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector
 from rlpg.runs.dashboard import description
+from rlpg.runs.logger import JSONLLogger
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.verbs import training
@@ -367,28 +369,62 @@ class Wanderer(CartPoleEnv):
 
 
 @pytest.mark.parametrize("when", ["made", "reset", "step"])
+def test_an_environment_that_changes_the_directory_takes_no_file_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    to = tmp_path / "elsewhere"
+    to.mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wanderers.py").write_text(
+        "import sys, gymnasium\nfrom tests.verbs.test_training import Wanderer\n"
+        f"gymnasium.register('Wanderer-v0', Wanderer, kwargs={{'when': '{when}', 'to': '{to}'}})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = rlpg.train(
+        "wanderers:Wanderer-v0", total_steps=64, run_dir="run", overrides=SMALL,
+        loggers=[JSONLLogger("log.jsonl")],
+    )  # fmt: skip
+    for words in (
+        ["evaluate", "run", "--env", "wanderers:Wanderer-v0", "--episodes", "2"],
+        ["diagnose", "run", "--env", "wanderers:Wanderer-v0", "--episodes", "4"],
+        ["check-env", "wanderers:Wanderer-v0", "--steps", "30"],
+    ):
+        assert main([*words, "--json", f"{words[0]}.json"]) == 0
+        assert Path.cwd() == tmp_path
+        assert json.loads((tmp_path / f"{words[0]}.json").read_text())
+    rlpg.evaluate(run.policy, "wanderers:Wanderer-v0", episodes=2)
+    assert Path.cwd() == tmp_path
+    assert (tmp_path / "log.jsonl").read_text() == (tmp_path / "run/progress.jsonl").read_text()
+    assert list(to.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["made", "reset", "step"])
 @pytest.mark.parametrize("run_dir", [None, "here/run"])
 def test_an_environment_that_changes_the_directory_loses_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, run_dir: str | None
 ) -> None:
     to = tmp_path / "elsewhere"
     to.mkdir()
-    expected = tmp_path / (run_dir or "runs/Wanderer/reinforce/0")
+    where = []
 
     def make() -> gymnasium.Env[Any, Any]:
         return Wanderer(when, str(to))
 
-    overrides: Any = {**SMALL, "environment.id": "Wanderer"}
+    def on_log(*_: Any) -> None:
+        where.append(Path.cwd())
+
     make.__name__ = "Wanderer"
     monkeypatch.chdir(tmp_path)
-    run = rlpg.train(make, total_steps=320, run_dir=run_dir, overrides=overrides)
-    assert Path.cwd() == to
-    assert run.path == expected
-    os.chdir(tmp_path)
-    run = rlpg.resume(expected.relative_to(tmp_path), env=make, total_steps=640)
-    assert run.path == expected
+    run = rlpg.train(
+        make, total_steps=320, run_dir=run_dir, overrides={**SMALL, "environment.id": "Wanderer"},
+        on_log=on_log,
+    )  # fmt: skip
+    assert run.path == Path(run_dir or "runs/Wanderer/reinforce/0")
+    assert (where[-1], Path.cwd()) == (to, tmp_path), "what follows is where it was before"
+    run = rlpg.resume(run.path, env=make, total_steps=640)
+    assert Path.cwd() == tmp_path
     assert bits(rlpg.load(run)) == bits(run.policy)
-    last, _ = newest_checkpoint(expected / "checkpoints")
+    last, _ = newest_checkpoint(run.path / "checkpoints")
     assert last is not None
     assert last.step == 640
     assert list(to.iterdir()) == []
