@@ -97,9 +97,9 @@ def shipped_recipe(env_id: str, agent: str) -> Recipe | None:
 def latest_shipped(env_id: str) -> str:
     """The id with the version of a shipped agent, where it has none; nothing is imported."""
     start = _folder_name(env_id)
-    pattern = re.compile(rf"{re.escape(start)}(-v\d+)-\w+")
-    versions = [found[1] for name in shipped_agents() if (found := pattern.fullmatch(name))]
-    return env_id + (versions[-1] if versions else "")
+    pattern = re.compile(rf"{re.escape(start)}-v(\d+)-\w+")
+    versions = [int(found[1]) for name in shipped_agents() if (found := pattern.fullmatch(name))]
+    return f"{env_id}-v{max(versions)}" if versions else env_id
 
 
 def shipped_results() -> Iterator[tuple[str, str]]:

@@ -245,6 +245,18 @@ def test_shipped_agents_are_found_by_name(
     assert shipped.shipped_recipe("Pendulum-v1", "reinforce") is None
 
 
+def test_the_latest_shipped_version_is_the_highest_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "shipped_folder", lambda name: tmp_path / name)
+    for name in ("Crane-v9-ppo", "Crane-v10-ppo", "Crane-v2-a2c", "CraneLift-v11-ppo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.toml").touch()
+    assert shipped.latest_shipped("Crane") == "Crane-v10"
+    assert shipped.latest_shipped("Crane-v9") == "Crane-v9"
+    assert shipped.latest_shipped("Lift") == "Lift"
+
+
 def test_the_global_random_states_are_left_alone(folder: Path) -> None:
     before = torch.get_rng_state()
     policy = rlpg.load(folder)
