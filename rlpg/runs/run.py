@@ -19,6 +19,7 @@ import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -244,7 +245,13 @@ def versions(also: Mapping[str, Any] | None = None) -> dict[str, str]:
         "platform": platform.platform(),
         "machine": platform.machine(),
     }
+    return found | _installed() | {key: str(value) for key, value in (also or {}).items()}
+
+
+@cache  # each one is read from the whole description of a package
+def _installed() -> dict[str, str]:
+    found = {}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return found | {key: str(value) for key, value in (also or {}).items()}
+    return found
