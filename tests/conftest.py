@@ -7,13 +7,11 @@ import signal
 
 import hypothesis
 import pytest
-import torch
 
 # What is imported until all tests are known stays until the end: nobody looks for garbage in it.
 gc.disable()
 
-# The networks are small, and machines that run tests are busy.
-torch.set_num_threads(1)
+# Machines that run tests are busy.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 
@@ -27,5 +25,9 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
+    """Not called in the process that only hands out tests, which needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)  # the networks are small, and machines that run tests are busy
     gc.freeze()
     gc.enable()

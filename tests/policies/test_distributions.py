@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate
 from torch.distributions import (
     AffineTransform,
     Bernoulli,
@@ -106,6 +105,8 @@ class TestSquashedNormal:
 
     @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (1.5, 0.4), (-0.5, 2.0)])
     def test_density_integrates_to_one_over_the_box(self, loc, scale):
+        from scipy import integrate  # takes a second, which collecting tests does not need
+
         dist = squashed(loc, scale, 2.5)
 
         def density(a: float) -> float:
@@ -120,6 +121,8 @@ class TestSquashedNormal:
         [(0.0, 0.1, 1e-6), (0.0, 1.0, 1e-5), (2.0, 1.0, 1e-5), (0.5, math.exp(2), 0.1)],
     )
     def test_entropy_is_that_of_the_squashed_action(self, loc, scale, atol):
+        from scipy import integrate  # takes a second, which collecting tests does not need
+
         dist = squashed(loc, scale, 2.0)
 
         def integrand(u: float) -> float:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from scipy import stats
 from torch import Tensor
 
 from rlpg.errors import SpaceError, UsageError
@@ -148,6 +147,8 @@ class TestCountableActions:
         assert probs.sum().item() == pytest.approx(1.0, abs=1e-6)
 
     def test_draws_follow_the_distribution(self, name, is_masked):
+        from scipy import stats  # takes a second, which collecting tests does not need
+
         _, head, outputs, mask, support = self.setup(name, is_masked)
         probs = head(outputs, mask).log_prob(support).exp().double().numpy()
         rows = outputs.expand(NUM_DRAWS, -1)
@@ -272,6 +273,8 @@ def test_actions_on_a_device_were_counted_from_zero(options):
 class TestContinuousActions:
     @pytest.mark.parametrize("name", MEASURED)
     def test_draws_follow_the_distribution(self, name):
+        from scipy import stats  # takes a second, which collecting tests does not need
+
         space, options = MEASURED[name]
         head = make_head(space, **options)
         outputs = outputs_for(head)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from scipy import stats
 
 from rlpg.errors import SpaceError, UsageError
 from rlpg.policies import Policy, StandardPolicy, policy_from
@@ -163,6 +162,8 @@ def assert_close(a: Any, b: Any) -> None:
 class TestDraw:
     @pytest.mark.parametrize("name", ["categorical", "masked"])
     def test_draws_follow_forward(self, name):
+        from scipy import stats  # takes a second, which collecting tests does not need
+
         policy = create(name)
         obs = packed(policy, 1, seed=5)
         with torch.no_grad():
