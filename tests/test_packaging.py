@@ -32,8 +32,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel unpacked as pip would."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target"]
-    subprocess.run([*command, str(folder), str(wheel)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--no-compile"]
+    target = ["--target", str(folder), str(wheel)]
+    subprocess.run([*command, *target], check=True, capture_output=True)
     return folder
 
 

@@ -36,7 +36,7 @@ README = (ROOT / "README.md").read_text()
 
 SHORT = [
     "--total-steps", "300", "--rollout.num-envs", "4", "--evaluation.episodes", "2",
-    "--evaluation.final-episodes", "2",
+    "--evaluation.final-episodes", "2", "--evaluation.every", "150",
 ]  # fmt: skip
 BUDGET = re.compile(r"((?:total_steps=|env_steps < ))\d[\d_]*_000\b")
 FILE = re.compile(r"# (\w+\.py)\n")
@@ -108,6 +108,8 @@ def run_line(line: str) -> None:
             words += ["--jobs", "1"]  # a process takes longer to start than such a run
     elif words[0] == "resume" and "--total-steps" in words:
         words[words.index("--total-steps") + 1] = "600"
+    elif words[0] == "check-env" and "--steps" not in words:
+        words += ["--steps", "200"]
     elif words[0] in ("evaluate", "diagnose") and "--help" not in words:
         if "--episodes" in words:
             del words[words.index("--episodes") :][:2]

@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "log.every": 100,
     "environment.max_episode_steps": 40,
 }
-TOTAL = 1500
+TOTAL = 1000  # 16 updates of 64 steps
 
 
 class Killed(BaseException):
@@ -97,6 +97,12 @@ def assert_same(one: Path, other: Path) -> None:
             np.testing.assert_array_equal(ours[key], theirs[key])
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without overrides, which the tests compare with and do not change."""
+    return train(tmp_path_factory.mktemp("uninterrupted") / "run").path
+
+
 @pytest.mark.parametrize(
     ("env", "overrides"),
     [
@@ -114,13 +120,14 @@ def assert_same(one: Path, other: Path) -> None:
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(
-    env: str, overrides: dict[str, Any], tmp_path: Path
+    env: str, overrides: dict[str, Any], uninterrupted: Path, tmp_path: Path
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(whole, env, **overrides)
-    for update in (13, 19):  # mid-episode, after 832 and 1216 steps; checkpoints every 200 or so
+    whole, cut = tmp_path / "whole" if overrides else uninterrupted, tmp_path / "cut"
+    if overrides:
+        train(whole, env, **overrides)
+    for update in (9, 13):  # mid-episode, after 576 and 832 steps; checkpoints every 200 or so
         with killed_at(update):
-            if update == 13:
+            if update == 9:
                 train(cut, env, **overrides)
             else:
                 rlpg.resume(cut, env=env)
@@ -131,7 +138,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 def test_async_environments_resume_to_the_same_bits(tmp_path: Path) -> None:
     overrides = {"environment.backend": "async", "rollout.num_envs": 2, "evaluation.num_envs": 1}
     train(tmp_path / "whole", **overrides | {"environment.backend": "sync"})  # starts no workers
-    with killed_at(13):
+    with killed_at(9):
         train(tmp_path / "cut", **overrides)
     rlpg.resume(tmp_path / "cut")
     assert_same(tmp_path / "whole", tmp_path / "cut")
@@ -163,17 +170,19 @@ def test_a_run_of_whole_episodes_without_a_vector_version_could_not_be_resumed(
         rlpg.resume(tmp_path / "cut", total_steps=TOTAL + 200)  # one that had finished
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
-    train(tmp_path / "whole")
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
     with killed_at(1):
         train(tmp_path / "cut")
     rlpg.resume(tmp_path / "cut")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(uninterrupted, tmp_path / "cut")
 
 
-def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(tmp_path: Path) -> None:
-    train(tmp_path / "whole")
-    with killed_at(13):
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    with killed_at(9):
         train(tmp_path / "cut")
     newest = sorted((tmp_path / "cut/checkpoints").iterdir())[-1]
     data = bytearray(newest.read_bytes())
@@ -181,11 +190,11 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_is_taken(tmp_path: P
     newest.write_bytes(data)
     with pytest.warns(RlpgWarning, match="skipped .*: expected content with the sha256"):
         rlpg.resume(tmp_path / "cut")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(uninterrupted, tmp_path / "cut")
 
 
 def test_a_finished_run_grows(tmp_path: Path) -> None:
-    """A run of 1500 steps and then 700 more is one of 2200: with a constant learning rate."""
+    """A run of 1000 steps and then 500 more is one of 1500: with a constant learning rate."""
     constant = {
         "learner.learning_rate_schedule": "constant",
         "log.every": 64,
@@ -193,38 +202,38 @@ def test_a_finished_run_grows(tmp_path: Path) -> None:
     }
     short = train(tmp_path / "a", **constant)
     first = progress(short.path)
-    again = rlpg.resume(short.path, total_steps=2200)
+    again = rlpg.resume(short.path, total_steps=1500)
     assert again.path == short.path
     text = (short.path / "recipe.toml").read_text()
-    assert text.startswith("# trained to step 1536 with total_steps = 1500, then resumed with")
+    assert text.startswith("# trained to step 1024 with total_steps = 1000, then resumed with")
     rows = progress(short.path)
     assert rows[: len(first)] == first
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
-    assert steps[-1] >= 2200
+    assert steps[-1] >= 1500
 
 
-@pytest.mark.parametrize("budget", [1, 1400, 1535])
+@pytest.mark.parametrize("budget", [1, 900, 1023])
 def test_a_budget_below_what_is_done_was_recorded_as_if_it_had_been_the_runs(
     budget: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The recipe then said that a run of 1,536 steps had a budget of 1,400."""
+    """The recipe then said that a run of 1,024 steps had a budget of 900."""
     run = train(tmp_path / "run")
     before = (run.path / "recipe.toml").read_text()
     with pytest.raises(
-        UsageError, match=f"total_steps: expected at least the 1536 steps .* done, got {budget}$"
+        UsageError, match=f"total_steps: expected at least the 1024 steps .* done, got {budget}$"
     ):
         rlpg.resume(run.path, total_steps=budget)
     assert main(["resume", str(run.path), "--total-steps", str(budget), "--quiet"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert (run.path / "recipe.toml").read_text() == before
-    for same in (TOTAL, 1536):  # its own budget, and exactly what is done
+    for same in (TOTAL, 1024):  # its own budget, and exactly what is done
         rlpg.resume(run.path, total_steps=same)
-    assert newest_checkpoint(run.path / "checkpoints")[0].step == 1536  # type: ignore[union-attr]
+    assert newest_checkpoint(run.path / "checkpoints")[0].step == 1024  # type: ignore[union-attr]
 
 
 def test_tensorboard_shows_one_curve_without_double_points(tmp_path: Path) -> None:
-    with killed_at(17):
+    with killed_at(11):
         train(tmp_path / "cut")
     rlpg.resume(tmp_path / "cut")
     events = EventAccumulator(str(tmp_path / "cut"))

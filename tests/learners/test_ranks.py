@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ranks import columns_of, on_ranks
 
 from rlpg import PPO, Learner, NaturalGradient, Reinforce
 from rlpg.distributed import num_ranks, rank
+from rlpg.rollouts import Rollout
 
 NUM_ENVS, ROLLOUTS = 12, 2  # the second shows what the first has taught
 CLASSES = {"reinforce": Reinforce, "a2c": Reinforce, "ppo": PPO, "npg": NaturalGradient}
@@ -73,6 +75,13 @@ def name(case: dict[str, Any]) -> str:
     return "-".join(f"{value}" for value in case.values())
 
 
+@cache
+def whole_rollout(memory: str | None, seed: int, num_steps: int) -> Rollout:
+    """Of all environments; drawn once, because drawing takes as long as an update."""
+    policy = make_policy(memory=memory, memory_size=4)
+    return draw_rollout(policy, seed, num_envs=NUM_ENVS, num_steps=num_steps)
+
+
 def updated(case: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The learner's state after some updates on this rank's columns of the same rollouts."""
     options = dict(case)
@@ -91,8 +100,7 @@ def updated(case: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     metrics: dict[str, float] = {}
     start = learner.optimizer.flat()
     for seed in range(ROLLOUTS):
-        whole = draw_rollout(make_policy(memory=case["memory"], memory_size=4), seed,
-                             num_envs=NUM_ENVS, num_steps=num_steps)  # fmt: skip
+        whole = whole_rollout(case["memory"], seed, num_steps)
         metrics = learner.update(columns_of(whole, rank(), num_ranks()), progress=seed / ROLLOUTS)
     found = {"moved": np.array(float((learner.optimizer.flat() - start).abs().max()))}
     for key, value in learner.policy.state_dict().items():
@@ -129,8 +137,12 @@ def of_two_ranks() -> list[list[Any]]:
     return on_ranks(2, all_updated, CASES)
 
 
-def assert_like_one_process(case: dict[str, Any], ranks: list[Any]) -> None:
-    alone = updated(case)
+@cache
+def updated_alone(number: int) -> dict[str, np.ndarray[Any, Any]]:
+    return updated(CASES[number])
+
+
+def assert_like_one_process(alone: dict[str, Any], ranks: list[Any]) -> None:
     for found in ranks:
         assert found.keys() == alone.keys()
         for key, value in alone.items():
@@ -143,13 +155,14 @@ def assert_like_one_process(case: dict[str, Any], ranks: list[Any]) -> None:
 def test_two_ranks_make_the_update_of_one_process(
     number: int, of_two_ranks: list[list[Any]]
 ) -> None:
-    assert_like_one_process(CASES[number], [found[number] for found in of_two_ranks])
+    assert_like_one_process(updated_alone(number), [found[number] for found in of_two_ranks])
 
 
 def test_three_ranks_make_the_update_of_one_process() -> None:
-    some = CASES[::6]
-    for case, *ranks in zip(some, *on_ranks(3, all_updated, some), strict=True):
-        assert_like_one_process(case, ranks)
+    some = range(0, len(CASES), 6)
+    found = on_ranks(3, all_updated, [CASES[number] for number in some])
+    for number, *ranks in zip(some, *found, strict=True):
+        assert_like_one_process(updated_alone(number), ranks)
 
 
 @pytest.mark.slow
@@ -158,4 +171,4 @@ def test_ranks_make_the_update_of_one_process_with_all_choices() -> None:
     for number in (2, 4):
         found = on_ranks(number, all_updated, REST, timeout=1200)
         for case, *ranks in zip(REST, *found, strict=True):
-            assert_like_one_process(case, ranks)
+            assert_like_one_process(updated(case), ranks)

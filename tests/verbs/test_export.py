@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -65,6 +68,19 @@ def policy_of(case: str) -> rlpg.StandardPolicy:
     return policy
 
 
+@pytest.fixture(scope="module")
+def _onnx_functions() -> Iterator[None]:
+    """torch.onnx reads the source of its 500 functions anew for each file, a third of its time."""
+    pytest.importorskip("onnx")
+    from torch.onnx._internal.exporter import _registration
+
+    functions = cache(_registration.onnxscript_apis.get_torchlib_ops)
+    with pytest.MonkeyPatch.context() as patch:
+        apis = SimpleNamespace(get_torchlib_ops=functions)
+        patch.setattr(_registration, "onnxscript_apis", apis)
+        yield
+
+
 def flat(action: Any) -> list[np.ndarray]:
     return [
         np.asarray(part) for part in (action.values() if isinstance(action, dict) else [action])
@@ -118,6 +134,7 @@ FILES = {  # outputs; each file takes seconds to make, so one has many heads
 }
 
 
+@pytest.mark.usefixtures("_onnx_functions")
 @pytest.mark.parametrize("case", FILES)
 def test_the_file_acts_like_the_policy(case: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
@@ -174,6 +191,7 @@ def test_a_policy_of_ones_own_is_exported() -> None:
 @pytest.mark.parametrize(
     ("space", "options"), [(IMAGE, {}), (VECTOR, {"memory": "gru", "memory_size": 5})]
 )
+@pytest.mark.usefixtures("_onnx_functions")
 def test_a_policy_with_a_network_of_ones_own_could_not_be_exported(
     space: spaces.Space[Any], options: dict[str, Any], tmp_path: Path
 ) -> None:
