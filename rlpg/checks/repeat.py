@@ -6,12 +6,23 @@ import copy
 import itertools
 import random
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from rlpg.checks.play import AnyEnv, Episode, difference, fingerprint, place, replay
+from rlpg.checks.play import (
+    AnyEnv,
+    Episode,
+    Misbehaved,
+    difference,
+    fingerprint,
+    global_generators,
+    place,
+    replay,
+    restore_generators,
+)
 from rlpg.checks.report import Finding, Status, listed, words
 from rlpg.checks.subject import Subject
 from rlpg.checks.watch import Watcher
@@ -21,6 +32,10 @@ from rlpg.rollouts.environments import close_quietly
 _OTHER_SEEDS = 3
 _EARLY, _LATE = 20, 200  # steps by which most differences show, and nearly all
 _ANEW = "let reset() set everything anew"
+_OF_ITS_OWN = (
+    "let each have a state of its own, and change no attribute of the class (a space there is one "
+    "that sample() draws from) and no variable of a module"
+)
 
 
 def check_replay(subject: Subject, first: Episode, last: Episode) -> Finding:
@@ -50,14 +65,42 @@ def check_replay(subject: Subject, first: Episode, last: Episode) -> Finding:
         for where, episode, how, advice in tries:
             if where is not None and (parted := difference(episode, replay(where, episode))):
                 return Finding(name, status, f"{parted}, {how}{said}; {advice}")
+        if new[0] is not None and new[1] is not None and not last.failed:
+            beside = replay(new[0], first, before_call=_turns(new[1], last, first))
+            if parted := difference(first, beside):
+                how = f"while another environment was played in between{said}"
+                return Finding(name, status, f"{parted}, {how}; {_OF_ITS_OWN}")
     finally:
         for one in filter(None, new):
             close_quietly(one)
     nouns = "episode" if len(played) == 1 else "episodes"
-    where_to = "played again" if new[0] is None else "played again and in a new environment"
+    where_to = "played again"
+    if new[0] is not None:
+        where_to += ", in a new environment and beside another one"
     lengths = listed(str(episode.length) for episode in played.values())
     text = f"{nouns} {listed(map(str, played))} ({lengths} steps) came out the same to the bit"
     return Finding(name, "ok", f"{text} when {where_to}")
+
+
+def _turns(neighbor: AnyEnv, other: Episode, first: Episode) -> Callable[[], None]:
+    """What plays another episode in a neighbor, over and over, one call at a time; the global
+    generators are where `first` began, and the neighbor leaves them alone."""
+    restore_generators(first.random)
+    actions = itertools.cycle([None, *other.actions])  # None: a reset
+
+    def turn() -> None:
+        states, action = global_generators(), copy.deepcopy(next(actions))
+        try:
+            if action is None:
+                neighbor.reset(seed=other.seed, options=None)
+            else:
+                neighbor.step(action)
+        except (Exception, SystemExit) as error:
+            raise Misbehaved(f"made another environment raise {words(error)}") from error
+        finally:
+            restore_generators(states)
+
+    return turn
 
 
 def check_reset_anywhere(env: AnyEnv, first: Episode, last: Episode, *, repeats: bool) -> Finding:

@@ -130,9 +130,9 @@ def info_misfit(info: Any) -> Misfit | None:
 
 def not_finite(value: Any, name: str) -> str:
     """The first number that float32 cannot hold, NaN included, in words; "" if there is none."""
-    if isinstance(value, Mapping | tuple):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        return next(filter(None, (not_finite(part, f"{name}[{key!r}]") for key, part in items)), "")
+    if (parts := _parts(value)) is not None:
+        found = (not_finite(part, f"{name}[{key!r}]") for key, part in parts.items())
+        return next(filter(None, found), "")
     array = as_array(value)
     if array.dtype.kind != "f":
         return ""
@@ -146,10 +146,9 @@ def not_finite(value: Any, name: str) -> str:
 
 def lost_change(before: Any, now: Any, name: str) -> str:
     """The first number of an observation whose change float32 does not show, in words, or ""."""
-    if isinstance(now, Mapping | tuple):
-        is_dict = isinstance(now, Mapping)
-        keys = [key for key in now if key in before] if is_dict else range(len(now))
-        parts = (lost_change(before[key], now[key], f"{name}[{key!r}]") for key in keys)
+    had, has = _parts(before), _parts(now)
+    if had is not None and has is not None:  # of a Sequence, not always as many
+        parts = (lost_change(had[k], has[k], f"{name}[{k!r}]") for k in has if k in had)
         return next(filter(None, parts), "")
     old, new = as_array(before), as_array(now)
     if new.dtype.kind not in "fiu" or new.dtype.itemsize < 4 or old.shape != new.shape:
@@ -204,6 +203,13 @@ class Validator:
 
 
 # --------------------------------------------------------------------------------------- details
+
+
+def _parts(value: Any) -> Mapping[Any, Any] | None:
+    """The parts of a dict or tuple by key or place; None for what has none."""
+    if isinstance(value, tuple):
+        return dict(enumerate(value))
+    return value if isinstance(value, Mapping) else None
 
 
 def element(name: str, index: tuple[int, ...]) -> str:

@@ -233,6 +233,35 @@ class OwnGenerator(Walk):
         return float(self.rng.normal())
 
 
+class SharedSpace(Walk):
+    """Samples from a space of the class, which every environment seeds and draws from."""
+
+    shared = spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+    def reset(self, **options: Any) -> Any:
+        self.shared.seed(options["seed"])
+        return super().reset(**options)
+
+    def obs(self) -> Any:
+        return self.shared.sample()
+
+
+class SharedCounter(Walk):
+    """Counts its steps in a list of the class."""
+
+    steps: ClassVar[list[int]] = []
+
+    def reset(self, **options: Any) -> Any:
+        self.steps.clear()
+        return super().reset(**options)
+
+    def reward(self) -> Any:
+        self.steps.append(self.t)
+        if len(self.steps) > self.length:
+            raise RuntimeError("too many steps")
+        return 1.0
+
+
 class Curriculum(Walk):
     """Every episode is harder than the one before."""
 
@@ -381,6 +410,30 @@ class TextSpace(Walk):
         return "abc"
 
 
+class SequenceSpace(Walk):
+    """Gives more and fewer parts from step to step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Sequence(spaces.Box(-100.0, 100.0, (1,), np.float32))
+
+    def obs(self) -> Any:
+        return (self.x[:1].astype(np.float32),) * (1 + self.t % 3)
+
+
+class OneOfSpace(Walk):
+    """Gives a number, then a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        one = spaces.Tuple([spaces.Discrete(20), spaces.Discrete(20)])
+        self.observation_space = spaces.OneOf([spaces.Discrete(20), one])
+
+    def obs(self) -> Any:
+        number = np.int64(self.t)
+        return (np.int64(1), (number, number)) if self.t % 2 else (np.int64(0), number)
+
+
 class NoActionSpace(Walk):
     def __init__(self) -> None:
         super().__init__()
@@ -482,6 +535,8 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (Clocked, "fault", "replay", r"reset of episode 0.*observation\[0\] was .*, then"),
     (Curriculum, "fault", "replay",
      "step 3 of episode 0 .*reward was 1, then .*the same environment played it again; let reset"),
+    (SharedSpace, "fault", "replay", r"observation\[0\] was .*, then .*, while another environment "
+     "was played in between; let each have a state of its own, and change no attribute"),
     (ForgetsToRestart, "fault", "early reset",
      "terminated, truncated were False, False, then True, False, after a reset in the middle"),
     (BrokenByAnotherStep, "fault", "after the end",
@@ -499,6 +554,8 @@ BROKEN: list[tuple[type, str, str, str]] = [
     (CloseOnce, "warning", "close", r"close\(\) a second time raised RuntimeError"),
     (CloseSleeps, "fault", "close", r"close\(\) raised EnvironmentFault: no answer within 2 s"),
     (TextSpace, "fault", "spaces", "observation: expected Box, Discrete, .*got Text"),
+    (SequenceSpace, "fault", "spaces", "observation: expected Box, Discrete, .*got Sequence"),
+    (OneOfSpace, "fault", "spaces", "observation: expected Box, Discrete, .*got OneOf"),
     (NoActionSpace, "fault", "spaces", "action_space: .*set it in the constructor"),
     (SequenceActions, "fault", "spaces", "action: expected Box, Discrete, .*got Sequence"),
     (DefaultSeed, "warning", "gymnasium", "default seed argument .*should be `None`"),
@@ -556,6 +613,13 @@ def test_the_second_environment_of_a_process() -> None:
     assert skipped == ["seeds", "copies", "gymnasium", "close"]
 
 
+def test_an_environment_that_breaks_its_neighbor() -> None:
+    report = rlpg.check_env(SharedCounter, steps=STEPS)
+    assert [f.check for f in bad(report)] == ["replay", "copies"]
+    said = "it returned, then it made another environment raise RuntimeError: too many steps, while"
+    assert said in bad(report)[0].text
+
+
 def test_a_vector_version_that_does_not_say_how_it_resets() -> None:
     report = rlpg.check_env("test/Vector-v0", steps=STEPS)
     assert [(f.status, f.check) for f in bad(report)] == [("fault", "copies")]
@@ -573,7 +637,15 @@ def test_what_is_registered_as_nondeterministic_is_a_warning() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [OwnGenerator, Curriculum, ForgetsToRestart, GlobalNumpy, ReseedsGlobal, ChangesActions],
+    [
+        OwnGenerator,
+        SharedSpace,
+        Curriculum,
+        ForgetsToRestart,
+        GlobalNumpy,
+        ReseedsGlobal,
+        ChangesActions,
+    ],
 )
 def test_what_does_not_repeat_cannot_be_resumed(kind: type) -> None:
     report = checked(kind)
