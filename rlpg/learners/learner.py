@@ -30,7 +30,7 @@ from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import SEPARATE_CRITIC, LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
-from rlpg.policies.networks import refuse_noisy_layers
+from rlpg.policies.networks import refuse_chance, refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import SCHEDULE, scheduled
 
@@ -357,6 +357,8 @@ class Learner(ABC):
         if "learning_rate" in self.settings.names():
             unread["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
+            if self.num_updates == 0:
+                self._refuse_chance(rollout, advantages)
             learned = self.improve(self.batch(rollout, advantages), lr_scale)
             if not isinstance(learned, Mapping):
                 raise UsageError(
@@ -375,6 +377,15 @@ class Learner(ABC):
             self.policy.normalizer.update(self.policy.observations.features(seen))
         self.num_updates += 1
         return means_over_ranks(metrics)
+
+    @torch.no_grad()
+    def _refuse_chance(self, rollout: Rollout, advantages: Advantages) -> None:
+        """Raise UsageError where torch's random numbers decide on a log-prob or a value."""
+        baseline, device = self.baseline, self.policy.device
+        some = next(Batch.of(rollout, advantages, in_order=self.policy.has_memory).chunks())
+        refuse_chance(lambda: some.log_prob_of(some.distribution(self.policy)), "policy", device)
+        if isinstance(baseline, StateValue):
+            refuse_chance(lambda: baseline.predict(rollout)[0], "value network", device)
 
     def fit_baseline(
         self, rollout: Rollout, advantages: Advantages, lr_scale: float

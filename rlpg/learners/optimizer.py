@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
@@ -36,7 +37,8 @@ class Optimizer:
         owner: whose parameters they are, for messages.
 
     Raises:
-        UsageError: there is nothing to optimize, or the parameters differ in dtype or device.
+        UsageError: there is nothing to optimize, or the parameters have no shape yet, or differ in
+            dtype or device.
     """
 
     def __init__(
@@ -52,6 +54,12 @@ class Optimizer:
             raise UsageError(
                 f"{owner}: expected parameters that require a gradient, got none; a policy from "
                 "rlpg.load is frozen until policy.requires_grad_(True)"
+            )
+        lazy = [name for name, parameter in named if isinstance(parameter, UninitializedParameter)]
+        if lazy:
+            raise UsageError(
+                f"{owner}: expected parameters that have a shape, got {lazy[0]} of a lazy layer; "
+                "make it with its number of inputs"
             )
         self._names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
