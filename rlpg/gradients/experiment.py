@@ -103,7 +103,7 @@ def refuse_coupled_lanes(
 
     def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:
         tape = _Replay(how, num_lanes, script)
-        with seeded(seed, params), torch.no_grad():
+        with seeded(seed, params):
             return tape, problem(tape, num_lanes)
 
     first, own = played()

@@ -30,6 +30,7 @@ from rlpg.gradients.baselines import (
     OptimalConstant,
     Samples,
 )
+from rlpg.gradients.compare import compare
 from rlpg.gradients.controls import KnownMean, Relax
 from rlpg.gradients.draws import antithetic, sobol
 from rlpg.gradients.experiment import TapeMaker
@@ -343,6 +344,25 @@ def test_lanes_that_meet_in_a_batch_statistic() -> None:
     with pytest.raises(EstimatorError, match="cloud: expected independent lanes"):
         gradcheck(problem, theta, "score", num_lanes=20)
     gradcheck(problem, theta, "pathwise", num_lanes=20)
+
+
+@pytest.mark.parametrize("how", ["score", "pathwise", "combine"])
+def test_a_program_may_differentiate_on_its_way(how: How) -> None:
+    theta = leaf(0.5, 0.8)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        """A step of Langevin dynamics in the potential theta x^4 / 4."""
+        x = tape.sample(Normal(theta[0].expand(lanes), 0.6))
+        x = x if x.requires_grad else x.requires_grad_()
+        (slope,) = torch.autograd.grad((theta[1] * x**4 / 4).sum(), x, create_graph=True)
+        tape.add(tape.sample(Normal(x - 0.2 * slope, 0.5)))
+
+    m, s = theta.detach()
+    third = m**3 + 3 * m * 0.6**2  # E x^3
+    exact = torch.stack([1 - 0.6 * s * (m**2 + 0.6**2), -0.2 * third])
+    gradcheck(problem, theta, how)
+    gradcheck(problem, theta, how, against=exact)
+    compare(problem, theta, [how], num_lanes=50, repeats=4)
 
 
 def test_noise_that_hides_a_bias_is_neither_agreement_nor_a_mistake() -> None:
