@@ -242,7 +242,7 @@ class TensorCollector(BaseCollector):
             generators = (self._generator, self._starts)
             play = lambda: self._play(num_steps, standing, None)  # noqa: E731
             self._work, self._recorded = Replayed(play, self._device, generators), kind
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference_mode: an environment may differentiate on its way
             steps = self._work()
         return _Steps(*map(torch.clone, steps))  # which no replay writes again
 

@@ -476,6 +476,42 @@ def test_a_window_is_the_rollout_with_its_gradient(gradient: Any) -> None:
     assert len(window.tape.events) == 7
 
 
+class Derived(Pendulum):
+    """A pendulum with one more force: the slope of 0.1 cos(angle), by a formula or by autograd."""
+
+    def __init__(self, *, by_autograd: bool) -> None:
+        super().__init__()
+        self.by_autograd = by_autograd
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope = -0.1 * torch.sin(state)
+        if self.by_autograd:
+            with torch.enable_grad():
+                at = state if state.requires_grad else state.detach().requires_grad_()
+                total = (0.1 * torch.cos(at)).sum()
+                (slope,) = torch.autograd.grad(total, at, create_graph=state.requires_grad)
+        return super().step(state + slope, action)
+
+
+@pytest.mark.parametrize("gradient", [None, "pathwise", "score"])
+def test_bug_an_environment_that_differentiates_ended_in_an_error_of_torch(gradient: Any) -> None:
+    found = []
+    for by_autograd in (False, True):
+        env = Derived(by_autograd=by_autograd)
+        policy = policy_for(env)
+        collector = TensorCollector(env, policy, 3, num_envs=4, gradient=gradient)
+        rollouts = [collector.steps(7), collector.steps(7)]
+        parts = [rollout.reward for rollout in rollouts]
+        if gradient is None:
+            parts.append(collector.episodes(1).reward)
+        elif gradient == "pathwise":
+            window = rollouts[-1].window
+            assert window is not None
+            parts += torch.autograd.grad(window.reward.sum(), [*policy.parameters()])
+        found.append(parts)
+    torch.testing.assert_close(*found)
+
+
 def test_measuring_memory_changes_nothing() -> None:
     env = limited("Pendulum-v1", 5)
     collector, twin = (
