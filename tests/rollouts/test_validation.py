@@ -165,7 +165,7 @@ def test_a_part_of_shape_1_was_broadcast_by_the_shared_memory(backend: str) -> N
         "test/Showing-v0",
         lambda: Showing(NESTED, nested(), nested(a=np.ones(1, np.float32))),
     )
-    envs, _ = make_envs("test/Showing-v0", 2, seed=0, backend=backend)
+    envs, _ = make_envs("test/Showing-v0", 2, seed=0, backend=backend, num_workers=1)
     try:
         with pytest.raises(
             EnvironmentFault, match=r"step 1: environment 0, .* observation\['a'\]: .*\(1,\)"
