@@ -26,7 +26,9 @@ from rlpg.engine.shipped import (
     shipped_results,
 )
 from rlpg.errors import RlpgError
+from rlpg.learners import rules
 from rlpg.policies.references import UserParts
+from rlpg.policies.spaces import num_continuous
 from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
 from rlpg.verbs.evaluation import evaluate_saved
 
@@ -81,10 +83,17 @@ def test_an_agent_is_found_by_its_environment(name: str) -> None:
 def test_results_were_made_with_the_recipe_that_is_shipped(name: str) -> None:
     made_with = results_of(name)["recipe"]
     recipe = load_recipe(shipped_folder(name) / "recipe.toml")
-    width = log_std_init(recipe, load_saved(name).policy.head.space)
-    rules = {"rollout.num_steps": recipe.steps_per_env, "policy.log_std_init": width}
-    by_rule = override(resolved(recipe), rules)
+    space = load_saved(name).policy.head.space
+    width = log_std_init(recipe, space)
+    auto = {"rollout.num_steps": recipe.steps_per_env, "policy.log_std_init": width}
+    by_rule = override(resolved(recipe), auto)
     said, came_to = (json.loads(json.dumps(flatten(each))) for each in (recipe, by_rule))
+    if (
+        made_with.get("learner.num_minibatches") == "auto"
+    ):  # of 64 samples, for any action
+        of_64 = recipe.rollout.num_envs * recipe.steps_per_env // rules.MINIBATCH_SIZE
+        is_wide = num_continuous(space) >= rules.MANY
+        made_with["learner.num_minibatches"] = of_64 if is_wide else "auto"
     for key, value in made_with.items():  # a newer setting did not exist for the results
         was_number = said[key] == "auto" != value  # before there was a rule, which says the same
         assert (came_to if was_number else said)[key] == value, key

@@ -16,9 +16,11 @@ from rlpg.engine.components import (
     with_what_auto_came_to,
 )
 from rlpg.engine.device import device_of
-from rlpg.learners.rules import REASONS, num_minibatches
+from rlpg.learners import Learner
+from rlpg.learners.rules import MINIBATCH_SIZE, REASONS, minibatch_size, num_minibatches
 from rlpg.learners.settings import AGENTS
 from rlpg.policies.references import UserParts
+from rlpg.policies.spaces import num_continuous
 from rlpg.runs.recipe import Recipe, diff, flatten
 from rlpg.verbs.training import intervals
 
@@ -48,7 +50,7 @@ def explained(
     agent = recipe.agent
     own = diff(base, Recipe.of(agent, type(base.learner)))
     of_agent = diff(Recipe.of(agent, type(base.learner)), Recipe())
-    values = flatten(with_what_auto_came_to(recipe, learner)) | followed(recipe)
+    values = flatten(with_what_auto_came_to(recipe, learner)) | followed(recipe, learner)
     for key, value in values.items():
         is_given = key in given or before[key] != of_base[key]  # an entry of a table is no option
         if (is_given and before[key] != "auto") or key == "environment.id":
@@ -62,7 +64,7 @@ def explained(
         yield f"{key:<34} {shown(value):<{WIDEST_VALUE}} {why}"
 
 
-def followed(recipe: Recipe) -> dict[str, Any]:
+def followed(recipe: Recipe, made: Learner) -> dict[str, Any]:
     """What follows from the size of a run and of a rollout, and from the machine."""
     rollout, learner = recipe.rollout, recipe.learner
     names = ("log.every", "evaluation.every", "checkpoint.every")
@@ -71,9 +73,10 @@ def followed(recipe: Recipe) -> dict[str, Any]:
     size, length = rollout.num_envs * recipe.steps_per_env, None
     if recipe.policy.memory:
         size, length = rollout.num_envs, recipe.steps_per_env
-    for name in ("num_minibatches", "num_value_minibatches"):
+    own = minibatch_size(num_continuous(made.policy.head.space))
+    for name, each in {"num_minibatches": own, "num_value_minibatches": MINIBATCH_SIZE}.items():
         if name in learner.names() and rollout.episodes_per_env is None:
-            found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, length)
+            found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, length, each)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import Space, spaces
+from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
@@ -37,7 +36,7 @@ from rlpg.policies.references import (
     reference_to,
     require_used,
 )
-from rlpg.policies.spaces import leaves
+from rlpg.policies.spaces import num_continuous
 from rlpg.rollouts import (
     BaseCollector,
     Collector,
@@ -360,12 +359,6 @@ def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
         return said
     plain = recipe.agent not in ("ppo", "npg", "trpo")
     return rules.log_std_init(num_continuous(action_space), plain=plain)
-
-
-def num_continuous(space: Space[Any]) -> int:
-    """Dimensions of an action that are continuous, in all of its parts together."""
-    boxes = (leaf for _, leaf in leaves(space, "action") if isinstance(leaf, spaces.Box))
-    return sum(math.prod(box.shape) for box in boxes if np.issubdtype(box.dtype, np.floating))
 
 
 def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:

@@ -23,6 +23,7 @@ from rlpg.learners.batch import Batch, normalized
 from rlpg.learners.learner import Learner
 from rlpg.learners.optimizer import Number
 from rlpg.learners.settings import LearnerSettings, PPOSettings
+from rlpg.policies.spaces import num_continuous
 from rlpg.rollouts.rollout import Rollout
 
 _LEAST_CLIP_RANGE = 1e-6
@@ -58,7 +59,10 @@ class PPO(Learner):
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted, passes = self.settings, dict[str, Number](), list[dict[str, Number]]()
         length = len(batch.weight) if batch.in_order else None
-        num_minibatches = rules.num_minibatches(s.num_minibatches, batch.places.number, length)
+        size = rules.minibatch_size(num_continuous(self.policy.head.space))
+        num_minibatches = rules.num_minibatches(
+            s.num_minibatches, batch.places.number, length, size
+        )
         for num_epochs in range(1, s.num_epochs + 1):
             minibatches = list(batch.minibatches(num_minibatches, self.generator))
             if s.normalize_advantages and s.normalize_advantages_over == "minibatch":

@@ -72,6 +72,12 @@ def leaves(space: Space, role: str) -> list[tuple[Path, Space]]:
     return found
 
 
+def num_continuous(space: Space) -> int:
+    """Dimensions of an action that are continuous, in all of its parts together."""
+    boxes = (leaf for _, leaf in leaves(space, "action") if isinstance(leaf, spaces.Box))
+    return sum(math.prod(box.shape) for box in boxes if np.issubdtype(box.dtype, np.floating))
+
+
 def without_text(space: Space) -> Space:
     """The space without the text in its `Dict`s; the same object if it has none."""
     parts = children(space)

@@ -692,7 +692,7 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
 ) -> None:
     words = ["--total-steps", "2000", "--agent", "ppo", "--rollout.num-envs=2"]
     words += ["--environment.kwargs.g", "9.0"]  # one of the entries of a setting
-    assert cli.main(["train", "Pendulum-v1", "--explain", *words]) == 0
+    assert cli.main(["train", "Pendulum-v1", "--recipe", "default", "--explain", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     why = {line.split()[0]: line for line in lines}
     for key in flatten(Recipe.of("ppo")):

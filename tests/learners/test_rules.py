@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -15,9 +15,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch.distributions import Categorical
 
 import rlpg
-from rlpg.engine.components import num_continuous
 from rlpg.learners import rules
+from rlpg.learners.batch import Batch
 from rlpg.learners.settings import AGENTS
+from rlpg.policies.spaces import num_continuous
 from rlpg.runs.recipe import Recipe, flatten, load_recipe
 
 BOX = spaces.Box(-1.0, 1.0, (2, 3))
@@ -46,6 +47,41 @@ def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
 ) -> None:
     assert rules.log_std_init(num_dims) == expected
     assert rules.log_std_init(num_dims, plain=True) == (0.0 if num_dims < 6 else expected)
+
+
+def test_wide_actions_have_larger_minibatches() -> None:
+    assert [rules.minibatch_size(dims) for dims in (0, 1, 6, 7, 8, 100)] == [64] * 3 + [256] * 3
+    assert rules.num_minibatches("auto", 2048, size=256) == 8
+    assert rules.num_minibatches("auto", 100, size=256) == 1
+    assert rules.num_minibatches("auto", 16, 128, 256) == 4
+    assert rules.num_minibatches(32, 2048, size=256) == 32
+
+
+@pytest.mark.parametrize("dims", [6, 7])
+def test_the_minibatches_of_ppo_follow_the_rule(dims: int) -> None:
+    class Bandit(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(-1.0, 1.0, (3,))
+        action_space = spaces.Box(-1.0, 1.0, (dims,))
+
+        def reset(self, **options: Any) -> Any:
+            super().reset(**options)
+            return np.ones(3, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.ones(3, np.float32), -float(np.square(action).mean()), True, False, {}
+
+    class Watched(rlpg.PPO):
+        sizes: ClassVar[set[int]] = set()
+
+        def surrogate(self, batch: Batch, log_prob: torch.Tensor) -> torch.Tensor:
+            self.sizes.add(len(batch))
+            return super().surrogate(batch, log_prob)
+
+    envs = SyncVectorEnv([Bandit] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+    spaces_of = envs.single_observation_space, envs.single_action_space
+    policy = rlpg.StandardPolicy(*spaces_of, generator=torch.Generator().manual_seed(0))
+    Watched(policy).update(rlpg.Collector(envs, policy, 0).steps(128))
+    assert Watched.sizes == {64 if dims == 6 else 256}
 
 
 @pytest.mark.parametrize(
