@@ -11,7 +11,7 @@
     ├── FileError               a file that is missing, damaged or not ours (exit code 2)
     └── TrainingError           a run that had to stop (exit code 1)
         ├── EnvironmentFault    the environment raised, died, hung or returned nonsense
-        ├── NumericalFault      a loss, gradient or parameter stopped being finite
+        ├── NumericalFault      a loss, gradient, parameter or action stopped being finite
         ├── SaveError           a run that is done, but not everything of it could be saved
         └── SeedsError          of several runs, some failed; the others are done
 
@@ -75,7 +75,7 @@ class EnvironmentFault(TrainingError):
 
 
 class NumericalFault(TrainingError):
-    """A loss, gradient or parameter that is not finite; raised before the optimizer step."""
+    """A loss, gradient, parameter or action that is not finite; raised before the optimizer step."""
 
 
 class SaveError(TrainingError):

@@ -17,11 +17,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, Uniform
 
 import rlpg
 from rlpg import cli
-from rlpg.errors import MissingPartError, RlpgError, RlpgWarning, TrainingError, UsageError
+from rlpg.errors import (
+    MissingPartError,
+    NumericalFault,
+    RlpgError,
+    RlpgWarning,
+    TrainingError,
+    UsageError,
+)
 from rlpg.runs.recipe import load_recipe
 from rlpg.runs.run import open_run
 
@@ -744,4 +751,87 @@ def test_bug_a_lazy_layer_ended_in_a_traceback_of_torch(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"expected parameters that have a shape, got .*0\.w"):
             rlpg.train("CartPole-v1", agent, run_dir=tmp_path / "run", network=lazy,
                        baseline=baseline, quiet=True)  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+class Even(rlpg.Policy):
+    """Draws from a distribution in which nothing is likelier than the rest: torch's mode is NaN."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__(observation_space, action_space)
+        self.net = nn.Linear(self.observations.num_features, 1)
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        high = nn.functional.softplus(self.net(self.features(obs)))  # [..., 1]
+        if isinstance(self.head.space, gymnasium.spaces.MultiBinary):
+            even = Bernoulli(logits=0.0 * high.expand(*high.shape[:-1], 3))
+            return Independent(even, 1), None
+        return Independent(Uniform(-high - 1.0, high + 1.0), 1), None
+
+
+def test_bug_a_uniform_policy_was_evaluated_with_nan_and_the_environment_blamed(
+    tmp_path: Path,
+) -> None:
+    run = rlpg.train("Pendulum-v1", "reinforce", policy=Even, run_dir=tmp_path / "run",
+                     total_steps=96, overrides=SMALL, quiet=True)  # fmt: skip
+    assert run.evaluation is not None
+    obs = np.zeros((2, 3), np.float32)
+    np.testing.assert_array_equal(run.policy.act(obs, deterministic=True), np.zeros((2, 1)))
+
+
+def test_where_torch_has_no_mode_the_mean_is_the_deterministic_action() -> None:
+    box, bits = gymnasium.spaces.Box(-1.0, 1.0, (4,)), gymnasium.spaces.MultiBinary(3)
+    obs = torch.zeros(2, 4)
+    assert Even(box, bits)(obs)[0].mode.isnan().all()
+    assert torch.equal(Even(box, bits).mode(obs)[0], torch.full((2, 3), 0.5))
+    one = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    assert torch.equal(Even(box, one).mode(obs)[0], torch.zeros(2, 1))
+
+
+class Undefined(rlpg.Policy):
+    """Divides zero by zero."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__(observation_space, action_space)
+        self.net = nn.Linear(self.observations.num_features, 1)
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        mean = self.net(self.features(obs))
+        normal = Normal(0.0 * mean / (0.0 * mean), torch.ones_like(mean), validate_args=False)
+        return Independent(normal, 1, validate_args=False), None
+
+
+def test_bug_the_environment_was_blamed_for_an_action_that_was_nan(tmp_path: Path) -> None:
+    with pytest.raises(NumericalFault, match=r"step 0, environment 0: action: .*nan at \[0\] from"):
+        rlpg.train("Pendulum-v1", "ppo", policy=Undefined, run_dir=tmp_path / "run",
+                   total_steps=96, overrides=SMALL, quiet=True)  # fmt: skip
+
+
+def gently() -> gymnasium.Env[Any, Any]:
+    """Pendulum with a torque of at most 1."""
+    bounds = np.full(1, -1.0, np.float32), np.full(1, 1.0, np.float32)
+    return gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), *bounds)
+
+
+@pytest.mark.parametrize(
+    ("env", "made_for", "kind"),
+    [
+        ("Pendulum-v1", "MountainCarContinuous-v0", "observation"),
+        ("CartPole-v1", "MountainCar-v0", "observation"),
+        (gently, "Pendulum-v1", "action"),
+    ],
+)
+def test_bug_a_policy_for_other_spaces_acted_beyond_those_of_the_environment(
+    tmp_path: Path, env: Any, made_for: str, kind: str
+) -> None:
+    """Of a box of the same shape and other bounds nobody noticed; of other observations the
+    environment was said to be at fault."""
+    with gymnasium.make(made_for) as other:
+        spaces = other.observation_space, other.action_space
+
+    def learned(observation_space: Any, action_space: Any) -> rlpg.Policy:
+        return rlpg.StandardPolicy(*spaces, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(UsageError, match=rf"policy: .* make one for the {kind} space Box"):
+        rlpg.train(env, "ppo", policy=learned, run_dir=tmp_path / "run", total_steps=96, quiet=True)
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from rlpg.policies.networks import global_generator_from
 from rlpg.policies.observations import Observations
 from rlpg.policies.policy import FORMAT, Policy
 from rlpg.policies.references import Reference, UserParts
-from rlpg.policies.spaces import Space, as_written, space_from_data
+from rlpg.policies.spaces import Space, as_written, space_from_data, without_text
 from rlpg.policies.standard import StandardPolicy
 
 
@@ -87,7 +87,7 @@ def make_own_policy(
     `factory` also gets `info_mask=` where the environment gives action masks in `info`.
 
     Raises:
-        UsageError: it made something else than a `Policy`.
+        UsageError: it made something else than a `Policy`, or one for other spaces.
     """
     options = {"info_mask": info_mask} if info_mask else {}
     with global_generator_from(generator):
@@ -96,6 +96,12 @@ def make_own_policy(
         raise UsageError(
             f"policy: expected {reference.name} to make an rlpg.Policy, got {policy!r:.80}"
         )
+    asked = without_text(observation_space), action_space
+    own = policy.observations.space, policy.head.space
+    for kind, space, other in zip(("observation", "action"), asked, own, strict=True):
+        if space != other:
+            what = f"expected {reference.name} to make one for the {kind} space {space}"
+            raise UsageError(f"policy: {' '.join(f'{what}, got one for {other}'.split())}")
     policy._reference = reference  # type: ignore[assignment]  # plain data, no module
     return policy
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,9 @@ class Policy(nn.Module, ABC):
             action = distribution.mode
         except NotImplementedError:
             action = self._mean(distribution)
+        if action.is_floating_point():
+            with suppress(NotImplementedError):  # NaN where none is likelier than the others
+                action = torch.where(action.isnan(), distribution.mean, action)
         return self._action(action, obs.shape[0]), carry  # len(obs) could not be exported
 
     def _mean(self, distribution: Distribution) -> Tensor:

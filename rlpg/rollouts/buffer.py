@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlpg.errors import EnvironmentFault
+from rlpg.errors import EnvironmentFault, NumericalFault
 from rlpg.policies.networks import Carry, map_carry
 from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Episodes, Rollout
@@ -140,6 +140,7 @@ def assemble(
         truncated = truncated & valid
     np.copyto(reward, 0.0, where=~valid)
     check_finite(buffer, num_steps, first_step)
+    _check_actions(buffer.action[:num_steps], first_step)
     step, env, final_obs = _final(buffer, valid)
     episodes, still_running, time = _cut(reward, done, resets, running)
     episode_start = np.empty((num_steps + 1, done.shape[1]), dtype=bool)
@@ -216,7 +217,8 @@ def _final(buffer: RolloutBuffer, valid: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_finite(buffer: RolloutBuffer, num_steps: int, first_step: int) -> None:
-    """Raises EnvironmentFault on the first number in T slots that is not finite in float32."""
+    """Raises EnvironmentFault on the first number in T slots that is not finite in float32, and
+    NumericalFault where the action before it was not."""
     wrong = first_not_finite(buffer.reward[:num_steps], "reward")
     obs = first_not_finite(buffer.obs[: num_steps + 1], "observation")
     wrong += [(t - 1, n, what) for t, n, what in obs]
@@ -227,7 +229,17 @@ def check_finite(buffer: RolloutBuffer, num_steps: int, first_step: int) -> None
             break
     if wrong:
         t, n, what = min(wrong)
+        if t >= 0:
+            _check_actions(buffer.action[t : t + 1, n : n + 1], first_step, t, n)
         raise EnvironmentFault(f"{step_name(t, first_step)}, environment {n}: {what}")
+
+
+def _check_actions(actions: np.ndarray, first_step: int, t: int = 0, n: int = 0) -> None:
+    """Raises NumericalFault on the first of `[T, N, *A]`, from slot t and environment n on, that is
+    not finite: an environment need not notice."""
+    for after, beside, what in first_not_finite(actions, "action"):
+        where = f"{step_name(t + after, first_step)}, environment {n + beside}"
+        raise NumericalFault(f"{where}: {what} from the policy; look at its distribution")
 
 
 def first_not_finite(values: np.ndarray, name: str) -> list[tuple[int, int, str]]:
