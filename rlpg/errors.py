@@ -75,7 +75,7 @@ class EnvironmentFault(TrainingError):
 
 
 class NumericalFault(TrainingError):
-    """A loss, gradient, parameter or action that is not finite; raised before the optimizer step."""
+    """A loss, gradient, parameter or action that is not finite; raised before an optimizer step."""
 
 
 class SaveError(TrainingError):
