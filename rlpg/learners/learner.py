@@ -357,9 +357,7 @@ class Learner(ABC):
         if "learning_rate" in self.settings.names():
             unread["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
-            if self.num_updates == 0:
-                self._refuse_chance(rollout, advantages)
-            learned = self.improve(self.batch(rollout, advantages), lr_scale)
+            learned = self.improve(self._without_chance(self.batch(rollout, advantages)), lr_scale)
             if not isinstance(learned, Mapping):
                 raise UsageError(
                     f"{type(self).__name__}.improve: expected metrics by tag, got "
@@ -379,13 +377,16 @@ class Learner(ABC):
         return means_over_ranks(metrics)
 
     @torch.no_grad()
-    def _refuse_chance(self, rollout: Rollout, advantages: Advantages) -> None:
-        """Raise UsageError where torch's random numbers decide on a log-prob or a value."""
-        baseline, device = self.baseline, self.policy.device
-        some = next(Batch.of(rollout, advantages, in_order=self.policy.has_memory).chunks())
-        refuse_chance(lambda: some.log_prob_of(some.distribution(self.policy)), "policy", device)
-        if isinstance(baseline, StateValue):
-            refuse_chance(lambda: baseline.predict(rollout)[0], "value network", device)
+    def _without_chance(self, batch: Batch) -> Batch:
+        """The batch, once it is known that random numbers decide on no log-prob and no value."""
+        if self.num_updates == 0:
+            some, baseline, device = next(batch.chunks()), self.baseline, self.policy.device
+            refuse_chance(
+                lambda: some.log_prob_of(some.distribution(self.policy)), "policy", device
+            )
+            if isinstance(baseline, StateValue):
+                refuse_chance(lambda: baseline.predict(batch.rollout)[0], "value network", device)
+        return batch
 
     def fit_baseline(
         self, rollout: Rollout, advantages: Advantages, lr_scale: float
