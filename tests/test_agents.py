@@ -88,9 +88,7 @@ def test_results_were_made_with_the_recipe_that_is_shipped(name: str) -> None:
     auto = {"rollout.num_steps": recipe.steps_per_env, "policy.log_std_init": width}
     by_rule = override(resolved(recipe), auto)
     said, came_to = (json.loads(json.dumps(flatten(each))) for each in (recipe, by_rule))
-    if (
-        made_with.get("learner.num_minibatches") == "auto"
-    ):  # of 64 samples, for any action
+    if made_with.get("learner.num_minibatches") == "auto":  # of 64 samples, for any action
         of_64 = recipe.rollout.num_envs * recipe.steps_per_env // rules.MINIBATCH_SIZE
         is_wide = num_continuous(space) >= rules.MANY
         made_with["learner.num_minibatches"] = of_64 if is_wide else "auto"
