@@ -140,7 +140,7 @@ def assemble(
         truncated = truncated & valid
     np.copyto(reward, 0.0, where=~valid)
     check_finite(buffer, num_steps, first_step)
-    _check_actions(buffer.action[:num_steps], first_step)
+    check_actions(buffer.action[:num_steps], first_step)
     step, env, final_obs = _final(buffer, valid)
     episodes, still_running, time = _cut(reward, done, resets, running)
     episode_start = np.empty((num_steps + 1, done.shape[1]), dtype=bool)
@@ -217,8 +217,7 @@ def _final(buffer: RolloutBuffer, valid: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_finite(buffer: RolloutBuffer, num_steps: int, first_step: int) -> None:
-    """Raises EnvironmentFault on the first number in T slots that is not finite in float32, and
-    NumericalFault where the action before it was not."""
+    """Raises on the first number in T slots that is not finite in float32; see `blame`."""
     wrong = first_not_finite(buffer.reward[:num_steps], "reward")
     obs = first_not_finite(buffer.obs[: num_steps + 1], "observation")
     wrong += [(t - 1, n, what) for t, n, what in obs]
@@ -227,14 +226,21 @@ def check_finite(buffer: RolloutBuffer, num_steps: int, first_step: int) -> None
             obs = first_not_finite(last[None], "observation")
             wrong += [(t, int(envs[k]), what) for _, k, what in obs]
             break
+    blame(wrong, buffer.action, first_step)
+
+
+def blame(wrong: list[tuple[int, int, str]], actions: np.ndarray, first_step: int) -> None:
+    """Raises on the first of what an environment gave that is not finite, by step, environment and
+    words: NumericalFault where its action, of `[T, N, *A]`, was not, else EnvironmentFault. Other
+    actions are not looked at: where workers failed, some were never taken."""
     if wrong:
         t, n, what = min(wrong)
         if t >= 0:
-            _check_actions(buffer.action[t : t + 1, n : n + 1], first_step, t, n)
+            check_actions(actions[t : t + 1, n : n + 1], first_step, t, n)
         raise EnvironmentFault(f"{step_name(t, first_step)}, environment {n}: {what}")
 
 
-def _check_actions(actions: np.ndarray, first_step: int, t: int = 0, n: int = 0) -> None:
+def check_actions(actions: np.ndarray, first_step: int, t: int = 0, n: int = 0) -> None:
     """Raises NumericalFault on the first of `[T, N, *A]`, from slot t and environment n on, that is
     not finite: an environment need not notice."""
     for after, beside, what in first_not_finite(actions, "action"):

@@ -14,13 +14,13 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.errors import UsageError
 from rlpg.gradients.tape import How, Tape
 from rlpg.policies.distributions import DiagonalNormal
 from rlpg.policies.heads import independent
 from rlpg.policies.networks import global_generator_from
 from rlpg.rollouts.base import BaseCollector, never_ends, set_stream, stream
-from rlpg.rollouts.buffer import check_shape, first_not_finite
+from rlpg.rollouts.buffer import blame, check_actions, check_shape, first_not_finite
 from rlpg.rollouts.rollout import Episodes, Rollout, Window
 from rlpg.rollouts.watchdog import WatchedEnvs
 
@@ -322,12 +322,12 @@ class TensorCollector(BaseCollector):
         )
 
     def _check_finite(self, steps: _Steps) -> None:
-        if torch.stack([v.isfinite().all() for v in (steps.reward, steps.last_obs)]).all():
-            return
-        reward, last_obs = steps.reward.cpu().numpy(), steps.last_obs.cpu().numpy()
-        wrong = [*first_not_finite(reward, "reward"), *first_not_finite(last_obs, "observation")]
-        t, n, what = min(wrong)
-        raise EnvironmentFault(f"step {self.vector_steps + t}, environment {n}: {what}")
+        parts = steps.action, steps.reward, steps.last_obs
+        if not torch.stack([part.isfinite().all() for part in parts]).all():
+            action, reward, last_obs = (part.cpu().numpy() for part in parts)
+            wrong = first_not_finite(reward, "reward") + first_not_finite(last_obs, "observation")
+            blame(wrong, action, self.vector_steps)
+            check_actions(action, self.vector_steps)
 
 
 def dynamics_of(envs: Any, name: str) -> tuple[TensorEnv, int]:

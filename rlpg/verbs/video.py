@@ -126,6 +126,7 @@ def filming(path: Path, frames_per_second: float) -> Iterator[Show]:
             unfinished.unlink()
 
 
+@files.staying()
 def film(
     saved: Saved,
     path: Path,

@@ -17,9 +17,10 @@ from gymnasium.wrappers.vector import TransformReward
 from rlpg.envs.batched import Batched, TorchVectorEnv
 from rlpg.envs.batched_classic import FAMILY, CartPole, Pendulum
 from torch import Tensor
+from torch.distributions import Independent, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlpg.errors import EnvironmentFault, SpaceError, UsageError
+from rlpg.errors import EnvironmentFault, NumericalFault, SpaceError, UsageError
 from rlpg.learners import Reinforce
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import ValueNetwork, make_baseline
@@ -363,6 +364,33 @@ def test_a_number_that_is_not_finite_is_named(what: str) -> None:
     env = Broken(what)
     collector = TensorCollector(env, policy_for(env), num_envs=4)
     with pytest.raises(EnvironmentFault, match=f"step 0, environment 2: {what}: .*finite float32"):
+        collector.steps(3)
+
+
+class Undefined(Policy):
+    """Divides zero by zero."""
+
+    def __init__(self, env: Batched) -> None:
+        super().__init__(env.observation_space, env.action_space)
+        self.net = torch.nn.Linear(self.observations.num_features, 1)
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        mean = self.net(self.features(obs))
+        normal = Normal(0.0 * mean / (0.0 * mean), torch.ones_like(mean), validate_args=False)
+        return Independent(normal, 1, validate_args=False), None
+
+
+class Deaf(Pendulum):
+    """Takes no notice of its actions."""
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().step(state, torch.zeros_like(action))
+
+
+@pytest.mark.parametrize("env", [Pendulum(), Deaf()], ids=["noticed", "unnoticed"])
+def test_bug_the_environment_was_blamed_for_an_action_that_was_nan(env: Batched) -> None:
+    collector = TensorCollector(env, Undefined(env), num_envs=4)
+    with pytest.raises(NumericalFault, match=r"step 0, environment 0: action: .*nan at \[0\] from"):
         collector.steps(3)
 
 

@@ -347,11 +347,18 @@ def test_a_folder_in_use_is_refused_and_left_alone(plain: rlpg.Run) -> None:
     assert sorted(path.name for path in plain.path.rglob("*")) == before
 
 
+SWEPT = [
+    "--agent=a2c", "--recipe=default", "--total-steps=64", "--num-seeds=2", "--rollout.num-envs=2",
+    "--evaluation.episodes=1", "--evaluation.final-episodes=2", "--space=space.toml",
+    "--sweep-dir=sweep", "--jobs=1", "--trials=1", "--quiet",
+]  # fmt: skip
+
+
 class Wanderer(CartPoleEnv):
     """Takes the process to another directory, as simulators do that write files where they run."""
 
-    def __init__(self, when: str, to: str) -> None:
-        super().__init__()
+    def __init__(self, when: str, to: str, render_mode: str | None = None) -> None:
+        super().__init__(render_mode=render_mode)
         self.when, self.to, self.number = when, to, 0
         if when == "made":
             os.chdir(to)
@@ -392,6 +399,14 @@ def test_an_environment_that_changes_the_directory_takes_no_file_with_it(
         assert main([*words, "--json", f"{words[0]}.json"]) == 0
         assert Path.cwd() == tmp_path
         assert json.loads((tmp_path / f"{words[0]}.json").read_text())
+    (tmp_path / "space.toml").write_text("[learner.gamma]\nlow = 0.9\nhigh = 0.99\n")
+    for words, file in (
+        (["evaluate", "run", "--env", "wanderers:Wanderer-v0", "--video"], "episode.mp4"),
+        (["sweep", "wanderers:Wanderer-v0", *SWEPT], "sweep/best.toml"),
+    ):
+        assert main(words) == 0
+        assert Path.cwd() == tmp_path
+        assert (tmp_path / file).stat().st_size > 0
     rlpg.evaluate(run.policy, "wanderers:Wanderer-v0", episodes=2)
     assert Path.cwd() == tmp_path
     assert (tmp_path / "log.jsonl").read_text() == (tmp_path / "run/progress.jsonl").read_text()
