@@ -50,14 +50,14 @@ def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
 
 
 def test_wide_actions_have_larger_minibatches() -> None:
-    assert [rules.minibatch_size(dims) for dims in (0, 1, 6, 7, 8, 100)] == [64] * 3 + [256] * 3
+    assert [rules.minibatch_size(dims) for dims in (0, 1, 5, 6, 8, 100)] == [64] * 3 + [256] * 3
     assert rules.num_minibatches("auto", 2048, size=256) == 8
     assert rules.num_minibatches("auto", 100, size=256) == 1
     assert rules.num_minibatches("auto", 16, 128, 256) == 4
     assert rules.num_minibatches(32, 2048, size=256) == 32
 
 
-@pytest.mark.parametrize("dims", [6, 7])
+@pytest.mark.parametrize("dims", [5, 6])
 def test_the_minibatches_of_ppo_follow_the_rule(dims: int) -> None:
     class Bandit(gymnasium.Env[Any, Any]):
         observation_space = spaces.Box(-1.0, 1.0, (3,))
@@ -81,7 +81,7 @@ def test_the_minibatches_of_ppo_follow_the_rule(dims: int) -> None:
     spaces_of = envs.single_observation_space, envs.single_action_space
     policy = rlpg.StandardPolicy(*spaces_of, generator=torch.Generator().manual_seed(0))
     Watched(policy).update(rlpg.Collector(envs, policy, 0).steps(128))
-    assert Watched.sizes == {64 if dims == 6 else 256}
+    assert Watched.sizes == {64 if dims == 5 else 256}
 
 
 @pytest.mark.parametrize(
