@@ -386,6 +386,8 @@ class Tape:
                 )
             baseline = baseline.clone()  # the program may overwrite its own
         baseline = None if isinstance(baseline, NoBaseline) else baseline
+        if isinstance(self._weight, Tensor):  # it may have branches that the sample has not
+            log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, self._weight.shape))
         index, self._num_nodes = self._num_nodes, self._num_nodes + 1
         parts = (log_prob, self._weight, self._branch, baseline, dist, mixture)
         node = Node(name, index, self._num_samples - 1, x, *parts)

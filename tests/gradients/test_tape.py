@@ -211,6 +211,42 @@ def test_score_node_inside_branches_is_weighted_by_their_probability() -> None:
     torch.testing.assert_close(total, true_gradient)
 
 
+@pytest.mark.parametrize("baseline", [None, 0.4])
+@pytest.mark.parametrize("branching", ["first", "second"])
+def test_a_discount_of_the_branches_was_refused_before_a_sample_without_them(
+    branching: str, baseline: float | None
+) -> None:
+    """The score node has no branch dimension (or another one than the discount), its weight has."""
+
+    def program(tape: Tape, theta: Tensor, lanes: int, coin: Coin) -> None:
+        first = tape.sample(Bernoulli(logits=theta[:1].expand(lanes)), how="expect")  # [2, lanes]
+        tape.add(first, discount=0.5 + 0.3 * first)
+        state = torch.zeros(lanes, dtype=torch.float64)
+        if branching == "second":
+            outcomes = Categorical(logits=torch.stack([theta, -theta, theta * 0], 1).mean(0)[None])
+            state = tape.sample(outcomes.expand((lanes,)), how="expect")  # [3, 1, lanes]
+            tape.add(state * first)
+        second = tape.sample(coin(theta[1] * (1.0 + state)), baseline=baseline)
+        tape.add((first + 1.0) * (second - 0.3) ** 2, discount=0.5 + 0.3 * first)
+        tape.add(second * (1.0 + state))
+
+    branches = 3 if branching == "second" else 1
+    value, gradient = torch.zeros(()), torch.zeros(2)
+    for outcome in itertools.product((0.0, 1.0), repeat=branches):
+        draw = torch.tensor(outcome, dtype=torch.float64)
+        draw = draw.reshape((3, 1, 1) if branching == "second" else (1,))
+        theta = THETA.clone().requires_grad_()
+        tape, coin = Tape(), Coin(iter([draw]))
+        program(tape, theta, 1, coin)
+        surrogate = tape.surrogate()
+        prob = coin.log_probs[0].exp()
+        value = value + prob * surrogate.detach()
+        gradient = gradient + prob * torch.autograd.grad(surrogate, theta)[0]
+    true_value, true_gradient, _ = exact(lambda *given: program(*given[:3], Coin()))
+    torch.testing.assert_close(value, true_value)
+    torch.testing.assert_close(gradient, true_gradient)
+
+
 def test_tape_and_pure_functions_give_the_same_gradient_on_the_same_data() -> None:
     generator = torch.Generator().manual_seed(3)
     num_steps, lanes = 5, 4
