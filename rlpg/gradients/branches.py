@@ -137,7 +137,7 @@ def sets_without_replacement(
             slope[t, s] -= value[s] * p[t] * second / first[s]
     change = (log_p - log_p.detach()).movedim(-1, 0)  # of log p(s): grad p = p grad log p
     weight = value.to(log_p) + (slope.to(log_p) * change).sum(1)
-    return chosen.movedim(-1, 0), weight
+    return chosen.movedim(-1, 0).clone(), weight  # autograd keeps the other
 
 
 def _completions(p: Tensor, never: Tensor) -> dict[tuple[int, ...], Tensor]:

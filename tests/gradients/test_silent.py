@@ -152,6 +152,24 @@ def test_a_running_sum_kept_in_one_tensor_is_added_as_it_was() -> None:
     assert slope(tape, theta) == 1 + 2 + 3
 
 
+@pytest.mark.parametrize("how", ["score", "expect", "weak", "disarm", "without_replacement"])
+def test_a_sample_of_a_branching_node_may_be_overwritten(how: How) -> None:
+    def surrogate(overwrite: bool) -> Tensor:
+        torch.manual_seed(0)
+        theta = torch.tensor([0.3, -0.4], requires_grad=True)
+        tape = Tape(how)
+        logits = theta.expand(6, 2)
+        choice = how == "without_replacement"
+        dist = Choice(logits=logits) if choice else Bernoulli(logits=logits[:, 0])
+        x = tape.sample(dist)
+        tape.add((x - 0.3) ** 2)
+        if overwrite:
+            x.fill_(1)
+        return torch.autograd.grad(tape.surrogate(), theta)[0]
+
+    assert torch.equal(surrogate(True), surrogate(False))
+
+
 def test_combine_keeps_parameters_that_are_overwritten() -> None:
     gradients = []
     for reuse in (True, False):
