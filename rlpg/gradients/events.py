@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node as GradFn
 from torch.distributions import Distribution
@@ -106,6 +108,33 @@ class Barrier:
 Event = Node | Path | Term | Branching | Barrier
 # By id a sample, which draw it was, and the draws that it came from (None: all before it).
 Drawn = dict[int, tuple[Tensor, int, frozenset[int] | None]]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def backward_pass() -> int:
+    """The number of the backward pass that is going on; -1: none."""
+    return torch._C._current_graph_task_id()
+
+
+def written_once(method: F) -> F:
+    """A method that writes on a tape; where torch.utils.checkpoint plays a part of the program
+    again in a backward pass, the tape stays as it was."""
+
+    @functools.wraps(method)
+    def played(tape: Any, *args: Any, **options: Any) -> Any:
+        if backward_pass() == tape._made_in:
+            return method(tape, *args, **options)
+        before = {**vars(tape)}
+        tape.events, tape._scored, tape._drawn = [], [], {}
+        options.pop("depends_on", None)
+        try:
+            return method(tape, *args, **options)
+        finally:
+            vars(tape).update(before)
+
+    return played  # type: ignore[return-value]
 
 
 def ancestors_of(

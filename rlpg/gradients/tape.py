@@ -56,7 +56,9 @@ from rlpg.gradients.events import (
     Path,
     Term,
     ancestors_of,
+    backward_pass,
     known_how,
+    written_once,
 )
 from rlpg.gradients.events import How as How
 from rlpg.gradients.parameters import parameters_of
@@ -117,7 +119,9 @@ class Tape:
         self._scored: list[guards.Scored] = []
         self._path: str | None = None  # the first sample that carries its gradient
         self._blind: str | None = None  # the first sample that was drawn without gradients
+        self._made_in = backward_pass()
 
+    @written_once
     def sample(
         self,
         dist: Distribution,
@@ -194,6 +198,7 @@ class Tape:
             return self._combine(name, dist, subtract[0])
         return self._along_path(name, self._rsample(name, dist))
 
+    @written_once
     def add(
         self,
         term: Tensor,
@@ -241,6 +246,7 @@ class Tape:
         else:
             self._weight = 1.0 if discount == 0 else self._weight * discount
 
+    @written_once
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
         """New samples `[lanes, ...]` from the Gaussian with the mean and deviation of `x`'s lanes.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,11 @@ from torch.distributions import (
     constraints,
 )
 from torch.distributions import Categorical as Choice
+from torch.utils.checkpoint import checkpoint
 
 from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import LeaveOneOut, MovingAverage, OptimalConstant, Value
+from rlpg.gradients.draws import antithetic
 from rlpg.gradients.events import Node
 from rlpg.gradients.tape import How, Tape
 
@@ -168,6 +171,62 @@ def test_a_sample_of_a_branching_node_may_be_overwritten(how: How) -> None:
         return torch.autograd.grad(tape.surrogate(), theta)[0]
 
     assert torch.equal(surrogate(True), surrogate(False))
+
+
+@pytest.mark.parametrize("how", ["score", "pathwise", "combine"])
+def test_a_checkpoint_that_plays_a_program_again_wrote_on_the_tape(how: How) -> None:
+    """Its terms were counted twice: by "combine" before the backward pass, by all after it."""
+    theta = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+
+    def results(by_checkpoint: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        tape, x = Tape(how), torch.zeros(10, dtype=torch.float64)
+
+        def step(x: Tensor) -> Tensor:
+            y = tape.sample(Normal(torch.tanh(x + theta), 0.3 + 0.1 * torch.sigmoid(theta)))
+            tape.add(-((y - 0.7) ** 2), 0.9, depends_on=[y])
+            return torch.tanh(y * theta)
+
+        for _ in range(3):
+            x = checkpoint(step, x, use_reentrant=False) if by_checkpoint else step(x)
+        gradients = [
+            torch.autograd.grad(tape.surrogate(), theta, retain_graph=True)[0] for _ in range(2)
+        ]
+        return [*gradients, tape.objective()]
+
+    torch.testing.assert_close(results(True), results(False))
+
+
+@pytest.mark.parametrize("how", ["score", "pathwise"])
+def test_a_checkpoint_drew_other_uniforms_in_the_backward_pass(how: How) -> None:
+    """As many columns again, where there were so many: the gradient was another program's."""
+    theta = torch.tensor(0.4, requires_grad=True)
+    tape, x = Tape(how, uniforms=antithetic(10, 9)), torch.zeros(10)
+    for _ in range(3):
+        x = checkpoint(lambda x: tape.sample(Normal(x + theta, 0.3)).sin(), x, use_reentrant=False)
+        tape.add(x * theta)
+    with pytest.raises(EstimatorError, match="expected one draw where uniforms are given, got a s"):
+        tape.surrogate().backward()
+
+
+def test_a_tape_that_is_made_in_a_backward_pass_is_written_on() -> None:
+    class Inner(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, theta: Tensor) -> Tensor:
+            ctx.save_for_backward(theta)
+            return theta.square()
+
+        @staticmethod
+        @torch.enable_grad()
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            theta = ctx.saved_tensors[0].detach().requires_grad_()
+            tape = Tape("expect", uniforms=antithetic(2, 1))
+            tape.add(tape.sample(Bernoulli(probs=theta.expand(2))))
+            return grad * torch.autograd.grad(tape.surrogate(), theta)[0]
+
+    theta = torch.tensor(0.4, requires_grad=True)
+    Inner.apply(theta).backward()  # type: ignore[no-untyped-call]
+    assert theta.grad == 1.0
 
 
 def test_combine_keeps_parameters_that_are_overwritten() -> None:
