@@ -251,6 +251,33 @@ def test_on_log_sees_every_entry_and_true_ends_the_run(tmp_path: Path) -> None:
     assert (run.path / "evaluation.json").exists()
 
 
+def test_a_resumed_run_gave_its_callback_no_evaluation_until_the_next(tmp_path: Path) -> None:
+    """A callback that asks for `eval/mean_reward` raised KeyError, or went by a default."""
+
+    def on_log(into: dict[int, dict[str, float]], last: int) -> Any:
+        return lambda step, metrics: into.update({step: metrics}) or step >= last
+
+    def train(name: str, last: int) -> rlpg.Run:
+        return rlpg.train(
+            "CartPole-v1", agent="reinforce", seed=3, total_steps=TOTAL, run_dir=tmp_path / name,
+            overrides=SMALL | {"evaluation.every": 192}, on_log=on_log(seen[name], last),
+            quiet=True,
+        )  # fmt: skip
+
+    seen: dict[str, dict[int, dict[str, float]]] = {"whole": {}, "parts": {}}
+    train("whole", TOTAL)
+    rlpg.resume(train("parts", 288).path, quiet=True, on_log=on_log(seen["parts"], TOTAL))
+    assert "eval/mean_reward" in seen["parts"][384]
+
+    def told(metrics: dict[str, float]) -> dict[str, str]:
+        return {tag: repr(value) for tag, value in metrics.items() if not tag.startswith("time/")}
+
+    assert len(seen["whole"]) > 4
+    assert {step: told(metrics) for step, metrics in seen["whole"].items()} == {
+        step: told(metrics) for step, metrics in seen["parts"].items()
+    }
+
+
 @pytest.mark.parametrize("value", [None, False, 1, "yes"])
 def test_only_true_ends_a_run(tmp_path: Path, value: Any) -> None:
     steps = []

@@ -79,6 +79,8 @@ class RunWriter:
                     f"evaluation.episodes: expected {len(lengths)}, as in the evaluations so far, "
                     f"got {recipe.evaluation.episodes}"
                 )
+        for file, rows in {} if saved is None else saved.state["curves"]["evaluations"].items():
+            self.latest |= _means(file, rows["results"][-1], rows["ep_lengths"][-1])
 
     def episodes(self, episodes: Episodes) -> None:
         self._curves.episodes(episodes.returns, episodes.lengths)
@@ -93,9 +95,8 @@ class RunWriter:
     def evaluated(self, step: int, policy: Policy, evaluations: Mapping[str, Evaluation]) -> None:
         """Evaluations during training, by name; the one called `eval` decides which is the best."""
         for name, evaluation in evaluations.items():
-            lengths = {f"{name}/mean_ep_length": float(evaluation.lengths.mean())}
-            self.log(step, {f"{name}/mean_reward": evaluation.mean, **lengths})
-            file = "evaluations" if name == "eval" else f"evaluations_{name.removeprefix('eval_')}"
+            file = name.replace("eval", "evaluations")
+            self.log(step, _means(file, evaluation.returns, evaluation.lengths))
             self._curves.evaluation(step, evaluation.returns, evaluation.lengths, name=file)
         mean = evaluations["eval"].mean if "eval" in evaluations else None
         if mean is not None and (self.best is None or mean > self.best[0]):
@@ -186,6 +187,15 @@ class NoWriter(RunWriter):
 
     def missing(self) -> str:
         return ""
+
+
+def _means(
+    file: str, returns: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
+) -> dict[str, float]:
+    """What the curves say of an evaluation that is kept in `<file>.npz`."""
+    name = file.replace("evaluations", "eval")
+    found = {"reward": returns.mean(), "ep_length": lengths.mean()}
+    return {f"{name}/mean_{what}": float(mean) for what, mean in found.items()}
 
 
 def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
