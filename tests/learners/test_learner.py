@@ -269,6 +269,27 @@ class TestParameters:
         assert not torch.equal(policy.network.mlp.linears[1].weight, free)  # type: ignore[union-attr]
 
     @each_learner
+    @pytest.mark.parametrize("change", ["unfrozen", "frozen", "all frozen", "added"])
+    def test_what_was_unfrozen_later_never_learned(self, name: str, change: str) -> None:
+        """Nothing said so; what was frozen later ended in `One of the differentiated Tensors`."""
+        policy = make_policy()
+        weight = policy.network.mlp.linears[0].weight  # type: ignore[union-attr]
+        weight.requires_grad_(change != "unfrozen")
+        learner = make(name, "value", policy)
+        learner.update(draw_rollout(policy, 0))
+        if change == "added":
+            policy.spare = torch.nn.Parameter(torch.ones(3))
+        elif change == "all frozen":
+            policy.requires_grad_(False)
+        else:
+            weight.requires_grad_(change == "unfrozen")
+        before = weights(learner)
+        with pytest.raises(UsageError, match=r"policy: expected .*make another learner"):
+            learner.update(draw_rollout(make_policy(), 1))
+        assert torch.equal(weights(learner), before)
+        make(name, "value", policy.requires_grad_(True)).update(draw_rollout(policy, 1))
+
+    @each_learner
     def test_a_policy_that_is_frozen_as_a_whole(self, name: str) -> None:
         policy = make_policy().requires_grad_(False)
         with pytest.raises(UsageError, match=r"frozen until policy\.requires_grad_\(True\)"):
