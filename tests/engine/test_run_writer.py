@@ -360,28 +360,30 @@ def test_what_is_missing_is_a_note_of_the_error_that_stopped_the_run(
 
 
 class Tracker(rlpg.Logger):
-    def __init__(self, fails_at: int | None = None, *, fails_to_close: bool = False) -> None:
+    def __init__(self, failing: str = "") -> None:
         self.entries: list[tuple[int, dict[str, float]]] = []
         self.closed = 0
         self.began: list[Path] = []
         self.flushed: list[int] = []  # how many entries it had
-        self._fails_at, self._fails_to_close = fails_at, fails_to_close
+        self._failing = failing
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step == self._fails_at:
+        if step == 192 and self._failing == "log":
             raise ConnectionError("the tracker does not answer")
         self.entries.append((step, dict(metrics)))
         metrics.clear()  # type: ignore[attr-defined]  # the next logger's are its own
 
     def begin(self, folder: Path) -> None:
         self.began.append(folder)
+        if self._failing == "begin":
+            raise ConnectionError("no tracker there")
 
     def flush(self) -> None:
         self.flushed.append(len(self.entries))
 
     def close(self) -> None:
         self.closed += 1
-        if self._fails_to_close:
+        if self._failing == "close":
             raise ConnectionError("the tracker is gone")
 
 
@@ -405,12 +407,12 @@ def test_a_resumed_run_goes_on_with_the_loggers(tmp_path: Path) -> None:
     assert second.entries[-1][0] == 640
 
 
-@pytest.mark.parametrize("failing", ["log", "close"])
+@pytest.mark.parametrize("failing", ["begin", "log", "close"])
 def test_a_logger_that_fails_is_an_error_with_its_name_and_costs_nothing(
     failing: str, whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    bad = Tracker(fails_at=192 if failing == "log" else None, fails_to_close=failing == "close")
-    good = Tracker()
+    """In `begin` it failed at `step -1`."""
+    bad, good = Tracker(failing), Tracker()
     with pytest.raises(SaveError, match=r"missing: logger Tracker \(step \d+: Connecti") as caught:
         train_tiny(tmp_path / "run", loggers=[bad, good])
     assert len(bad.entries) == len(good.entries) - (failing == "log")  # it was asked again
