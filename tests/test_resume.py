@@ -290,6 +290,17 @@ def test_a_changed_recipe_was_not_said_and_exact_went_on(
         rlpg.resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize("lines", [0, 3])
+def test_an_empty_recipe_was_answered_with_how_ids_look(lines: int, tmp_path: Path) -> None:
+    """As after a power failure; `env: expected an id like Name-v0, got ''` named no file."""
+    with killed_at(9):
+        train(tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text("".join(recipe.read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises(FileError, match=r"run: expected files that name the environment, got none"):
+        rlpg.resume(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("others", "agent", "baseline", "episodes"),
     [(2, "reinforce", "value", None), (8, "reinforce", "leave_one_out", 1), (3, "a2c", "linear", 1),

@@ -113,6 +113,11 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
         FileError: a file may name an environment, but not a module to import; or it was an object
             that no id makes again.
     """
+    if not (given or recorded):
+        raise FileError(
+            f"{path}: expected files that name the environment, got none that does; a file is not "
+            "whole: restore it, or name the environment yourself: --env ID (env= in Python)"
+        )
     if given is None and is_object(recorded):
         raise FileError(
             f"{path}: it was trained on the environment object or class {recorded}, which no id "
