@@ -121,6 +121,17 @@ def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> 
     assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
 
 
+def test_a_fault_in_an_evaluation_was_told_as_one_of_the_training(broken: Path) -> None:
+    """`step 3: environment 0, ...` is a step of the training, after which 32 others had come."""
+    bad = derived_seed(seed_sequence(0, "evaluation", 64), 0, 0)
+    gymnasium.registry["test/Fragile-v0"].kwargs["bad"] = bad
+    with pytest.raises(
+        EnvironmentFault, match=rf"^evaluation: step 2: .* \(seed {bad}\): step\(\)"
+    ):
+        train("raise", "sync", at=3)
+    assert "in fail_if_due" in Path("run/error.log").read_text()
+
+
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_a_fault_in_the_first_reset_has_its_traceback_kept(backend: str, broken: Path) -> None:
     with pytest.raises(

@@ -127,7 +127,10 @@ def play(
                 f"{episodes - sum(map(len, found))} have not after {collector.vector_steps} steps; "
                 "give the environment a time limit"
             )
-        ended = collector.steps(STEPS_PER_CHUNK).episodes
+        try:
+            ended = collector.steps(STEPS_PER_CHUNK).episodes
+        except EnvironmentFault as fault:  # its steps are not those of the training
+            raise EnvironmentFault(f"evaluation: {fault}") from fault
         for n, value, length in zip(ended.env, ended.returns, ended.lengths, strict=True):
             if len(found[n]) < quota[n]:
                 found[n].append((value, length))
