@@ -156,6 +156,9 @@ class Train(Importing):
             low, mid, high = map(decimals, (min(means), median(means), max(means)))
             span = f"{mid} ({low} to {high})"
             report(f"{len(means)} seeds: median return {span}")
+        if errors:
+            whole = f"{len(errors)} of {len(seeds)} seeds failed"
+            complain(RlpgError(f"{whole}: {', '.join(map(str, sorted(errors)))}"), EXIT_FAILED)
         paths = [quoted(run.path) for run in runs.values()]
         if paths:
             report(f"saved in {', '.join(paths)}")

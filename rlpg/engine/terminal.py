@@ -155,6 +155,11 @@ class Display:
             self._last_line[title] = now
             self.line(self._unsaid.pop(title))
 
+    def end(self, title: str) -> None:
+        """Print the newest state of a run, if no line has shown it."""
+        if text := self._unsaid.pop(title, ""):
+            self.line(text)
+
     def line(self, text: str) -> None:
         """Print one line above the progress."""
         if not self._silent:
@@ -169,5 +174,5 @@ class Display:
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
-        for text in self._unsaid.values():
-            self.line(text)
+        for title in list(self._unsaid):
+            self.end(title)

@@ -266,6 +266,7 @@ class _Several:
         is_last = message[0] in ("done", "stopped", "failed")
         if is_last:
             process.join()
+            display.end(title)
         match message:
             case ("began",):
                 display.begin(title)

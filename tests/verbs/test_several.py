@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,28 @@ def test_seeds_that_fail_do_not_stop_the_others(
     for seed, run in error.runs.items():
         assert (tmp_path / f"runs/{seed}/evaluation.json").exists()
         assert run.evaluation is not None
+
+
+@pytest.mark.parametrize(("jobs", "failing"), [("2", []), ("1", [1])])
+def test_the_last_lines_were_progress_and_named_no_seed_that_failed(
+    jobs: str, failing: list[int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a seed that was done or had failed long before, after its result."""
+    for seed in failing:
+        (tmp_path / f"runs/{seed}/mine").mkdir(parents=True)
+    words = ["train", "CartPole-v1", "--agent=a2c", "--total-steps=320", "--recipe=default"]
+    words += [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    words += ["--seeds", "0", "1", "--jobs", jobs, "--run-dir", str(tmp_path / "runs")]
+    file = tmp_path / "told"
+    with file.open("w") as told, redirect_stdout(told), redirect_stderr(told):
+        assert main(words) == (1 if failing else 0)
+    lines = file.read_text().splitlines()
+    results = [k for k, line in enumerate(lines) if "seed 0: return" in line]
+    progress = [k for k, line in enumerate(lines) if "/320 steps" in line and "seed 0" in line]
+    assert len(results) == 1
+    assert progress
+    assert results[0] > progress[-1]
+    assert ("rlpg: 1 of 2 seeds failed: 1" in lines) == bool(failing)
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
