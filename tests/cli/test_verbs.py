@@ -151,7 +151,7 @@ def test_a_save_error_of_one_seed_stopped_the_others(
     assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) == 1
     assert tried == [0, 1, 2]
     out, err = capsys.readouterr()
-    assert err == f"rlpg: seed {first}: {error}\n"
+    assert err == f"rlpg: seed {first}: {error}\nrlpg: 1 of 3 seeds failed: {first}\n"
     trained = 3 if isinstance(error, SaveError) else 2
     assert out.count("seed ") == trained
     assert f"{trained} seeds: median return 1.50" in out
