@@ -73,7 +73,7 @@ def followed(recipe: Recipe, made: Learner) -> dict[str, Any]:
     size, length = rollout.num_envs * recipe.steps_per_env, None
     if recipe.policy.memory:
         size, length = rollout.num_envs, recipe.steps_per_env
-    own = minibatch_size(num_continuous(made.policy.head.space))
+    own = minibatch_size(num_continuous(made.policy.head.space), size * (length or 1))
     for name, each in {"num_minibatches": own, "num_value_minibatches": MINIBATCH_SIZE}.items():
         if name in learner.names() and rollout.episodes_per_env is None:
             found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, length, each)

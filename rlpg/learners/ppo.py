@@ -59,10 +59,9 @@ class PPO(Learner):
         """Epochs of minibatches, until `target_kl` is passed."""
         s, fitted, passes = self.settings, dict[str, Number](), list[dict[str, Number]]()
         length = len(batch.weight) if batch.in_order else None
-        size = rules.minibatch_size(num_continuous(self.policy.head.space))
-        num_minibatches = rules.num_minibatches(
-            s.num_minibatches, batch.places.number, length, size
-        )
+        number, dims = batch.places.number, num_continuous(self.policy.head.space)
+        size = rules.minibatch_size(dims, number * (length or 1))
+        num_minibatches = rules.num_minibatches(s.num_minibatches, number, length, size)
         for num_epochs in range(1, s.num_epochs + 1):
             minibatches = list(batch.minibatches(num_minibatches, self.generator))
             if s.normalize_advantages and s.normalize_advantages_over == "minibatch":

@@ -17,7 +17,8 @@ MINIBATCH_SIZE, WIDE_MINIBATCH_SIZE = 64, 256  # samples
 LEAST_SEQUENCES = 4  # environments in a minibatch of whole sequences
 FEWEST_STEPS, MOST_STEPS = 64, 2048  # per environment and update
 WIDEST, NARROWING, NARROWEST = 0.5, 0.65, -1.0  # of the first log standard deviation
-FEW, MANY = 5, 6  # action dimensions
+FEW, MANY, VERY_MANY = 5, 6, 7  # action dimensions
+LARGE_ROLLOUT = 1500  # samples: those of a million steps have 2048, of 300,000 1024
 
 
 def log_std_init(num_action_dims: int, *, plain: bool = False) -> float:
@@ -73,15 +74,20 @@ def truncated_return(predicts_values: bool) -> Literal["bootstrap", "terminal"]:
     return "bootstrap" if predicts_values else "terminal"
 
 
-def minibatch_size(num_action_dims: int) -> int:
+def minibatch_size(num_action_dims: int, num_samples: int) -> int:
     """Samples in a minibatch of a policy with D continuous action dimensions.
 
     The log of a likelihood ratio is a sum over dimensions: with many, the noise of a small
     minibatch moves the policy out of the clip range, and the ant of Ant-v5 (8) learns to stand
-    instead of walking; Walker2d (6) learns two to three times as much with 256 samples. With three
+    instead of walking. With six, a million steps of Walker2d learn two to three times as much with
+    256 samples, and the smaller rollouts of 300,000 steps no more, HalfCheetah less. With three
     (Hopper) and two (LunarLanderContinuous) they made nothing better.
+
+    Args:
+        num_samples: of the rollout.
     """
-    return WIDE_MINIBATCH_SIZE if num_action_dims >= MANY else MINIBATCH_SIZE
+    many = MANY if num_samples >= LARGE_ROLLOUT else VERY_MANY
+    return WIDE_MINIBATCH_SIZE if num_action_dims >= many else MINIBATCH_SIZE
 
 
 def num_minibatches(
@@ -127,8 +133,9 @@ REASONS: Mapping[str, str] = MappingProxyType({
     "learner.entropy_coef": "0.02 for discrete actions: taught by a large penalty to do nothing, a "
     "policy would keep doing nothing; 0 for continuous ones, whose entropy grows without bound",
     "learner.num_minibatches": "of about 64 samples, however large the rollout is; of 256 from "
-    "six continuous action dimensions on, whose ratios small minibatches move too far; with "
-    "memory of whole environments, at least 4 of them, because the steps of one are too much alike",
+    "seven continuous action dimensions on (six in rollouts of 1,500 samples), whose ratios small "
+    "minibatches move too far; with memory of whole environments, at least 4 of them, because the "
+    "steps of one are too much alike",
     "learner.num_value_minibatches": "of about 64 samples; with memory of whole environments, at "
     "least 4",
     "learner.value_hidden": "the layers of the policy",

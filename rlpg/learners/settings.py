@@ -124,8 +124,8 @@ class PPOSettings(LearnerSettings):
     """passes over a rollout"""
     num_minibatches: Literal["auto"] | Count = "auto"
     """minibatches in each pass (auto: of about 64 samples, however large the rollout is, and of
-    256 from six continuous action dimensions on; with memory of whole environments, at least
-    4)"""
+    256 from seven continuous action dimensions on, six in rollouts of 1,500 samples; with memory
+    of whole environments, at least 4)"""
     target_kl: Positive | None = None
     """stop the passes over a rollout when the policy is further than this from the one that acted
     (none: never)"""

@@ -50,15 +50,19 @@ def test_the_more_dimensions_an_action_has_the_narrower_is_the_first_law(
 
 
 def test_wide_actions_have_larger_minibatches() -> None:
-    assert [rules.minibatch_size(dims) for dims in (0, 1, 5, 6, 8, 100)] == [64] * 3 + [256] * 3
+    for num_samples, wide in ((2048, 6), (2020, 6), (1024, 7), (64, 7)):
+        sizes = [rules.minibatch_size(dims, num_samples) for dims in (0, 1, wide - 1, wide, 100)]
+        assert sizes == [64] * 3 + [256] * 2
     assert rules.num_minibatches("auto", 2048, size=256) == 8
     assert rules.num_minibatches("auto", 100, size=256) == 1
     assert rules.num_minibatches("auto", 16, 128, 256) == 4
     assert rules.num_minibatches(32, 2048, size=256) == 32
 
 
-@pytest.mark.parametrize("dims", [5, 6])
-def test_the_minibatches_of_ppo_follow_the_rule(dims: int) -> None:
+@pytest.mark.parametrize(
+    ("dims", "length", "size"), [(5, 512, 64), (6, 512, 256), (6, 128, 64), (7, 128, 256)]
+)
+def test_the_minibatches_of_ppo_follow_the_rule(dims: int, length: int, size: int) -> None:
     class Bandit(gymnasium.Env[Any, Any]):
         observation_space = spaces.Box(-1.0, 1.0, (3,))
         action_space = spaces.Box(-1.0, 1.0, (dims,))
@@ -80,8 +84,8 @@ def test_the_minibatches_of_ppo_follow_the_rule(dims: int) -> None:
     envs = SyncVectorEnv([Bandit] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
     spaces_of = envs.single_observation_space, envs.single_action_space
     policy = rlpg.StandardPolicy(*spaces_of, generator=torch.Generator().manual_seed(0))
-    Watched(policy).update(rlpg.Collector(envs, policy, 0).steps(128))
-    assert Watched.sizes == {64 if dims == 5 else 256}
+    Watched(policy).update(rlpg.Collector(envs, policy, 0).steps(length))
+    assert Watched.sizes == {size}
 
 
 @pytest.mark.parametrize(
