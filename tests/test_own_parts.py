@@ -834,6 +834,13 @@ def test_bug_the_environment_was_blamed_for_an_action_that_was_nan(tmp_path: Pat
                    total_steps=96, overrides=SMALL, quiet=True)  # fmt: skip
 
 
+def test_an_action_that_is_nan_in_an_evaluation_was_told_as_one_of_the_training() -> None:
+    space = gymnasium.make("Pendulum-v1")
+    policy = Undefined(space.observation_space, space.action_space)
+    with pytest.raises(NumericalFault, match=r"^evaluation: step 0, environment 0: action: .*nan"):
+        rlpg.evaluate(policy, "Pendulum-v1", episodes=1)
+
+
 def gently() -> gymnasium.Env[Any, Any]:
     """Pendulum with a torque of at most 1."""
     bounds = np.full(1, -1.0, np.float32), np.full(1, 1.0, np.float32)

@@ -17,7 +17,7 @@ from rlpg.engine.components import (
 )
 from rlpg.engine.device import device_of
 from rlpg.learners import Learner
-from rlpg.learners.rules import MINIBATCH_SIZE, REASONS, minibatch_size, num_minibatches
+from rlpg.learners.rules import REASONS, num_minibatches
 from rlpg.learners.settings import AGENTS
 from rlpg.policies.references import UserParts
 from rlpg.policies.spaces import num_continuous
@@ -73,8 +73,8 @@ def followed(recipe: Recipe, made: Learner) -> dict[str, Any]:
     size, length = rollout.num_envs * recipe.steps_per_env, None
     if recipe.policy.memory:
         size, length = rollout.num_envs, recipe.steps_per_env
-    own = minibatch_size(num_continuous(made.policy.head.space), size * (length or 1))
-    for name, each in {"num_minibatches": own, "num_value_minibatches": MINIBATCH_SIZE}.items():
+    dims = num_continuous(made.policy.head.space)
+    for name, each in {"num_minibatches": dims, "num_value_minibatches": 0}.items():
         if name in learner.names() and rollout.episodes_per_env is None:
             found[f"learner.{name}"] = num_minibatches(getattr(learner, name), size, length, each)
     return found

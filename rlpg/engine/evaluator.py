@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import rank
 from rlpg.engine.components import environment_options, seed_sequence
-from rlpg.errors import EnvironmentFault, SpaceError, counted, decimals
+from rlpg.errors import EnvironmentFault, NumericalFault, SpaceError, counted, decimals
 from rlpg.policies import Policy
 from rlpg.policies.spaces import without_text
 from rlpg.rollouts import Collector, EnvSource, another_like, make_envs, reseed
@@ -129,8 +129,8 @@ def play(
             )
         try:
             ended = collector.steps(STEPS_PER_CHUNK).episodes
-        except EnvironmentFault as fault:  # its steps are not those of the training
-            raise EnvironmentFault(f"evaluation: {fault}") from fault
+        except (EnvironmentFault, NumericalFault) as fault:  # its steps are not the training's
+            raise type(fault)(f"evaluation: {fault}") from fault
         for n, value, length in zip(ended.env, ended.returns, ended.lengths, strict=True):
             if len(found[n]) < quota[n]:
                 found[n].append((value, length))

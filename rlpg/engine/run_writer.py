@@ -80,7 +80,8 @@ class RunWriter:
                     f"got {recipe.evaluation.episodes}"
                 )
         for file, rows in {} if saved is None else saved.state["curves"]["evaluations"].items():
-            self.latest |= _means(file, rows["results"][-1], rows["ep_lengths"][-1])
+            name = file.replace("evaluations", "eval")
+            self.latest |= _means(name, rows["results"][-1], rows["ep_lengths"][-1])
 
     def episodes(self, episodes: Episodes) -> None:
         self._curves.episodes(episodes.returns, episodes.lengths)
@@ -96,7 +97,7 @@ class RunWriter:
         """Evaluations during training, by name; the one called `eval` decides which is the best."""
         for name, evaluation in evaluations.items():
             file = name.replace("eval", "evaluations")
-            self.log(step, _means(file, evaluation.returns, evaluation.lengths))
+            self.log(step, _means(name, evaluation.returns, evaluation.lengths))
             self._curves.evaluation(step, evaluation.returns, evaluation.lengths, name=file)
         mean = evaluations["eval"].mean if "eval" in evaluations else None
         if mean is not None and (self.best is None or mean > self.best[0]):
@@ -190,10 +191,9 @@ class NoWriter(RunWriter):
 
 
 def _means(
-    file: str, returns: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
+    name: str, returns: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]
 ) -> dict[str, float]:
-    """What the curves say of an evaluation that is kept in `<file>.npz`."""
-    name = file.replace("evaluations", "eval")
+    """What the curves say of an evaluation."""
     found = {"reward": returns.mean(), "ep_length": lengths.mean()}
     return {f"{name}/mean_{what}": float(mean) for what, mean in found.items()}
 

@@ -16,7 +16,6 @@ from torch.distributions import Distribution, Independent
 from torch.quasirandom import SobolEngine
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients import events
 
 
 def antithetic(num_lanes: int, num_dims: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -63,16 +62,10 @@ class Uniforms:
                 f"{list(numbers.shape)} from {float(numbers.min()):g} to {float(numbers.max()):g}; "
                 "see rlpg.gradients.draws"
             )
-        self._numbers, self._used, self._made_in = numbers.clone(), 0, events.backward_pass()
+        self._numbers, self._used = numbers.clone(), 0
 
     def next_of(self, name: str, dist: Distribution) -> Tensor:
         """A sample by the inverse of the distribution function, with the gradient of its path."""
-        if events.backward_pass() != self._made_in:
-            raise EstimatorError(
-                f"{name}: expected one draw where uniforms are given, got a second one in the "
-                "backward pass (torch.utils.checkpoint), which would take other columns; draw "
-                "outside the checkpoint, or leave uniforms out"
-            )
         shape = dist.batch_shape + dist.event_shape
         begin, self._used = self._used, self._used + math.prod(shape[1:])
         if len(self._numbers) != shape[0] or self._used > self._numbers.shape[1]:

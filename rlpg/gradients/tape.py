@@ -333,7 +333,15 @@ class Tape:
         return terms
 
     def _rsample(self, name: str, dist: Distribution) -> Tensor:
-        return dist.rsample() if self.uniforms is None else self.uniforms.next_of(name, dist)
+        if self.uniforms is None:
+            return dist.rsample()
+        if backward_pass() != self._made_in:
+            raise EstimatorError(
+                f"{name}: expected one draw where uniforms are given, got a second one in the "
+                "backward pass (torch.utils.checkpoint), which would take other columns; draw "
+                "outside the checkpoint, or leave uniforms out"
+            )
+        return self.uniforms.next_of(name, dist)
 
     def _along_path(self, name: str, x: Tensor) -> Tensor:
         if x.requires_grad:

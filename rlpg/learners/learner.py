@@ -100,7 +100,6 @@ class Learner(ABC):
         self.optimizer = Optimizer(
             policy.named_parameters(), learning_rate=s.learning_rate, max_grad_norm=s.max_grad_norm
         )
-        self._learn = self._learning()
         self.num_updates = 0
         self.progress = 0.0  # share of the run that is done, of the present update
 
@@ -334,11 +333,7 @@ class Learner(ABC):
                 the policy; if it is the value network's, the policy has taken its step. Elsewhere
                 than on a CPU it is raised after the other steps were taken.
         """
-        if others := sorted(self._learning() ^ self._learn):
-            raise UsageError(
-                "policy: expected the parameters to require a gradient that did when the learner "
-                f"was made, got a change of {others[0]}; make another learner after such a change"
-            )
+        self.optimizer.refuse_others(self.policy.named_parameters())
         self.progress = min(max(progress, 0.0), 1.0)
         rollout = rollout.to(self.policy.device)
         lr_scale *= self.scheduled("learning_rate", 1.0)
@@ -381,10 +376,6 @@ class Learner(ABC):
             self.policy.normalizer.update(self.policy.observations.features(seen))
         self.num_updates += 1
         return means_over_ranks(metrics)
-
-    def _learning(self) -> set[str]:
-        """Names of the policy's parameters that require a gradient."""
-        return {name for name, p in self.policy.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def _without_chance(self, batch: Batch) -> Batch:

@@ -77,6 +77,16 @@ class Optimizer:
         self._count = torch.zeros((), device=self._flat.device)  # steps so far
         self._lost = torch.zeros_like(self._count, dtype=torch.float64)  # steps that `read` tells
 
+    def refuse_others(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Raises UsageError where not the same parameters require a gradient as at first."""
+        names = {name for name, parameter in parameters if parameter.requires_grad}
+        if others := sorted(names.symmetric_difference(self._names)):
+            raise UsageError(
+                f"{self._owner}: expected the parameters to require a gradient that did when the "
+                f"learner was made, got a change of {others[0]}; make another learner after such a "
+                "change"
+            )
+
     def gradient(self, objective: Tensor) -> Tensor:
         """`[P]`: the gradient of a scalar, summed over ranks; unused parameters count 0."""
         return sum_over_ranks(self.own_gradient(objective))

@@ -60,8 +60,7 @@ class PPO(Learner):
         s, fitted, passes = self.settings, dict[str, Number](), list[dict[str, Number]]()
         length = len(batch.weight) if batch.in_order else None
         number, dims = batch.places.number, num_continuous(self.policy.head.space)
-        size = rules.minibatch_size(dims, number * (length or 1))
-        num_minibatches = rules.num_minibatches(s.num_minibatches, number, length, size)
+        num_minibatches = rules.num_minibatches(s.num_minibatches, number, length, dims)
         for num_epochs in range(1, s.num_epochs + 1):
             minibatches = list(batch.minibatches(num_minibatches, self.generator))
             if s.normalize_advantages and s.normalize_advantages_over == "minibatch":

@@ -184,10 +184,8 @@ class Curves:
             self._failed(type(logger).__name__, error)
 
     def _failed(self, logger: str, error: Exception) -> None:
-        name, reason = (
-            f"logger {logger}",
-            f"step {max(self._step, 0)}: {type(error).__name__}: {error}",
-        )
+        step = max(self._step, 0)  # it is less before the first entry
+        name, reason = f"logger {logger}", f"step {step}: {type(error).__name__}: {error}"
         self._saver.failed(name, reason, f"{name}: {reason}")
 
 

@@ -53,10 +53,10 @@ def test_wide_actions_have_larger_minibatches() -> None:
     for num_samples, wide in ((2048, 6), (2020, 6), (1024, 7), (64, 7)):
         sizes = [rules.minibatch_size(dims, num_samples) for dims in (0, 1, wide - 1, wide, 100)]
         assert sizes == [64] * 3 + [256] * 2
-    assert rules.num_minibatches("auto", 2048, size=256) == 8
-    assert rules.num_minibatches("auto", 100, size=256) == 1
-    assert rules.num_minibatches("auto", 16, 128, 256) == 4
-    assert rules.num_minibatches(32, 2048, size=256) == 32
+    assert rules.num_minibatches("auto", 2048, num_action_dims=7) == 8
+    assert rules.num_minibatches("auto", 100, num_action_dims=7) == 1
+    assert rules.num_minibatches("auto", 16, 128, 7) == 4
+    assert rules.num_minibatches(32, 2048, num_action_dims=7) == 32
 
 
 @pytest.mark.parametrize(
