@@ -712,6 +712,26 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
     assert "the recipe shipped for Pendulum-v1" in shown
 
 
+@pytest.mark.parametrize(
+    ("steps", "memory", "own", "of_values"),
+    [
+        ("1_000_000", "none", "8", "32"),
+        ("300_000", "none", "16", "16"),
+        ("300_000", "gru", "4", "4"),
+    ],
+)
+def test_explain_prints_as_many_minibatches_as_six_action_dimensions_have(
+    steps: str, memory: str, own: str, of_values: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--recipe", "default", "--explain", "--total-steps", steps, "--policy.memory", memory]
+    assert cli.main(["train", "HalfCheetah-v5", *words]) == 0
+    lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    found = {words[0]: words[1] for words in lines if "minibatches" in words[0]}
+    assert found == {
+        "learner.num_minibatches": own, "learner.num_value_minibatches": of_values,
+    }  # fmt: skip
+
+
 def test_explain_tells_of_the_environment_and_the_agent_that_a_recipe_names(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

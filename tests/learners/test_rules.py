@@ -56,6 +56,7 @@ def test_wide_actions_have_larger_minibatches() -> None:
     assert rules.num_minibatches("auto", 2048, num_action_dims=7) == 8
     assert rules.num_minibatches("auto", 100, num_action_dims=7) == 1
     assert rules.num_minibatches("auto", 16, 128, 7) == 4
+    assert rules.num_minibatches("auto", 64, 32, 6) == 8  # 2048 samples in 64 sequences
     assert rules.num_minibatches(32, 2048, num_action_dims=7) == 32
 
 
