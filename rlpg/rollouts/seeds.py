@@ -97,31 +97,27 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._before = self.episode_seed, self._actions, last, self._total
         self.episode_seed = self._seeds[place] if seed is None else seed
         self._actions, self._total = [], 0.0
-        self.calls.begin(self)
         try:
-            self._obs, info = self.env.reset(seed=self.episode_seed, options=options)
-            fitted = self._validator.observation(self._obs)
-            self._validator.outcome(0.0, False, False, info)
-            read = self._read(info)
+            with self.calls.begin(self):
+                self._obs, info = self.env.reset(seed=self.episode_seed, options=options)
+                fitted = self._validator.observation(self._obs)
+                self._validator.outcome(0.0, False, False, info)
+                read = self._read(info)
         except BaseException as error:
             raise self._fault("reset", error) from error
-        finally:
-            self.calls.end()
         return fitted, read
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """The environment's own step, with what is read of its info."""
         taken = action.copy() if isinstance(action, np.ndarray) else copy.deepcopy(action)
-        self.calls.begin(self)
         try:
-            obs, reward, terminated, truncated, info = self.env.step(action)
-            fitted = self._validator.observation(obs)
-            self._validator.outcome(reward, terminated, truncated, info)
-            read = self._read(info)
+            with self.calls.begin(self):
+                obs, reward, terminated, truncated, info = self.env.step(action)
+                fitted = self._validator.observation(obs)
+                self._validator.outcome(reward, terminated, truncated, info)
+                read = self._read(info)
         except BaseException as error:
             raise self._fault("step", error) from error
-        finally:
-            self.calls.end()
         if terminated or truncated:
             fitted = copy.deepcopy(fitted)
         self._actions.append(taken)

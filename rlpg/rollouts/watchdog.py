@@ -66,13 +66,16 @@ class Calls:
         self.thread = 0
         self.interrupted = 0  # number of the call that is to be interrupted
 
-    def begin(self, caller: Caller) -> None:
-        """A call begins; a call that was going on counts as returned."""
+    def begin(self, caller: Caller) -> Calls:
+        """A call begins, to end with a `with`; a call that was going on counts as returned."""
         self.number += 1
         self.thread = threading.get_ident()
         self.caller = caller
+        return self
 
-    def end(self) -> None:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None:
         self.caller = None
 
 
@@ -157,18 +160,12 @@ class WatchedEnvs(VectorWrapper):
         self.watchdog.start()
 
     def reset(self, **options: Any) -> Any:
-        self.calls.begin(self)
-        try:
+        with self.calls.begin(self):
             return self.env.reset(**options)
-        finally:
-            self.calls.end()
 
     def step(self, actions: Any) -> Any:
-        self.calls.begin(self)
-        try:
+        with self.calls.begin(self):
             return self.env.step(actions)
-        finally:
-            self.calls.end()
 
     def close(self, **options: Any) -> None:
         """Close them; what goes wrong there harms no one any more."""
@@ -184,11 +181,10 @@ def interrupted(caller: Caller, seconds: float) -> Iterator[None]:
     """What the block calls is interrupted by an EnvironmentFault if it hangs for so long."""
     watchdog = Watchdog(Calls(), seconds)
     watchdog.start()
-    watchdog.calls.begin(caller)
     try:
-        yield
+        with watchdog.calls.begin(caller):
+            yield
     finally:
-        watchdog.calls.end()
         watchdog.end()
 
 

@@ -39,8 +39,9 @@ class Board(Calls):
         super().__init__()
         self.row = memoryview(row)  # type: ignore[arg-type]  # [8], see `SharedArrays`
 
-    def begin(self, caller: Any) -> None:
+    def begin(self, caller: Any) -> Board:
         self.show(caller.env_index, caller.episode, caller.episode_seed)
+        return self
 
     def show(self, index: int, episode: int = -1, seed: int = 0) -> None:
         """Something is done with an environment, for which it has the time of one call."""
