@@ -46,28 +46,22 @@ def require_one_kind(device: torch.device) -> None:
 @contextmanager
 def fresh_torch(count: int) -> Iterator[None]:
     """Torch on `count` threads and in `usual_modes`, and what it had before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with usual_modes():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with usual_modes() as modes:
+        modes.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(count)
+        yield
 
 
 @contextmanager
-def usual_modes() -> Iterator[None]:
+def usual_modes() -> Iterator[ExitStack]:
     """Torch as a new process has it, and as the caller has set it afterwards: float32, tensors on
     the CPU where no device is named, gradients. The caller's modes are not the run's: its workers,
     and the process that resumes it, know nothing of them."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with ExitStack() as modes:
-            modes.enter_context(torch.inference_mode(False))
-            modes.enter_context(torch.enable_grad())
-            if torch.get_default_device().type != "cpu":  # else torch would ask at every call
-                modes.enter_context(torch.device("cpu"))
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with ExitStack() as modes:
+        modes.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # else torch would ask at every call
+            modes.enter_context(torch.device("cpu"))
+        yield modes
