@@ -25,7 +25,7 @@ from rlpg.errors import RlpgError, UsageError
 from rlpg.gradients.baselines import Baseline, Value
 from rlpg.gradients.combine import FEWEST_LANES
 from rlpg.learners import Learner, rules
-from rlpg.learners.settings import AGENTS, PREDICTING, LearnerSettings
+from rlpg.learners.settings import AGENTS, PREDICTING
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.policies.references import (
@@ -73,14 +73,10 @@ def find_recipe(
     """
     if recipe is None and package_of(env) not in ("gymnasium", "minatar", "rlpg"):
         recipe = "default"
-    resolve = partial(learner_settings, parts=parts)
-    found = recipe_for(environment_name(env), agent, recipe, resolve)
+    name = environment_name(env)
+    found = recipe_for(name, agent, recipe, lambda own: learner_class(own, parts).Settings)
     is_own = recipe is not None or isinstance(env, str)
     return found if is_own else override(found, {"environment.kwargs": {}})
-
-
-def learner_settings(agent: str, parts: UserParts) -> type[LearnerSettings]:
-    return AGENTS[agent].settings if agent in AGENTS else learner_class(agent, parts).Settings
 
 
 def learner_class(agent: str, parts: UserParts) -> type[Learner]:
@@ -107,15 +103,15 @@ def settings_of(parts: UserParts, asked: Mapping[str, object]) -> dict[str, Any]
         UsageError: a setting was asked to be something else than the part that was given.
     """
     said: dict[str, Any] = {}
-    for kind, part in (("network", parts.network), ("policy", parts.policy)):
+    for kind, part, name, kwargs in (
+        ("network", parts.network, "policy.network", "policy.network_kwargs"),
+        ("policy", parts.policy, "policy.factory", "policy.kwargs"),
+    ):
         if isinstance(part, torch.nn.Module):  # it can be called, too
             raise UsageError(f"{kind}: expected what makes one (a class), got {part!r:.60}")
-    if parts.network is not None:
-        reference = reference_to(parts.network, "network")
-        said |= {"policy.network": reference.name, "policy.network_kwargs": reference.kwargs}
-    if parts.policy is not None:
-        reference = reference_to(parts.policy, "policy")
-        said |= {"policy.factory": reference.name, "policy.kwargs": reference.kwargs}
+        if part is not None:
+            reference = reference_to(part, kind)
+            said |= {name: reference.name, kwargs: reference.kwargs}
     if isinstance(parts.baseline, str) and ":" not in parts.baseline:
         said["learner.baseline"] = parts.baseline
     elif isinstance(parts.baseline, partial):
@@ -197,7 +193,7 @@ def recipe_of_run(
         FileError: one of them, or of the wrappers' arguments, may not come from a file.
         UsageError: the caller brings a part where the run has none of its own.
     """
-    recipe = folder.load_recipe(resolve=lambda name: learner_settings(name, parts))
+    recipe = folder.load_recipe(resolve=lambda own: learner_class(own, parts).Settings)
     policy, learner = recipe.policy, recipe.learner.values()
     given = {kind: getattr(parts, kind) for kind in ("network", "policy", "agent", "baseline")}
     if isinstance(parts.schedules, Mapping):  # what else there may be, the learner refuses
