@@ -23,8 +23,7 @@ from rlpg.engine.shipped import agent_for, results_of, shipped_agents
 from rlpg.gradients.returns import reward_to_go
 from rlpg.learners.settings import AGENTS
 from rlpg.rollouts import Episodes, Rollout
-from rlpg.runs.recipe import Recipe, flatten
-from rlpg.runs.synonyms import SYNONYMS
+from rlpg.runs.recipe import SYNONYMS, Recipe, flatten
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

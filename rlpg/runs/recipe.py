@@ -8,8 +8,10 @@ fit is a RecipeError of one line. The type of the learner's table is the agent's
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,7 +27,6 @@ from rlpg.learners.settings import (
     moot,
 )
 from rlpg.runs import files, toml
-from rlpg.runs.synonyms import SYNONYMS
 from rlpg.runs.tables import (
     CheckpointSettings,
     EnvironmentSettings,
@@ -37,6 +38,9 @@ from rlpg.runs.tables import (
 from rlpg.settings import Count, Natural, Settings, from_text, kinds, one_of, validated
 
 LARGEST_FILE = 1 << 20  # bytes; a recipe is a page of text
+_WORDS = tomllib.loads(resources.files(__package__).joinpath("synonyms.toml").read_text("utf-8"))
+# What other libraries call our settings: word -> dotted key.
+SYNONYMS: dict[str, str] = {word: key for key, words in _WORDS.items() for word in words.split()}
 
 AgentName = Annotated[str, one_of(*AGENTS, or_own="Class")]
 Device = Literal["cpu", "cuda", "auto"]
