@@ -27,9 +27,8 @@ from rlpg.checks.watch import Watcher
 from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError, counted
 from rlpg.policies import Head, Observations, make_head
 from rlpg.rollouts import derived_seed
-from rlpg.rollouts.environments import close_quietly
 from rlpg.rollouts.ids import Factory
-from rlpg.rollouts.watchdog import CLOSING_SECONDS, interrupted
+from rlpg.rollouts.watchdog import close_quietly, interrupted
 
 _MOST_STEPS = 50  # times `steps`: the search for an end of an episode ends there
 _SLOW = 1000  # microseconds per step, from which processes of their own pay
@@ -85,7 +84,7 @@ def check_env(
                 return _Check(subject, steps, episodes, seed, episode_cap).report(caught)
             finally:
                 if subject.is_ours:
-                    close_quietly(subject.env)
+                    close_quietly(subject.env.close, subject)
     finally:
         restore_generators(generators)
 
@@ -270,7 +269,7 @@ class _Check:
                 bare.unwrapped, seed=self.seed, has_mask=watcher.has_mask
             )
         if self.subject.is_ours:
-            close_quietly(bare)
+            close_quietly(bare.close, self.subject)
 
     def _check_close(self) -> None:
         try:
@@ -283,7 +282,7 @@ class _Check:
         tries: tuple[tuple[str, Status], ...] = (("", "fault"), (" a second time", "warning"))
         for count, status in tries:
             try:
-                with interrupted(self.subject, CLOSING_SECONDS):
+                with interrupted(self.subject):
                     env.close()
             except (Exception, SystemExit) as error:
                 self._add("close", status, f"close(){count} raised {words(error)}; let it return")

@@ -27,7 +27,7 @@ from rlpg.checks.report import Finding, Status, listed, words
 from rlpg.checks.subject import Subject
 from rlpg.checks.watch import Watcher
 from rlpg.errors import EnvironmentSetupError, counted
-from rlpg.rollouts.environments import close_quietly
+from rlpg.rollouts.watchdog import close_quietly
 
 _OTHER_SEEDS = 3
 _EARLY, _LATE = 20, 200  # steps by which most differences show, and nearly all
@@ -72,7 +72,7 @@ def check_replay(subject: Subject, first: Episode, last: Episode) -> Finding:
                 return Finding(name, status, f"{parted}, {how}; {_OF_ITS_OWN}")
     finally:
         for one in filter(None, new):
-            close_quietly(one)
+            close_quietly(one.close, subject)
     nouns = "episode" if len(played) == 1 else "episodes"
     where_to = "played again"
     if new[0] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -29,15 +30,17 @@ class Subject:
     ) -> None:
         self._given, self._kwargs = env, kwargs
         self._seed, self._episode_cap = seed, episode_cap
-        self._id_spec: EnvSpec | None = None
         self.is_ours = not isinstance(env, gymnasium.Env)
         self.whereabouts = environment_name(env)
+        self._make: Any = another_like(env)
+        self.spec: EnvSpec | None = None
         with own_words(env):
             if isinstance(env, str):
-                self._id_spec, _ = find_spec(env)
-                self.whereabouts = self._id_spec.id
-            self.env: AnyEnv = env if isinstance(env, gymnasium.Env) else self._made()
-        self.spec = self._id_spec or self.env.spec
+                self.spec, _ = find_spec(env)
+                self.whereabouts = self.spec.id
+                self._make = partial(gymnasium.make, self.spec, disable_env_checker=True)
+            self.env = env if isinstance(env, gymnasium.Env) else made_by(self._make, **kwargs)
+        self.spec = self.spec or self.env.spec
         # Atari counts frames itself.
         self.is_limited = self.spec is not None and (
             self.spec.max_episode_steps is not None
@@ -46,8 +49,10 @@ class Subject:
 
     def fresh(self) -> AnyEnv | None:
         """Another one, or None where there is no way to make it."""
+        if self._make is None:
+            return None
         with own_words(self.whereabouts):
-            another: AnyEnv | None = self._made()
+            another = made_by(self._make, **self._kwargs)
         return another
 
     def vector(self, num_envs: int, backend: str) -> MadeEnvs:
@@ -59,9 +64,3 @@ class Subject:
             backend=backend,
             episode_cap=self._episode_cap,
         )
-
-    def _made(self) -> Any:
-        if self._id_spec is not None:
-            return gymnasium.make(self._id_spec, disable_env_checker=True, **self._kwargs)
-        another: Any = another_like(self._given)
-        return None if another is None else made_by(another, **self._kwargs)

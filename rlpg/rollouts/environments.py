@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -15,7 +14,6 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlpg.errors import EnvironmentSetupError, counted
-from rlpg.rollouts import watchdog
 from rlpg.rollouts.ids import (
     AnyEnv,
     EnvSource,
@@ -181,7 +179,7 @@ def _from_factory(factory: Factory, wanted: _Wanted) -> MadeEnvs:
     limit, note = _limit_of(first, wanted)
     backend = "async" if wanted.backend == "async" else "sync"
     if backend == "async":
-        close_quietly(first)
+        EpisodeSeeds(first, wanted.run, wanted.first_env).close()  # whatever happens there
     else:
         makers[0] = lambda: first
     return _made(environment_name(factory), makers, limit, backend, wanted, note)
@@ -325,12 +323,6 @@ def made_by(factory: Factory, **options: Any) -> AnyEnv:
             f"{type(env).__name__}; let it return one environment, or pass a vector environment"
         )
     return env
-
-
-def close_quietly(env: AnyEnv) -> None:
-    """Closes it; what goes wrong there harms no one, and it is interrupted if it hangs."""
-    caller: Any = SimpleNamespace(whereabouts=type(env.unwrapped).__name__)
-    watchdog.close_quietly(env.close, caller)
 
 
 def _limit(registered: int | None, wanted: _Wanted) -> tuple[int | None, str]:

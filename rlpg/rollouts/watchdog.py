@@ -177,9 +177,9 @@ class WatchedEnvs(VectorWrapper):
 
 
 @contextmanager
-def interrupted(caller: Caller, seconds: float) -> Iterator[None]:
-    """What the block calls is interrupted by an EnvironmentFault if it hangs for so long."""
-    watchdog = Watchdog(Calls(), seconds)
+def interrupted(caller: Caller) -> Iterator[None]:
+    """What the block closes is interrupted by an EnvironmentFault if it hangs."""
+    watchdog = Watchdog(Calls(), CLOSING_SECONDS)
     watchdog.start()
     try:
         with watchdog.calls.begin(caller):
@@ -191,7 +191,7 @@ def interrupted(caller: Caller, seconds: float) -> Iterator[None]:
 def close_quietly(close: Callable[[], object], caller: Caller) -> None:
     """Calls `close`, which may raise, exit or hang."""
     try:
-        with interrupted(caller, CLOSING_SECONDS):
+        with interrupted(caller):
             close()
     except BaseException as error:
         if is_from_a_signal(error):
