@@ -97,10 +97,9 @@ class Watcher:
 
     def _observation(self, seen: Seen) -> Wrong | None:
         misfit = observation_misfit(self._space, seen.obs)
-        if misfit is None:
-            return None
-        at_fault = "the bounds of " if misfit.kind == "bounds" else "it, or "
-        return _status(misfit), misfit.text, f"correct {at_fault}observation_space"
+        is_beyond = misfit is not None and misfit.kind == "bounds"
+        at_fault = "the bounds of " if is_beyond else "it, or "
+        return _wrong(misfit, f"correct {at_fault}observation_space")
 
     def _numbers(self, seen: Seen) -> Wrong | None:
         found = not_finite(seen.obs, "observation")
@@ -118,14 +117,13 @@ class Watcher:
         return ("warning", lost, advice) if lost else None
 
     def _reward(self, seen: Seen) -> Wrong | None:
-        misfit = reward_misfit(seen.reward)
-        return None if misfit is None else (_status(misfit), misfit.text, "return float(reward)")
+        return _wrong(reward_misfit(seen.reward), "return float(reward)")
 
     def _ends(self, seen: Seen) -> Wrong | None:
         wrong: Wrong | None = None
         for name in ("truncated", "terminated"):
             if (misfit := flag_misfit(name, getattr(seen, name))) is not None:
-                wrong = _status(misfit), misfit.text, f"return bool({name})"
+                wrong = _wrong(misfit, f"return bool({name})")
                 if misfit.kind == "refused":
                     return wrong
         self.terminated += bool(seen.terminated)
@@ -135,9 +133,7 @@ class Watcher:
         return wrong
 
     def _info(self, seen: Seen) -> Wrong | None:
-        misfit = info_misfit(seen.info)
-        advice = "return {} where there is nothing to say"
-        return None if misfit is None else (_status(misfit), misfit.text, advice)
+        return _wrong(info_misfit(seen.info), "return {} where there is nothing to say")
 
     def _mask(self, seen: Seen) -> Wrong | None:
         """Always there or never, of the right length, with something allowed."""
@@ -185,6 +181,8 @@ class Watcher:
         return "warning", what, "draw from self.np_random"
 
 
-def _status(misfit: Misfit) -> Status:
-    """A fault is what training refuses."""
-    return "fault" if misfit.kind == "refused" else "warning"
+def _wrong(misfit: Misfit | None, advice: str) -> Wrong | None:
+    """What is wrong, if anything is: a fault is what training refuses."""
+    if misfit is None:
+        return None
+    return "fault" if misfit.kind == "refused" else "warning", misfit.text, advice
