@@ -56,8 +56,6 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
     ) -> None:
         self.num_envs = len(makers)
         count = min(usable_cores() if num_workers is None else num_workers, self.num_envs)
-        if count < 1:
-            raise UsageError(f"num_workers: expected at least 1, got {count}")
         ends = [self.num_envs * k // count for k in range(count + 1)]
         self._rows = [slice(*both) for both in pairwise(ends)]  # environments of each worker
         self._is_interrupted = False

@@ -442,6 +442,7 @@ def test_a_missing_extra_is_named_with_its_command() -> None:
         ({"num_envs": None}, "num_envs: expected an integer of at least 1, got None"),
         ({"episode_cap": "9"}, "episode_cap: expected an integer of at least 1, got '9'"),
         ({"backend": "threads"}, "backend: expected one of auto, native.*got 'threads'"),
+        ({"backend": "async", "num_workers": 0}, "num_workers: expected an integer of at least 1"),
         ({"max_episode_steps": 0}, "max_episode_steps: expected an integer of at least 1, got 0"),
         ({"kwargs": {"gravty": 1}, "backend": "sync"}, "unexpected keyword argument 'gravty'"),
         ({"kwargs": {"gravty": 1}}, "unexpected keyword argument 'gravty'"),

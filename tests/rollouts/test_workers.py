@@ -282,12 +282,6 @@ def test_a_worker_is_small_and_does_not_import_torch() -> None:
         assert_nothing_is_left(pool)
 
 
-def test_a_pool_without_workers_cannot_be() -> None:
-    with pytest.raises(UsageError, match="num_workers: expected at least 1, got 0"):
-        sampling_envs("box", num_workers=0)
-    assert children() == []
-
-
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_hanging_environment_is_named_with_episode_and_seed(at: int) -> None:
     """Environment 2 of three in one worker."""
