@@ -47,7 +47,8 @@ class RolloutBuffer:
         self.reward = np.empty((num_steps, num_envs))  # float64: returns are summed from it
         self.terminated = np.empty((num_steps, num_envs), dtype=bool)
         self.truncated = np.empty((num_steps, num_envs), dtype=bool)
-        self.final: list[tuple[int, np.ndarray, np.ndarray]] = []  # (t, [K] envs, [K, *O] obs)
+        # Last observations that `obs[t + 1]` does not hold: (t, [K] envs, [K, *O] obs).
+        self.final: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def grow(self) -> None:
         """Doubles the capacity."""
@@ -91,11 +92,7 @@ class RolloutBuffer:
         ended = self.terminated[slots] | self.truncated[slots]  # [T, N]
         for t in np.flatnonzero(ended.any(axis=1)).tolist():
             rows = np.flatnonzero(ended[t])
-            self.put_final(start + t, rows, found.final[t, rows].astype(self.obs.dtype))
-
-    def put_final(self, t: int, envs: np.ndarray, obs: np.ndarray) -> None:
-        """Keeps last observations `[K, *O]` that `obs[t + 1]` does not hold."""
-        self.final.append((t, envs, obs))
+            self.final.append((start + t, rows, found.final[t, rows].astype(self.obs.dtype)))
 
 
 def assemble(

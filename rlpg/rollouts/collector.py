@@ -237,9 +237,10 @@ class Collector(BaseCollector):
         """Puts the true last observations aside; `packed` is then what the policy acts on next."""
         rows = np.flatnonzero(ended)
         if self._mode is AutoresetMode.SAME_STEP:
-            buffer.put_final(t, rows, final_observations(info, rows, self._observations))
+            last = final_observations(info, rows, self._observations)
+            buffer.final.append((t, rows, last))
         else:
-            buffer.put_final(t, rows, packed[rows])
+            buffer.final.append((t, rows, packed[rows]))
             obs, info = self.envs.reset(options={"reset_mask": ended.copy()})
             packed[rows] = self._pack(obs, info, maskless=~ended)[rows]
 
