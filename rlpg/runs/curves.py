@@ -91,8 +91,7 @@ class Curves:
             except Exception as error:  # nothing in TensorBoard is worth a training run
                 self._failed("TensorBoardLogger", error)
         self._loggers += loggers
-        for logger in self._loggers:
-            self._call(logger, logger.begin, folder)
+        self._tell(lambda logger: logger.begin(folder))
 
     def log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Add metrics of an environment step; calls at the same step become one entry."""
@@ -107,8 +106,7 @@ class Curves:
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Values of a rollout, by tag, for the loggers that show histograms."""
-        for logger in self._loggers:
-            self._call(logger, logger.histograms, step, values)
+        self._tell(lambda logger: logger.histograms(step, values))
 
     def episodes(self, returns: Iterable[SupportsFloat], lengths: Iterable[int]) -> None:
         """Add finished training episodes, in the order in which they ended."""
@@ -146,8 +144,7 @@ class Curves:
         """Write what waits. Call it after logging a step and before saving its checkpoint."""
         self._emit()
         self._monitor.flush()
-        for logger in self._loggers:
-            self._call(logger, logger.flush)
+        self._tell(lambda logger: logger.flush())
 
     def close(self) -> None:
         """Write what waits, once more where the disk refused it, and close the loggers."""
@@ -155,8 +152,7 @@ class Curves:
         for name in self._evaluations:
             if f"{name}.npz" in self._saver.missing:
                 self._save_evaluations(name)
-        for logger in self._loggers:
-            self._call(logger, logger.close)
+        self._tell(lambda logger: logger.close())
 
     def state_dict(self) -> dict[str, Any]:
         """Where the curves end now, to be resumed from here; flushes."""
@@ -173,15 +169,15 @@ class Curves:
         if self._entry:
             self._monitor.flush()  # not with every rollout: it takes 0.06 ms
             entry, self._entry = self._entry, {}
-            for logger in self._loggers:
-                self._call(logger, logger.log, self._step, dict(entry))
+            self._tell(lambda logger: logger.log(self._step, dict(entry)))
 
-    def _call(self, logger: Logger, call: Callable[..., object], *arguments: Any) -> None:
-        """Whatever a logger raises is said once, and costs no training."""
-        try:
-            call(*arguments)
-        except Exception as error:
-            self._failed(type(logger).__name__, error)
+    def _tell(self, call: Callable[[Logger], object]) -> None:
+        """Calls every logger; whatever one raises is said once, and costs no training."""
+        for logger in self._loggers:
+            try:
+                call(logger)
+            except Exception as error:
+                self._failed(type(logger).__name__, error)
 
     def _failed(self, logger: str, error: Exception) -> None:
         step = max(self._step, 0)  # it is less before the first entry
