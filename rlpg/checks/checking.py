@@ -79,7 +79,7 @@ def check_env(
             warnings.simplefilter("default")
             for category in _SILENT:
                 warnings.simplefilter("ignore", category)
-            subject = Subject(env, dict(env_kwargs or {}), seed, episode_cap)
+            subject = Subject(env, dict(env_kwargs or {}))
             try:
                 return _Check(subject, steps, episodes, seed, episode_cap).report(caught)
             finally:
@@ -258,7 +258,8 @@ class _Check:
         if faults:
             self._add("copies", "skipped", f"correct `{faults[0]}` first")
         else:
-            self.findings.append(check_vectors(self.subject, seed=self.seed))
+            made = check_vectors(self.subject, seed=self.seed, episode_cap=self.episode_cap)
+            self.findings.append(made)
         # Its checker would stop at what has been found, and say it again.
         wrong = [c for c, status in found.items() if status in ("fault", "warning")]
         first = next((check for check in wrong if check != "episodes"), None)

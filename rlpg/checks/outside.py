@@ -16,7 +16,7 @@ from rlpg.checks.report import Finding, Status, words
 from rlpg.checks.subject import Subject
 from rlpg.errors import EnvironmentSetupError, RlpgError, counted
 from rlpg.policies import StandardPolicy
-from rlpg.rollouts import Collector, autoreset_mode, probe_action_mask
+from rlpg.rollouts import Collector, autoreset_mode, make_envs, probe_action_mask
 
 _COPIES = 2
 _STEPS = 64  # at once; until an episode has ended, but not for ever
@@ -70,14 +70,17 @@ def check_by_gymnasium(env: AnyEnv, *, seed: int, has_mask: bool) -> list[Findin
     return found or [Finding(name, "ok", "its checker has no objection")]
 
 
-def check_vectors(subject: Subject, *, seed: int) -> Finding:
+def check_vectors(subject: Subject, *, seed: int, episode_cap: int) -> Finding:
     """Whether rlpg collects from copies: by the environment's vector version if it has one, and
     one after the other. Of an environment object there is one backend."""
     name, texts = "copies", []
     has_vector = subject.spec is not None and subject.spec.vector_entry_point is not None
     for backend in ("auto", "sync") if subject.is_ours else ("auto",):
         try:
-            made = subject.vector(_COPIES, backend)
+            made = make_envs(
+                subject.given, _COPIES,
+                seed=seed, kwargs=subject.kwargs, backend=backend, episode_cap=episode_cap,
+            )  # fmt: skip
         except EnvironmentSetupError as error:
             return Finding(name, "fault", str(error))
         try:

@@ -9,7 +9,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from rlpg.checks.play import AnyEnv
-from rlpg.rollouts import MadeEnvs, another_like, environment_name, find_spec, make_envs
+from rlpg.rollouts import another_like, environment_name, find_spec
 from rlpg.rollouts.environments import made_by
 from rlpg.rollouts.ids import Factory, own_words
 
@@ -18,6 +18,7 @@ class Subject:
     """The environment, and how more of it are made.
 
     Attributes:
+        given, kwargs: what was given, to make environments of.
         env: the one that is checked.
         is_ours: whether it was made here, and is closed here.
         spec: what Gymnasium knows of it.
@@ -25,11 +26,8 @@ class Subject:
         whereabouts: its name, for messages about a call that hangs.
     """
 
-    def __init__(
-        self, env: str | AnyEnv | Factory, kwargs: dict[str, Any], seed: int, episode_cap: int
-    ) -> None:
-        self._given, self._kwargs = env, kwargs
-        self._seed, self._episode_cap = seed, episode_cap
+    def __init__(self, env: str | AnyEnv | Factory, kwargs: dict[str, Any]) -> None:
+        self.given, self.kwargs = env, kwargs
         self.is_ours = not isinstance(env, gymnasium.Env)
         self.whereabouts = environment_name(env)
         self._make: Any = another_like(env)
@@ -52,15 +50,5 @@ class Subject:
         if self._make is None:
             return None
         with own_words(self.whereabouts):
-            another = made_by(self._make, **self._kwargs)
+            another = made_by(self._make, **self.kwargs)
         return another
-
-    def vector(self, num_envs: int, backend: str) -> MadeEnvs:
-        return make_envs(
-            self._given,
-            num_envs,
-            seed=self._seed,
-            kwargs=self._kwargs,
-            backend=backend,
-            episode_cap=self._episode_cap,
-        )
