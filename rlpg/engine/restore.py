@@ -60,7 +60,8 @@ def restore_tensors(part: Part, state: Any, name: str) -> None:
     for where, leaf in _leaves(state, name):
         if isinstance(leaf, np.ndarray | float) and not np.isfinite(leaf).all():
             raise ValueError(f"{where}: expected finite numbers, got others")
-    restore(part, state, name, to_tensors(state))
+    tensors = _mapped(state, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+    restore(part, state, name, tensors)
 
 
 def restore(part: Part, state: Any, name: str, given: Any = None) -> str:
@@ -83,11 +84,6 @@ def restore(part: Part, state: Any, name: str, given: Any = None) -> str:
 def to_arrays(tree: Any) -> Any:
     """The tree with numpy arrays for its tensors."""
     return _mapped(tree, Tensor, lambda tensor: tensor.detach().cpu().numpy().copy())
-
-
-def to_tensors(tree: Any) -> Any:
-    """The tree with tensors for its numpy arrays."""
-    return _mapped(tree, np.ndarray, lambda array: torch.from_numpy(array.copy()))
 
 
 def _mapped(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
