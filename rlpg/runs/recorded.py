@@ -26,17 +26,17 @@ _PLAIN = re.compile(r"[\w ,;+*()=-]*")  # not: the parts of paths, addresses and
 
 
 def checked_record(record: object) -> dict[str, Any]:
-    """The description in a policy file, if its entries are of the right types.
+    """The entries `RECORDED` of the description in a policy file; what it does not say, by default.
 
     Raises:
-        UsageError: names the entry.
+        UsageError: names an entry that is not of the right type.
     """
     if not isinstance(record, Mapping):
         raise UsageError(f"environment: expected a table, got {record!r:.60}")
     told = EnvironmentSettings(**{name: record[name] for name in RECORDED if name in record})
     if not told.id:
         raise UsageError(f"environment.id: expected an id, got {record.get('id')!r:.60}")
-    return dict(record)
+    return {name: getattr(told, name) for name in RECORDED}
 
 
 def usable_kwargs(

@@ -121,12 +121,11 @@ def environment_of(
     """The environment that `evaluate_saved` plays on, options for `make_envs`, and a note."""
     recorded = saved.environment
     env_id = environment_to_make(recorded["id"], env, saved.path)
-    cap = {"episode_cap": recorded["episode_cap"]} if recorded.get("episode_cap") else {}
-    limit, kwargs = recorded.get("max_episode_steps"), recorded.get("kwargs") or {}
-    wrappers = recorded.get("wrappers") or {}
+    kwargs, wrappers = recorded["kwargs"], recorded["wrappers"]
+    limit, cap = recorded["max_episode_steps"], recorded["episode_cap"]
     if full_id(env_id).rpartition(":")[2] == recorded["id"].rpartition(":")[2]:
         options = {"kwargs": usable_kwargs(kwargs, saved.path, env_kwargs),
-                   "max_episode_steps": limit, **cap}  # fmt: skip
+                   "max_episode_steps": limit, "episode_cap": cap}  # fmt: skip
         if not wrappers:
             return env_id, options, ""
         usable = usable_wrappers(wrappers, saved.path)
@@ -137,4 +136,4 @@ def environment_of(
     note += f", so without its wrappers {', '.join(wrappers)}"[:80] if wrappers else ""
     note += f", so without its arguments {kwargs!r:.80}" if kwargs else ""
     note += f", so without its limit of {limit} steps" if limit else ""
-    return env_id, {"kwargs": dict(env_kwargs or {}), **cap}, note
+    return env_id, {"kwargs": dict(env_kwargs or {}), "episode_cap": cap}, note

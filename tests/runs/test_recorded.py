@@ -103,4 +103,6 @@ def test_a_record_of_other_types_was_a_raw_traceback(record: Any, message: str) 
 
 def test_a_record_as_it_is_written() -> None:
     record = {"id": "A-v0", "kwargs": {}, "max_episode_steps": None, "episode_cap": 7}
-    assert checked_record(record) == record
+    assert checked_record(record) == record | {"wrappers": {}}
+    del record["episode_cap"]
+    assert checked_record(record) == record | {"wrappers": {}, "episode_cap": 1000}
