@@ -32,7 +32,6 @@ from rlpg.rollouts.seeds import (
     seed_sequence,
     seed_streams,
 )
-from rlpg.rollouts.vector import autoreset_mode
 from rlpg.rollouts.watchdog import Calls, WatchedEnvs
 from rlpg.rollouts.workers import WorkerEnvs
 
@@ -140,7 +139,6 @@ def _given_vector(envs: VectorEnv[Any, Any, Any], wanted: _Wanted) -> MadeEnvs:
             f"env: expected an id to apply kwargs, backend or max_episode_steps to, got {envs}; "
             "set them where the vector environment is made"
         )
-    autoreset_mode(envs)
     watched = envs
     if isinstance(envs, WatchedEnvs):
         envs.watchdog.timeout = wanted.timeout
@@ -203,7 +201,6 @@ def _from_id(env_id: str | EnvSpec, wanted: _Wanted) -> MadeEnvs:
         made = gymnasium.make_vec(
             native, wanted.num_envs, vectorization_mode="vector_entry_point", **options
         )
-        autoreset_mode(made)
         envs = WatchedEnvs(made, wanted.timeout)
         seed_streams(envs, wanted.run, wanted.first_env)
         return MadeEnvs(envs, _describe(spec.id, wanted.num_envs, "native", note, version_note))
