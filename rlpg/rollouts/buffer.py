@@ -14,6 +14,7 @@ from rlpg.policies.networks import Carry, map_carry
 from rlpg.rollouts.reward_parts import RewardParts
 from rlpg.rollouts.rollout import Episodes, Rollout
 from rlpg.rollouts.shared import SharedArrays
+from rlpg.rollouts.validation import where_not_finite
 
 if TYPE_CHECKING:
     from rlpg.policies import Policy
@@ -219,10 +220,8 @@ def check_finite(buffer: RolloutBuffer, num_steps: int, first_step: int) -> None
     obs = first_not_finite(buffer.obs[: num_steps + 1], "observation")
     wrong += [(t - 1, n, what) for t, n, what in obs]
     for t, envs, last in buffer.final:
-        if not np.isfinite(last).all():
-            obs = first_not_finite(last[None], "observation")
-            wrong += [(t, int(envs[k]), what) for _, k, what in obs]
-            break
+        obs = first_not_finite(last[None], "observation")
+        wrong += [(t, int(envs[k]), what) for _, k, what in obs]
     blame(wrong, buffer.action, first_step)
 
 
@@ -247,16 +246,12 @@ def check_actions(actions: np.ndarray, first_step: int, t: int = 0, n: int = 0) 
 
 def first_not_finite(values: np.ndarray, name: str) -> list[tuple[int, int, str]]:
     """Step, environment and what to say of the first in `[T, N, ...]` that float32 cannot hold."""
-    if values.dtype.kind != "f":
+    if (at := where_not_finite(values)) is None:
         return []
-    with np.errstate(over="ignore"):
-        is_finite = np.isfinite(values.astype(np.float32, copy=False))
-    if is_finite.all():
-        return []
-    t, n, *where = np.argwhere(~is_finite)[0].tolist()
+    t, n, *where = at
     expected = "finite float32 numbers" if where else "a finite float32"
-    at = f" at {where}" if where else ""
-    return [(t, n, f"{name}: expected {expected}, got {values[(t, n, *where)]}{at}")]
+    place = f" at {where}" if where else ""
+    return [(t, n, f"{name}: expected {expected}, got {values[at]}{place}")]
 
 
 def check_shape(

@@ -134,14 +134,18 @@ def not_finite(value: Any, name: str) -> str:
         found = (not_finite(part, f"{name}[{key!r}]") for key, part in parts.items())
         return next(filter(None, found), "")
     array = as_array(value)
-    if array.dtype.kind != "f":
+    if (at := where_not_finite(array)) is None:
         return ""
-    with np.errstate(over="ignore"):
-        is_finite = np.isfinite(array.astype(np.float32))
-    if is_finite.all():
-        return ""
-    at = tuple(np.argwhere(~is_finite)[0].tolist())
     return f"{element(name, at)}: expected a finite float32, got {array[at]:.9g}"
+
+
+def where_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    """The index of the first number that float32 cannot hold, if there is one."""
+    if array.dtype.kind != "f":
+        return None
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(array.astype(np.float32, copy=False))
+    return None if is_finite.all() else tuple(np.argwhere(~is_finite)[0].tolist())
 
 
 def lost_change(before: Any, now: Any, name: str) -> str:
