@@ -146,7 +146,6 @@ def create_run(
     recipe: Recipe,
     versions: Mapping[str, str],
     *,
-    root: Path = Path("runs"),
     path: Path | None = None,
     here: Path | None = None,
 ) -> RunFolder:
@@ -156,8 +155,8 @@ def create_run(
 
     Args:
         recipe: names environment, agent and seed.
-        root: where runs are numbered: `root/<env>/<agent>/<seed>`, then `<seed>-1`, `<seed>-2` ...
-        path: this very folder instead; it may exist if it is empty.
+        path: this very folder, which may exist if it is empty; None: `runs/<env>/<agent>/<seed>`,
+            or where there is one `<seed>-1`, `<seed>-2` ...
         here: see `RunFolder`.
 
     Raises:
@@ -172,7 +171,7 @@ def create_run(
             got = got if files.is_folder(here / path) else "a file or a link; choose another"
             raise UsageError(f"{path}: expected a folder that is new or empty, got {got}")
         return RunFolder(path, here)
-    parent = root / safe_name(recipe.environment.id) / recipe.agent
+    parent = Path("runs") / safe_name(recipe.environment.id) / recipe.agent
     names = (f"{recipe.seed}-{k}" if k else f"{recipe.seed}" for k in count())
     numbered = (parent / name for name in names)
     return RunFolder(next(path for path in numbered if _is_made(here / path, contents)), here)

@@ -44,7 +44,7 @@ def test_environment_ids_become_harmless_names(env_id, name):
 
 
 def test_runs_are_numbered(tmp_path):
-    paths = [create_run(RECIPE, {}, root=tmp_path / "runs").path for _ in range(3)]
+    paths = [create_run(RECIPE, {}, here=tmp_path).place for _ in range(3)]
     base = tmp_path / "runs" / "rlpg-Chain-v0" / "reinforce"
     assert paths == [base / "3", base / "3-1", base / "3-2"]
 
@@ -125,7 +125,7 @@ def test_a_run_created_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
             (folder / "recipe.toml").write_text("theirs")
 
     monkeypatch.setattr(files, "make_folder", overtaken_once)
-    run = create_run(RECIPE, {}, root=tmp_path)
+    run = create_run(RECIPE, {}, here=tmp_path)
     assert run.path.name == "3-1"
     assert (overtaken[0] / "recipe.toml").read_text() == "theirs"
 
@@ -137,14 +137,14 @@ def test_a_run_that_could_not_be_created_is_made_by_the_next_start(tmp_path, mon
         with monkeypatch.context() as patched:
             patched.setattr(files, "os", faulty)
             with contextlib.suppress(OSError, FileError, KeyboardInterrupt):
-                create_run(RECIPE, {"a": "b"}, root=tmp_path / f"{k}")
+                create_run(RECIPE, {"a": "b"}, here=tmp_path / f"{k}")
         if faulty.operations <= k:
             break
-        before = len(list(tmp_path.glob(f"{k}/*/*/*/recipe.toml")))
-        again = create_run(RECIPE, {"a": "b"}, root=tmp_path / f"{k}")
+        before = len(list(tmp_path.glob(f"{k}/runs/*/*/*/recipe.toml")))
+        again = create_run(RECIPE, {"a": "b"}, here=tmp_path / f"{k}")
         assert again.path.name == ("3-1" if before else "3")
         with again.held():
-            assert everything(again.path) == ["recipe.toml", "run.lock", "versions.json"]
+            assert everything(again.place) == ["recipe.toml", "run.lock", "versions.json"]
         assert again.load_recipe() == RECIPE
     assert k > 20
 
@@ -154,7 +154,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "flock", refusing)
-    for place in ({"root": tmp_path}, {"path": tmp_path / "run"}):
+    for place in ({"here": tmp_path}, {"path": tmp_path / "run"}):
         with pytest.raises(FileError, match="expected a file system with locks, got No locks av"):
             create_run(RECIPE, {}, **place)
 
@@ -176,11 +176,11 @@ def test_what_a_process_left_that_was_killed_while_it_made_a_run_is_gone_after_t
 def test_runs_that_begin_together_do_not_remove_each_others_folders(tmp_path):
     script = "import sys, pathlib; from rlpg.runs.run import create_run\n"
     script += "from rlpg.runs.recipe import Recipe\n"
-    script += "for _ in range(12): create_run(Recipe(), {}, root=pathlib.Path(sys.argv[1]))"
+    script += "for _ in range(12): create_run(Recipe(), {}, here=pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", script, str(tmp_path)]
     starters = [subprocess.Popen(command) for _ in range(4)]
     assert [starter.wait(250) for starter in starters] == [0] * 4
-    runs = list((tmp_path / "environment" / "reinforce").iterdir())
+    runs = list((tmp_path / "runs" / "environment" / "reinforce").iterdir())
     assert sorted(run.name for run in runs) == sorted(["0", *(f"0-{k}" for k in range(1, 48))])
 
 
