@@ -129,16 +129,19 @@ class Collector(BaseCollector):
         self._ended = np.array(state["ended"], dtype=bool)
         self._running = np.array(state["returns"], np.float64), np.array(state["lengths"], np.int64)
         self._starts = np.array(state["starts"], dtype=bool)
-        self._carry = _carry_from_arrays(state["carry"], self._device)
+        fresh, self._carry = self._carry, _carry_from_arrays(state["carry"], self._device)
         problem = restore(self.envs, state["environments"])
         if problem:
             self.restart()
             return problem
-        each = (self.num_envs,)  # numpy would repeat one entry that stands for several
-        shapes = {"obs": each + self.policy.observations.shape}
-        for name, shape in (shapes | dict.fromkeys(("ended", "returns", "lengths"), each)).items():
+        each: tuple[int, ...] = (self.num_envs,)  # numpy would repeat one that stands for all
+        shapes = dict.fromkeys(("ended", "returns", "lengths", "starts"), each)
+        shapes["obs"] = each + self.policy.observations.shape
+        for name, shape in shapes.items():
             if state[name] is not None and np.shape(state[name]) != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {np.shape(state[name])}")
+        if _shapes(self._carry) != _shapes(fresh):
+            raise ValueError(f"carry: expected {_shapes(fresh)}, got {_shapes(self._carry)}")
         return ""
 
     # ------------------------------------------------------------------------------- internals
@@ -279,6 +282,11 @@ def _carry_to_arrays(carry: Carry) -> Any:
     if isinstance(carry, tuple):
         return [_carry_to_arrays(part) for part in carry]
     return None if carry is None else carry.cpu().numpy().copy()
+
+
+def _shapes(carry: Carry) -> list[Any]:
+    parts = carry if isinstance(carry, tuple) else () if carry is None else (carry,)
+    return [tuple(part.shape) for part in parts]
 
 
 def _carry_from_arrays(arrays: Any, device: torch.device) -> Any:

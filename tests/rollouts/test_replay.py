@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from faulty_envs import Composite, Unrepeatable
 NUM_ENVS = 3
 
 
-def collector(env: Any, backend: str = "auto", *, seed: int = 0) -> Collector:
+def collector(env: Any, backend: str = "auto", *, seed: int = 0, memory: Any = None) -> Collector:
     envs, _ = make_envs(env, NUM_ENVS, seed=seed, backend=backend)
     policy = StandardPolicy(
         envs.single_observation_space,
         envs.single_action_space,
+        memory=memory,
         generator=torch.Generator().manual_seed(0),
     )
     return Collector(envs, policy, seed=seed, log_prob=False)
@@ -138,6 +140,28 @@ def test_composite_actions_are_replayed(tmp_path: Any) -> None:
     other = collector(Composite())
     assert other.load_state_dict(state) == ""
     assert_same(expected, other.steps(20))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("starts", lambda starts: starts[:1]),
+        ("carry", lambda carry: [part[:1] for part in carry]),
+        ("carry", lambda carry: carry[:1]),
+        ("carry", lambda carry: None),
+    ],
+)
+def test_one_start_or_memory_that_stood_for_all_environments_was_taken(
+    name: str, change: Callable[[Any], Any]
+) -> None:
+    one = collector("CartPole-v1", memory="lstm")
+    one.steps(5)
+    state = one.state_dict()
+    assert collector("CartPole-v1", memory="lstm").load_state_dict(state) == ""
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        collector("CartPole-v1", memory="lstm").load_state_dict(
+            {**state, name: change(state[name])}
+        )
 
 
 def test_an_environment_that_does_not_repeat_itself_is_found_out(tmp_path: Any) -> None:
