@@ -727,13 +727,13 @@ class Dropping(nn.Linear):
 
 
 class CountsPasses(nn.Linear):
-    """Every pass has another output, and none of it is chance."""
+    """Every pass has another output, by a little, and none of it is chance."""
 
     passes = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.passes += 1
-        return super().forward(inputs) + 1e-3 * self.passes
+        return super().forward(inputs) + 1e-4 * self.passes
 
 
 @pytest.mark.parametrize("agent", ["ppo", "reinforce", "trpo"])

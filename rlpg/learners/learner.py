@@ -24,13 +24,14 @@ from rlpg.gradients.tape import How
 from rlpg.learners import rules
 from rlpg.learners.advantages import AdvantageRule, Advantages, explained_variance, variance_removed
 from rlpg.learners.batch import Batch, refuse_too_many
+from rlpg.learners.examination import NUM_UPDATES, examine
 from rlpg.learners.gradient_noise import signal_to_noise
 from rlpg.learners.optimizer import Number, Optimizer
 from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import SEPARATE_CRITIC, LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
-from rlpg.policies.networks import refuse_chance, refuse_noisy_layers
+from rlpg.policies.networks import refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import SCHEDULE, scheduled
 
@@ -358,7 +359,10 @@ class Learner(ABC):
         if "learning_rate" in self.settings.names():
             unread["train/learning_rate"] = self.settings.learning_rate * lr_scale
         if advantages.number > 0:  # else every episode was dropped: no step at all
-            learned = self.improve(self._without_chance(self.batch(rollout, advantages)), lr_scale)
+            batch = self.batch(rollout, advantages)
+            if self.num_updates < NUM_UPDATES:
+                examine(batch, self.policy, self.baseline)
+            learned = self.improve(batch, lr_scale)
             if not isinstance(learned, Mapping):
                 raise UsageError(
                     f"{type(self).__name__}.improve: expected metrics by tag, got "
@@ -376,18 +380,6 @@ class Learner(ABC):
             self.policy.normalizer.update(self.policy.observations.features(seen))
         self.num_updates += 1
         return means_over_ranks(metrics)
-
-    @torch.no_grad()
-    def _without_chance(self, batch: Batch) -> Batch:
-        """The batch, once it is known that random numbers decide on no log-prob and no value."""
-        if self.num_updates == 0:
-            some, baseline, device = next(batch.chunks()), self.baseline, self.policy.device
-            refuse_chance(
-                lambda: some.log_prob_of(some.distribution(self.policy)), "policy", device
-            )
-            if isinstance(baseline, StateValue):
-                refuse_chance(lambda: baseline.predict(batch.rollout)[0], "value network", device)
-        return batch
 
     def fit_baseline(
         self, rollout: Rollout, advantages: Advantages, lr_scale: float

@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from rlpg.distributed import sum_over_ranks
 from rlpg.errors import NumericalFault, UsageError
+from rlpg.gradients.parameters import leaves_of
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 Number = float | Tensor
@@ -231,3 +232,16 @@ class Optimizer:
         self._count.fill_(int(state["count"]))
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])
+
+
+def refuse_unregistered(output: Tensor, parameters: Iterable[Tensor], name: str) -> None:
+    """Raise UsageError where the output has a gradient for a tensor that is not a parameter."""
+    known = {id(parameter) for parameter in parameters}
+    for leaf in leaves_of(output):
+        if id(leaf) not in known:
+            raise UsageError(
+                f"{name}: expected every tensor that learns among its parameters(), got one of "
+                f"shape {list(leaf.shape)} that is not, so it would neither learn nor be saved; "
+                "keep layers in nn.ModuleList and tensors in nn.Parameter, or call "
+                "requires_grad_(False)"
+            )

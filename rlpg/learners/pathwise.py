@@ -58,6 +58,9 @@ class TargetValue(StateValue):
                 slow.lerp_(fast, 1.0 - self._decay)
         return metrics
 
+    def refuse_unregistered(self, obs: Tensor) -> None:
+        self._learned.refuse_unregistered(obs)
+
     def compile(self) -> None:
         self._learned.compile()
 

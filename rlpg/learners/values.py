@@ -20,8 +20,9 @@ from rlpg.distributed import (
 )
 from rlpg.errors import UsageError
 from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
+from rlpg.gradients.parameters import leaves_of
 from rlpg.learners import rules
-from rlpg.learners.optimizer import Optimizer
+from rlpg.learners.optimizer import Optimizer, refuse_unregistered
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.policies import Network, Policy, map_carry
@@ -49,6 +50,9 @@ class StateValue(Baseline):
 
     def advance(self, rollout: Rollout) -> None:
         """Go on to what follows the rollout; a learner calls this once, after its update."""
+
+    def refuse_unregistered(self, obs: Tensor) -> None:
+        """Raises UsageError where the values of obs depend on what learns but is no parameter."""
 
 
 class LinearValue(StateValue):
@@ -265,6 +269,11 @@ class ValueNetwork(NetworkValue):
                     loss, gradient = self._gradient(*(part[cut] for part in laid), size=size)
                 self._optimizer.step(sum_over_ranks(gradient), lr_scale)
         return self._optimizer.read({"train/value_loss": loss.double() * num_ranks()})
+
+    def refuse_unregistered(self, obs: Tensor) -> None:
+        if self.network.memory is None:
+            known = [*self.network.parameters(), *leaves_of(self._features(obs))]
+            refuse_unregistered(self.value(obs), known, "value network")
 
     def advance(self, rollout: Rollout) -> None:
         self._old = None

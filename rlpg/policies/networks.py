@@ -207,24 +207,6 @@ def refuse_noisy_layers(module: nn.Module, name: str) -> None:
             )
 
 
-def refuse_chance(output: Callable[[], Tensor], name: str, device: torch.device) -> None:
-    """Raise UsageError where the output is another one each time, because it draws from torch's
-    global generators: by `F.dropout`, or a layer that `refuse_noisy_layers` does not know."""
-
-    def generators() -> list[Tensor]:
-        on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-        return [torch.get_rng_state(), *on_gpu]
-
-    before, once = generators(), output()
-    # Another thread may have drawn meanwhile.
-    if not all(map(torch.equal, before, generators())) and not torch.equal(once, output()):
-        raise UsageError(
-            f"{name}: expected the same output for a sample whenever it is seen, got another one "
-            "the second time, which torch's random numbers decide on (F.dropout, nn.RReLU, "
-            "torch.rand); leave them out"
-        )
-
-
 class _Custom(nn.Module):
     """A user's module on rows `[B, num_inputs]`, whatever the leading dimensions are."""
 
