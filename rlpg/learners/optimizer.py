@@ -65,9 +65,9 @@ class Optimizer:
         self._names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         kinds = {(p.dtype, p.device) for p in self.parameters}
-        if len(kinds) > 1:
+        if len(kinds) > 1 or self.parameters[0].dtype not in (torch.float32, torch.float64):
             raise UsageError(
-                f"{owner}: expected parameters of one dtype on one device, got "
+                f"{owner}: expected parameters in float32, or all in float64, on one device, got "
                 f"{', '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}"
             )
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
@@ -123,8 +123,15 @@ class Optimizer:
             lr_scale: multiplies the learning rate.
 
         Raises:
+            UsageError: it is not `[P]`, or has another dtype than the parameters.
             NumericalFault: the gradient is not finite; nothing is changed.
         """
+        if gradient.shape != self._flat.shape or gradient.dtype != self._flat.dtype:
+            raise UsageError(
+                f"{self._owner}: expected a gradient [P] = {list(self._flat.shape)} in "
+                f"{self._flat.dtype}, got {list(gradient.shape)} in {gradient.dtype}; make it by "
+                "optimizer.gradient(objective)"
+            )
         if gradient.device.type != "cpu":
             return self._step_unread(gradient, self.learning_rate * lr_scale)
         norm = self.norm(gradient)

@@ -203,8 +203,28 @@ class TestRefusals:
 
     def test_parameters_of_two_dtypes(self) -> None:
         pair = nn.ParameterList([torch.zeros(1), torch.zeros(1, dtype=torch.float64)])
-        with pytest.raises(UsageError, match=r"one dtype on one device, got torch\.float32 on cpu"):
+        with pytest.raises(
+            UsageError, match=r"all in float64, on one device, got torch\.float32 on"
+        ):
             Optimizer(pair.named_parameters(), learning_rate=1.0)
+
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.bfloat16])
+    def test_parameters_without_real_numbers_of_enough_digits_ended_in_a_torch_error(
+        self, dtype: torch.dtype
+    ) -> None:
+        with pytest.raises(UsageError, match=f"policy: expected .* in float32, .*got {dtype}"):
+            Optimizer([("p", nn.Parameter(torch.zeros(2, dtype=dtype)))], learning_rate=1.0)
+
+    @pytest.mark.parametrize("place", [torch.device("cpu"), PLACE])
+    def test_bug_a_gradient_of_another_size_was_read_beyond_its_end(
+        self, place: torch.device
+    ) -> None:
+        with elsewhere():
+            module = nn.Linear(2, 1).to(place)
+            optimizer = Optimizer(module.named_parameters(), learning_rate=1.0)
+            for wrong in (torch.ones(2), torch.ones(4), torch.ones(3, dtype=torch.float64)):
+                with pytest.raises(UsageError, match=r"policy: expected a gradient \[P\] = \[3\]"):
+                    optimizer.step(wrong.to(place))
 
 
 def test_an_update_does_not_load_torchs_compiler() -> None:
