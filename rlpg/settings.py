@@ -218,8 +218,8 @@ def _words(info: inspect.Type, value: object) -> str:
             return f"a table, each value {_words(info.value_type, value)}"
     return {
         inspect.BoolType: "true or false", inspect.StrType: "a string", inspect.NoneType: "none",
-        inspect.CustomType: "a path",
-    }[type(info)]  # fmt: skip
+        inspect.CustomType: "a path", inspect.AnyType: "anything",
+    }.get(type(info), type(info).__name__.removesuffix("Type").lower())  # fmt: skip  # of one's own
 
 
 def _interval(info: inspect.FloatType) -> str:

@@ -573,6 +573,33 @@ class Returns(rlpg.Baseline):
         return self.answer
 
 
+class Learns(rlpg.Baseline):
+    """Says of its learning what it is given."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, samples: Any, returns: Tensor) -> Tensor:
+        return torch.zeros_like(returns)
+
+    def update(self, samples: Any, returns: Any, weight: Any, lr_scale: float = 1.0) -> Any:
+        return self.answer
+
+
+def shares_numbers(num_inputs: int, num_outputs: int) -> nn.Module:
+    """A layer whose bias is one number for all outputs."""
+    layer = nn.Linear(num_inputs, num_outputs)
+    layer.bias = nn.Parameter(torch.zeros(1).expand(num_outputs))
+    return layer
+
+
+def with_setting(kind: Any, value: Any) -> type[rlpg.Learner]:
+    """A learner with a setting `own` of that kind."""
+    body = {"__annotations__": {"own": kind}, "own": value, "__module__": __name__}
+    table = dataclass(frozen=True)(type("Table", (rlpg.LearnerSettings,), body))
+    return type("Mine", (rlpg.Reinforce,), {"Settings": table})
+
+
 EPISODES = {"overrides": SMALL | {"rollout.num_steps": None, "rollout.episodes_per_env": 1}}
 
 
@@ -582,6 +609,14 @@ class Logits(Own):
     def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
         distribution, carry = super().forward(obs, carry, episode_start)
         return distribution.logits, carry
+
+
+class Rounds(Own):
+    """Draws numbers where choices are asked for; they were cut off to integers."""
+
+    def forward(self, obs: Tensor, carry: Any = None, episode_start: Any = None) -> Any:
+        distribution, carry = super().forward(obs, carry, episode_start)
+        return Normal(distribution.logits[..., 0], 1.0), carry
 
 
 def improve(answer: Any) -> type[rlpg.Learner]:
@@ -609,6 +644,17 @@ def improve(answer: Any) -> type[rlpg.Learner]:
         ({"agent": improve(None)}, "Mine.improve: expected metrics by tag, got NoneType"),
         ({"agent": improve({"x": torch.ones(3)})}, r"x: expected one number, got shape \[3\]"),
         ({"agent": improve({"x": "y"})}, "x: expected one number, got str"),
+        ({"baseline": Learns(None), **EPISODES}, "Learns.update: expected metrics by tag, got No"),
+        ({"baseline": Learns({"x": "y"}), **EPISODES}, "x: expected one number, got str"),
+        ({"baseline": Learns({"x": torch.ones(3)}), **EPISODES}, r"x: expected one .* got shape"),
+        (
+            {"network": shares_numbers},
+            r"policy: .* every entry of network.mlp.module.bias, got one",
+        ),
+        ({"policy": Rounds}, r"Rounds.forward: expected a distribution of integers for Discrete"),
+        ({"agent": with_setting(set, frozenset({1}))}, "recipe: expected numbers, strings, lists"),
+        ({"agent": with_setting(list, None)}, "learner.own: expected a list, each entry anything"),
+        ({"agent": with_setting(bytes, None)}, "learner.own: expected bytes, got None"),
         ({"baseline": Returns(None), **EPISODES}, r"baseline: expected shape .* got NoneType"),
         ({"baseline": Returns(0.0), **EPISODES}, r"baseline: expected shape .* got float"),
         ({"policy": Logits}, r"Logits.forward: expected a distribution, got a tensor of shape \["),

@@ -31,7 +31,7 @@ from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import SEPARATE_CRITIC, LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
-from rlpg.policies.networks import refuse_noisy_layers
+from rlpg.policies.networks import refuse_expanded, refuse_noisy_layers
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import SCHEDULE, scheduled
 
@@ -89,6 +89,7 @@ class Learner(ABC):
         self.schedules = self._checked(schedules or {})
         s = self.settings
         refuse_noisy_layers(policy, "policy")
+        refuse_expanded(policy, "policy")
         chosen = baseline if isinstance(baseline, Baseline) else s.baseline
         if policy.shared_network is not None:
             self._check_shared_torso(chosen)
@@ -363,14 +364,12 @@ class Learner(ABC):
             if self.num_updates < NUM_UPDATES:
                 examine(batch, self.policy, self.baseline)
             learned = self.improve(batch, lr_scale)
-            if not isinstance(learned, Mapping):
-                raise UsageError(
-                    f"{type(self).__name__}.improve: expected metrics by tag, got "
-                    f"{type(learned).__name__}; return {{}} where there are none"
-                )
-            unread |= learned
+            unread |= _by_tag(learned, f"{type(self).__name__}.improve")
         metrics = self.optimizer.read(unread)
-        metrics |= self.fit_baseline(rollout, advantages, lr_scale)
+        learned = self.fit_baseline(rollout, advantages, lr_scale)
+        fitted = _by_tag(learned, f"{type(self.baseline).__name__}.update")
+        known = {tag: value for tag, value in fitted.items() if isinstance(value, float)}
+        metrics |= known if len(known) == len(fitted) else self.optimizer.read(fitted)
         if isinstance(self.baseline, StateValue):
             self.baseline.advance(rollout)
         if self.reward_scale and was_scaled:
@@ -431,3 +430,13 @@ class Learner(ABC):
             self.reward_scale.load_state_dict(state["reward_scale"])
         self.generator.set_state(state["generator"])
         self.num_updates = state["num_updates"]
+
+
+def _by_tag(metrics: object, what: str) -> Mapping[str, Number]:
+    """What a part returned; UsageError if it is no mapping."""
+    if not isinstance(metrics, Mapping):
+        raise UsageError(
+            f"{what}: expected metrics by tag, got {type(metrics).__name__}; return {{}} where "
+            "there are none"
+        )
+    return metrics

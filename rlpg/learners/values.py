@@ -30,6 +30,7 @@ from rlpg.policies.networks import (
     Carry,
     carry_parts,
     global_generator_from,
+    refuse_expanded,
     refuse_noisy_layers,
 )  # fmt: skip
 from rlpg.rollouts.rollout import Rollout, rows
@@ -378,6 +379,7 @@ def make_baseline(
         else:
             network = Network(policy.observations, 1, factory=lambda *_: made, generator=generator)
         refuse_noisy_layers(network, "value network")
+        refuse_expanded(network, "value network")
         return ValueNetwork(
             network.to(policy.device),
             policy.features,

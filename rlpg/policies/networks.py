@@ -207,6 +207,18 @@ def refuse_noisy_layers(module: nn.Module, name: str) -> None:
             )
 
 
+def refuse_expanded(module: nn.Module, name: str) -> None:
+    """Raise UsageError where one number in memory stands for several: no file could be read into
+    them."""
+    for path, tensor in module.state_dict().items():
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        if any(size > 1 and step == 0 for size, step in sizes):
+            raise UsageError(
+                f"{name}: expected numbers of its own for every entry of {path}, got one expanded "
+                f"to {list(tensor.shape)}; call clone() on it"
+            )
+
+
 class _Custom(nn.Module):
     """A user's module on rows `[B, num_inputs]`, whatever the leading dimensions are."""
 
@@ -330,6 +342,18 @@ class Network(nn.Module):
 def carry_parts(carry: Carry) -> tuple[Tensor, ...]:
     """The tensors of a carry; none without memory."""
     return carry if isinstance(carry, tuple) else () if carry is None else (carry,)
+
+
+def checked_carry(carry: Carry, num_envs: int, what: str) -> Carry:
+    """The carry; UsageError if it is not tensors `[N, ...]`."""
+    for part in carry if type(carry) is tuple else (carry,):
+        if not isinstance(part, Tensor) or part.shape[:1] != (num_envs,):
+            got = f"shape {list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+            raise UsageError(
+                f"{what}: expected a carry [N, ...] = [{num_envs}, ...], a tensor or a tuple of "
+                f"them, got {got}; an nn.LSTM wants part[None], and returns what part[0] is then"
+            )
+    return carry
 
 
 def map_carry(function: Callable[[Tensor], Tensor], carry: Carry) -> Carry:

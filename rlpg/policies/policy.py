@@ -230,6 +230,12 @@ class Policy(nn.Module, ABC):
                 f"{list(expected)}, got {list(action.shape)}; wrap it in Independent, or change "
                 "its parameters"
             )
+        if action.is_floating_point() and not self.head.action_dtype.is_floating_point:
+            raise UsageError(
+                f"{type(self).__name__}.forward: expected a distribution of integers for "
+                f"{self.head.space}, got one of {action.dtype}, which would be cut off; use "
+                "Categorical, or draw integers"
+            )
         return action.detach()
 
     # ---- numpy

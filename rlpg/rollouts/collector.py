@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentFault, RlpgError
 from rlpg.policies.fast_path import ArrayActor
-from rlpg.policies.networks import Carry, map_carry
+from rlpg.policies.networks import Carry, checked_carry, map_carry
 from rlpg.rollouts.base import BaseCollector, never_ends
 from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, Running, assemble, check_finite
@@ -161,6 +161,8 @@ class Collector(BaseCollector):
     def _no_episodes(self) -> None:
         self._running = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
         self._carry = self.policy.initial_carry(self.num_envs)
+        if self._carry is not None:
+            checked_carry(self._carry, self.num_envs, f"{type(self.policy).__name__}.initial_carry")
         self._starts = np.ones(self.num_envs, dtype=bool)
 
     def _buffer(self, num_steps: int) -> RolloutBuffer:
@@ -269,6 +271,8 @@ class Collector(BaseCollector):
         )
         self._obs = buffer.obs[num_steps].copy()
         # What inference_mode has made cannot be saved for a backward pass; a copy can.
+        if buffer.carry is not None:
+            checked_carry(self._carry, self.num_envs, f"{type(self.policy).__name__}.forward")
         self._carry = map_carry(torch.clone, self._carry)
         self.env_steps += rollout.num_steps
         if self._checks_bounds and (remark := self._bounds.remark(rollout, first)):

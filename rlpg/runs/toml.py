@@ -9,6 +9,8 @@ from typing import Any
 
 import tomli_w
 
+from rlpg.errors import RecipeError
+
 MOST_PARTS = 8  # of a key
 
 
@@ -32,8 +34,14 @@ _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}"
 
 
 def text(tables: Mapping[str, Any]) -> str:
-    """The tables as TOML."""
-    return tomli_w.dumps(_without_none(tables))
+    """The tables as TOML; RecipeError where a value is of a kind that TOML has not."""
+    try:
+        return tomli_w.dumps(_without_none(tables))
+    except TypeError as error:  # a set, an enum, in the settings of a learner of one's own
+        raise RecipeError(
+            f"recipe: expected numbers, strings, lists and tables, got a setting of another kind: "
+            f"{error}"
+        ) from None
 
 
 def _without_none(value: Any) -> Any:

@@ -361,6 +361,30 @@ class TestWhatASubclassGetsWrong:
         with pytest.raises(UsageError, match=r"Alone\.forward: .*\(distribution, None\) without"):
             self.collect(Alone(OBS, self.action_space))
 
+    @pytest.mark.parametrize("place", ["initial_carry", "forward"])
+    @pytest.mark.parametrize(
+        ("change", "got"),
+        [
+            (lambda x: x[None], r"shape \[1, 4, 1\]"),  # as torch's LSTM has it
+            (lambda x: [x], "list"),
+            (lambda x: {"h": x}, "dict"),
+            (lambda x: (x, x[0, 0]), r"shape \[\]"),
+        ],
+    )
+    def test_a_carry_that_is_not_environment_first_ended_in_an_index_error(
+        self, place: str, change: Any, got: str
+    ) -> None:
+        class Odd(FeedForward):
+            def initial_carry(self, num_envs: int) -> Any:
+                zeros = torch.zeros(num_envs, 1)
+                return change(zeros) if place == "initial_carry" else zeros
+
+            def forward(self, *args: Any) -> Any:
+                return super().forward(*args)[0], change(torch.zeros(4, 1))
+
+        with pytest.raises(UsageError, match=rf"Odd\.{place}: expected a carry .*got {got};"):
+            self.collect(Odd(OBS, self.action_space))
+
     def test_an_action_of_another_shape(self) -> None:
         class Wide(FeedForward):
             def forward(self, obs: Tensor, *args: Any) -> Any:
