@@ -63,7 +63,7 @@ def likelihood_ratio(
     Args:
         log_prob: any shape, `log p(sample)` with its gradient.
         old_log_prob: same shape, `log q(sample)`; a gradient is ignored.
-        advantage, weight: as in `score_function`.
+        advantage, weight: as in `score_function`; a gradient is ignored.
 
     Source: Kakade & Langford 2002, eq. 4 to 6; Schulman et al. 2017, eq. 6 ("L^CPI").
     """
@@ -107,6 +107,7 @@ def clipped_likelihood_ratio(
     old = torch.maximum(old_log_prob.detach(), log_prob.detach() - _LARGEST_LOG_RATIO)
     ratio = torch.exp(log_prob - old)
     most = advantage + clip_range * advantage.abs()  # clip(r) A, where it is less than r A
+    weight = weight.detach() if isinstance(weight, Tensor) else weight
     return (weight * torch.minimum(ratio * advantage, most)).sum()
 
 
@@ -166,7 +167,8 @@ def importance_weighted_bound(log_weight: Tensor, log_prob: Tensor) -> Tensor:
     baseline that leaves the sample out, `L` with `log w_k` replaced by the mean of the others'.
 
     Args:
-        log_weight: `[K, N]` of K >= 2 samples, `log p(x, z_k) - log q(z_k)` with its gradient.
+        log_weight: `[K, N]` of K >= 2 samples, `log p(x, z_k) - log q(z_k)` with its gradient;
+            -inf where p is 0, but for two of the K at least.
         log_prob: `[K, N]`, `log q(z_k)` with its gradient; the samples themselves carry none.
 
     Source: Mnih & Rezende 2016, eq. 7 and 8.
@@ -178,10 +180,9 @@ def importance_weighted_bound(log_weight: Tensor, log_prob: Tensor) -> Tensor:
         )
     num = len(log_weight)
     fixed = log_weight.detach()
-    others = (fixed.sum(0) - fixed) / (num - 1)  # [K, N] geometric mean of the other weights
-    without = fixed.expand(num, *fixed.shape) + torch.diag_embed((others - fixed).T).permute(
-        1, 2, 0
-    )
+    left_out = torch.eye(num, dtype=torch.bool, device=fixed.device)[:, :, None]  # [K, K, 1]
+    others = torch.where(left_out, 0.0, fixed).sum(1) / (num - 1)  # log of their geometric mean
+    without = torch.where(left_out, others[:, None], fixed)  # [K, K, N]
     bound = log_weight.logsumexp(0) - math.log(num)
     credit = bound.detach() - (without.logsumexp(1) - math.log(num))  # [K, N]
     return bound + (credit * (log_prob - log_prob.detach())).sum(0)

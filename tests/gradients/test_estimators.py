@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -201,6 +203,29 @@ def test_importance_weighted_bound_has_the_exact_gradient_and_less_variance(
         torch.testing.assert_close(mean, want)
         variance[name] = float(sum(p * (g - want).square().sum() for p, g in found))  # type: ignore[misc]
     assert variance["vimco"] < 0.85 * variance["plain"]
+
+
+def test_bug_a_sample_of_weight_0_made_the_bound_nan() -> None:
+    log_weight = torch.tensor([[-math.inf], [0.0], [1.0]], requires_grad=True)
+    log_prob = torch.zeros(3, 1, requires_grad=True)
+    bound = importance_weighted_bound(log_weight, log_prob)
+    bound.sum().backward()
+    whole, e = math.log((1.0 + math.e) / 3), math.e
+    left_out = [math.log((1.0 + e + math.exp(0.5)) / 3), math.log(e / 3), math.log(1.0 / 3)]
+    assert bound.item() == pytest.approx(whole, abs=1e-6)
+    expected = torch.tensor([whole - without for without in left_out])[:, None]
+    torch.testing.assert_close(log_prob.grad, expected)
+    torch.testing.assert_close(log_weight.grad, log_weight.detach().softmax(0))
+
+
+@pytest.mark.parametrize(
+    "estimator", [likelihood_ratio, functools.partial(clipped_likelihood_ratio, clip_range=0.2)]
+)
+def test_a_weight_got_a_gradient_of_the_clipped_ratio(estimator: Any) -> None:
+    log_prob, weight = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    estimator(log_prob, torch.zeros(3), torch.ones(3), weight=weight).backward()
+    assert weight.grad is None
+    torch.testing.assert_close(log_prob.grad, torch.ones(3))
 
 
 def test_importance_weighted_bound_by_hand() -> None:
