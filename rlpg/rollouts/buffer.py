@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -265,6 +266,19 @@ def check_shape(
     else:
         got = f"{list(found.shape)}" + (f" of {found.dtype}" if dtype else "")
     raise EnvironmentFault(f"{what} {list(shape)}{f' of {dtype}' if dtype else ''}, got {got}")
+
+
+@contextmanager
+def untouched(what: str, state: Tensor) -> Iterator[None]:
+    """Raises EnvironmentFault where the block writes into the state: an observation that is a view
+    of it would change with it."""
+    before = None if state.is_inference() else state._version
+    yield
+    if before is not None and state._version != before:
+        raise EnvironmentFault(
+            f"{what}: expected the state that it is given to stay as it is, got it overwritten; "
+            "return a new tensor"
+        )
 
 
 def step_name(t: int, first_step: int) -> str:

@@ -20,7 +20,7 @@ from rlpg.policies.distributions import DiagonalNormal
 from rlpg.policies.heads import independent
 from rlpg.policies.networks import global_generator_from
 from rlpg.rollouts.base import BaseCollector, never_ends, set_stream, stream
-from rlpg.rollouts.buffer import blame, check_actions, check_shape, first_not_finite
+from rlpg.rollouts.buffer import blame, check_actions, check_shape, first_not_finite, untouched
 from rlpg.rollouts.rollout import Episodes, Rollout, Window
 from rlpg.rollouts.watchdog import WatchedEnvs
 
@@ -256,12 +256,11 @@ class TensorCollector(BaseCollector):
         shown, taken = [obs], []
         for t in range(num_steps):
             action = self._action(obs, tape)
-            after, reward, terminated = env.step(state, self._to_env(action))
-            check_shape("environment.step: expected state", after, state.shape)
-            check_shape("environment.step: expected reward", reward, state.shape[:1])
-            check_shape(
-                "environment.step: expected terminated", terminated, state.shape[:1], torch.bool
-            )
+            with untouched(what := "environment.step", state):
+                after, reward, terminated = env.step(state, self._to_env(action))
+            check_shape(f"{what}: expected state", after, state.shape)
+            check_shape(f"{what}: expected reward", reward, state.shape[:1])
+            check_shape(f"{what}: expected terminated", terminated, state.shape[:1], torch.bool)
             state = after
             returns, lengths = returns + reward.detach(), lengths + 1  # [N], running episodes
             truncated = lengths >= self._limit
@@ -279,7 +278,8 @@ class TensorCollector(BaseCollector):
         return _Steps(torch.stack(shown), *(torch.stack(p) for p in zip(*taken, strict=True)))
 
     def _shown(self, state: Tensor) -> Tensor:
-        return self.env.observe(state).to(self.policy.observations.torch_dtype)
+        with untouched("environment.observe", state):
+            return self.env.observe(state).to(self.policy.observations.torch_dtype)
 
     def _action(self, obs: Tensor, tape: Tape | None) -> Tensor:
         """`[N, *A]` for observations `[N, *O]`."""

@@ -695,3 +695,35 @@ def test_bug_shapes_of_ones_own_environment_were_stretched_or_not_named(
     collector = TensorCollector(env, policy_for(Pendulum()), num_envs=num_envs)
     with pytest.raises(EnvironmentFault, match=rf"environment\.{what} \[{num_envs}.*, {got}"):
         collector.steps(3)
+
+
+class Overwriting(Pendulum):
+    """Writes into the state that one of its functions is given."""
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.function = function
+
+    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        after, reward, terminated = super().step(state, action)
+        return (state.copy_(after) if self.function == "step" else after), reward, terminated
+
+    def observe(self, state: Tensor) -> Tensor:
+        shown = super().observe(state)
+        if self.function == "observe":
+            state.mul_(0.5)
+        return shown
+
+
+@pytest.mark.parametrize("function", ["step", "observe", "neither"])
+@pytest.mark.parametrize("gradient", [None, "score"])
+def test_bug_a_step_that_wrote_into_its_state_changed_the_observations_before_it(
+    function: str, gradient: Any
+) -> None:
+    """Where observe() shows a view of the state, the rollout had what came after each action."""
+    env = Overwriting(function)
+    collector = TensorCollector(env, policy_for(Pendulum()), num_envs=2, gradient=gradient)
+    message = rf"environment\.{function}: .* got it overwritten; return a new tensor"
+    fails = function != "neither"
+    with pytest.raises(EnvironmentFault, match=message) if fails else nullcontext():
+        collector.steps(3)
