@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rlpg.errors import UsageError
 from rlpg.policies.observations import Observations
@@ -211,7 +212,7 @@ def refuse_expanded(module: nn.Module, name: str) -> None:
     """Raise UsageError where one number in memory stands for several: no file could be read into
     them."""
     for path, tensor in module.state_dict().items():
-        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        sizes = () if is_lazy(tensor) else zip(tensor.shape, tensor.stride(), strict=True)
         if any(size > 1 and step == 0 for size, step in sizes):
             raise UsageError(
                 f"{name}: expected numbers of its own for every entry of {path}, got one expanded "
