@@ -600,7 +600,7 @@ def with_setting(kind: Any, value: Any) -> type[rlpg.Learner]:
     return type("Mine", (rlpg.Reinforce,), {"Settings": table})
 
 
-EPISODES = {"overrides": SMALL | {"rollout.num_steps": None, "rollout.episodes_per_env": 1}}
+EPISODES = {"overrides": SMALL | {"rollout.episodes_per_env": 1}}
 
 
 class Logits(Own):

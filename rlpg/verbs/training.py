@@ -126,8 +126,8 @@ def train(
     """
     name, parts = own_parts(agent, network, policy, baseline, schedules, import_modules)
     hooks = Hooks(on_log, loggers, stop_at_return)
-    changes = {"total_steps": total_steps, "seed": seed} | dict(overrides or {})
-    changes = {key: value for key, value in changes.items() if value is not None}
+    said = {"total_steps": total_steps, "seed": seed}
+    changes = {k: v for k, v in said.items() if v is not None} | dict(overrides or {})
     base = find_recipe(env, name, recipe, parts)
     return run_recipe(
         env, override(base, settings_of(parts, changes)), run_dir, parts=parts,

@@ -10,7 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -26,12 +27,13 @@ import rlpg
 from rlpg.cli import main
 from rlpg.engine.components import find_recipe, resolved, seed_sequence
 from rlpg.errors import SpaceError, UsageError
+from rlpg.learners.settings import AGENTS
 from rlpg.policies import Policy
 from rlpg.policies.references import UserParts
 from rlpg.rollouts import Collector
 from rlpg.runs.dashboard import description
 from rlpg.runs.logger import JSONLLogger
-from rlpg.runs.recipe import Recipe, flatten, load_recipe, override
+from rlpg.runs.recipe import Recipe, flatten, kind_of, load_recipe, override
 from rlpg.runs.store import load_policy, newest_checkpoint
 from rlpg.verbs import training
 from rlpg.verbs.training import Hooks, assembled
@@ -97,6 +99,46 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> rlpg.Run:
 @pytest.fixture(scope="module")
 def progress(plain: rlpg.Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (plain.path / "progress.jsonl").read_text().splitlines()]
+
+
+def test_a_limit_that_is_overridden_with_none_is_none(tmp_path: Path) -> None:
+    """`overrides={"learner.max_grad_norm": None}` trained with gradients cut to a norm of 0.5."""
+    run = train("CartPole-v1", tmp_path / "run", steps=64, learner__max_grad_norm=None)
+    assert load_recipe(run.path / "recipe.toml").learner.max_grad_norm is None
+
+
+class Recorded(Exception):
+    """A recipe instead of a run."""
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_setting_that_may_be_none_is_none_where_that_is_overridden(
+    agent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `train` as by `train_seeds` and by what is typed."""
+
+    def recorded(env: Any, recipe: Recipe, *args: Any, **options: Any) -> Any:
+        raise Recorded(recipe)
+
+    def recipe_of(verb: Any, **how: Any) -> Recipe:
+        with pytest.raises(Recorded) as caught:
+            verb("CartPole-v1", agent, recipe=base, **how)
+        found: Recipe = caught.value.args[0]
+        return found
+
+    monkeypatch.setattr(training, "run_recipe", recorded)
+    plain = Recipe.of(agent)
+    said = {"environment.num_workers": 2, "environment.max_episode_steps": 9, "log.every": 7,
+            "policy.memory": "gru", "rollout.episodes_per_env": 3, "evaluation.every": 5,
+            "checkpoint.every": 6}  # fmt: skip
+    said |= {"learner.target_kl": 0.1, "learner.desired_kl": 0.1} if agent == "ppo" else {}
+    base = override(plain, said)
+    for key in (k for k in flatten(base) if NoneType in get_args(kind_of(base, k))):
+        for none in (None, "none"):
+            one = recipe_of(rlpg.train, overrides={key: none})
+            several = recipe_of(rlpg.train_seeds, overrides={key: none}, seeds=[0], jobs=1)
+            assert flatten(one)[key] is None, key
+            assert several == one
 
 
 # ------------------------------------------------------------------------------------- same bits
