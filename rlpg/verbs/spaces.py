@@ -100,15 +100,16 @@ def _settings(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 def _range(path: Path, key: str, said: Any) -> Range:
     match said:
         case {"choices": [_, *_] as choices} if len(said) == 1:
-            return Range(choices=tuple(choices))
+            if all(isinstance(choice, bool | int | float | str) for choice in choices):
+                return Range(choices=tuple(choices))
         case {"low": int() | float() as low, "high": int() | float() as high}:
             log = said.get("log", False)
             is_known = said.keys() <= {"low", "high", "log"} and isinstance(log, bool)
             if is_known and low < high and (low > 0 or not log):
                 return Range(low, high, log)
     raise FileError(
-        f"{path}: {key}: expected choices, or low < high (and log = true where low > 0), got "
-        f"{said!r:.80}"
+        f'{path}: {key}: expected choices (a list as text: "64,64"), or low < high (and log = true '
+        f"where low > 0), got {said!r:.80}"
     )
 
 
