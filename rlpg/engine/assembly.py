@@ -43,6 +43,7 @@ class Hooks:
     stop_at_return: float | None = None  # mean return of an evaluation
     verbose: bool = False  # print where the time goes, and the metrics of learning
     say: Callable[[str], None] | None = None  # is told what a person should see, in a line
+    began: Callable[[int], None] = lambda step: None  # is told the step that a run begins at
 
     def __post_init__(self) -> None:
         """Raises UsageError for what is none: the run would stop where it is first used."""

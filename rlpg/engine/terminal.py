@@ -107,9 +107,8 @@ class Display:
     ) -> None:
         self._total, self.notes = total_steps, notes
         self._silent, self._verbose = quiet, verbose
-        self.done_steps = 0  # before this display, by an earlier session of the run
         self._console = Console(file=cast(TextIO, Forgiving(sys.stderr)), highlight=False)
-        self._began = dict.fromkeys(titles, time.perf_counter())
+        self._began = dict.fromkeys(titles, (time.perf_counter(), 0))
         self._last_line = dict.fromkeys(titles, -math.inf)
         self._unsaid: dict[str, str] = {}  # the newest states, if no line has shown them yet
         self._states: dict[str, str] = {}
@@ -132,18 +131,18 @@ class Display:
                 refresh_per_second=4,
             )
             self._live.start()
-        for title in self._began:
-            self.begin(title)
         return self
 
-    def begin(self, title: str) -> None:
-        self._began[title] = time.perf_counter()
+    def begin(self, done_steps: int, title: str = "") -> None:
+        """A run begins to count its steps, after those of an earlier session."""
+        self._began[title or next(iter(self._began))] = time.perf_counter(), done_steps
 
     def update(self, step: int, metrics: Mapping[str, float], title: str = "") -> None:
         """Show the state of a run, with the metrics it knows; `title` says which one of several."""
         title = title or next(iter(self._began))
         now = time.perf_counter()
-        rate = (step - self.done_steps) / max(now - self._began[title], 1e-9)
+        began, done_steps = self._began[title]
+        rate = (step - done_steps) / max(now - began, 1e-9)
         left, state = described(step, self._total, rate, metrics, verbose=self._verbose)
         if self._live is not None:
             self._states[title] = f"{title}  {state}" if len(self._began) > 1 else state

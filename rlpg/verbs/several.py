@@ -268,8 +268,8 @@ class _Several:
             process.join()
             display.end(title)
         match message:
-            case ("began",):
-                display.begin(title)
+            case ("began", step):
+                display.begin(step, title)
             case ("log", step, metrics):
                 display.update(step, metrics, title)
             case ("line", text):
@@ -356,8 +356,7 @@ def _process(whole: bytes, seed: int, pipe: Connection) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         with _importable():  # not so what a notebook defines
             common: Training = pickle.loads(whole)
-        hooks = Hooks(on_log=partial(say, "log"), say=partial(say, "line"))
-        say("began")
+        hooks = Hooks(partial(say, "log"), say=partial(say, "line"), began=partial(say, "began"))
         say("done", common.run(seed, hooks, quiet=True))
     except (KeyboardInterrupt, SystemExit) as stop:
         say("stopped", getattr(stop, "__notes__", ()))

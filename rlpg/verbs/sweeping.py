@@ -166,7 +166,8 @@ class Sweep(Training):
             watch.catch_up()
             return float(json.loads(files.read(path, limit=LARGEST_FILE))["mean"])
         recipe = override(recipe, {"seed": seed})
-        hooks = Hooks(watch.on_log, [watch], self.stop_at_return)
+        began = watch.hooks.began
+        hooks = Hooks(watch.on_log, [watch], self.stop_at_return, began=began)
         run = training.run_recipe(
             self.env, recipe, folder, parts=self.parts, hooks=hooks, goes_on=True
         )
@@ -219,7 +220,7 @@ class Watch(Logger):
 
     def __init__(self, trial: Any, before: list[float], hooks: Hooks) -> None:
         """`before`: what the trial's seeds before this one have reached; `hooks` hear the log."""
-        self._trial, self._before, self._hooks = trial, before, hooks
+        self._trial, self._before, self.hooks = trial, before, hooks
         self.is_behind = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -238,8 +239,8 @@ class Watch(Logger):
 
     def on_log(self, step: int, metrics: dict[str, float]) -> bool:
         """Whether to end the run."""
-        if self._hooks.on_log is not None:
-            self._hooks.on_log(step, metrics)
+        if self.hooks.on_log is not None:
+            self.hooks.on_log(step, metrics)
         return self.is_behind
 
 

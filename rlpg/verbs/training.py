@@ -354,12 +354,13 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
     """
     recipe, collector, learner = components.recipe, components.collector, components.learner
     accumulator, display, hooks = components.accumulator, components.display, components.hooks
-    policy, total, done = learner.policy, recipe.total_steps, steps_of_all(collector)
+    policy, total, step = learner.policy, recipe.total_steps, steps_of_all(collector)
     between_logs, between_evaluations, between_checkpoints = intervals(recipe)
-    log_due = Every(between_logs, total, done)
-    evaluation_due = Every(between_evaluations, total, done)
-    checkpoint_due = Every(between_checkpoints, total, done, CHECKPOINT_SECONDS)
-    display.done_steps = step = done
+    log_due = Every(between_logs, total, step)
+    evaluation_due = Every(between_evaluations, total, step)
+    checkpoint_due = Every(between_checkpoints, total, step, CHECKPOINT_SECONDS)
+    display.begin(step)
+    hooks.began(step)
     trouble = Trouble(recipe, policy.head, components.warn)
     is_stopping = False
     ended: list[Episodes] = []  # of this rank, not yet told

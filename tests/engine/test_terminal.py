@@ -91,7 +91,7 @@ def test_several_runs_show_it_too(
         monkeypatch.setenv("COLUMNS", "120")
         for verbose in (False, True):
             with Display("seed 0", "seed 1", total_steps=1000, verbose=verbose) as display:
-                display.begin("seed 1")
+                display.begin(0, "seed 1")
                 clock[0] += 1.0
                 display.update(100, METRICS | {"train/entropy": 0.125}, "seed 1")
                 display.update(200, METRICS | {"train/entropy": 0.125}, "seed 1")
@@ -105,10 +105,23 @@ def test_a_resumed_run_counts_its_own_steps(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Display("title", total_steps=1000) as display:
-        display.done_steps = 500
+        display.begin(500)
         clock[0] += 1.0
         display.update(600, {})
     assert "100 steps/s  0:04 left" in capsys.readouterr().err
+
+
+def test_each_trial_of_a_sweep_counts_its_own_seconds(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tenth run of a process was shown with a tenth of its speed."""
+    with Display("process 0", "process 1", total_steps=1000) as display:
+        for done in (0, 500, 0):
+            clock[0] += 10.0
+            display.begin(done, "process 1")
+            clock[0] += 1.0
+            display.update(done + 100, {}, "process 1")
+    assert capsys.readouterr().err.endswith("100/1,000 steps  100 steps/s  0:09 left\n")
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
