@@ -133,11 +133,13 @@ def _group(env: str, label: str, same: list[History], metric: str, axis: Axis) -
     curves = [_curve(history, metric, axis) for history in same]
     x = curves[0][0]
     if not all(np.array_equal(x, other) for other, _ in curves):
-        low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+        low, late = max((x[0], str(run.path)) for (x, _), run in zip(curves, same, strict=True))
+        high, early = min((x[-1], str(run.path)) for (x, _), run in zip(curves, same, strict=True))
         if low > high:
             raise UsageError(
-                f"{label} on {env}: expected runs with {axis} in common, got one that begins at "
-                f"{low:g} and one that ends at {high:g}; --by folder draws them apart"
+                f"{label} on {env}: expected runs with {axis} in common, got {late}, which begins "
+                f"at {low:g}, and {early}, which ends at {high:g}; leave one out, or name each "
+                "folder with --by folder"
             )
         x = np.linspace(low, high, POINTS)
     return Group(env, label, x, np.stack([np.interp(x, at, values) for at, values in curves]))

@@ -87,8 +87,10 @@ def test_runs_measured_at_other_places_are_compared_where_all_have_values(tmp_pa
 def test_runs_that_share_no_place_are_refused(tmp_path: Path) -> None:
     run(tmp_path, "A-v0", "ppo", 0, [0.0], [100])
     run(tmp_path, "A-v0", "ppo", 1, [0.0], [200])
-    with pytest.raises(UsageError, match=r"expected runs with steps in common.*--by folder"):
-        plotting.compare([tmp_path])
+    for by in ("agent", "folder"):  # "--by folder draws them apart" was not true of one folder
+        said = r"steps in common, got \S+1, which begins at 200, and \S+0, which ends at 100; leave"
+        with pytest.raises(UsageError, match=said):
+            plotting.compare([tmp_path], by=by)
     paths = [tmp_path / "A-v0" / "ppo" / seed for seed in ("0", "1")]
     assert len(plotting.compare(paths, by="folder").groups) == 2
 
