@@ -91,8 +91,9 @@ def write_dataset(
         ]
         agent = str(saved.training["agent"])
         minari.create_dataset_from_buffers(
-            name, buffers, original, eval_env=original, algorithm_name=agent
-        )
+            name, buffers, original, eval_env=original, algorithm_name=agent,
+            jpeg_encoding=False,  # it changes pictures, and refuses those of one channel
+        )  # fmt: skip
     return played
 
 
