@@ -573,6 +573,13 @@ class Returns(rlpg.Baseline):
         return self.answer
 
 
+class Divides(rlpg.Baseline):
+    """By the zeros that it finds."""
+
+    def __call__(self, samples: Any, returns: Tensor) -> Tensor:
+        return returns / 0.0
+
+
 class Learns(rlpg.Baseline):
     """Says of its learning what it is given."""
 
@@ -657,6 +664,7 @@ def improve(answer: Any) -> type[rlpg.Learner]:
         ({"agent": with_setting(bytes, None)}, "learner.own: expected bytes, got None"),
         ({"baseline": Returns(None), **EPISODES}, r"baseline: expected shape .* got NoneType"),
         ({"baseline": Returns(0.0), **EPISODES}, r"baseline: expected shape .* got float"),
+        ({"baseline": Divides(), **EPISODES}, "baseline: expected finite numbers, got NaN or inf"),
         ({"policy": Logits}, r"Logits.forward: expected a distribution, got a tensor of shape \["),
         ({"schedules": {"gama": lambda p: p}}, "gama"),
         ({"schedules": lambda p: p}, "schedules: expected functions by setting"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlpg.distributed import is_alone, moments_over_ranks, sum_over_ranks, sums_over_ranks
 from rlpg.errors import UsageError
 from rlpg.gradients import returns
-from rlpg.gradients.baselines import Baseline
+from rlpg.gradients.baselines import STATISTICAL, Baseline
 from rlpg.learners import rules
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import StateValue
@@ -94,6 +94,9 @@ class AdvantageRule:
                         f"baseline: expected shape [T, N] = {list(to_go.shape)}, got "
                         f"{got}; return one value per step and environment"
                     )
+                is_ours = type(self.baseline) in STATISTICAL.values()  # no look, no wait for a GPU
+                if not is_ours and not bool(value[valid].isfinite().all()):
+                    raise UsageError("baseline: expected finite numbers, got NaN or infinity")
             advantage = to_go - value
 
         keep = returns.complete(**ends) if self.truncated_return == "drop" else valid

@@ -375,6 +375,18 @@ def test_trials_that_fail_are_told_and_counted(monkeypatch: pytest.MonkeyPatch) 
     ]  # fmt: skip
 
 
+def test_settings_that_do_not_fit_in_the_first_trial_end_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(sweep: Any, number: int, *rest: object) -> Any:
+        raise UsageError("it does not fit")
+
+    monkeypatch.setattr(sweeping.Sweep, "_train", train)
+    assert cli.main(["sweep", *FAST, "--trials=3", "--jobs=1"]) != 0
+    assert "it does not fit" in capsys.readouterr().err
+    assert [t.state.name for t in trials()] == ["FAIL"]
+
+
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
     assert cli.main(["sweep", *words]) == 2
