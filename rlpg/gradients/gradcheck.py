@@ -80,6 +80,11 @@ def gradcheck(
         raise EstimatorError(
             f"against: expected 'finite_difference', 'score' or exact gradients, got {against!r}"
         )
+    if order != 1 and not (isinstance(against, str) and against == "finite_difference"):
+        raise EstimatorError(
+            "against: expected 'finite_difference' with order=2, got another reference, whose "
+            "derivatives are first ones; leave against out"
+        )
     exact = None if isinstance(against, str) else check.along(_flat(against, tensors))
 
     def reference(one: int) -> Tensor:

@@ -673,3 +673,10 @@ def test_programs_are_differentiated_where_their_tensors_are(how: Any, place: st
     gradcheck(problem, theta, lambda: Tape(how, **num_draws), resolution=0.1)
     if how in ("score", "combine", "disarm"):
         gradcheck(problem, theta, lambda: Tape(how, baseline=LeaveOneOut()), resolution=0.1)
+
+
+@pytest.mark.parametrize("against", ["score", torch.tensor([-2.0, -2.0])])
+def test_a_second_derivative_was_compared_with_a_first_one(against: Any) -> None:
+    theta = leaf(0.5, 0.8)
+    with pytest.raises(EstimatorError, match="against: expected 'finite_difference' with order=2"):
+        gradcheck(quadratic(theta), theta, "pathwise", against=against, order=2)
