@@ -7,6 +7,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -284,6 +285,26 @@ def test_a_program_that_draws_noise_of_its_own_is_not_taken_for_coupled_lanes() 
     def program(tape: Tape, num_lanes: int) -> None:
         x = tape.sample(Normal(mean.expand(num_lanes), 1.0))
         tape.add(x * torch.randn(num_lanes))
+
+    found = compare(program, {"mean": mean}, ["score"], num_lanes=20, repeats=20)
+    assert len(found.rows) == 1
+
+
+@pytest.mark.parametrize("source", ["NumPy", "generator", "memory"])
+def test_noise_that_no_seed_of_torch_reaches_was_taken_for_coupled_lanes(source: str) -> None:
+    """Two plays with the same samples differ in every lane, whatever was swapped."""
+    mean = torch.tensor(0.5, requires_grad=True)
+    numbers, generator, plays = np.random.default_rng(0), torch.Generator(), []
+
+    def program(tape: Tape, num_lanes: int) -> None:
+        x = tape.sample(Normal(mean.expand(num_lanes), 1.0))
+        plays.append(float(x.mean()))
+        if source == "NumPy":
+            tape.add(x * torch.from_numpy(numbers.standard_normal(num_lanes)))
+        elif source == "generator":
+            tape.add(x * torch.randn(num_lanes, generator=generator))
+        else:  # a mean of earlier plays
+            tape.add(x - sum(plays[:-1]) / len(plays))
 
     found = compare(program, {"mean": mean}, ["score"], num_lanes=20, repeats=20)
     assert len(found.rows) == 1
