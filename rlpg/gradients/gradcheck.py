@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Literal
 
@@ -55,10 +56,10 @@ def gradcheck(
 
     Repeats the program, doubling the repeats, until a bias of `resolution` times the gradient's
     length would show. It fails where the difference is 4.5 standard errors and `tolerance` of the
-    length; the error names a cause only if that was tested for. Where `max_repeats` do not suffice
-    to tell, it raises `InconclusiveError`: that says nothing against the gradient. The state
-    of torch's global generator is restored afterwards, and so are the parameters, which finite
-    differences shift.
+    length of that parameter's gradient; the error names a cause only if that was tested for. Where
+    `max_repeats` do not suffice to tell, or a step of half the length tells otherwise, it raises
+    `InconclusiveError`: that says nothing against the gradient. The state of torch's global
+    generator is restored afterwards, and so are the parameters, which finite differences shift.
 
     Args:
         problem: writes samples and terms on the tape. If it returns a scalar, that one is
@@ -87,19 +88,23 @@ def gradcheck(
         )
     exact = None if isinstance(against, str) else check.along(_flat(against, tensors))
 
-    def reference(one: int) -> Tensor:
-        if exact is not None:
-            return exact
-        if against == "score":
-            return check.by_score(one)
-        return check.by_differences(one, "expect" if how == "expect" else "score")
+    def differences(one: int, finer: float = 1.0) -> Tensor:
+        moving = replace(check, step=finer * step)
+        return moving.by_differences(one, "expect" if how == "expect" else "score")
 
-    return _decide(check, reference, resolution, max_repeats, tolerance)
+    reference: Callable[[int], Tensor] = differences
+    halved: Callable[[int], Tensor] | None = partial(differences, finer=0.5)
+    if exact is not None:
+        reference, halved = partial(_same, exact), None
+    elif against == "score":
+        reference, halved = check.by_score, None
+    return _decide(check, reference, halved, resolution, max_repeats, tolerance)
 
 
 def _decide(
     check: Check,
     reference: Callable[[int], Tensor],
+    halved: Callable[[int], Tensor] | None,
     resolution: float,
     max_repeats: int,
     tolerance: float,
@@ -114,13 +119,24 @@ def _decide(
         a, b = torch.stack(got), torch.stack(want)
         difference, error = (a - b).mean(0), (a - b).std(0) / math.sqrt(repeats)
         length = max(float(a.mean(0).norm()), float(b.mean(0).norm()), 1e-12)
-        wrong = (difference.abs() > Z * error) & (difference.abs() > tolerance * length)
+        lengths = torch.maximum(check.lengths(a.mean(0)), check.lengths(b.mean(0)))
+        wrong = (difference.abs() > Z * error) & (difference.abs() > tolerance * lengths)
         visible = Z * float(error.max()) / length
         if bool(wrong.any()):
             if not confirming:  # look again, longer: few repeats underestimate heavy tails
                 repeats, confirming = 4 * repeats, True
                 continue
-            worst = int((difference.abs() / error.clamp(min=1e-12)).argmax())
+            if halved is not None:
+                few = islice(experiment.seeds(check.seed, 1), len(b))
+                moved = b - torch.stack([halved(one) for one in few])
+                shift, noise = moved.mean(0).abs(), moved.std(0) / math.sqrt(len(b))
+                wrong &= (shift <= Z * noise) | (shift <= 0.5 * difference.abs())
+                if not bool(wrong.any()):
+                    raise InconclusiveError(
+                        "gradcheck: expected finite differences that agree with those of half the "
+                        f"step, got others, by {float(shift.max()):.2g}; choose a smaller step"
+                    )
+            worst = int((wrong * difference.abs() / error.clamp(min=1e-12)).argmax())
             raise EstimatorError(
                 f"gradcheck: expected {float(b.mean(0)[worst]):.5g} {check.labels[worst]}, got "
                 f"{float(a.mean(0)[worst]):.5g} ({repeats} repeats, standard error of the "
@@ -135,6 +151,10 @@ def _decide(
                 "lanes or a baseline, a larger step, or a coarser resolution"
             )
         repeats, confirming = 2 * repeats, False
+
+
+def _same(exact: Tensor, one: int) -> Tensor:
+    return exact
 
 
 def _flat(exact: Params, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -48,16 +48,23 @@ class Check:
                 for name, tensor in self.tensors.items()
                 for k in range(tensor.numel())
             ]
+            sizes = [tensor.numel() for tensor in self.tensors.values()]
         else:
             drawn = torch.randn(MAX_DIRECTIONS, dims, generator=generator, dtype=torch.float64)
             self.directions = drawn / drawn.norm(dim=1, keepdim=True)
             self.labels = [f"along random direction {k}" for k in range(MAX_DIRECTIONS)]
+            sizes = [MAX_DIRECTIONS]
+        self.sizes = sizes  # of the groups of directions that a length is taken of
         self.inner = torch.randn(dims, generator=generator, dtype=torch.float64)  # [D], order 2
 
     def along(self, flat: Tensor) -> Tensor:
         """`[K]` derivatives along the directions of a flat gradient `[D]`."""
         derivatives: Tensor = self.directions @ flat.detach().double().cpu()
         return derivatives
+
+    def lengths(self, derivatives: Tensor) -> Tensor:
+        """`[K]` for each direction the length of the gradient for its parameter."""
+        return torch.cat([p.norm().expand(len(p)) for p in derivatives.split(self.sizes)])
 
     def by_tape(self, one: int, make: TapeMaker, *, own: bool = False, order: int = 1) -> Tensor:
         """`[D]` gradient from the seed `one`: of the program's own surrogate if it has one and that

@@ -680,3 +680,28 @@ def test_a_second_derivative_was_compared_with_a_first_one(against: Any) -> None
     theta = leaf(0.5, 0.8)
     with pytest.raises(EstimatorError, match="against: expected 'finite_difference' with order=2"):
         gradcheck(quadratic(theta), theta, "pathwise", against=against, order=2)
+
+
+@pytest.mark.parametrize("against", ["finite_difference", {"large": [300.0], "small": [1.0]}])
+def test_a_small_parameters_lost_gradient_agreed_beside_a_large_one(against: Any) -> None:
+    params = {"large": leaf(0.5), "small": leaf(0.8)}
+    if isinstance(against, dict):
+        against = {name: torch.tensor(value) for name, value in against.items()}
+
+    def problem(tape: Tape, lanes: int) -> None:
+        x = tape.sample(Normal(300 * params["large"].expand(lanes), 1.0))
+        tape.add(x + params["small"].detach())
+
+    with pytest.raises(EstimatorError, match="expected 1 for small, got 0"):
+        gradcheck(problem, params, "pathwise", against=against)
+
+
+def test_a_step_that_was_too_long_called_a_right_gradient_wrong() -> None:
+    theta = leaf(0.5)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        tape.add(torch.cos(60 * tape.sample(Normal(theta.expand(lanes), 0.005))))
+
+    with pytest.raises(InconclusiveError, match=r"half the step.* choose a smaller step"):
+        gradcheck(problem, theta, "pathwise")
+    gradcheck(problem, theta, "pathwise", step=0.005)
