@@ -36,6 +36,8 @@ def named(params: Params) -> dict[str, Tensor]:
                 f"{'one without' if is_tensor else type(value).__name__}; pass the tensors that "
                 "the program differentiates, e.g. dict(net.named_parameters())"
             )
+        if any(value is other for key, other in params.items() if key != name):
+            raise EstimatorError(f"{name}: expected each tensor once, got it twice; leave one out")
     if not params:
         raise EstimatorError("params: expected at least one tensor, got none")
     return dict(params)
@@ -98,17 +100,28 @@ def refuse_coupled_lanes(
     `resample`, and those that return their own surrogate, say how their lanes meet and are not
     examined.
     """
-    if num_lanes < 2:
-        return
 
     def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:
         tape = _Replay(how, num_lanes, script)
         with seeded(seed, params):
             return tape, problem(tape, num_lanes)
 
+    start = {name: value.detach().clone() for name, value in params.items()}
     first, own = played()
+    for name, value in params.items():
+        if not torch.equal(value, start[name]):
+            raise EstimatorError(
+                f"{name}: expected a program that leaves its parameters as they are, got one that "
+                "writes into it; every repeat would be taken at another place: work on a copy"
+            )
+    if own is not None and (not isinstance(own, Tensor) or own.numel() != 1):
+        got = list(own.shape) if isinstance(own, Tensor) else type(own).__name__
+        raise EstimatorError(
+            f"problem: expected None or a scalar surrogate to be returned, got {got}; return "
+            "nothing, and the tape's own surrogate is taken"
+        )
     credited = first.credited
-    if own is not None or first.lanes_meet or not credited:
+    if num_lanes < 2 or own is not None or first.lanes_meet or not credited:
         return
     for k in sorted({credited[0], credited[len(credited) // 2], credited[-1]}):
         name, x, state = first.drawn[k]

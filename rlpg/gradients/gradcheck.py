@@ -98,7 +98,16 @@ def gradcheck(
         reference, halved = partial(_same, exact), None
     elif against == "score":
         reference, halved = check.by_score, None
-    return _decide(check, reference, halved, resolution, max_repeats, tolerance)
+    if halved is not None:
+        check.refuse_outside()
+    found = _decide(check, reference, halved, resolution, max_repeats, tolerance)
+    if halved is not None and order == 1 and not (found.estimate.any() or found.reference.any()):
+        raise InconclusiveError(
+            "gradcheck: expected an objective that moves with the parameters, got differences and "
+            "gradients of 0 in every repeat; pass the tensors that the program uses (a copy is "
+            "another one), or more lanes where what they move is rare"
+        )
+    return found
 
 
 def _decide(

@@ -62,6 +62,22 @@ class Check:
         derivatives: Tensor = self.directions @ flat.detach().double().cpu()
         return derivatives
 
+    def refuse_outside(self) -> None:
+        """Refuses what was computed from a parameter before the program began: differences do not
+        move it. It is the same autograd node in every play."""
+        plays = [self.played(self.make) for _ in range(2)]
+        with seeded(self.seed, self.tensors):
+            first, second = (graph_of(t.surrogate() if own is None else own) for t, own in plays)
+        parents = (child for node in first & second for child, _ in node.next_functions)
+        leaves = [getattr(parent, "variable", None) for parent in parents]
+        for name, tensor in self.tensors.items():
+            if any(leaf is tensor for leaf in leaves):
+                raise EstimatorError(
+                    f"{name}: expected a program that computes what it needs of it, got a tensor "
+                    "made of it outside, which finite differences do not move; move that line "
+                    "into the program, or give against='score'"
+                )
+
     def lengths(self, derivatives: Tensor) -> Tensor:
         """`[K]` for each direction the length of the gradient for its parameter."""
         return torch.cat([p.norm().expand(len(p)) for p in derivatives.split(self.sizes)])

@@ -705,3 +705,58 @@ def test_a_step_that_was_too_long_called_a_right_gradient_wrong() -> None:
     with pytest.raises(InconclusiveError, match=r"half the step.* choose a smaller step"):
         gradcheck(problem, theta, "pathwise")
     gradcheck(problem, theta, "pathwise", step=0.005)
+
+
+def test_what_was_computed_outside_of_the_program_made_a_right_gradient_wrong() -> None:
+    """A step moves the parameter, not what was made of it before."""
+    mean, log_scale = leaf(0.5), leaf(-0.3)
+    scale = log_scale.exp()
+
+    def problem(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Normal(mean.expand(lanes), scale.expand(lanes))) ** 2)
+
+    with pytest.raises(EstimatorError, match="log_scale: expected a program that computes"):
+        gradcheck(problem, {"mean": mean, "log_scale": log_scale}, "pathwise")
+    gradcheck(problem, mean, "pathwise")
+    gradcheck(problem, log_scale, "pathwise", against="score", resolution=0.2)
+
+
+def test_a_gradient_agreed_that_no_parameter_takes_part_in() -> None:
+    unused, theta = leaf(0.5), leaf(0.5, 0.8)
+    with pytest.raises(InconclusiveError, match="an objective that moves with the parameters"):
+        gradcheck(quadratic(theta), unused, "pathwise")
+    gradcheck(quadratic(theta), unused, "pathwise", against=torch.zeros(1))
+    gradcheck(quadratic(theta), {"unused": unused, "used": theta}, "pathwise")
+
+
+def test_a_parameter_that_is_given_twice_was_moved_once() -> None:
+    theta = leaf(0.5, 0.8)
+    with pytest.raises(EstimatorError, match="parameter 0: expected each tensor once"):
+        gradcheck(quadratic(theta), [theta, theta], "pathwise")
+
+
+@pytest.mark.parametrize("lanes", [1, 20])
+def test_parameters_that_the_program_changes_are_refused(lanes: int) -> None:
+    """compare took every repeat at another place, and left them there."""
+    theta = leaf(0.5, 0.8)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        quadratic(theta)(tape, lanes)
+        theta.data.mul_(0.99)
+
+    for check in (gradcheck, compare):
+        with pytest.raises(EstimatorError, match="parameter: expected a program that leaves"):
+            check(problem, theta, num_lanes=lanes)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", [float, Tensor.detach])
+def test_a_surrogate_that_is_no_scalar_is_named(kind: Callable[[Tensor], Any]) -> None:
+    theta = leaf(0.5, 0.8)
+
+    def problem(tape: Tape, lanes: int) -> Any:
+        quadratic(theta)(tape, lanes)
+        return kind(torch.ones(lanes)[: lanes if kind is Tensor.detach else 1])
+
+    for check in (gradcheck, compare):
+        with pytest.raises(EstimatorError, match="problem: expected None or a scalar surrogate"):
+            check(problem, theta)  # type: ignore[operator]
