@@ -19,6 +19,7 @@ from rlpg.gradients.mistakes import Check, recognize
 from rlpg.gradients.tape import How
 
 Z = 4.5  # repeated looks at up to 12 directions: a false alarm in fewer than 1 of 500 checks
+RARE = 10  # differences other than 0 that a verdict needs, as far as max_repeats go
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ def _decide(
         wrong = (difference.abs() > Z * error) & (difference.abs() > tolerance * lengths)
         visible = Z * float(error.max()) / length
         if bool(wrong.any()):
-            if not confirming:  # look again, longer: few repeats underestimate heavy tails
+            # Few repeats underestimate heavy tails, as of differences that hardly ever see a jump.
+            rare = halved is not None and bool((wrong & ((b != 0).sum(0) < RARE)).any())
+            if not confirming or (rare and repeats < max_repeats):  # look again, longer
                 repeats, confirming = 4 * repeats, True
                 continue
             if halved is not None:

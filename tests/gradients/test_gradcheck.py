@@ -760,3 +760,14 @@ def test_a_surrogate_that_is_no_scalar_is_named(kind: Callable[[Tensor], Any]) -
     for check in (gradcheck, compare):
         with pytest.raises(EstimatorError, match="problem: expected None or a scalar surrogate"):
             check(problem, theta)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_one_lane_whose_coin_no_step_had_turned_yet_was_called_wrong(seed: int) -> None:
+    theta = leaf(0.5)
+
+    def problem(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Bernoulli(logits=theta.expand(lanes))))
+
+    with pytest.raises(InconclusiveError):
+        gradcheck(problem, theta, num_lanes=1, max_repeats=512, seed=seed)
