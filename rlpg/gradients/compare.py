@@ -90,6 +90,10 @@ def compare(
         plot: file to draw mean with error bars and variance per lane into (needs matplotlib).
     """
     tensors = experiment.named(params)
+    if isinstance(how, str):
+        raise EstimatorError(
+            f"compare: expected how as a list of names or a dict, got {how!r}; write [{how!r}]"
+        )
     makers = dict(how) if isinstance(how, Mapping) else {str(name): name for name in how}
     programs = dict(problem) if isinstance(problem, Mapping) else dict.fromkeys(makers, problem)
     if programs.keys() != makers.keys():

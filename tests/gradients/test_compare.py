@@ -233,6 +233,8 @@ def test_bad_arguments_are_named() -> None:
         compare(problem, mean.detach())
     with pytest.raises(EstimatorError, match="term 0: expected 10 lanes, got 3"):
         compare(lambda tape, lanes: problem(tape, 3), mean, num_lanes=10)
+    with pytest.raises(EstimatorError, match=r"got 'score'; write \['score'\]"):
+        compare(problem, mean, "score")  # type: ignore[arg-type]
     with pytest.raises(EstimatorError, match="expected how in score"):
         compare(problem, mean, ["reinforce"])  # type: ignore[list-item]
 
