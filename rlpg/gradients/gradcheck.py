@@ -99,8 +99,6 @@ def gradcheck(
         reference, halved = partial(_same, exact), None
     elif against == "score":
         reference, halved = check.by_score, None
-    if halved is not None:
-        check.refuse_outside()
     found = _decide(check, reference, halved, resolution, max_repeats, tolerance)
     if halved is not None and order == 1 and not (found.estimate.any() or found.reference.any()):
         raise InconclusiveError(
@@ -148,6 +146,7 @@ def _decide(
                         "gradcheck: expected finite differences that agree with those of half the "
                         f"step, got others, by {float(shift.max()):.2g}; choose a smaller step"
                     )
+                check.refuse_outside()
             worst = int((wrong * difference.abs() / error.clamp(min=1e-12)).argmax())
             raise EstimatorError(
                 f"gradcheck: expected {float(b.mean(0)[worst]):.5g} {check.labels[worst]}, got "

@@ -718,6 +718,13 @@ def test_what_was_computed_outside_of_the_program_made_a_right_gradient_wrong() 
     with pytest.raises(EstimatorError, match="log_scale: expected a program that computes"):
         gradcheck(problem, {"mean": mean, "log_scale": log_scale}, "pathwise")
     gradcheck(problem, mean, "pathwise")
+    theta = leaf(0.5, 0.8)
+    views = theta[0].expand(1000), theta[1]  # a step moves these
+
+    def viewed(tape: Tape, lanes: int) -> None:
+        tape.add(tape.sample(Normal(*views)) ** 2)
+
+    gradcheck(viewed, theta, "pathwise")
     gradcheck(problem, log_scale, "pathwise", against="score", resolution=0.2)
 
 
