@@ -509,7 +509,7 @@ def all_recipes() -> None:
     HARMLESS["run: a name with path parts"] = (
         lambda folder: folder.mkdir(),
         lambda folder: create_run(
-            override(Recipe(), {"environment.id": f"../../../{CANARY}"}), {}, root=folder / "runs"
+            override(Recipe(), {"environment.id": f"../../../{CANARY}"}), {}, here=folder
         ),
     )
     HARMLESS["run: a tag with path parts"] = (lambda folder: folder.mkdir(), write_tags)
