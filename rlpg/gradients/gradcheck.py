@@ -133,6 +133,8 @@ def _decide(
         if bool(wrong.any()):
             # Few repeats underestimate heavy tails, as of differences that hardly ever see a jump.
             rare = halved is not None and bool((wrong & ((b != 0).sum(0) < RARE)).any())
+            if rare:
+                check.refuse_outside()  # or it would be looked at for long
             if not confirming or (rare and repeats < max_repeats):  # look again, longer
                 repeats, confirming = 4 * repeats, True
                 continue
