@@ -89,16 +89,15 @@ def gradcheck(
         )
     exact = None if isinstance(against, str) else check.along(_flat(against, tensors))
 
-    def differences(one: int, finer: float = 1.0) -> Tensor:
-        moving = replace(check, step=finer * step)
-        return moving.by_differences(one, "expect" if how == "expect" else "score")
-
-    reference: Callable[[int], Tensor] = differences
-    halved: Callable[[int], Tensor] | None = partial(differences, finer=0.5)
+    halved: Callable[[int], Tensor] | None = None
     if exact is not None:
-        reference, halved = partial(_same, exact), None
+        reference: Callable[[int], Tensor] = partial(_same, exact)
     elif against == "score":
-        reference, halved = check.by_score, None
+        reference = check.by_score
+    else:
+        way: How = "expect" if how == "expect" else "score"
+        reference = partial(check.by_differences, how=way)
+        halved = partial(replace(check, step=0.5 * step).by_differences, how=way)
     found = _decide(check, reference, halved, resolution, max_repeats, tolerance)
     if halved is not None and order == 1 and not (found.estimate.any() or found.reference.any()):
         raise InconclusiveError(
@@ -131,10 +130,10 @@ def _decide(
         wrong = (difference.abs() > Z * error) & (difference.abs() > tolerance * lengths)
         visible = Z * float(error.max()) / length
         if bool(wrong.any()):
+            if halved is not None:
+                check.refuse_outside()
             # Few repeats underestimate heavy tails, as of differences that hardly ever see a jump.
             rare = halved is not None and bool((wrong & ((b != 0).sum(0) < RARE)).any())
-            if rare:
-                check.refuse_outside()  # or it would be looked at for long
             if not confirming or (rare and repeats < max_repeats):  # look again, longer
                 repeats, confirming = 4 * repeats, True
                 continue
@@ -148,7 +147,6 @@ def _decide(
                         "gradcheck: expected finite differences that agree with those of half the "
                         f"step, got others, by {float(shift.max()):.2g}; choose a smaller step"
                     )
-                check.refuse_outside()
             worst = int((wrong * difference.abs() / error.clamp(min=1e-12)).argmax())
             raise EstimatorError(
                 f"gradcheck: expected {float(b.mean(0)[worst]):.5g} {check.labels[worst]}, got "

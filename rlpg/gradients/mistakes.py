@@ -15,7 +15,7 @@ from rlpg.errors import EstimatorError
 from rlpg.gradients.baselines import Baseline, LeaveOneOut, NoBaseline, ValueAt
 from rlpg.gradients.events import Barrier, Branching, Node, Term
 from rlpg.gradients.experiment import Problem, TapeMaker, gradient, seeded, seeds
-from rlpg.gradients.parameters import graph_of
+from rlpg.gradients.parameters import graph_of, with_inputs
 from rlpg.gradients.subtract import lanes_of, leaves_own_out
 from rlpg.gradients.surrogate import node_returns
 from rlpg.gradients.tape import How, Subtracted, Tape
@@ -72,12 +72,8 @@ class Check:
         plays = [self.played(self.make) for _ in range(2)]
         with seeded(self.seed, self.tensors):
             first, second = (graph_of(t.surrogate() if own is None else own) for t, own in plays)
-        below = {n for n in first & second if not any(part in n.name() for part in MOVED)}
-        stack = [*below]
-        while stack:
-            new = {child for child, _ in stack.pop().next_functions if child is not None} - below
-            below |= new
-            stack += new
+        known = first & second
+        below = with_inputs(n for n in known if not any(part in n.name() for part in MOVED))
         leaves = [getattr(node, "variable", None) for node in below]
         for name, tensor in self.tensors.items():
             if any(leaf is tensor for leaf in leaves):

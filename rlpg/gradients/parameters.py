@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -76,9 +77,13 @@ def _twin(
 
 def graph_of(*outputs: Tensor, seen: set[GradFn] | None = None) -> set[GradFn]:
     """The autograd nodes that the outputs were computed by, and `seen`, which is added to."""
+    return with_inputs((output.grad_fn for output in outputs), seen)
+
+
+def with_inputs(nodes: Iterable[GradFn | None], seen: set[GradFn] | None = None) -> set[GradFn]:
+    """The autograd nodes, those that their inputs were computed by, and `seen`."""
     seen = set() if seen is None else seen
-    roots = [output.grad_fn for output in outputs]
-    stack = [root for root in roots if root is not None and root not in seen]
+    stack = [node for node in nodes if node is not None and node not in seen]
     seen.update(stack)
     while stack:
         for child, _ in stack.pop().next_functions:

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlpg.errors import EnvironmentFault, RlpgError
 from rlpg.policies.fast_path import ArrayActor
-from rlpg.policies.networks import Carry, checked_carry, map_carry
+from rlpg.policies.networks import Carry, carry_parts, checked_carry, map_carry
 from rlpg.rollouts.base import BaseCollector, never_ends
 from rlpg.rollouts.bounds import Bounds
 from rlpg.rollouts.buffer import RolloutBuffer, Running, assemble, check_finite
@@ -289,8 +289,7 @@ def _carry_to_arrays(carry: Carry) -> Any:
 
 
 def _shapes(carry: Carry) -> list[Any]:
-    parts = carry if isinstance(carry, tuple) else () if carry is None else (carry,)
-    return [tuple(part.shape) for part in parts]
+    return [tuple(part.shape) for part in carry_parts(carry)]
 
 
 def _carry_from_arrays(arrays: Any, device: torch.device) -> Any:
