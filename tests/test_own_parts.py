@@ -780,16 +780,6 @@ class Dropping(nn.Linear):
         return nn.functional.dropout(super().forward(inputs), 0.5)
 
 
-class CountsPasses(nn.Linear):
-    """Every pass has another output, by a little, and none of it is chance."""
-
-    passes = 0
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.passes += 1
-        return super().forward(inputs) + 1e-4 * self.passes
-
-
 @pytest.mark.parametrize("agent", ["ppo", "reinforce", "trpo"])
 def test_bug_a_functional_dropout_passed_and_a_resumed_run_had_other_bits(
     tmp_path: Path, agent: str
@@ -797,31 +787,6 @@ def test_bug_a_functional_dropout_passed_and_a_resumed_run_had_other_bits(
     with pytest.raises(TrainingError, match=r"policy: expected the same output .*F\.dropout"):
         rlpg.train("CartPole-v1", agent, run_dir=tmp_path / "run", network=Dropping, quiet=True,
                    recipe="default", total_steps=96, overrides=SMALL)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("make", "is_noisy"),
-    [(Dropping, True), (noisy(nn.RReLU()), True), (nn.Linear, False), (CountsPasses, False)],
-)
-@pytest.mark.parametrize("memory", [None, "gru"])
-def test_what_chance_decides_on_is_refused_in_policy_and_value_network(
-    make: Any, is_noisy: bool, memory: Any
-) -> None:
-    envs = rlpg.make_envs("CartPole-v1", 2, seed=0).envs
-    both, generator = (envs.single_observation_space, envs.single_action_space), torch.Generator()
-    plain = rlpg.StandardPolicy(*both, memory=memory, generator=generator)
-    own = rlpg.StandardPolicy(*both, memory=memory, network=make, generator=generator)
-    for policy, baseline, name in (
-        (own, "none", "policy"),
-        (plain, rlpg.Value(make(4, 1)), "value network"),
-    ):
-        learner = rlpg.Reinforce(policy, baseline, entropy_coef=0.0)
-        rollout = rlpg.Collector(envs, policy, 0).episodes(1)
-        state = torch.get_rng_state()
-        with pytest.raises(UsageError, match=name) if is_noisy else nullcontext():
-            learner.update(rollout)
-        assert is_noisy or torch.equal(state, torch.get_rng_state())
-    envs.close()
 
 
 def test_bug_a_lazy_layer_ended_in_a_traceback_of_torch(tmp_path: Path) -> None:
