@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, pstdev
 from typing import Any
 
+from rlpg.engine.evaluator import Evaluation
+from rlpg.errors import decimals
 from rlpg.policies.heads import Head
 from rlpg.runs.recipe import Recipe
 
@@ -17,6 +19,8 @@ EPISODES = 50  # the first and the last ones tell whether a policy has learned
 QUARTER = 0.25  # share of the budget after which the value network should predict something
 LEAST = 0.05  # share of the returns' variance that is something
 HALF = 0.5  # share of the budget before which a policy should still explore
+LATE = 0.9  # share of the budget after which the most likely actions should be good ones
+SURE = 3.0  # standard errors between two evaluations
 GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
 MOST_KL = 3.0  # times the target
 MOST_CLIPPED = 0.65  # of the ratios; PPO on HalfCheetah works well with up to 0.6
@@ -60,9 +64,31 @@ class Trouble:
             ("clip", self._clip()),
             ("entropy", self._entropy(share)),
         ):
-            if verdict and name not in self._told:
-                self._told.add(name)
-                self._warn(f"step {step:,}: {verdict}")
+            self._tell(name, step, verdict)
+
+    def evaluated(self, step: int, evaluations: Mapping[str, Evaluation]) -> None:
+        """Compare the most likely actions with sampled ones, where both were evaluated."""
+        likely, sampled = map(evaluations.get, ("eval", "eval_stochastic"))
+        late = step >= LATE * self._recipe.total_steps
+        if not (late and likely and sampled and self._first_returns):
+            return
+        start, spread = fmean(self._first_returns), pstdev(self._first_returns)
+        error = math.hypot(*(e.std / math.sqrt(len(e.returns)) for e in (likely, sampled)))
+        has_learned = sampled.mean > start + 2.0 * spread
+        is_lost = likely.mean < min((start + sampled.mean) / 2, sampled.mean - SURE * error)
+        if has_learned and is_lost:
+            self._tell(
+                "mode",
+                step,
+                f"the most likely actions return {decimals(likely.mean)}, sampled ones "
+                f"{decimals(sampled.mean)}; train for longer, or act by sampling "
+                "(deterministic=False; rlpg evaluate --stochastic)",
+            )
+
+    def _tell(self, name: str, step: int, verdict: str) -> None:
+        if verdict and name not in self._told:
+            self._told.add(name)
+            self._warn(f"step {step:,}: {verdict}")
 
     def _mean(self, tag: str) -> float:
         """Over the last entries; NaN before there are enough."""

@@ -398,6 +398,7 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
         ):
             evaluations = components.evaluator(step, policy)
             writer.evaluated(step, policy, evaluations)
+            trouble.evaluated(step, evaluations)
             writer.histograms(step, histograms(learner, rollout))
             display.update(step, writer.latest)
             if hooks.stop_at_return is not None and "eval" in evaluations:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 
+import rlpg
+from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.trouble import ENTRIES, Trouble
+from rlpg.errors import RlpgWarning
 from rlpg.runs.recipe import Recipe, override
 
 
@@ -63,6 +69,69 @@ def test_a_value_network_that_explains_nothing() -> None:
     )
     values = [-0.2] * 2400 + [0.9] * 7600
     assert len(warned({"explained_variance": values})) == 0  # the first 24 % of the budget
+
+
+@pytest.mark.parametrize(
+    ("likely", "sampled", "step", "num_warnings"),
+    [
+        ([0.0] * 10, [0.8, 0.9] * 5, 950, 1),
+        ([0.0] * 10, [0.8, 0.9] * 5, 899, 0),  # they may well become good
+        ([0.0] * 5 + [0.9] * 5, [0.8, 0.9] * 5, 1000, 0),  # no surer than three standard errors
+        ([0.7] * 10, [0.8, 0.9] * 5, 1000, 0),  # worse, but most of what was learned is there
+        ([0.9] * 10, [0.8, 0.9] * 5, 1000, 0),
+        ([0.0] * 10, [0.0, 0.1] * 5, 1000, 0),  # nothing was learned that could be lost
+        (None, [0.8, 0.9] * 5, 1000, 0),
+        ([0.0] * 10, None, 1000, 0),
+    ],
+)
+def test_a_run_whose_most_likely_actions_lose_what_it_learned_ended_without_a_word(
+    likely: list[float] | None, sampled: list[float] | None, step: int, num_warnings: int
+) -> None:
+    """Sampled, it found the goal of a maze of pictures in four of five episodes: it "reached 0"."""
+    told = list[str]()
+    head: Any = SimpleNamespace(is_discrete=True, action_shape=(1,))
+    trouble = Trouble(override(Recipe.of("ppo"), {"total_steps": 1000}), head, told.append)
+    trouble.episodes([0.0, 0.1] * 25)
+    trouble.episodes([0.8] * 50)
+    given = {"eval": likely, "eval_stochastic": sampled}
+    evaluations = {
+        name: Evaluation(np.array(returns), np.ones(len(returns), int), name == "eval")
+        for name, returns in given.items()
+        if returns
+    }
+    for _ in range(2):  # said once
+        trouble.evaluated(step, evaluations)
+    assert len(told) == num_warnings
+    if told:
+        assert told[0].startswith(
+            "step 950: the most likely actions return 0.00, sampled ones 0.85"
+        )
+
+
+class Alternating(gymnasium.Env[np.ndarray, np.int64]):
+    """One step of reward for the side that the last reward was not for, and nothing to see it by;
+    four other actions end the episode."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Discrete(6)
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(**given)
+        self._wanted = self._steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        is_right = bool(action == self._wanted)
+        self._wanted ^= is_right
+        self._steps += 1
+        return np.ones(1, np.float32), float(is_right), action > 1, self._steps == 30, {}
+
+
+def test_a_run_says_that_its_most_likely_actions_are_not_its_good_ones(tmp_path: Path) -> None:
+    settings = {"rollout.num_steps": 32, "learner.learning_rate": 3e-3}
+    with pytest.warns(RlpgWarning, match=r"likely actions return [01]\.00, sampled ones 1") as told:
+        rlpg.train(Alternating, "ppo", total_steps=6000, run_dir=tmp_path, overrides=settings)
+    assert len(told) == 1
 
 
 def test_a_verdict_came_after_102_percent_of_the_budget() -> None:
