@@ -294,7 +294,8 @@ def draw(compared: Comparison, path: Path, kind: Kind = "curves") -> None:
             for axes in places[len(compared.envs) :]:
                 axes.set_axis_off()
             _legend(figure, places)
-        figure.savefig(path, format=path.suffix[1:].lower(), dpi=150)
+        ending = path.suffix[1:].lower()
+        figure.savefig(path, format=ending, dpi=150, bbox_inches="tight")  # with the whole legend
 
 
 def _draw_curves(axes: Axes, compared: Comparison, env: str) -> None:
@@ -316,6 +317,7 @@ def _draw_profiles(axes: Axes, compared: Comparison, env: str) -> None:
         share = performance_profile(group.final, at)
         _draw_line(axes, compared, group, at, share, band, step="post")
     axes.set(xlabel=f"{compared.metric} τ", ylabel="share of runs above τ")
+    axes.locator_params(axis="x", nbins=4)  # -1325.75 is long
 
 
 def _draw_line(
@@ -327,6 +329,10 @@ def _draw_line(
     drawstyle = "default" if step is None else f"steps-{step}"
     label = f"{group.label} ({len(group.runs)})"
     label = f" {label}" if label.startswith("_") else label  # else no legend has it
+    if x[0] == x[-1]:  # a line of no length would not be seen
+        at = slice(0, 1)
+        axes.errorbar(x[at], y[at], abs(band - y)[:, at], color=color, label=label, fmt="o")
+        return
     axes.plot(x, y, color=color, label=label, drawstyle=drawstyle)
     axes.fill_between(x, band[0], band[1], step=step, color=color, alpha=0.2, lw=0)
 
@@ -347,4 +353,8 @@ def _legend(figure: Figure, places: Any) -> None:
     for axes in places:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)
+    room = 12 * figure.get_figwidth()  # letters in a row
+    columns = max(1, min(4, int(room / (max(map(len, named)) + 6))))
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )

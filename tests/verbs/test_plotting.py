@@ -195,19 +195,25 @@ def test_a_path_may_have_a_comma(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["plot", str(root)]) == 0
 
 
-@pytest.mark.parametrize("kind", ["curves", "profiles", "improvement"])
-def test_names_of_folders_were_read_as_formulas_or_left_out_of_the_legend(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were saved."""
     figures = pytest.importorskip("matplotlib.figure")
-    drawn: list[Any] = []
+    found: list[Any] = []
     save = figures.Figure.savefig
 
     def saved(figure: Any, *args: Any, **options: Any) -> None:
-        drawn.append(figure)
+        found.append(figure)
         save(figure, *args, **options)
 
     monkeypatch.setattr(figures.Figure, "savefig", saved)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["curves", "profiles", "improvement"])
+def test_names_of_folders_were_read_as_formulas_or_left_out_of_the_legend(
+    kind: str, drawn: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["$cost^$", "_new", "a$b"]
     for name in names:
@@ -217,6 +223,33 @@ def test_names_of_folders_were_read_as_formulas_or_left_out_of_the_legend(
     assert [text.strip() for text in legends] == [
         f"{name} (1)" for name in names if kind != "improvement"
     ]
+
+
+@pytest.mark.parametrize("steps", [[[100]], [[100], [100]], [[100, 200], [100]]])
+def test_a_curve_of_one_point_was_an_empty_picture(
+    steps: list[list[int]], drawn: list[Any], tmp_path: Path
+) -> None:
+    for seed, own in enumerate(steps):
+        run(tmp_path, "A-v0", "ppo", seed, [10.0 * seed + 1.0] * len(own), own)
+    assert main(["plot", str(tmp_path), "--output", str(tmp_path / "a.png")]) == 0
+    (axes,) = drawn[0].axes
+    assert [line.get_marker() for line in axes.lines] == ["o"]
+    assert axes.lines[0].get_xydata().tolist() == [[100.0, 5.0 * len(steps) - 4.0]]
+    (band,) = axes.collections
+    assert [y for _, y in band.get_segments()[0]] == [1.0, 10.0 * len(steps) - 9.0]
+
+
+def test_a_legend_of_long_names_was_cut_off(drawn: list[Any], tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{k}{'0' * length}") for k, length in enumerate((20, 20, 20, 99))]
+    for name in names:
+        run(Path(name), "A-v0", "ppo", 0, [1.0, 2.0, 3.0])
+    path = tmp_path / "a.png"
+    assert main(["plot", *names, "--by", "folder", "--output", str(path)]) == 0
+    needed = drawn[0].legends[0].get_window_extent()
+    image = pytest.importorskip("matplotlib.image").imread(path)
+    assert image.shape[1] > 0.9 * 150 * needed.width / drawn[0].dpi  # pixels, up to hinting
+    assert main(["plot", *names[:3], "--by", "folder", "--output", str(path)]) == 0
+    assert drawn[1].legends[0]._ncols == 1
 
 
 def test_files_of_stable_baselines3_are_read(tmp_path: Path) -> None:
