@@ -55,7 +55,7 @@ def described(
     ]
     parts += ["time: " + ", ".join(shares)] if shares else []
     cells = [
-        f"{tag.partition('/')[2]:>28} {value:10.4g}"
+        f" {tag.partition('/')[2]:>27} {value:10.4g}"
         for tag, value in metrics.items()
         if tag.startswith(("train/", "gradient/"))
     ]
@@ -82,6 +82,11 @@ class Forgiving:
         with suppress(OSError, ValueError, AttributeError):
             self._stream.flush()
 
+    def isatty(self) -> bool:
+        with suppress(ValueError, AttributeError):
+            return bool(self._stream.isatty())
+        return False
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -107,7 +112,8 @@ class Display:
     ) -> None:
         self._total, self.notes = total_steps, notes
         self._silent, self._verbose = quiet, verbose
-        self._console = Console(file=cast(TextIO, Forgiving(sys.stderr)), highlight=False)
+        self._stream = Forgiving(sys.stderr)
+        self._console = Console(file=cast(TextIO, self._stream), highlight=False)
         self._began = dict.fromkeys(titles, (time.perf_counter(), 0))
         self._last_line = dict.fromkeys(titles, -math.inf)
         self._unsaid: dict[str, str] = {}  # the newest states, if no line has shown them yet
@@ -123,7 +129,9 @@ class Display:
     def __enter__(self) -> Display:
         for note in filter(None, self.notes):
             self.line(note)
-        if self._console.is_terminal and not self._silent:
+        # FORCE_COLOR alone makes no terminal: a log would hold every frame.
+        is_live = self._console.is_terminal and self._stream.isatty()
+        if is_live and not self._console.is_dumb_terminal and not self._silent:
             # The metrics have lines of their own: they wrap where the window is narrow.
             self._live = Live(
                 get_renderable=lambda: Group(self._bars, *map(Text, self._states.values())),

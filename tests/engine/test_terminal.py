@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 
 import pytest
@@ -146,6 +147,50 @@ def test_a_terminal_shows_everything_at_any_width(
     shown = screen.getvalue()
     for part in ("a note", "600/1,000", "evaluated", "learn 50 %", "left", "[a] line with [br"):
         assert part in shown
+
+
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_redraw_showed_nothing_until_the_end(
+    kind: str, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emacs' shell; TERM is unknown in some containers."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", kind)
+    with Display("title", total_steps=1000) as display:
+        display.update(100, METRICS)
+        assert "title    100/1,000 steps" in screen.getvalue()
+        clock[0] += 31.0
+        display.update(600, METRICS)
+        assert "600/1,000 steps  return 12.3" in screen.getvalue()
+
+
+def test_a_log_held_every_frame_of_the_bar_where_colors_are_forced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As some services for continuous integration do: 600 MB in a week."""
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Display("title", total_steps=1000) as display:
+        display.update(100, METRICS)
+        display.update(200, METRICS)
+    lines = screen.getvalue().splitlines()
+    assert [line.partition("/")[0] for line in lines] == ["title    100", "title    200"]
+
+
+def test_a_metric_with_a_long_name_ran_into_the_number_before_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """ "nanvariance_removed_by_baseline"."""
+    losses = {
+        "gradient/signal_to_noise": math.nan, "gradient/variance_removed_by_baseline": 0.897,
+    }  # fmt: skip
+    with Display("title", total_steps=1000, verbose=True) as display:
+        display.update(100, METRICS | losses)
+    assert capsys.readouterr().err.split()[-4:] == [
+        "signal_to_noise", "nan", "variance_removed_by_baseline", "0.897",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", [Gone(), None])
