@@ -11,6 +11,7 @@ import operator
 import textwrap
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
@@ -26,6 +27,7 @@ from tyro.constructors import (
 )
 
 from rlpg.cli.verb import Verb
+from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe
 from rlpg.settings import Arguments, Settings, kinds
 
@@ -47,11 +49,15 @@ def print_help(name: str, verb: Verb) -> None:
 
 
 def completion(verbs: Mapping[str, type[Verb]], shell: str) -> str:
-    """The script that makes a shell complete verbs and options."""
-    kinds_of_verbs: list[Any] = [
-        Annotated[kind, tyro.conf.subcommand(name, default=kind(), prefix_name=False)]
-        for name, kind in verbs.items()
-    ]
+    """The script that makes a shell complete verbs, and options of whatever agent."""
+    tables = tuple({agent.settings: None for agent in AGENTS.values()})
+    learner = make_dataclass("Every", (), bases=tables, frozen=True, namespace={"unused": ()})
+    told = {"settings": Recipe.of("any:Agent", learner)}
+    kinds_of_verbs: list[Any] = []
+    for name, kind in verbs.items():
+        default = kind(**(told if "settings" in kinds(kind) else {}))
+        shown_as = tyro.conf.subcommand(name, default=default, prefix_name=False)
+        kinds_of_verbs.append(Annotated[kind, shown_as])
     any_verb: Any = functools.reduce(operator.or_, kinds_of_verbs)
     text, arguments = io.StringIO(), ["--tyro-write-completion", shell, "-"]
     with suppress(SystemExit), redirect_stdout(text):

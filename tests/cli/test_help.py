@@ -13,7 +13,7 @@ import pytest
 from rlpg import cli
 from rlpg.cli.help import choices, completion, docstrings, metavar, shown
 from rlpg.cli.train import Train
-from rlpg.learners.settings import NaturalSettings
+from rlpg.learners.settings import AGENTS, NaturalSettings
 from rlpg.settings import Count, Fraction, Layers, Schedule, one_of
 
 
@@ -83,17 +83,30 @@ def test_completion_and_help_wanted_extras_that_were_not_installed(
     assert "usage: rlpg completion" in capsys.readouterr().out
 
 
-def test_bash_completes_what_was_begun(tmp_path: Path) -> None:
+def completed(begun: str, folder: Path) -> set[str]:
+    """What bash offers after `rlpg train`."""
     if shutil.which("bash") is None:
         pytest.skip("no bash")
-    (tmp_path / "rlpg").write_text(completion({"train": Train}, "bash"))
+    (folder / "rlpg").write_text(completion({"train": Train}, "bash"))
     line = (
-        f"source {tmp_path / 'rlpg'}; COMP_WORDS=(rlpg train --learner.gam); COMP_CWORD=2; "
-        "$(complete -p rlpg | sed 's/.*-F \\([^ ]*\\).*/\\1/') rlpg --learner.gam train; "
+        f"source {folder / 'rlpg'}; COMP_WORDS=(rlpg train {begun}); COMP_CWORD=2; "
+        f"$(complete -p rlpg | sed 's/.*-F \\([^ ]*\\).*/\\1/') rlpg {begun} train; "
         "echo ${COMPREPLY[@]}"
     )
     done = subprocess.run(["bash", "-c", line], check=True, capture_output=True, text=True)
-    assert {"--learner.gamma", "--learner.gamma-weight"} <= set(done.stdout.split())
+    return set(done.stdout.split())
+
+
+def test_bash_completes_what_was_begun(tmp_path: Path) -> None:
+    assert {"--learner.gamma", "--learner.gamma-weight"} <= completed("--learner.gam", tmp_path)
+
+
+def test_settings_of_every_agent_but_reinforce_were_not_completed(tmp_path: Path) -> None:
+    settings = {name for agent in AGENTS.values() for name in agent.settings.names()}
+    assert {"clip_range", "max_kl", "gradient", "learning_rate"} <= settings
+    assert completed("--learner.", tmp_path) == {
+        f"--learner.{name.replace('_', '-')}" for name in settings
+    }
 
 
 def test_values_that_tyro_offers_are_not_the_only_ones(capsys: pytest.CaptureFixture[str]) -> None:
