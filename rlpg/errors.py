@@ -151,6 +151,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def readable(name: str) -> str:
+    """The name as text; bytes in it that are none (of another encoding) are escaped."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def decimals(value: float, places: int = 2) -> str:
     """A few decimals; three digits of a number that would have one or none left."""
     is_small = 0 < abs(value) < 10 ** (1 - places)

@@ -54,7 +54,7 @@ class OfPolicy(Importing):
     positional: ClassVar[str] = "source"
     work: ClassVar[str] = "rlpg.engine.loading"
 
-    source: Annotated[str, Meta(title="RUN|AGENT")] = ""
+    source: Annotated[Path, Meta(title="RUN|AGENT")] = Path()
     """a run, a policy folder, or the name of a shipped agent"""
     best: bool = False
     """a run's best policy instead of its last"""

@@ -86,7 +86,8 @@ class Train(Importing):
     """train nothing; print every setting, its value, and why it has this value"""
     settings: Recipe = field(default_factory=Recipe)
     base: Recipe = field(default_factory=Recipe)  # without the options
-    given: dict[str, str | None] = field(default_factory=dict)  # the options, as typed
+    # The options, as typed: words of any bytes, which a file's name may have, so no table of texts.
+    given: MappingProxyType[str, str | None] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def prepared(cls, given: Given) -> Train:
@@ -105,7 +106,7 @@ class Train(Importing):
             from rlpg.engine.components import find_recipe
 
             base = find_recipe(env, agent, file, parts(typed, "import_modules" in typed))
-        return cls(settings=base, base=base, given=typed)
+        return cls(settings=base, base=base, given=MappingProxyType(typed))
 
     def told(self, settings: Mapping[str, str]) -> dict[str, Any]:
         return {"settings": override(self.settings, settings)}

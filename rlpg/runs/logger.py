@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from rlpg.errors import readable
 from rlpg.runs import dashboard, files
 from rlpg.runs.saver import Saver
 
@@ -120,7 +121,7 @@ class TensorBoardLogger(Logger):
                 self._put(now, summary=text_pb(f"{name}/text_summary", _verbatim(text)))
             self._put(now, summary=dashboard.layout())
             if settings:
-                trial = "/".join(folder.absolute().parts[-3:])
+                trial = readable("/".join(folder.absolute().parts[-3:]))
                 self._put(now, summary=dashboard.hyperparameters(settings, trial))
         self._file = GrowingFile(_next_name(folder, int(now)), 0, saver or Saver())
         self.flush()

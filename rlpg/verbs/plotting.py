@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rlpg.errors import UsageError, counted, decimals
+from rlpg.errors import UsageError, counted, decimals, readable
 from rlpg.runs.history import EVALUATED, TRAINED, Curve, History, find_histories
 from rlpg.verbs.scores import (
     Array,
@@ -105,7 +105,7 @@ def compare(
     metric = metric or _default(histories)
     members: dict[tuple[str, str], list[History]] = {}
     for path, history in named:
-        label = str(path) if by == "folder" else history.agent
+        label = readable(str(path) if by == "folder" else history.agent)
         if by not in ("agent", "folder"):
             label += f", {by} = {history.settings.get(by, 'unknown')}"
         same = members.setdefault((history.env, label), [])

@@ -748,3 +748,22 @@ def test_explain_tells_of_the_environment_and_the_agent_that_a_recipe_names(
     assert cli.main(["train", "CartPole-v1", "--explain", "--recipe", "default"]) == 0
     why = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert why["agent"].endswith("recipe default")
+
+
+def test_a_folder_whose_name_is_no_utf8_ended_runs_and_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named in Latin-1 once: each run below it lacked TensorBoard's curves, so its exit code was 1;
+    as an option it was `--given: expected a table`, or an error of matplotlib."""
+    pytest.importorskip("matplotlib")
+    name = os.fsdecode(b"J\xfcrgen")
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    words = "CartPole-v1 --agent a2c --recipe default --total-steps 300 --quiet --run-dir"
+    assert cli.main(["train", *words.split(), "below"]) == 0
+    assert cli.main(["train", *words.split(), name]) == 0
+    assert cli.main(["evaluate", name, "--episodes", "2"]) == 0
+    assert cli.main(["plot", name, "--by", "folder", "--output", "a.svg"]) == 0
+    assert cli.main(["resume", name, "--total-steps", "400", "--quiet"]) == 0
+    assert list(Path(name).glob("events.*"))
+    assert "rlpg: " not in capsys.readouterr().err

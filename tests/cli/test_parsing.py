@@ -94,7 +94,7 @@ def test_a_switch_takes_no_word_that_is_not_its_own(words: str) -> None:
 def test_a_folder_that_is_called_like_a_number_is_no_second_value() -> None:
     verb = parse("evaluate", verb_class("evaluate"), ["--episodes", "5", "0"])
     assert verb is not None
-    assert (verb.values()["episodes"], verb.values()["source"]) == (5, "0")
+    assert (verb.values()["episodes"], verb.values()["source"]) == (5, Path("0"))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_evaluate_plays_the_policy_and_the_actions_asked_for(
     typed = f"{words} --episodes 6 --seed 8 --num-envs 2"
     assert main(["evaluate", "run", *typed.split()]) == 0
     assert told == [
-        {"source": "run", "which": which},
+        {"source": Path("run"), "which": which},
         {"env": None, "env_kwargs": {}, "episodes": 6, "seed": 8, "deterministic": deterministic,
          "num_envs": 2},
     ]  # fmt: skip
