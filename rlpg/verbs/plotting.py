@@ -98,7 +98,9 @@ def compare(
         UsageError: no runs, a metric that a run does not have, runs without a common place.
         FileError: a file is damaged.
     """
-    named = [(path, history) for path in paths for history in find_histories(path)]
+    found = [(path, history) for path in paths for history in find_histories(path)]
+    left_out = [history for _, history in found if not _is_drawn(history, metric)]
+    named = [(path, history) for path, history in found if _is_drawn(history, metric)] or found
     histories = [history for _, history in named]
     if by not in ("agent", "folder") and not any(by in history.settings for history in histories):
         raise UsageError(f"by: expected agent, folder or a setting in recipe.toml, got {by}")
@@ -109,13 +111,18 @@ def compare(
         if by not in ("agent", "folder"):
             label += f", {by} = {history.settings.get(by, 'unknown')}"
         same = members.setdefault((history.env, label), [])
-        if history.path.absolute() not in [other.path.absolute() for other in same]:
+        if history.path.resolve() not in [other.path.resolve() for other in same]:
             same.append(history)
-    groups, notes = [], []
+    groups, notes = [], [f"{run.path}: left out, as it has nothing to draw yet" for run in left_out]
     for (env, label), same in members.items():
         groups.append(_group(env, label, same, metric, axis))
         notes += [f"{label} on {env}: {note}" for note in _notes(same, groups[-1], axis)]
     return Comparison(tuple(groups), metric, axis, tuple(notes))
+
+
+def _is_drawn(history: History, metric: str | None) -> bool:
+    """Whether there is something to draw: not where a run has only begun, or failed at once."""
+    return bool(history.curves) if metric else not {EVALUATED, TRAINED}.isdisjoint(history.curves)
 
 
 def _default(histories: Sequence[History]) -> str:

@@ -110,8 +110,30 @@ def test_runs_with_other_settings_are_told_apart(tmp_path: Path) -> None:
 def test_the_same_seed_twice_is_said_and_the_same_run_twice_counts_once(tmp_path: Path) -> None:
     first = run(tmp_path, "A-v0", "ppo", 0, [0.0] * 3)
     assert len(plotting.compare([first, tmp_path]).groups[0].runs) == 1
+    (tmp_path / "link").symlink_to(first)
+    assert len(plotting.compare([first, tmp_path / "link"]).groups[0].runs) == 1  # it was 2
     run(tmp_path, "A-v0", "ppo", 10, [1.0] * 3)  # of seed 0, too
     assert "have the same seed" in plotting.compare([tmp_path]).notes[0]
+
+
+@pytest.mark.parametrize("tag", [None, "train/entropy"])
+def test_one_run_that_has_just_begun_or_failed_at_once_was_the_end_of_the_plot_of_all(
+    tag: str | None, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = run(runs / "new", "A-v0", "ppo", 5, [], [])
+    first_entries = run(runs / "new", "A-v0", "ppo", 6, [1.0], [50], tag="train/entropy")
+    words = ["plot", str(runs), "--metric", "eval/mean_reward"] if tag else ["plot", str(runs)]
+    if tag:
+        (first_entries / "progress.jsonl").unlink()  # it lacks the metric, which is refused
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        f"note: {path}: left out, as it has nothing to draw yet"
+        for path in [begun, *([] if tag else [first_entries])]
+    ]
+    assert "4 runs, 300 steps" in out
+    assert main(["plot", str(begun)]) == 2
+    assert "expected evaluations or episodes that ended" in capsys.readouterr().err
 
 
 def test_without_evaluations_the_training_return_is_drawn(tmp_path: Path) -> None:
