@@ -100,30 +100,48 @@ def labeled(picture: Picture, text: str) -> Picture:
 @contextmanager
 def filming(path: Path, frames_per_second: float) -> Iterator[Show]:
     """What takes the pictures of an mp4 film. The film appears when it is complete."""
-    from imageio_ffmpeg import write_frames
+    from imageio_ffmpeg import count_frames_and_secs, write_frames
 
     unfinished = path.with_name(f".tmp-{path.stem}.mp4")
     writer: Any = None
+    number = 0
 
     def show(picture: Picture) -> None:
-        nonlocal writer
+        nonlocal writer, number
         if writer is None:
             size = picture.shape[1], picture.shape[0]
             writer = write_frames(
                 str(unfinished), size, fps=frames_per_second, macro_block_size=2, quality=7
             )
             writer.send(None)
-        writer.send(picture)
+        with ffmpeg_writes(path):
+            writer.send(picture)
+        number += 1
 
     try:
         yield show
         writer.close()
+        with ffmpeg_writes(path):  # its exit code is not told
+            if count_frames_and_secs(str(unfinished))[0] != number:
+                raise OSError
         unfinished.replace(path)
     finally:
         if writer is not None:
             writer.close()
         with suppress(FileNotFoundError):
             unfinished.unlink()
+
+
+@contextmanager
+def ffmpeg_writes(path: Path) -> Iterator[None]:
+    """Makes what ffmpeg could not write one line; it has said why on the error stream."""
+    try:
+        yield
+    except (OSError, RuntimeError):
+        raise UsageError(
+            f"video: expected {path} to be written, got an error of ffmpeg; make room for it, or "
+            "choose another place"
+        ) from None
 
 
 @files.staying()

@@ -16,9 +16,9 @@ import pytest
 
 import rlpg
 from rlpg import cli
-from rlpg.errors import EnvironmentSetupError
+from rlpg.errors import EnvironmentSetupError, UsageError
 from rlpg.rollouts.ids import quietly
-from rlpg.verbs.video import Filmed
+from rlpg.verbs.video import Filmed, filming
 
 FAST = ["--total-steps", "64", "--rollout.num-envs", "4", "--evaluation.final-episodes", "2"]
 
@@ -47,6 +47,31 @@ def test_a_film_of_an_episode(env: str, capsys: pytest.CaptureFixture[str]) -> N
     frames, _ = ffmpeg.count_frames_and_secs("episode.mp4")
     assert frames == steps + 1, "the first state and one after every step"
     assert not [path for path in Path().iterdir() if path.name.startswith(".tmp")]
+
+
+@pytest.mark.parametrize("number", [5, 2000])  # ffmpeg fails at its end, or on its way
+def test_a_full_disk_put_half_a_film_in_the_place_of_a_good_one_or_blamed_the_environment(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "filmed episode.mp4", exit code 0, and no player could open it."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    small = Path("small_disk").absolute()
+    small.write_text(f'#!/bin/sh\nulimit -f 1\nexec {ffmpeg.get_ffmpeg_exe()} "$@"\n')
+    small.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(small))
+    pictures = np.random.default_rng(0).integers(0, 256, (number, 64, 64, 3), dtype=np.uint8)
+    path = Path("a.mp4").absolute()
+    path.write_text("an older film")
+
+    def filmed() -> None:
+        with filming(path, 30) as show:
+            for picture in pictures:
+                show(picture)
+
+    with pytest.raises(UsageError, match=r"^video: expected .*a\.mp4 to be written, got an error"):
+        filmed()
+    assert path.read_text() == "an older film"
+    assert sorted(entry.name for entry in Path().iterdir()) == ["a.mp4", "small_disk"]
 
 
 class Colored(gymnasium.Env[Any, Any]):
