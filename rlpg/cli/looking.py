@@ -122,9 +122,11 @@ class Diagnose(Playing):
             seed=self.seed, device=self.device,
             parts=UserParts(import_modules=self.import_modules),
         )  # fmt: skip
-        if self.plot is not None:
-            diagnosis.plot(found, self.plot)
-        self.tell(found.as_dict(), found)
+        try:
+            if self.plot is not None:
+                diagnosis.plot(found, self.plot)
+        finally:
+            self.tell(found.as_dict(), found)
         return 0
 
 

@@ -110,9 +110,11 @@ class Telling(Verb):
         if self.json == STDOUT:
             print(to_json(dict(found)).decode(), end="")
             return
-        if self.json is not None:  # before printing: a closed pipe costs the words only
-            write(Path(realpath(self.json)), to_json(dict(found)))  # a link stays one
-        print(words)
+        try:  # before printing: a closed pipe costs the words only, and a full disk the file only
+            if self.json is not None:
+                write(Path(realpath(self.json)), to_json(dict(found)))  # a link stays one
+        finally:
+            print(words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_evaluate_plays_the_policy_and_the_actions_asked_for(
         {"env": None, "env_kwargs": {}, "episodes": 6, "seed": 8, "deterministic": deterministic,
          "num_envs": 2},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ["evaluate run --json a.json", "diagnose run --plot a.png"])
+def test_a_full_disk_took_the_figures_of_all_episodes_with_it(
+    words: str, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The file was written first, and nothing was printed where it could not be."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    found = SimpleNamespace(as_dict=dict, __str__=lambda self: "figures")
+    monkeypatch.setattr("rlpg.runs.files.write", full)
+    monkeypatch.setattr("rlpg.verbs.diagnosis.diagnose", lambda *args, **options: found)
+    monkeypatch.setattr("rlpg.verbs.diagnosis.plot", full)
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert "return 1.50" in out or str(found) in out
+    assert err.splitlines()[-1] == "rlpg: No space left on device; choose another place"
 
 
 # ---- several seeds, of which some fail
