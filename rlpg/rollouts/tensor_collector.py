@@ -355,9 +355,9 @@ def _check_policy(policy: Policy, env: TensorEnv, gradient: How | None) -> None:
         )
     if policy.head.space != env.action_space:
         raise UsageError(f"policy: expected {env.action_space}, got {policy.head.space}")
-    if gradient in ("pathwise", "combine") and policy.head.is_discrete:
+    if gradient in ("pathwise", "combine") and np.dtype(env.action_space.dtype).kind != "f":
         raise UsageError(
-            f"action: expected a Box for the gradient {gradient}, got {policy.head.space}: no "
+            f"action: expected a float Box for the gradient {gradient}, got {env.action_space}: no "
             "gradient comes along the path of a choice; use the gradient score"
         )
 

@@ -295,7 +295,7 @@ def test_the_target_follows_the_value_network() -> None:
     [
         (["CartPole-v1"], "expected one that can be differentiated .* got CartPole-v1; use it wi"),
         (["rlpg/TorchCartPole-v1", "--policy.gaussian", "clipped"],
-         "expected a Box for the gradient pathwise, got Discrete.* use the gradient score"),
+         "expected a float Box for the gradient pathwise, got Discrete.* use the gradient score"),
         (["rlpg/TorchPendulum-v1", "--rollout.num-steps", "250_000"],
          "rollout.num_steps: expected at most [0-9]+, got 250000: a step of 64 environments"),
         (["rlpg/TorchPendulum-v1", "--learner.baseline", "linear"], "baseline: expected value"),

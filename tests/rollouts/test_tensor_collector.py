@@ -412,6 +412,25 @@ def test_refuses_what_does_not_fit() -> None:
         head.to_env_on(torch.device("cpu"))
 
 
+SPACES = gymnasium.spaces
+
+
+@pytest.mark.parametrize("space", [
+    SPACES.Box(-2, 2, (1,), np.int32), SPACES.Discrete(3), SPACES.MultiDiscrete([3]),
+    SPACES.MultiBinary(1),
+])  # fmt: skip
+@pytest.mark.parametrize("gradient", ["pathwise", "combine"])
+def test_bug_actions_that_are_rounded_were_let_pass_until_the_first_update(
+    space: Any, gradient: Any
+) -> None:
+    """Of a Box of integers: the run had its folder by then."""
+    env = Pendulum()
+    env.action_space = space
+    with pytest.raises(UsageError, match=r"expected a float Box .* use the gradient score"):
+        TensorCollector(env, policy_for(env), num_envs=4, gradient=gradient)
+    assert TensorCollector(env, policy_for(env), num_envs=4, gradient="score").steps(2).window
+
+
 def test_work_on_the_cpu_is_done_every_time() -> None:
     calls = []
     work = Replayed(lambda: calls.append(1), torch.device("cpu"), [])
