@@ -149,7 +149,7 @@ def _moves(dist: Distribution) -> bool:
             edges = [*_bounds(dist.support)]
         except NotImplementedError:
             return False
-        return any(isinstance(edge, Tensor) and edge.requires_grad for edge in edges)
+        return any(isinstance(e, Tensor) and e.requires_grad and _depends(e) for e in edges)
     transforms: list[Transform] = []
     while isinstance(dist, Independent) or _is_plain(dist):
         if isinstance(dist, TransformedDistribution):

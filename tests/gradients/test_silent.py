@@ -275,8 +275,14 @@ class _Shift(Transform):
         return torch.zeros_like(x)
 
 
+def tails(scale: Tensor, concentration: Tensor) -> Distribution:
+    """Bounded where the concentration is negative. torch's has no float64, and 2.6 none at all."""
+    return torch.distributions.GeneralizedPareto(torch.zeros(8), scale, concentration)
+
+
 MOVING: dict[str, Callable[[Tensor], Distribution]] = {
     "uniform": lambda p: Uniform(0.0, p),
+    "short tail": lambda p: tails(p.float(), -p.float().square()),
     "affine of uniform": lambda p: TransformedDistribution(uniform(p), [AffineTransform(0.0, p)]),
     "nested": lambda p: TransformedDistribution(
         TransformedDistribution(uniform(p), [AffineTransform(p, 1.0)]), [ExpTransform()]
@@ -351,6 +357,7 @@ FIXED: dict[str, Callable[[Tensor], Distribution]] = {
         Normal(p, 1.0), [ExpTransform(), AffineTransform(0.0, p)]
     ),
     "weibull": lambda p: Weibull(p, p),
+    "heavy tail": lambda p: tails(p.float(), p.float()),
     "kumaraswamy": lambda p: Kumaraswamy(p, p),
     "gumbel": lambda p: Gumbel(p, p),
     "squashed": lambda p: TransformedDistribution(
