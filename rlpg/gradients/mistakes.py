@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -232,17 +233,12 @@ def _peeking(tape: Tape, lanes: int) -> str | None:
 
 
 def _made_on_purpose(check: Check, got: Tensor) -> str | None:
-    first = got[:SAME]
-    try:
-        runs = list(islice(seeds(check.seed, 1), SAME))
-        factors = {
-            mistake: _factor(
-                first, torch.stack([check.along(check.by_tape(one, make)) for one in runs])
-            )
-            for mistake, make in MISTAKES.items()
-        }
-    except (EstimatorError, NotImplementedError, RuntimeError):
-        return None  # the program cannot even be run that way
+    first, runs = got[:SAME], list(islice(seeds(check.seed, 1), SAME))
+    factors: dict[str, float | None] = {}
+    for mistake, make in MISTAKES.items():
+        with suppress(EstimatorError, RuntimeError):  # the program may not run in that way
+            made = torch.stack([check.along(check.by_tape(one, make)) for one in runs])
+            factors[mistake] = _factor(first, made)
     right = next((f for m, f in factors.items() if m.startswith("right") and f is not None), None)
     if right is not None:
         events = check.played(_left_out)[0].events
@@ -260,7 +256,7 @@ def _made_on_purpose(check: Check, got: Tensor) -> str | None:
         if len(near) == 1 and abs(right - 1) > 1e-3:
             return f"the gradient is {right:.3g} times the right one: {near[0]}"
         return None
-    if factors["reparametrized"] is not None:
+    if factors.get("reparametrized") is not None:
         return (
             "this is the gradient of log_prob at a reparametrized sample (rsample): the score "
             "cancels along the sample's path; draw with sample(), or drop log_prob"
@@ -285,7 +281,7 @@ class _Reparametrized(Tape):
     """A score tape whose samples keep their path while log_prob is taken."""
 
     def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
-        x = dist.rsample()
+        x = dist.rsample() if dist.has_rsample else dist.sample()
         log_prob = dist.log_prob(x)
         log_prob = log_prob.reshape(len(log_prob), -1).sum(1)
         self._node(name, dist, x.detach(), log_prob, None)

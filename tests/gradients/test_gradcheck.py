@@ -256,6 +256,51 @@ def test_wrong_sign() -> None:
         gradcheck(wrong, theta, against=exact(theta))
 
 
+@pytest.mark.parametrize("lanes", [1, 400])
+@pytest.mark.parametrize(
+    ("of_log_probs", "sentence"),
+    [
+        (lambda coin, step: -(coin + step), "the minus sign belongs to the optimizer"),
+        (lambda coin, step: (coin + step) / 2, "averaged over the 2 samples of a lane"),
+    ],
+)
+def test_bug_no_cause_was_named_beside_a_coin_or_in_one_lane(
+    lanes: int, of_log_probs: Callable[[Tensor, Tensor], Tensor], sentence: str
+) -> None:
+    """Coins have no rsample, and one lane has no others: one mistake that could not be made on
+    purpose kept all of them from being made."""
+    theta = leaf(0.6, 0.3)
+
+    def wrong(tape: Tape, lanes: int) -> Tensor:
+        coin = Bernoulli(logits=theta[0].expand(lanes))
+        a = tape.sample(coin)
+        step = Normal(theta[1] * a, 1.0)
+        x = tape.sample(step)
+        tape.add(3.0 * x + a)
+        return ((3.0 * x + a) * of_log_probs(coin.log_prob(a), step.log_prob(x))).mean()
+
+    p = torch.sigmoid(theta.detach()[0])
+    right = torch.stack([p * (1 - p) * 1.9, 3.0 * p])  # of p + 3 p theta_1
+    with pytest.raises(EstimatorError, match=sentence):
+        gradcheck(wrong, theta, against=right, num_lanes=lanes, resolution=0.3, max_repeats=8192)
+
+
+def test_bug_rsample_with_log_prob_was_not_named_beside_a_coin() -> None:
+    theta = leaf(0.6, 0.3)
+
+    def wrong(tape: Tape, lanes: int) -> Tensor:
+        coin = Bernoulli(logits=theta[0].expand(lanes))
+        a = tape.sample(coin)
+        step = Normal(theta[1] * a, 1.0)
+        x = tape.sample(step, how="pathwise")
+        tape.add(3.0 * x + a)
+        paid = (3.0 * x + a).detach()
+        return (paid * (coin.log_prob(a) + step.log_prob(x))).mean()
+
+    with pytest.raises(EstimatorError, match="log_prob at a reparametrized sample"):
+        gradcheck(wrong, theta)
+
+
 def test_rsample_with_log_prob() -> None:
     theta = leaf(0.5, 0.8)
 
