@@ -111,9 +111,9 @@ def compare(
         raise EstimatorError(
             f"compare: expected reference gradients for {list(tensors)}, got {list(exact)}"
         )
-    played = [(programs[name], experiment.tape_maker(one)().how) for name, one in makers.items()]
-    for program, usual in dict.fromkeys(played):
-        experiment.refuse_coupled_lanes(program, tensors, usual, num_lanes, seed)
+    tapes = [(programs[name], experiment.tape_maker(one)()) for name, one in makers.items()]
+    for program, tape in {(p, t.how, t.num_draws): (p, t) for p, t in tapes}.values():
+        experiment.refuse_coupled_lanes(program, tensors, tape, num_lanes, seed)
     found: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     for stream, (estimator, maker) in enumerate(makers.items()):

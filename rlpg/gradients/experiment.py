@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from rlpg.errors import EstimatorError
-from rlpg.gradients.events import Term
+from rlpg.gradients.events import BRANCHING, Term
+from rlpg.gradients.guards import lane_dim
 from rlpg.gradients.tape import How, Subtracted, Tape
 
 # A program writes its samples and terms on the tape. It may return a surrogate of its own making:
@@ -90,19 +91,20 @@ def gradient(
 
 
 def refuse_coupled_lanes(
-    problem: Problem, params: Mapping[str, Tensor], how: How, num_lanes: int, seed: int
+    problem: Problem, params: Mapping[str, Tensor], like: Tape, num_lanes: int, seed: int
 ) -> None:
     """Raises if what happens in one lane depends on a sample of another which is credited with the
     terms of its own lane only: on any but "pathwise" and "biased_" ones.
 
     Plays the program, then plays it again with the same samples, except that one node of lane 0
-    gets the most different one of the other lanes. Nothing in these may change. Programs that use
+    gets the most different one of the other lanes, or its branches in the other order where all
+    lanes have the same. Nothing in these may change. Programs that use
     `resample`, and those that return their own surrogate, say how their lanes meet and are not
     examined.
     """
 
     def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:
-        tape = _Replay(how, num_lanes, script)
+        tape = _Replay(like, num_lanes, script)
         with seeded(seed, params):
             return tape, problem(tape, num_lanes)
 
@@ -126,9 +128,10 @@ def refuse_coupled_lanes(
     for k in sorted({credited[0], credited[len(credited) // 2], credited[-1]}):
         name, x, state = first.drawn[k]
         far = (x.double() - x[:1].double()).abs().reshape(len(x), -1).sum(1)  # [lanes]
-        if not far.any():  # one outcome in all lanes
+        if not far.any() and k not in first.branching:  # one outcome in all lanes
             continue
-        swapped = torch.cat([x[far.argmax()][None], x[1:]])
+        other = x[far.argmax()] if far.any() else x[0].flip(0)
+        swapped = torch.cat([other[None], x[1:]])
         second, _ = played([*first.drawn[:k], (name, swapped, state), *first.drawn[k + 1 :]])
         seen, now = [*first.outcomes()], [*second.outcomes()]
         if len(seen) != len(now):  # lane 0 made a loop longer or shorter: nothing is side by side
@@ -149,37 +152,45 @@ def _alike(seen: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
     )
 
 
-Drawn = tuple[str, Tensor, Tensor]  # a sample's name and value, and the generator's state after it
+# A sample's name and value `[lanes, ...]`, and the generator's state after it.
+Drawn = tuple[str, Tensor, Tensor]
 
 
 class _Replay(Tape):
     """Samples what the script says, and remembers what every lane saw."""
 
-    def __init__(self, how: How, num_lanes: int, script: Sequence[Drawn]) -> None:
-        super().__init__(how, num_lanes=num_lanes)
+    def __init__(self, like: Tape, num_lanes: int, script: Sequence[Drawn]) -> None:
+        super().__init__(like.how, num_lanes=num_lanes, num_draws=like.num_draws)
         self.script, self.drawn, self.lanes_meet = script, list[Drawn](), False
         self.credited: list[int] = []  # draws that are paid by the terms of their own lane
+        self.branching: set[int] = set()
         self.log_probs: list[Tensor] = []
 
     def _draw(self, name: str, dist: Distribution, how: How, subtract: Subtracted) -> Tensor:
-        k = len(self.drawn)
+        k, sizes = len(self.drawn), () if self._branch is None else self._branch.shape[:-1]
         if how != "pathwise" and not how.startswith("biased_"):
             self.credited.append(k)
-        drawn = x = dist.sample()
+        if how in BRANCHING:
+            self.branching.add(k)
+            x, lane = super()._draw(name, dist, how, subtract), 1 + len(sizes)
+        else:
+            lane = lane_dim(name, dist.batch_shape, sizes, self.num_lanes)
+            x = dist.sample()
+        drawn = given = x.movedim(lane, 0)  # [lanes, ...]
         if k < len(self.script):
             # How many numbers a draw takes may depend on lane 0: the program's own are not to.
-            _, x, state = self.script[k]
+            _, given, state = self.script[k]
             torch.default_generator.set_state(state)
         try:
-            log_prob = dist.log_prob(x)
+            log_prob = dist.log_prob(given.movedim(0, lane))
         except ValueError:  # what lane 0 drew then is impossible now
-            x = torch.cat([drawn[:1], x[1:]])
-            log_prob = dist.log_prob(x)
+            given = torch.cat([drawn[:1], given[1:]])
+            log_prob = dist.log_prob(given.movedim(0, lane))
         except NotImplementedError:  # a path needs none
-            log_prob = torch.zeros(len(x))
-        self.drawn.append((name, x, torch.default_generator.get_state()))
-        self.log_probs.append(log_prob)
-        return x
+            log_prob = torch.zeros(x.shape)
+        self.drawn.append((name, given, torch.default_generator.get_state()))
+        self.log_probs.append(log_prob.movedim(lane, 0))
+        return given.movedim(0, lane)
 
     def resample(self, x: Tensor, how: How | None = None, name: str | None = None) -> Tensor:
         self.lanes_meet = True
@@ -188,4 +199,4 @@ class _Replay(Tape):
     def outcomes(self) -> Iterator[Tensor]:
         """What lanes 1, 2, ... saw: log-probabilities of their samples and their terms."""
         yield from (log_prob[1:] for log_prob in self.log_probs)
-        yield from (event.value[1:] for event in self.events if isinstance(event, Term))
+        yield from (event.value[..., 1:] for event in self.events if isinstance(event, Term))

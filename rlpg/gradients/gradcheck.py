@@ -76,8 +76,8 @@ def gradcheck(
     """
     tensors = experiment.named(params)
     make = experiment.tape_maker(how)
-    experiment.refuse_coupled_lanes(problem, tensors, make().how, num_lanes, seed)
     check = Check(problem, tensors, make, num_lanes, order, step, seed)
+    experiment.refuse_coupled_lanes(problem, tensors, check.like, num_lanes, seed)
     if isinstance(against, str) and against not in ("score", "finite_difference"):
         raise EstimatorError(
             f"against: expected 'finite_difference', 'score' or exact gradients, got {against!r}"

@@ -44,6 +44,7 @@ class Check:
 
     def __post_init__(self) -> None:
         self.start = torch.cat([t.detach().reshape(-1) for t in self.tensors.values()])  # [D]
+        self.like = self.make()
         generator = torch.Generator().manual_seed(self.seed)
         dims = len(self.start)
         if dims <= MAX_DIRECTIONS:
@@ -114,14 +115,19 @@ class Check:
 
     def by_score(self, one: int) -> Tensor:
         """`[K]` the reference of the tape's own."""
-        return self.along(self.by_tape(one, _left_out))
+        return self.along(self.by_tape(one, lambda: self.another("score", LeaveOneOut())))
+
+    def another(self, how: How, baseline: Baseline | None = None) -> Tape:
+        """A tape for the same program, differentiated otherwise."""
+        like = self.like
+        return Tape(how, baseline=baseline, num_draws=like.num_draws, temperature=like.temperature)
 
     def by_differences(self, one: int, how: How) -> Tensor:
         """`[K]` differences of the objective, or for order 2 of its derivative along `inner`."""
 
         def objective() -> float:
             with seeded(one, self.tensors):
-                return float(self._played(lambda: Tape(how))[0].objective())
+                return float(self._played(lambda: self.another(how))[0].objective())
 
         def first() -> float:
             flat = self.by_tape(one, self.make, own=True).double().cpu()
@@ -241,7 +247,7 @@ def _made_on_purpose(check: Check, got: Tensor) -> str | None:
             factors[mistake] = _factor(first, made)
     right = next((f for m, f in factors.items() if m.startswith("right") and f is not None), None)
     if right is not None:
-        events = check.played(_left_out)[0].events
+        events = check.played(lambda: check.another("score"))[0].events
         lanes, nodes = check.num_lanes, sum(isinstance(event, Node) for event in events)
         causes = {
             -1.0: "maximize the surrogate (the minus sign belongs to the optimizer's loss)",
@@ -320,7 +326,3 @@ MISTAKES: dict[str, TapeMaker] = {
     "no discount, left out": lambda: _Rewritten(discounted=False, left_out=True),
     "reparametrized": _Reparametrized,
 }
-
-
-def _left_out() -> Tape:
-    return Tape("score", baseline=LeaveOneOut())

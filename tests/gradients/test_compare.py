@@ -270,6 +270,54 @@ def test_lanes_coupled_through_discrete_samples_are_found(how: How, seed: int) -
         gradcheck(coupled, logit, how, num_lanes=50, max_repeats=32, seed=seed)
 
 
+def branching(name: str, logits: Tensor) -> Problem:
+    """A right program that uses the shape which samples of branching nodes are said to have."""
+
+    def program(tape: Tape, lanes: int) -> None:
+        if name == "payments by outcome":
+            tape.sample(Categorical(logits=logits.expand(lanes, 3)), "expect")
+            tape.add(torch.tensor([[1.0], [0.0], [2.0]]).repeat(1, lanes))
+        elif name == "one of each draw":
+            dist = Categorical(logits=logits.expand(lanes, 3))
+            one, two, three = tape.sample(dist, "without_replacement")
+            tape.add(torch.stack([one, two, three]).double())
+        elif name == "mean over outcomes":
+            x = tape.sample(Categorical(logits=logits.expand(lanes, 3)), "expect").double()
+            tape.add(x**2 - x.mean(0))
+        else:
+            a = tape.sample(Bernoulli(logits=logits[:1].expand(lanes)), "disarm")
+            x = tape.sample(Normal(logits[1] * a, 1.0), "score")
+            b = tape.sample(Bernoulli(logits=x + logits[2]), "expect")
+            first, second = (b * x).unbind(1)
+            tape.add(torch.stack([first**2, second], dim=1))
+
+    return program
+
+
+@pytest.mark.parametrize(
+    "name", ["payments by outcome", "one of each draw", "mean over outcomes", "nodes in branches"]
+)
+def test_bug_programs_that_use_their_branches_were_refused(name: str) -> None:
+    """Whether lanes meet was looked at with one sample in place of the branches."""
+    logits = torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    program = branching(name, logits)
+    tapes = {"tape": lambda: Tape(num_draws=3)}
+    assert len(compare(program, logits, tapes, num_lanes=20, repeats=2).rows) == 1
+    gradcheck(program, logits, tapes["tape"], num_lanes=200, resolution=0.5)
+
+
+def test_lanes_coupled_inside_branches_are_found() -> None:
+    logits = torch.tensor([0.4, -0.2], dtype=torch.float64, requires_grad=True)
+
+    def coupled(tape: Tape, lanes: int) -> None:
+        a = tape.sample(Bernoulli(logits=logits[:1].expand(lanes)), "expect")
+        x = tape.sample(Normal(logits[1] * a, 1.0), "score")
+        tape.add(x * x.mean(-1, keepdim=True))
+
+    with pytest.raises(EstimatorError, match="sample 1: expected independent lanes"):
+        compare(coupled, logits, ["score"], num_lanes=20, repeats=2)
+
+
 def test_a_sample_that_is_the_same_in_all_lanes_says_nothing_about_them() -> None:
     logit = leaf(40.0)
 

@@ -137,6 +137,17 @@ def test_the_global_random_numbers_are_left_as_they_were() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_bug_differences_forgot_the_temperature_of_the_tape() -> None:
+    """Of a node that says itself that it is relaxed: its objective is that of the relaxed one."""
+    theta = leaf(0.5)
+
+    def relaxed(tape: Tape, lanes: int) -> None:
+        coin = Bernoulli(logits=theta.expand(lanes))
+        tape.add(tape.sample(coin, "biased_gumbel_softmax") ** 2)
+
+    gradcheck(relaxed, theta, lambda: Tape(temperature=2.0))
+
+
 # ---- classic mistakes --------------------------------------------------------------------------
 
 
