@@ -111,7 +111,8 @@ def compare(
         raise EstimatorError(
             f"compare: expected reference gradients for {list(tensors)}, got {list(exact)}"
         )
-    tapes = [(programs[name], experiment.tape_maker(one)()) for name, one in makers.items()]
+    with experiment.seeded(seed, tensors):  # a maker may draw
+        tapes = [(programs[name], experiment.tape_maker(one)()) for name, one in makers.items()]
     for program, tape in {(p, t.how, t.num_draws): (p, t) for p, t in tapes}.values():
         experiment.refuse_coupled_lanes(program, tensors, tape, num_lanes, seed)
     found: dict[str, Tensor] = {}

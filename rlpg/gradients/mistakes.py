@@ -44,7 +44,8 @@ class Check:
 
     def __post_init__(self) -> None:
         self.start = torch.cat([t.detach().reshape(-1) for t in self.tensors.values()])  # [D]
-        self.like = self.make()
+        with seeded(self.seed, self.tensors):  # a maker may draw
+            self.like = self.make()
         generator = torch.Generator().manual_seed(self.seed)
         dims = len(self.start)
         if dims <= MAX_DIRECTIONS:

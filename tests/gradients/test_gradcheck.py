@@ -137,6 +137,19 @@ def test_the_global_random_numbers_are_left_as_they_were() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("spread", [antithetic, sobol])
+def test_bug_a_maker_that_draws_moved_the_global_random_numbers(spread: Any) -> None:
+    theta = leaf(0.5, 0.8)
+
+    def make() -> Tape:
+        return Tape("pathwise", uniforms=spread(64, 1, torch.float64))
+
+    before = torch.random.get_rng_state()
+    gradcheck(quadratic(theta), theta, make, num_lanes=64, resolution=0.5)
+    compare(quadratic(theta), theta, {"spread": make}, num_lanes=64, repeats=2)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 def test_bug_differences_forgot_the_temperature_of_the_tape() -> None:
     """Of a node that says itself that it is relaxed: its objective is that of the relaxed one."""
     theta = leaf(0.5)
