@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlpg.errors import EstimatorError, InconclusiveError
 from rlpg.gradients import experiment
+from rlpg.gradients.events import BRANCHING
 from rlpg.gradients.experiment import Params, Problem, TapeMaker
 from rlpg.gradients.mistakes import Check, recognize
 from rlpg.gradients.tape import How
@@ -95,7 +96,8 @@ def gradcheck(
     elif against == "score":
         reference = check.by_score
     else:
-        way: How = "expect" if how == "expect" else "score"
+        usual = check.like.how  # with its branches, which the program may count on
+        way: How = usual if usual in BRANCHING else "score"
         reference = partial(check.by_differences, how=way)
         halved = partial(replace(check, step=0.5 * step).by_differences, how=way)
     found = _decide(check, reference, halved, resolution, max_repeats, tolerance)

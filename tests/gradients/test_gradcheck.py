@@ -161,6 +161,37 @@ def test_bug_differences_forgot_the_temperature_of_the_tape() -> None:
     gradcheck(relaxed, theta, lambda: Tape(temperature=2.0))
 
 
+@pytest.mark.parametrize("how", ["expect", "weak", "disarm", "without_replacement"])
+@pytest.mark.parametrize("is_made", [False, True])
+def test_bug_differences_were_taken_without_the_branches_of_the_tape(
+    how: How, is_made: bool
+) -> None:
+    """A program that uses its K points was said to have a distribution that refuses parameters."""
+    logits = leaf(0.4, -0.2, 0.1)
+
+    def points(tape: Tape, lanes: int) -> None:
+        x = Categorical(logits=logits.expand(lanes, 3))
+        coin = Bernoulli(logits=logits[0].expand(lanes))
+        drawn = tape.sample(coin if how in ("weak", "disarm") else x).double()
+        _, width = drawn.shape  # [K, lanes]
+        tape.add(drawn.reshape(-1, width) ** 2)
+
+    gradcheck(points, logits, (lambda: Tape(how)) if is_made else how, resolution=0.2)
+
+
+def test_bug_a_wrong_program_that_uses_its_branches_ended_in_an_error_of_its_own() -> None:
+    logits = leaf(0.4, -0.2, 0.1)
+
+    def wrong(tape: Tape, lanes: int) -> Tensor:
+        x = tape.sample(Categorical(logits=logits.expand(lanes, 3)), "expect")
+        _, width = x.shape  # [3, lanes]
+        tape.add(x.reshape(3, width).double())
+        return -(logits.softmax(0) * torch.arange(3.0)).sum()
+
+    with pytest.raises(EstimatorError, match=r"^gradcheck: expected .* is -1 times the right one"):
+        gradcheck(wrong, logits)
+
+
 # ---- classic mistakes --------------------------------------------------------------------------
 
 
