@@ -8,6 +8,8 @@ import inspect
 import io
 import itertools
 import operator
+import os
+import shutil
 import textwrap
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
@@ -31,12 +33,17 @@ from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe
 from rlpg.settings import Arguments, Settings, kinds
 
+FEWEST_COLUMNS = 20
+
 
 def print_help(name: str, verb: Verb) -> None:
     """What the verb does and which options it has; their defaults are the values in `verb`."""
     first, *rest = (inspect.getdoc(verb) or "").splitlines()
     # tyro joins lines, unless they are indented.
     description = "\n".join([first, *(f"  {line}" if line else "" for line in rest)])
+    # tyro draws boxes, and never ends where their border leaves no column for a letter.
+    if shutil.get_terminal_size().columns < FEWEST_COLUMNS:
+        os.environ["COLUMNS"] = str(FEWEST_COLUMNS)  # the help is the last that is printed
     with suppress(SystemExit):
         tyro.cli(
             type(verb),

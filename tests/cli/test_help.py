@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from rlpg import cli
-from rlpg.cli.help import choices, completion, docstrings, metavar, shown
+from rlpg.cli.help import choices, completion, docstrings, metavar, print_help, shown
 from rlpg.cli.train import Train
 from rlpg.learners.settings import AGENTS, NaturalSettings
 from rlpg.settings import Count, Fraction, Layers, Schedule, one_of
@@ -117,3 +117,13 @@ def test_values_that_tyro_offers_are_not_the_only_ones(capsys: pytest.CaptureFix
         "rlpg: policy.gaussian: expected one of beta, clipped, squashed, got 'broad'"
     )
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", ["1", "5"])
+def test_the_help_never_ended_in_a_window_of_a_few_columns(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It took a gigabyte of memory every two minutes."""
+    monkeypatch.setenv("COLUMNS", columns)
+    print_help("train", Train())
+    assert "usage" in capsys.readouterr().out.lower()
