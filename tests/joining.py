@@ -4,8 +4,8 @@ Importing torch takes seconds, a small training takes less. So one process impor
 trains nothing; each rank of a command is a child that it forks, which has the variables that
 torchrun sets and calls the command line's `main`. Nothing has used torch before a fork.
 
-It reads a line of JSON for each command, the number of ranks and the words, and answers with one:
-the exit codes, and what was printed on each stream.
+It reads a line of JSON for each command, the number of ranks, the working folder and the words, and
+answers with one: the exit codes, and what was printed on each stream.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def start(rank: int, ranks: int, port: int, words: Sequence[str], folder: Path) 
         os._exit(code)
 
 
-def run(ranks: int, words: Sequence[str]) -> dict[str, object]:
+def run(ranks: int, place: str, words: Sequence[str]) -> dict[str, object]:
+    os.chdir(place)
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         started = [start(rank, ranks, port, words, Path(name)) for rank in range(ranks)]

@@ -64,26 +64,25 @@ def run(ranks: int, *words: object, restarts: int = 0) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
-@contextmanager
-def joining() -> Iterator[Callable[..., str]]:
-    """Runs commands in two processes that are joined as by torchrun: what they say of errors."""
+@pytest.fixture(scope="module")
+def run_joined() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Runs commands in two processes that are joined as by torchrun: their exit codes and what
+    they said. Only the first one costs seconds, those of an import of torch."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / "joining.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
     )  # fmt: skip
 
-    def run_joined(*words: object) -> str:
+    def run_one(*words: object) -> dict[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([2, list(map(str, words))]) + "\n")
+        process.stdin.write(json.dumps([2, str(Path.cwd()), list(map(str, words))]) + "\n")
         process.stdin.flush()
-        told = json.loads(process.stdout.readline())
-        assert told["codes"] == [0, 0], told
-        assert told["out"].count("saved in") == 1
-        return str(told["errors"])
+        told: dict[str, Any] = json.loads(process.stdout.readline())
+        return told
 
     try:
-        yield run_joined
+        yield run_one
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -138,36 +137,42 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def test_two_processes_train_one_policy_that_others_continue_to_the_same_bits(
-    tmp_path: Path,
+    run_joined: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """Global settings, one writer, every environment's episodes; stopped and resumed by two, then
     by one process without torchrun, then by two again. torchrun itself starts the run that is not
-    stopped: each of its processes costs seconds, of `joining` only the first.
+    stopped.
     """
+
+    def joined(*words: object) -> str:
+        told = run_joined(*words)
+        assert told["codes"] == [0, 0], told
+        assert told["out"].count("saved in") == 1
+        return str(told["errors"])
+
     path = tmp_path / "cut"
     words = ["train", "CartPole-v1", "--agent=ppo", *SMALL, "--policy.memory=gru"]
     whole = run(2, *words, "--total-steps=512", "--run-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count(b"saved in") == 1
-    with joining() as run_joined:
-        run_joined(*words, "--total-steps=256", "--run-dir", path)
-        saved = newest(path)
-        assert saved.step == 256
-        assert [len(state["ended"]) for state in saved.state["collector"]["ranks"]] == [2, 2]
-        # 4 environments x 16 steps = 64 steps each iteration
-        assert [row["step"] for row in rows(path) if "train/entropy" in row] == [128, 256]
-        lengths = np.loadtxt(path / "monitor.csv", delimiter=",", skiprows=2, usecols=1)
-        assert 0 < lengths.sum() <= 256
+    joined(*words, "--total-steps=256", "--run-dir", path)
+    saved = newest(path)
+    assert saved.step == 256
+    assert [len(state["ended"]) for state in saved.state["collector"]["ranks"]] == [2, 2]
+    # 4 environments x 16 steps = 64 steps each iteration
+    assert [row["step"] for row in rows(path) if "train/entropy" in row] == [128, 256]
+    lengths = np.loadtxt(path / "monitor.csv", delimiter=",", skiprows=2, usecols=1)
+    assert 0 < lengths.sum() <= 256
 
-        errors = run_joined("resume", path, "--total-steps=512", "--quiet")
-        assert "number of processes" not in errors
-        for part in ("learner", "collector"):
-            require_same(newest(tmp_path / "whole").state[part], newest(path).state[part], part)
+    errors = joined("resume", path, "--total-steps=512", "--quiet")
+    assert "number of processes" not in errors
+    for part in ("learner", "collector"):
+        require_same(newest(tmp_path / "whole").state[part], newest(path).state[part], part)
 
-        with pytest.warns(RlpgWarning, match="in another number of processes: 2 saved, 1 now"):
-            rlpg.resume(path, total_steps=768, quiet=True)
-        assert newest(path).step == 768
-        errors = run_joined("resume", path, "--total-steps=1024", "--quiet")
+    with pytest.warns(RlpgWarning, match="in another number of processes: 2 saved, 1 now"):
+        rlpg.resume(path, total_steps=768, quiet=True)
+    assert newest(path).step == 768
+    errors = joined("resume", path, "--total-steps=1024", "--quiet")
     assert errors.count("in another number of processes: 1 saved, 2 now") == 1
     assert newest(path).step == 1024
     steps = [row["step"] for row in rows(path)]
@@ -259,13 +264,12 @@ def test_a_signal_that_came_while_the_ranks_decided_was_lost(
 
 
 def test_what_several_processes_cannot_do_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_joined: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run(2, "train", "CartPole-v1", *SMALL, "--rollout.num-envs=3")
-    assert done.returncode == 1  # torchrun's own
-    assert b"rlpg: rollout.num_envs: expected a multiple of the 2 processes" in done.stderr
-    assert b"exitcode  : 2" in done.stderr
+    told = run_joined("train", "CartPole-v1", *SMALL, "--rollout.num-envs=3")
+    assert told["codes"] == [2, 2]
+    assert "rlpg: rollout.num_envs: expected a multiple of the 2 processes" in told["errors"]
     assert list(tmp_path.iterdir()) == []
 
 
