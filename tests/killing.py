@@ -28,7 +28,7 @@ from rlpg.runs.store import load_policy, newest_checkpoint
 SMALL = [
     "--recipe=default",
     "--seeds=3",
-    "--total-steps=6000",
+    "--total-steps=3000",
     "--rollout.num-envs=4",
     "--rollout.num_steps=16",
     "--evaluation.every=300",
