@@ -139,6 +139,7 @@ def test_the_arguments_of_a_shipped_recipe_are_not_for_an_environment_object(
     quick = {
         "rollout.num_envs": 2, "rollout.num_steps": 32, "evaluation.episodes": 1,
         "evaluation.stochastic": False, "evaluation.final_episodes": 1,
+        "environment.max_episode_steps": 20,
     }  # fmt: skip
     run = rlpg.train(
         make("Ant-v5"), total_steps=64, run_dir=tmp_path / "run", overrides=quick, quiet=True

@@ -32,13 +32,14 @@ from misbehaving import children
 
 SMALL: dict[str, Any] = {
     "agent": "reinforce",
-    "total_steps": 512,
+    "total_steps": 256,
     "rollout.num_envs": 2,
     "rollout.num_steps": 16,
     "policy.hidden": (4,),
     "checkpoint.every": 64,
     "evaluation.every": 64,
     "evaluation.episodes": 1,
+    "evaluation.stochastic": False,
     "evaluation.final_episodes": 2,
     "environment.timeout": 1.0,
 }
@@ -118,7 +119,7 @@ def test_a_fault_in_a_run(backend: str, fault: str, said: str, broken: Path) -> 
     with pytest.raises(FileError, match=r"kwargs.broken: expected a word that is no path"):
         rlpg.resume("run")
     assert rlpg.resume("run", env_kwargs={"broken": str(broken)}).evaluation is not None
-    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
+    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 256  # type: ignore[union-attr]
 
 
 def test_a_fault_in_an_evaluation_was_told_as_one_of_the_training(broken: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_fault_in_the_first_reset_has_its_traceback_kept(backend: str, broken:
     assert "in fail_if_due" in Path("run/error.log").read_text()
     broken.unlink()
     rlpg.resume("run", env_kwargs={"broken": str(broken)})
-    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 512  # type: ignore[union-attr]
+    assert newest_checkpoint(Path("run/checkpoints"))[0].step == 256  # type: ignore[union-attr]
 
 
 def test_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +169,7 @@ def test_out_of_bounds_is_one_line_of_the_run(capsys: pytest.CaptureFixture[str]
     lines = [line for line in capsys.readouterr().err.splitlines() if "bounds" in line]
     assert len(lines) == 1
     assert lines[0].startswith("step 39, environment 1: observation: expected -1 to 1, got 1.5")
-    assert newest_checkpoint(run.path / "checkpoints")[0].step == 512  # type: ignore[union-attr]
+    assert newest_checkpoint(run.path / "checkpoints")[0].step == 256  # type: ignore[union-attr]
     rows = [json.loads(row) for row in (run.path / "progress.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 512
 

@@ -28,6 +28,10 @@ SMALL: dict[str, Any] = {
     "rollout.num_envs": 2,
     "rollout.num_steps": 8,
     "environment.backend": "sync",
+    "evaluation.episodes": 2,
+    "evaluation.every": 32,
+    "evaluation.num_envs": 2,
+    "evaluation.stochastic": False,
     "evaluation.final_episodes": 2,
 }
 

@@ -99,10 +99,10 @@ def test_runs_without_a_value_network_are_diagnosed_too(baseline: str, tmp_path:
     from rlpg.verbs.diagnosis import diagnose
 
     overrides = QUICK | {"learner.baseline": baseline, "environment.max_episode_steps": 30}
-    run = rlpg.train("Pendulum-v1", total_steps=1000, run_dir=tmp_path / "r", overrides=overrides)
-    found = diagnose(run.path, episodes=32)
+    run = rlpg.train("Pendulum-v1", total_steps=512, run_dir=tmp_path / "r", overrides=overrides)
+    found = diagnose(run.path, episodes=16)
     assert found.best.unbiased
-    assert found.episodes == 32
+    assert found.episodes == 16
 
 
 def test_a_shared_torso_was_refused_for_the_baselines_that_it_is_compared_with(
