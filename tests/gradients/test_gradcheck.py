@@ -612,9 +612,8 @@ def test_a_mistake_is_caught_and_its_cause_named_right_or_not_at_all(name: str) 
     assert not isinstance(caught.value, InconclusiveError)
 
 
-@pytest.mark.parametrize("name", ["sign", "no discount at all"])
-def test_differences_catch_a_mistake_as_well(name: str) -> None:
-    surrogate, sentence = MISTAKES[name]
+def test_differences_catch_a_mistake_as_well() -> None:
+    surrogate, sentence = MISTAKES["sign"]
     theta = leaf(0.6, 0.3)
     with pytest.raises(EstimatorError, match=sentence):
         gradcheck(by_hand(theta, surrogate), theta, resolution=0.3)
