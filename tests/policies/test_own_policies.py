@@ -13,7 +13,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import (
     Categorical,
@@ -255,6 +254,8 @@ def test_draws_have_the_law_of_forward(kind: str) -> None:
 
     With memory, in the second step, from the carry that the first one left.
     """
+    from scipy import stats  # takes a second, which collecting tests does not need
+
     policy, num = make(kind), 20_000
     obs = torch.tensor([0.5, -1.0, 2.0, 1.0, 0.0, 1.0, 1.0][: 7 if kind == "masked" else 3])
     rows, generator = obs.expand(num, -1), torch.Generator().manual_seed(1)
