@@ -16,7 +16,7 @@ from rlpg.gradients.events import Node
 from rlpg.gradients.tape import How, Tape
 
 START = torch.tensor([0.4, 0.7, 1.2], dtype=torch.float64)  # mean, scale, weight of the network
-LANES = 10
+LANES = 3  # the fewest: what is forgotten of N / (N - 1) is most there
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def z_scores(how: How, run: Callable[[Tape, Tensor], None], want: Tensor, repeat
 @pytest.mark.parametrize("how", ["pathwise", "score"])
 def test_linear_network_is_exactly_unbiased(how: How) -> None:
     want = torch.autograd.functional.jacobian(exact, START)
-    assert z_scores(how, program, want, 1000).abs().max() < 4
+    assert z_scores(how, program, want, 600).abs().max() < 4
 
 
 def test_pathwise_samples_between_score_nodes_carry_the_shaped_reward() -> None:
@@ -79,7 +79,7 @@ def test_pathwise_samples_between_score_nodes_carry_the_shaped_reward() -> None:
         tape.add(-((theta[2] * x - 1.0) ** 2))
 
     want = torch.autograd.functional.jacobian(exact, START)
-    assert z_scores("score", mixed, want, 1000).abs().max() < 4
+    assert z_scores("score", mixed, want, 600).abs().max() < 4
 
 
 @pytest.mark.parametrize("how", ["pathwise", "score"])
@@ -99,7 +99,7 @@ def test_the_discount_reaches_beyond_a_resample(how: How) -> None:
         return 0.5 * m + 0.4 * 0.2 * m - 0.2 * (w**2 * square - 2 * w * m + 1.0)
 
     want = torch.autograd.functional.jacobian(objective, START)
-    assert z_scores(how, run, want, 1000).abs().max() < 4
+    assert z_scores(how, run, want, 600).abs().max() < 4
 
 
 @pytest.mark.parametrize("how", ["score", "pathwise"])
@@ -136,7 +136,7 @@ def test_baseline_of_earlier_nodes_leaves_the_shaped_reward_alone() -> None:
         tape.add(-((theta[2] * x - 1.0) ** 2))
 
     want = torch.autograd.functional.jacobian(exact, START)
-    assert z_scores("score", with_baseline, want, 1000).abs().max() < 4
+    assert z_scores("score", with_baseline, want, 600).abs().max() < 4
 
 
 def test_what_lies_beyond_a_resample_is_not_in_the_return_of_a_node_before_it() -> None:
@@ -153,7 +153,7 @@ def test_what_lies_beyond_a_resample_is_not_in_the_return_of_a_node_before_it() 
 
 def test_value_is_the_finite_objective_not_the_infinite_one() -> None:
     values = []
-    for _ in range(2000):  # the infinite one is more than 8 standard errors away
+    for _ in range(600):  # the infinite one is more than 5 standard errors away
         tape = Tape("pathwise")
         program(tape, START.clone().requires_grad_(), LANES)
         values.append(tape.surrogate().detach())
