@@ -43,7 +43,7 @@ EXPECTED = {
     "rlpg-Replenishment-v0-reinforce",
     "rlpg-UnitCommitment-v0-reinforce",
 }
-EPISODES = 5
+EPISODES = 3
 LARGEST_POLICY = 300_000  # bytes
 
 every_agent = pytest.mark.parametrize("name", shipped_agents())
