@@ -717,7 +717,7 @@ HEALTHY = [
     "CartPole-v1",
     "Pendulum-v1",
     "LunarLander-v3",
-    "HalfCheetah-v5",
+    "Hopper-v5",
     "Blackjack-v1",
     "FrozenLake-v1",
     "Taxi",  # with a mask
