@@ -712,6 +712,16 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
     assert "the recipe shipped for Pendulum-v1" in shown
 
 
+class SixActions(gymnasium.Env[Any, Any]):
+    """The spaces of HalfCheetah-v5, sixteen of which take a second to make."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (17,))
+    action_space = spaces.Box(-1, 1, (6,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(17, np.float32), {}
+
+
 @pytest.mark.parametrize(
     ("steps", "memory", "own", "of_values"),
     [
@@ -721,10 +731,13 @@ def test_explain_prints_every_setting_with_its_reason_and_trains_nothing(
     ],
 )
 def test_explain_prints_as_many_minibatches_as_six_action_dimensions_have(
-    steps: str, memory: str, own: str, of_values: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    steps: str, memory: str, own: str, of_values: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    spec = gymnasium.envs.registration.EnvSpec("test/SixActions-v0", SixActions)
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
     words = ["--recipe", "default", "--explain", "--total-steps", steps, "--policy.memory", memory]
-    assert cli.main(["train", "HalfCheetah-v5", *words]) == 0
+    assert cli.main(["train", spec.id, *words]) == 0
     lines = (line.split() for line in capsys.readouterr().out.splitlines())
     found = {words[0]: words[1] for words in lines if "minibatches" in words[0]}
     assert found == {
