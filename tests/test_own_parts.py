@@ -36,6 +36,7 @@ SMALL = {
     "rollout.num_envs": 3,
     "rollout.num_steps": 32,
     "evaluation.episodes": 2,
+    "evaluation.every": 192,
     "evaluation.num_envs": 2,
     "evaluation.final_episodes": 3,
     "environment.max_episode_steps": 40,

@@ -255,6 +255,7 @@ def test_trains_and_resumes_to_the_same_bits(gradient: str, tmp_path: Path) -> N
         "policy.hidden": (8,), "rollout.num_envs": 4, "rollout.num_steps": 8,
         "learner.gradient": gradient, "environment.max_episode_steps": 20,
         "evaluation.episodes": 2, "evaluation.num_envs": 2, "evaluation.final_episodes": 2,
+        "evaluation.every": 128, "evaluation.stochastic": False,
         "log.every": 64, "checkpoint.every": 64, "log.tensorboard": False,
     }  # fmt: skip
 

@@ -179,6 +179,7 @@ def test_resume_is_exact(agent: str, memory: str | None, network: Any, tmp_path:
         "policy.shared_torso": True, "policy.memory": memory or "none", "policy.hidden": (8,),
         "policy.memory_size": 4, "rollout.num_envs": 4, "rollout.num_steps": 16,
         "checkpoint.every": 128, "evaluation.episodes": 1, "evaluation.final_episodes": 1,
+        "evaluation.every": 256, "evaluation.stochastic": False,
     }  # fmt: skip
     if agent == "ppo":
         settings |= {"learner.num_epochs": 2, "learner.num_minibatches": 2}

@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "rollout.num_steps": 16,
     "policy.hidden": (8,),
     "evaluation.episodes": 2,
+    "evaluation.every": 64,
+    "evaluation.stochastic": False,
     "evaluation.final_episodes": 3,
 }
 

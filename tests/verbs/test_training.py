@@ -43,6 +43,7 @@ SMALL: dict[str, Any] = {
     "rollout.num_envs": 4,
     "rollout.num_steps": 16,
     "evaluation.episodes": 2,
+    "evaluation.every": 160,
     "evaluation.final_episodes": 3,
     "policy.hidden": (16,),
     "log.every": 100,
@@ -783,8 +784,9 @@ def test_checkpoints_are_made_when_the_recipe_says(tmp_path: Path) -> None:
 
 def test_a_run_is_evaluated_twenty_times_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
     """Blackjack, whose episodes are too short to cost much."""
-    settings = {"rollout__num_envs": 1, "rollout__num_steps": 25, "evaluation__stochastic": False}
-    run = train("Blackjack-v1", tmp_path / "run", steps=500, evaluation__episodes=1, **settings)
+    settings = {"rollout__num_envs": 1, "rollout__num_steps": 25, "evaluation__every": None}
+    settings |= {"evaluation__stochastic": False, "evaluation__episodes": 1}
+    run = train("Blackjack-v1", tmp_path / "run", steps=500, **settings)
     evaluated = [entry["step"] for entry in entries(run) if "eval/mean_reward" in entry]
     assert evaluated == list(range(25, 501, 25))
 
