@@ -80,7 +80,7 @@ def test_cross_fitted_weights_are_unbiased_where_in_sample_weights_are_not() -> 
 def test_mixture_is_unbiased_through_several_steps_and_beats_both_parts() -> None:
     # x' = w x + s e, three steps, cost x_3^2 + sin(6 x_3): the path is noisy from the sine, the
     # score from the square. E x_3^2 and E sin(6 x_3) are closed forms in mean and variance.
-    steps, repeats, lanes = 3, 400, 32
+    steps, repeats, lanes = 3, 240, 12
 
     def moments(theta: Tensor) -> Tensor:
         mean, var = torch.tensor(1.0, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -207,11 +207,11 @@ def test_policy_weights_are_unbiased_and_calmer_where_steps_are_many() -> None:
     """The gain enters every step; against the pathwise gradient, which is exact on average."""
     gain = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
-    def gradients(how: str, *, policy: bool, repeats: int = 150) -> Tensor:
+    def gradients(how: str, *, policy: bool, repeats: int = 80) -> Tensor:
         found = []
         for _ in range(repeats):
             tape = Tape(how, baseline=0.0 if how == "combine" else None, num_lanes=40)  # type: ignore[arg-type]
-            steps(tape, tape.per_lane(gain) if policy else gain.expand(40), num_steps=8)
+            steps(tape, tape.per_lane(gain) if policy else gain.expand(40), num_steps=6)
             found.append(torch.autograd.grad(tape.surrogate(), gain)[0])
         return torch.stack(found)
 
