@@ -18,7 +18,9 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     """Sphinx warns of a page in no table of contents, a dead link, and a docstring it misreads."""
     pytest.importorskip("furo")
     pytest.importorskip("myst_parser")
-    command = [sys.executable, "-m", "sphinx", "-W", "-q", str(ROOT / "docs"), str(tmp_path)]
+    # Of the theme's own pages, which take a third of the time, nothing is said.
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-D", "html_theme=basic"]
+    command += [str(ROOT / "docs"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "Monte-Carlo estimate of the objective" in (tmp_path / "api.html").read_text()
