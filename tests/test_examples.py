@@ -51,7 +51,7 @@ def test_an_example_runs(
     if name in needed:
         pytest.importorskip(needed[name])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STEPS", SHORT.get(name, "600"))
+    monkeypatch.setenv("STEPS", SHORT.get(name, "300"))
     run((EXAMPLES / f"{name}.py").read_text(), name, monkeypatch)
     assert re.search(EXPECTED[name], capsys.readouterr().out.splitlines()[-1])
 
