@@ -4,9 +4,9 @@ BIN := .venv/bin
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 PIP := $(BIN)/python $(PIP_INSTALL) -c constraints.txt
 
-# Processes that share the tests: two more than there are cores, as many tests wait for other
-# processes.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
+# Processes that share the tests: one more than there are cores, as some tests wait. Each of them
+# imports all tests, for 5 to 10 seconds of a core.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 # How long `make soak` is.
 KILLS ?= 300
