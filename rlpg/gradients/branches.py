@@ -40,7 +40,7 @@ BY_PROBS = (Bernoulli, Categorical, OneHotCategorical)  # "expect" asks no log_p
 
 
 def branches(
-    distribution: Distribution, how: str, lane: int = 0, num_draws: int = 2
+    distribution: Distribution, how: str, lane: int, num_draws: int
 ) -> tuple[Tensor, Tensor]:
     """Points `[K, *branches, lanes, ...]` and weights `[K, *branches, lanes]` of a node.
 
@@ -66,7 +66,7 @@ def branches(
     return x, distribution.log_prob(x.clone()).exp()
 
 
-def disarm_branches(distribution: Distribution, lane: int = 0) -> tuple[Tensor, Tensor]:
+def disarm_branches(distribution: Distribution, lane: int) -> tuple[Tensor, Tensor]:
     """The pair `b = 1[1 - u < p]`, `b~ = 1[u < p]` of one uniform number u per coin.
 
     The gradient for the logit of coin d is `1/2 (f(b) - f(b~)) (b_d - b~_d) max(p_d, 1 - p_d)`:

@@ -17,7 +17,7 @@ from rlpg.runs.store import LARGEST, POLICY, POLICY_FILE
 TEMPLATE = Path(__file__).with_suffix(".md")
 
 
-def write_card(saved: Saved, folder: Path, *, has_video: bool = False) -> None:
+def write_card(saved: Saved, folder: Path, *, has_video: bool) -> None:
     """Publish a folder with `README.md`, the policy, and the run's recipe where there is one.
 
     Args:
