@@ -70,7 +70,7 @@ class Trouble:
         """Compare the most likely actions with sampled ones, where both were evaluated."""
         likely, sampled = map(evaluations.get, ("eval", "eval_stochastic"))
         late = step >= LATE * self._recipe.total_steps
-        if not (late and likely and sampled and self._first_returns):
+        if not (late and likely and sampled and len(self._first_returns) == EPISODES):
             return
         start, spread = fmean(self._first_returns), pstdev(self._first_returns)
         error = math.hypot(*(e.std / math.sqrt(len(e.returns)) for e in (likely, sampled)))

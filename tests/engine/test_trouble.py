@@ -127,6 +127,22 @@ class Alternating(gymnasium.Env[np.ndarray, np.int64]):
         return np.ones(1, np.float32), float(is_right), action > 1, self._steps == 30, {}
 
 
+def test_a_few_short_episodes_at_the_start_say_nothing_of_what_was_learned() -> None:
+    """Those that are over after 96 steps are the short ones."""
+    told = list[str]()
+    head: Any = SimpleNamespace(is_discrete=True, action_shape=(1,))
+    trouble = Trouble(override(Recipe.of("ppo"), {"total_steps": 96}), head, told.append)
+    trouble.episodes([10.0, 11.0] * 5)
+    trouble.evaluated(
+        96,
+        {
+            "eval": Evaluation(np.full(10, 9.0), np.full(10, 9), True),
+            "eval_stochastic": Evaluation(np.full(10, 30.0), np.full(10, 30), False),
+        },
+    )
+    assert not told
+
+
 def test_a_run_says_that_its_most_likely_actions_are_not_its_good_ones(tmp_path: Path) -> None:
     settings = {"rollout.num_steps": 32, "learner.learning_rate": 3e-3}
     with pytest.warns(RlpgWarning, match=r"likely actions return [01]\.00, sampled ones 1") as told:
