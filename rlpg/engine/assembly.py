@@ -16,7 +16,7 @@ from rlpg.engine.components import (
     training_envs,
     with_rollouts_of,
 )
-from rlpg.engine.device import fresh_torch, require_one_kind
+from rlpg.engine.device import fresh_torch, require_one_kind, usual_modes
 from rlpg.engine.evaluator import Evaluator
 from rlpg.engine.metrics import MetricsAccumulator
 from rlpg.engine.restore import fitting, restore, restore_tensors
@@ -106,7 +106,8 @@ def assembled(
     """The components at the start of a run; closed at the end."""
     with ExitStack() as stack:
         stack.enter_context(fresh_torch(recipe.threads))
-        envs, description = stack.enter_context(training_envs(env, recipe, parts))
+        with usual_modes():  # an environment may set others when it is made
+            envs, description = stack.enter_context(training_envs(env, recipe, parts))
         policy = make_policy(envs, recipe, parts)
         recipe = with_rollouts_of(envs, policy, recipe)
         require_one_kind(policy.device)
@@ -116,7 +117,8 @@ def assembled(
         learner.check_rollouts(steps, recipe.rollout.num_envs)
         if recipe.compile:
             learner.compile()
-        evaluator = stack.enter_context(Evaluator(env, recipe))
+        with usual_modes():
+            evaluator = stack.enter_context(Evaluator(env, recipe))
         where = "" if policy.device.type == "cpu" else f"networks on {policy.device}"
         display = Display(
             f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}",

@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from rlpg.distributed import rank
 from rlpg.engine.components import environment_options, seed_sequence
+from rlpg.engine.device import usual_modes
 from rlpg.errors import EnvironmentFault, NumericalFault, SpaceError, counted, decimals
 from rlpg.policies import Policy
 from rlpg.policies.spaces import without_text
@@ -200,6 +201,7 @@ class Evaluator:
             for name, deterministic in kinds.items()
         }
 
+    @usual_modes()
     def _play(
         self, policy: Policy, episodes: int, seed: np.random.SeedSequence, deterministic: bool
     ) -> Evaluation:

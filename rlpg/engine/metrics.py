@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlpg.distributed import num_ranks
+from rlpg.engine.device import usual_modes
 from rlpg.learners import Learner
 from rlpg.rollouts import BaseCollector, Episodes, Rollout
 
@@ -37,6 +38,7 @@ class Every:
         return due
 
 
+@usual_modes()
 def histograms(learner: Learner, rollout: Rollout) -> dict[str, np.ndarray[Any, Any]]:
     """What a rollout's actions, advantages and value errors are now, by tag; changes nothing."""
     rollout = rollout.to(learner.policy.device)
@@ -67,9 +69,11 @@ class MetricsAccumulator:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Count the block's time as `collect` or `learn`."""
+        """Count the block's time as `collect` or `learn`; it has torch's usual modes, whatever a
+        callback, a logger or an environment has set since the last one."""
         began = perf_counter()
-        yield
+        with usual_modes():
+            yield
         self._seconds[what] += perf_counter() - began
 
     def add(self, metrics: Mapping[str, float]) -> None:

@@ -160,12 +160,22 @@ class WatchedEnvs(VectorWrapper):
         self.watchdog.start()
 
     def reset(self, **options: Any) -> Any:
-        with self.calls.begin(self):
-            return self.env.reset(**options)
+        return self._returned(self.env.reset, **options)
 
     def step(self, actions: Any) -> Any:
-        with self.calls.begin(self):
-            return self.env.step(actions)
+        return self._returned(self.env.step, actions)
+
+    def _returned(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """What the call returns; torch's default dtype, which it may set, is the one before it."""
+        import torch  # here, because worker processes import this file
+
+        dtype = torch.get_default_dtype()
+        try:
+            with self.calls.begin(self):
+                return call(*arguments, **options)
+        finally:
+            if torch.get_default_dtype() is not dtype:
+                torch.set_default_dtype(dtype)
 
     def close(self, **options: Any) -> None:
         """Close them; what goes wrong there harms no one any more."""

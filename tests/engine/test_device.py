@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -395,3 +395,58 @@ def test_a_notebook_in_float64_or_without_gradients_ended_every_run(tmp_path: Pa
             assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+class Unsettled(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """FrozenLake, one of whose calls leaves torch with another default dtype, or no gradients."""
+
+    def __init__(self, spoil: Callable[[], None], when: str) -> None:
+        super().__init__(gymnasium.make("FrozenLake-v1"))
+        self.spoil, self.when = spoil, when
+        self.spoiled("init")
+
+    def spoiled(self, now: str) -> None:
+        if self.when == now:
+            self.spoil()
+
+    def reset(self, **options: Any) -> Any:
+        self.spoiled("reset")
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.spoiled("step")
+        return self.env.step(action)
+
+
+@pytest.fixture
+def usual_torch() -> Iterator[None]:
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+
+
+SPOILS = {
+    "float64": lambda: torch.set_default_dtype(torch.float64),
+    "no gradients": lambda: torch.set_grad_enabled(False),
+}
+
+
+@pytest.mark.usefixtures("usual_torch")
+@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("when", ["init", "reset", "step", "on_log"])
+def test_what_a_callback_or_environment_sets_in_torch_changes_no_bit_of_the_run(
+    when: str, spoil: str, tmp_path: Path
+) -> None:
+    overrides = TINY | {"policy.memory": "gru", "log.every": 1}
+
+    def bits(when: str) -> bytes:
+        on_log = SPOILS[spoil] if when == "on_log" else lambda: None
+        run = rlpg.train(lambda: Unsettled(SPOILS[spoil], when), "ppo", total_steps=96,
+                         run_dir=tmp_path / when, overrides=overrides, quiet=True,
+                         on_log=lambda *_: on_log())  # fmt: skip
+        assert torch.get_default_dtype() == torch.float32
+        assert run.evaluation is not None
+        parts = (run.evaluation.returns, *run.policy.state_dict().values())
+        return b"".join(np.asarray(part).tobytes() for part in parts)
+
+    assert bits(when) == bits("never")
