@@ -162,9 +162,11 @@ class Sweep(Training):
     def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> float:
         """The mean return of one seed of a trial; where it has begun, it goes on."""
         folder = self._trial_folder(number) / str(seed)
-        if files.exists(path := folder / "evaluation.json"):  # it was done when its process died
+        with suppress(FileError, ValueError, TypeError, KeyError):  # missing, damaged: it goes on
+            done = json.loads(files.read(folder / "evaluation.json", limit=LARGEST_FILE))
+            mean = float(done["mean"])  # it was done when its process died
             watch.catch_up()
-            return float(json.loads(files.read(path, limit=LARGEST_FILE))["mean"])
+            return mean
         recipe = override(recipe, {"seed": seed})
         began = watch.hooks.began
         hooks = Hooks(watch.on_log, [watch], self.stop_at_return, began=began)

@@ -291,6 +291,22 @@ def test_a_sweep_that_was_killed_goes_on_with_its_trials() -> None:
     assert [trial.state.is_finished() for trial in trials()] == [True] * 3
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"mean": null}', "\0\0\0"])
+def test_bug_a_damaged_evaluation_of_a_taken_up_trial_ended_the_sweep_for_good(
+    content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sweep", *FAST, "--trials=1", "--jobs=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping.Sweep, "_tell", interrupted)  # both seeds are done
+        assert cli.main(command) == 130
+    path = Path("sweep/trials/0000/0/evaluation.json")
+    before = path.read_text()
+    path.write_text(content)
+    assert cli.main(command) == 0
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"]
+    assert path.read_text() == before
+
+
 def interrupted(*args: object, **kwargs: object) -> None:
     raise KeyboardInterrupt
 
