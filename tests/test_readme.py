@@ -8,6 +8,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -20,6 +21,7 @@ import rlpg
 from rlpg import cli
 from rlpg.cli.parsing import known_kinds
 from rlpg.engine.shipped import agent_for, results_of, shipped_agents
+from rlpg.gradients.baselines import STATISTICAL
 from rlpg.gradients.returns import reward_to_go
 from rlpg.learners.settings import AGENTS
 from rlpg.rollouts import Episodes, Rollout
@@ -181,6 +183,34 @@ def test_the_table_of_agents_has_their_defaults() -> None:
         for cell, column in zip(cells, columns, strict=True):
             value = column.get(key, "-")
             assert cell == (str(value).lower() if isinstance(value, bool) else str(value)), key
+
+
+def test_bug_the_tables_of_learners_left_a_schedule_out() -> None:
+    page = (ROOT / "docs/learners.md").read_text()
+    rows = re.findall(r"^\| `\w+`, `\w+_schedule` \|.*$", page, re.MULTILINE)
+    assert len(rows) == 2
+    assert all("`constant`" in row and "`linear`" in row and "`cooldown`" in row for row in rows)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    ("key", "value", "refusing"),
+    [
+        ("policy.memory", "gru", {"pathwise"}),
+        ("policy.shared_torso", True, {"npg", "trpo", "pathwise"}),
+        *(("learner.baseline", name, {"pathwise"}) for name in (*STATISTICAL, "linear")),
+    ],
+)
+def test_bug_a_page_promised_of_every_agent_what_pathwise_refuses(
+    agent: str, key: str, value: object, refusing: set[str], tmp_path: Path
+) -> None:
+    """docs/learners.md: memory, joint critics and baselines."""
+    tiny = {"rollout.num_envs": 2, "environment.max_episode_steps": 5, "evaluation.episodes": 1,
+            "evaluation.final_episodes": 1, "policy.hidden": (4,), key: value}  # fmt: skip
+    refused = pytest.raises(rlpg.errors.UsageError) if agent in refusing else nullcontext()
+    with refused:
+        rlpg.train("rlpg/TorchPendulum-v1", agent, total_steps=20, run_dir=tmp_path / "run",
+                   overrides=tiny, quiet=True)  # fmt: skip
 
 
 def test_the_names_of_other_libraries_are_understood_as_the_page_says() -> None:
