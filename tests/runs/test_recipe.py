@@ -282,3 +282,11 @@ def test_another_agent_keeps_what_was_said_and_has_its_own_defaults():
     }
     assert other.agent == "ppo"
     assert other.rollout.num_steps == Recipe.of("ppo").rollout.num_steps != said.rollout.num_steps
+
+
+def test_the_agent_that_is_asked_for_replaces_the_one_that_a_recipe_names() -> None:
+    """And has its own defaults, beside what the recipe says."""
+    text = 'agent = "reinforce"\n[learner]\ngamma = 0.9\n'
+    assert loads(text).agent == "reinforce"
+    asked = loads(text, agent="ppo")
+    assert asked == override(Recipe.of("ppo"), {"learner.gamma": 0.9})
