@@ -69,11 +69,9 @@ class MetricsAccumulator:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Count the block's time as `collect` or `learn`; it has torch's usual modes, whatever a
-        callback, a logger or an environment has set since the last one."""
+        """Count the block's time as `collect` or `learn`."""
         began = perf_counter()
-        with usual_modes():
-            yield
+        yield
         self._seconds[what] += perf_counter() - began
 
     def add(self, metrics: Mapping[str, float]) -> None:

@@ -20,6 +20,7 @@ QUARTER = 0.25  # share of the budget after which the value network should predi
 LEAST = 0.05  # share of the returns' variance that is something
 HALF = 0.5  # share of the budget before which a policy should still explore
 LATE = 0.9  # share of the budget after which the most likely actions should be good ones
+GAIN = 2.0  # standard deviations of the first returns
 SURE = 3.0  # standard errors between two evaluations
 GROWN, SHRUNK = math.log(3.0), math.log(20.0)  # deviation of an action: times, and divided by
 MOST_KL = 3.0  # times the target
@@ -72,11 +73,10 @@ class Trouble:
         late = step >= LATE * self._recipe.total_steps
         if not (late and likely and sampled and len(self._first_returns) == EPISODES):
             return
-        start, spread = fmean(self._first_returns), pstdev(self._first_returns)
+        halfway = (fmean(self._first_returns) + sampled.mean) / 2
         error = math.hypot(*(e.std / math.sqrt(len(e.returns)) for e in (likely, sampled)))
-        has_learned = sampled.mean > start + 2.0 * spread
-        is_lost = likely.mean < min((start + sampled.mean) / 2, sampled.mean - SURE * error)
-        if has_learned and is_lost:
+        is_lost = likely.mean < min(halfway, sampled.mean - SURE * error)
+        if is_lost and self._is_gain(sampled.mean):
             self._tell(
                 "mode",
                 step,
@@ -84,6 +84,10 @@ class Trouble:
                 f"{decimals(sampled.mean)}; train for longer, or act by sampling "
                 "(deterministic=False; rlpg evaluate --stochastic)",
             )
+
+    def _is_gain(self, mean: float) -> bool:
+        """Whether a mean return is clearly above those of the first episodes."""
+        return mean > fmean(self._first_returns) + GAIN * pstdev(self._first_returns)
 
     def _tell(self, name: str, step: int, verdict: str) -> None:
         if verdict and name not in self._told:
@@ -102,10 +106,10 @@ class Trouble:
         explained = self._mean("train/explained_variance")
         if share < QUARTER or self._setting("baseline") != "value" or not explained < LEAST:
             return ""
-        first, returns = self._first_returns, self._returns
+        returns = self._returns
         if len(returns) > 1 and pstdev(returns) <= LITTLE * abs(fmean(returns)):
             return ""  # a task that is solved, or a reward that is never found
-        if returns and fmean(returns) > fmean(first) + 2.0 * pstdev(first):
+        if returns and self._is_gain(fmean(returns)):
             return ""  # it learns all the same
         advice = f"learner.value_coef (it is {self._setting('value_coef')})"
         if not self._recipe.policy.shared_torso:  # it refuses these

@@ -98,9 +98,8 @@ def refuse_coupled_lanes(
 
     Plays the program, then plays it again with the same samples, except that one node of lane 0
     gets the most different one of the other lanes, or its branches in the other order where all
-    lanes have the same. Nothing in these may change. Programs that use
-    `resample`, and those that return their own surrogate, say how their lanes meet and are not
-    examined.
+    lanes have the same. Nothing in these may change. Programs that use `resample`, and those that
+    return their own surrogate, say how their lanes meet and are not examined.
     """
 
     def played(script: Sequence[Drawn] = ()) -> tuple[_Replay, Tensor | None]:

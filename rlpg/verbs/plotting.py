@@ -105,16 +105,15 @@ def compare(
     if by not in ("agent", "folder") and not any(by in history.settings for history in histories):
         raise UsageError(f"by: expected agent, folder or a setting in recipe.toml, got {by}")
     metric = metric or _default(histories)
-    members: dict[tuple[str, str], list[History]] = {}
+    members: dict[tuple[str, str], dict[Path, History]] = {}
     for path, history in named:
         label = readable(str(path) if by == "folder" else history.agent)
         if by not in ("agent", "folder"):
             label += f", {by} = {history.settings.get(by, 'unknown')}"
-        same = members.setdefault((history.env, label), [])
-        if history.path.resolve() not in [other.path.resolve() for other in same]:
-            same.append(history)
+        members.setdefault((history.env, label), {}).setdefault(history.path.resolve(), history)
     groups, notes = [], [f"{run.path}: left out, as it has nothing to draw yet" for run in left_out]
-    for (env, label), same in members.items():
+    for (env, label), by_place in members.items():
+        same = [*by_place.values()]
         groups.append(_group(env, label, same, metric, axis))
         notes += [f"{label} on {env}: {note}" for note in _notes(same, groups[-1], axis)]
     return Comparison(tuple(groups), metric, axis, tuple(notes))

@@ -162,9 +162,12 @@ class Sweep(Training):
     def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> float:
         """The mean return of one seed of a trial; where it has begun, it goes on."""
         folder = self._trial_folder(number) / str(seed)
-        with suppress(FileError, ValueError, TypeError, KeyError):  # missing, damaged: it goes on
+        try:
             done = json.loads(files.read(folder / "evaluation.json", limit=LARGEST_FILE))
-            mean = float(done["mean"])  # it was done when its process died
+            mean = float(done["mean"])
+        except (FileError, ValueError, TypeError, KeyError):
+            pass  # missing or damaged: it goes on
+        else:  # it was done when its process died
             watch.catch_up()
             return mean
         recipe = override(recipe, {"seed": seed})

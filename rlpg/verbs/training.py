@@ -25,6 +25,7 @@ from rlpg.engine.components import (
     with_record,
     with_what_auto_came_to,
 )
+from rlpg.engine.device import usual_modes
 from rlpg.engine.evaluator import Evaluation
 from rlpg.engine.loading import environment_to_make
 from rlpg.engine.metrics import Every, histograms
@@ -339,8 +340,7 @@ def finish(components: Components, writer: RunWriter) -> Run:
             evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
             writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
-    missing = writer.missing()
-    if missing:
+    if missing := writer.missing():
         raise SaveError(f"{path}: expected everything to be saved, missing: {missing}", run)
     stop.raise_if_received()
     assert run is not None
@@ -374,9 +374,9 @@ def loop(components: Components, writer: RunWriter, stop: StopSignals) -> int:
 
     while step < total and not is_stopping:
         progress = step / total
-        with accumulator.timing("collect"):
+        with usual_modes(), accumulator.timing("collect"):
             rollout = collect(collector, recipe)
-        with accumulator.timing("learn"):
+        with usual_modes(), accumulator.timing("learn"):
             metrics = learner.update(rollout, progress=progress)
         step = steps_of_all(collector)
         parts = {f"rollout/{name}": mean for name, mean in rollout.reward_parts.items()}
