@@ -14,11 +14,11 @@ import functools
 import numbers
 import sys
 import tomllib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Self, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, inspect
@@ -114,16 +114,14 @@ class Settings:
         return {name: getattr(self, name) for name in self.names()}
 
 
-def kinds(settings: type) -> Mapping[str, Any]:
-    """The type of each field of a table."""
-    return _kinds(cast(Hashable, settings))
-
-
-@functools.cache
 def _kinds(settings: Any) -> Mapping[str, Any]:
     hints = get_type_hints(settings, include_extras=True)
     names = (entry.name for entry in dataclasses.fields(settings))
     return MappingProxyType({name: hints[name] for name in names})
+
+
+kinds: Callable[[type], Mapping[str, Any]] = functools.cache(_kinds)
+"""The type of each field of a table."""
 
 
 def validated(key: str, value: object, kind: Any) -> Any:
@@ -141,42 +139,32 @@ def validated(key: str, value: object, kind: Any) -> Any:
     try:
         if isinstance(value, str) and value == "none" and NoneType in get_args(kind):
             return None
-        plain = _plain(value)
-        if _is_sound(plain):
-            return msgspec.convert(plain, kind)
-    except (msgspec.ValidationError, RecursionError):
-        pass
-    raise RecipeError(f"{key}: expected {expected(kind, value)}, got {value!r:.80}")
+        return msgspec.convert(_plain(value), kind)
+    except (msgspec.ValidationError, ValueError, RecursionError):
+        raise RecipeError(f"{key}: expected {expected(kind, value)}, got {value!r:.80}") from None
 
 
 def _plain(value: object) -> object:
-    """Numbers of other libraries (NumPy's, which are no Python integers) as Python's own."""
+    """Numbers of other libraries (NumPy's, which are no Python integers) as Python's own.
+
+    ValueError for NaN, and for a lone surrogate, which no file can hold.
+    """
     match value:
+        case str():
+            value.encode()
         case bool():
             return value
         case numbers.Integral():
             return int(value)
-        case numbers.Real():
+        case numbers.Real() if value == value:
             return float(value)
+        case numbers.Real():
+            raise ValueError
         case list() | tuple():
             return [_plain(entry) for entry in value]
         case dict():
-            return {key: _plain(entry) for key, entry in value.items()}
+            return {_plain(key): _plain(entry) for key, entry in value.items()}
     return value
-
-
-def _is_sound(value: object) -> bool:
-    """No NaN, and no lone surrogate, which no file can hold, in whatever depth."""
-    match value:
-        case float():
-            return value == value
-        case str():
-            return not any("\ud800" <= c <= "\udfff" for c in value)
-        case list() | tuple():
-            return all(map(_is_sound, value))
-        case dict():
-            return all(_is_sound(k) and _is_sound(v) for k, v in value.items())
-    return True
 
 
 def expected(kind: Any, value: object = None) -> str:
