@@ -146,6 +146,14 @@ def too_late_to_refuse() -> Iterator[None]:
         raise TrainingError(str(error)) from error
 
 
+def words(error: BaseException) -> str:
+    """`ValueError: what it says`, in one line; of rlpg's own errors only what they say."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RlpgError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def counted(number: int, noun: str) -> str:
     """`1 step`, `2 steps`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -21,10 +21,10 @@ from rlpg.checks.play import (
     random_actions,
     restore_generators,
 )
-from rlpg.checks.report import Finding, Report, Status, brief, words
+from rlpg.checks.report import Finding, Report, Status, brief
 from rlpg.checks.subject import Subject
 from rlpg.checks.watch import Watcher
-from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError, counted
+from rlpg.errors import EnvironmentSetupError, SpaceError, UsageError, counted, words
 from rlpg.policies import Head, Observations, make_head
 from rlpg.rollouts import derived_seed
 from rlpg.rollouts.ids import Factory
@@ -286,6 +286,8 @@ class _Check:
                 with interrupted(self.subject):
                     env.close()
             except (Exception, SystemExit) as error:
-                self._add("close", status, f"close(){count} raised {words(error)}; let it return")
+                self._add(
+                    "close", status, f"close(){count} failed: {words(error):.300}; let it return"
+                )
                 return
         self._add("close", "ok", "returns, also before any reset and a second time")

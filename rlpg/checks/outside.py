@@ -12,9 +12,9 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from rlpg.checks.play import AnyEnv
-from rlpg.checks.report import Finding, Status, words
+from rlpg.checks.report import Finding, Status
 from rlpg.checks.subject import Subject
-from rlpg.errors import EnvironmentSetupError, RlpgError, counted
+from rlpg.errors import EnvironmentSetupError, counted, words
 from rlpg.policies import StandardPolicy
 from rlpg.rollouts import Collector, autoreset_mode, make_envs, probe_action_mask
 
@@ -52,7 +52,7 @@ def check_by_gymnasium(env: AnyEnv, *, seed: int, has_mask: bool) -> list[Findin
             warnings.simplefilter("always")
             gymnasium_check(env, skip_render_check=True, skip_close_check=True)
     except (Exception, SystemExit) as error:
-        stopped = words(error)
+        stopped = f"{words(error):.300}"
         if isinstance(error, AssertionError):
             stopped = " ".join(str(error).split()) or "an assertion without words"
         if has_mask:
@@ -87,8 +87,7 @@ def check_vectors(subject: Subject, *, seed: int, episode_cap: int) -> Finding:
             is_sync = isinstance(made.envs.unwrapped, SyncVectorEnv)
             texts.append(_collected(made.envs, seed, "one by one" if is_sync else "vector version"))
         except (Exception, SystemExit) as error:
-            what = str(error) if isinstance(error, RlpgError) else words(error)
-            return Finding(name, "fault", f"{made.description}: {what}")
+            return Finding(name, "fault", f"{made.description}: {words(error):.300}")
         finally:
             made.envs.close()
         if is_sync:

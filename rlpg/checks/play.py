@@ -14,8 +14,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from rlpg.checks.report import brief, words
-from rlpg.errors import EnvironmentFault, counted
+from rlpg.checks.report import brief
+from rlpg.errors import EnvironmentFault, counted, words
 from rlpg.policies import Head
 from rlpg.policies.actions import first
 from rlpg.policies.observations import MASK_KEY
@@ -249,7 +249,7 @@ def _result(call: Callable[[], Any], names: str) -> Any:
     try:
         result = call()
     except (Exception, SystemExit) as error:
-        raise Misbehaved(f"raised {words(error)}") from error
+        raise Misbehaved(f"raised {words(error):.300}") from error
     if not isinstance(result, tuple) or len(result) != len(names.split()):
         what = f" of {counted(len(result), 'value')}" if isinstance(result, tuple) else ""
         raise Misbehaved(f"expected to return ({names}), got a {type(result).__name__}{what}")

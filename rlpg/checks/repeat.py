@@ -23,10 +23,10 @@ from rlpg.checks.play import (
     replay,
     restore_generators,
 )
-from rlpg.checks.report import Finding, Status, listed, words
+from rlpg.checks.report import Finding, Status, listed
 from rlpg.checks.subject import Subject
 from rlpg.checks.watch import Watcher
-from rlpg.errors import EnvironmentSetupError, counted
+from rlpg.errors import EnvironmentSetupError, counted, words
 from rlpg.rollouts.watchdog import close_quietly
 
 _OTHER_SEEDS = 3
@@ -96,7 +96,7 @@ def _turns(neighbor: AnyEnv, other: Episode, first: Episode) -> Callable[[], Non
             else:
                 neighbor.step(action)
         except (Exception, SystemExit) as error:
-            raise Misbehaved(f"made another environment raise {words(error)}") from error
+            raise Misbehaved(f"made another environment raise {words(error):.300}") from error
         finally:
             restore_generators(states)
 
@@ -177,7 +177,7 @@ def check_after_end(env: AnyEnv, episode: Episode, *, repeats: bool) -> Finding:
         try:
             env.step(copy.deepcopy(episode.actions[-1]))
         except (Exception, SystemExit) as error:
-            said = f"raises {words(error)}"
+            said = f"raises {words(error):.300}"
     again = replay(env, episode, num_steps=0)
     if again.failed:
         text = f"a step after the end {said}, and then reset {again.problem}; {_ANEW}"

@@ -25,7 +25,7 @@ Running = tuple[np.ndarray, np.ndarray]
 
 
 class RolloutBuffer:
-    """Preallocated `[T, N]` tensors, written once per step, and numpy arrays of the same memory.
+    """Preallocated `[T, N]` arrays, written once per step.
 
     Args:
         policy: which observations and actions.
@@ -36,32 +36,30 @@ class RolloutBuffer:
     def __init__(
         self, num_steps: int, num_envs: int, policy: Policy, ended_before: np.ndarray, carry: Carry
     ) -> None:
-        self.capacity = num_steps
         self.num_envs = num_envs
         self.ended_before, self.carry = ended_before, map_carry(torch.clone, carry)
         self.parts = RewardParts(num_envs)
         observations, head = policy.observations, policy.head
         shape = (num_steps + 1, num_envs, *observations.shape)  # [T + 1, N, *O]
-        self.obs_tensor = torch.empty(shape, dtype=observations.torch_dtype)
+        self.obs = np.empty(shape, observations.numpy_dtype)
         shape = (num_steps, num_envs, *head.action_shape)  # [T, N, *A]
-        self.action_tensor = torch.empty(shape, dtype=head.action_dtype)
-        self.obs, self.action = self.obs_tensor.numpy(), self.action_tensor.numpy()
+        self.action = torch.empty(shape, dtype=head.action_dtype).numpy()
         self.reward = np.empty((num_steps, num_envs))  # float64: returns are summed from it
         self.terminated = np.empty((num_steps, num_envs), dtype=bool)
         self.truncated = np.empty((num_steps, num_envs), dtype=bool)
         # Last observations that `obs[t + 1]` does not hold: (t, [K] envs, [K, *O] obs).
-        self.final: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self.final = [(0, np.zeros(0, np.int64), self.obs[0, :0])]
+
+    @property
+    def capacity(self) -> int:
+        return len(self.reward)
 
     def grow(self) -> None:
         """Doubles the capacity."""
-        obs, action = self.obs_tensor, self.action_tensor
-        self.obs_tensor = torch.cat([obs, torch.empty_like(obs[1:])])
-        self.action_tensor = torch.cat([action, torch.empty_like(action)])
-        self.obs, self.action = self.obs_tensor.numpy(), self.action_tensor.numpy()
-        for name in ("reward", "terminated", "truncated"):
+        more = self.capacity
+        for name in ("obs", "action", "reward", "terminated", "truncated"):
             array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.empty_like(array)]))
-        self.capacity *= 2
+            setattr(self, name, np.concatenate([array, np.empty_like(array[:more])]))
 
     def put_outcome(self, t: int, reward: Any, terminated: Any, truncated: Any) -> np.ndarray:
         """Writes one number and two flags per environment; returns the ends, `[N]` bool."""
@@ -80,9 +78,7 @@ class RolloutBuffer:
             if value.shape == (self.num_envs,) and value.dtype.kind in kinds:
                 return
             got = f"{value.dtype} {list(value.shape)}"
-        raise EnvironmentFault(
-            f"{name}: expected {self.num_envs} {what} in an array [N], got {got}"
-        )
+        raise EnvironmentFault(f"{name}: expected {self.num_envs} {what} in an array, got {got}")
 
     def put_block(self, start: int, num_steps: int, found: SharedArrays) -> None:
         """Writes what workers answered in T steps, whose ends were SAME_STEP."""
@@ -147,8 +143,8 @@ def assemble(
     episode_start[-1] = resets[-1] if reset_takes_a_step else done[-1]
     np.copyto(time, 0, where=~valid)
     rollout = Rollout(
-        obs=buffer.obs_tensor[: num_steps + 1],
-        action=buffer.action_tensor[:num_steps],
+        obs=torch.from_numpy(buffer.obs[: num_steps + 1]),
+        action=torch.from_numpy(buffer.action[:num_steps]),
         log_prob=None,
         reward=torch.from_numpy(reward.astype(np.float32)),
         terminated=torch.from_numpy(terminated),
@@ -205,9 +201,6 @@ def _cut(
 
 def _final(buffer: RolloutBuffer, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """`[K]` steps, `[K]` environments and `[K, *O]` last observations of valid episodes."""
-    if not buffer.final:
-        none = np.zeros(0, dtype=np.int64)
-        return none, none, torch.from_numpy(np.empty((0, *buffer.obs.shape[2:]), buffer.obs.dtype))
     step = np.concatenate([np.full(len(envs), t) for t, envs, _ in buffer.final])
     env = np.concatenate([envs for _, envs, _ in buffer.final])
     obs = np.concatenate([last for _, _, last in buffer.final])

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from rlpg.errors import EnvironmentFault, RlpgError
+from rlpg.errors import EnvironmentFault, words
 from rlpg.policies.fast_path import ArrayActor
 from rlpg.policies.networks import Carry, carry_parts, checked_carry, map_carry
 from rlpg.rollouts.base import BaseCollector, never_ends
@@ -153,7 +153,8 @@ class Collector(BaseCollector):
             obs, info = seed_streams(self.envs, self._seed) if first else self.envs.reset()
             self._obs = self._pack(obs, info, maskless=None)
         except Exception as error:
-            raise _fault(f"reset before step {self.vector_steps}", error) from error
+            where = f"reset before step {self.vector_steps}"
+            raise EnvironmentFault(f"{where}: {words(error)}") from error
         if not remembers_ends(self.envs):
             self._ended = np.zeros(self.num_envs, dtype=bool)
         self._no_episodes()
@@ -230,7 +231,7 @@ class Collector(BaseCollector):
                 self._turn_over(buffer, t, ended, packed, info)
         except Exception as error:
             check_finite(buffer, t, self.vector_steps - t)  # what began earlier is told first
-            raise _fault(f"step {self.vector_steps}", error) from error
+            raise EnvironmentFault(f"step {self.vector_steps}: {words(error)}") from error
         self._starts = self._ended if self._mode is AutoresetMode.NEXT_STEP else ended
         self._ended = ended
         self.vector_steps += 1
@@ -296,8 +297,3 @@ def _carry_from_arrays(arrays: Any, device: torch.device) -> Any:
     if isinstance(arrays, list | tuple):
         return tuple(_carry_from_arrays(array, device) for array in arrays)
     return None if arrays is None else torch.from_numpy(np.array(arrays)).to(device)
-
-
-def _fault(where: str, error: Exception) -> EnvironmentFault:
-    words = str(error) if isinstance(error, RlpgError) else f"{type(error).__name__}: {error}"
-    return EnvironmentFault(f"{where}: {words}")

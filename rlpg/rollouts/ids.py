@@ -17,7 +17,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, parse_env_id, registry
 from gymnasium.vector import VectorEnv
 
-from rlpg.errors import EnvironmentSetupError, RlpgError, install
+from rlpg.errors import EnvironmentSetupError, RlpgError, install, words
 from rlpg.rollouts.records import record_of
 
 AnyEnv = gymnasium.Env[Any, Any]
@@ -175,7 +175,7 @@ def own_words(env: object) -> Iterator[None]:
     except RlpgError:
         raise
     except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
+        text = words(error)
         advice = "check the environment's arguments"
         if isinstance(error, AttributeError) and "_space'" in text:
             advice = "give it observation_space and action_space"
@@ -185,7 +185,7 @@ def own_words(env: object) -> Iterator[None]:
                 "install what it needs, or use a newer version of the environment",
             )
         raise EnvironmentSetupError(
-            f"env: expected {name} to start, got {type(error).__name__}: {text}; {advice}"
+            f"env: expected {name} to start, got {text}; {advice}"
         ) from error
 
 
@@ -205,9 +205,11 @@ def quietly(make: Callable[..., AnyEnv], /, *arguments: Any, **options: Any) -> 
     before = get_mju_user_warning()
 
     def tell(message: str) -> None:
-        if "settotalmass" not in message and before is not None:
+        if "settotalmass" in message:
+            return
+        if before is not None:
             before(message)
-        elif "settotalmass" not in message:
+        else:
             print(f"WARNING: {message}", file=sys.stderr)
 
     set_mju_user_warning(tell)

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-from rlpg.errors import EnvironmentFault, UsageError
+from rlpg.errors import EnvironmentFault, RlpgError, UsageError, words
 from rlpg.rollouts.shared import view
 from rlpg.rollouts.validation import Validator, flat_mask, is_number
 from rlpg.rollouts.watchdog import Calls, close_quietly, is_from_a_signal
@@ -210,10 +210,9 @@ class EpisodeSeeds(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _fault(self, call: str, error: BaseException) -> EnvironmentFault:
         if is_from_a_signal(error):
             raise error
-        said = " ".join(str(error).split())
-        if not isinstance(error, EnvironmentFault):
-            name = type(error).__name__
-            said = f"{call}() raised {name}: {said}" if said else f"{call}() raised {name}"
+        said = words(error)
+        if not isinstance(error, RlpgError):
+            said = f"{call}() raised {said}"
             if "values to unpack" in said:  # most likely of what the environment returned
                 said += f"; let {call}() return {RETURNED[call]}"
         return EnvironmentFault(f"{self.whereabouts}: {said}")
@@ -277,7 +276,7 @@ def seed_streams(
     if isinstance(base, one_each) or (spec and spec.id.startswith(OURS)):
         seed = [derived_seed(run, first_env + n, 0) for n in range(envs.num_envs)]
     result = envs.reset(seed=seed)
-    mark_seeded(envs)
+    envs.metadata = {**envs.metadata, _MARK: True}
     return result
 
 
@@ -297,8 +296,3 @@ def is_seeded_by_episode(envs: VectorEnv[Any, Any, Any]) -> bool:
     if isinstance(base, SyncVectorEnv):
         return all(isinstance(env, EpisodeSeeds) for env in base.envs)
     return isinstance(base, WorkerEnvs)
-
-
-def mark_seeded(envs: VectorEnv[Any, Any, Any]) -> None:
-    """Remembers in the metadata that the environments have their streams."""
-    envs.metadata = {**envs.metadata, _MARK: True}

@@ -13,6 +13,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from torch import Tensor
 
+from rlpg.errors import words
 from rlpg.policies import Policy
 from rlpg.rollouts.collector import Collector
 from rlpg.rollouts.environments import make_envs
@@ -81,7 +82,7 @@ def faster_backend(
             quiet: dict[str, Any] = {"log_prob": False, "warn": lambda remark: None}
             return _compare(*(Collector(envs, policy, **quiet) for envs in (alone, pool)))
     except Exception as error:  # the run will tell, if it is not the workers' fault
-        return "auto", f"not async: {' '.join(str(error).split()):.200}"
+        return "auto", f"not async: {words(error):.200}"
 
 
 def _seconds_per_step(envs: VectorEnv[Any, Any, Any]) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
-from rlpg.errors import EnvironmentFault, EnvironmentSetupError
+from rlpg.errors import EnvironmentFault, EnvironmentSetupError, words
 from rlpg.rollouts.validation import flat_mask
 
 if TYPE_CHECKING:  # workers import this module, and need no torch
@@ -22,23 +22,21 @@ def autoreset_mode(envs: VectorEnv[Any, Any, Any]) -> AutoresetMode:
         EnvironmentSetupError: the metadata does not say.
     """
     mode = envs.metadata.get("autoreset_mode")
-    if mode not in set(AutoresetMode) and mode not in {known.value for known in AutoresetMode}:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
         raise EnvironmentSetupError(
             f"autoreset_mode: expected a gymnasium.vector.AutoresetMode in the metadata of {envs}, "
             f'got {mode!r}; set envs.metadata["autoreset_mode"] to the mode its step() follows'
-        )
-    return AutoresetMode(mode)
+        ) from None
 
 
 def probe_action_mask(envs: VectorEnv[Any, Any, Any]) -> int:
     """Length of the `info["action_mask"]` that a reset gives per environment, 0 without one."""
     try:
         _, info = envs.reset()
-    except EnvironmentFault as fault:
-        raise EnvironmentFault(f"reset before step 0: {fault}") from fault
-    except Exception as error:  # of a vector environment, where its environments do not fit
-        said = f"{type(error).__name__}: {error}"
-        raise EnvironmentFault(f"reset before step 0: {said}") from error
+    except Exception as error:
+        raise EnvironmentFault(f"reset before step 0: {words(error)}") from error
     return batched_mask(info, envs.num_envs).shape[1] if "action_mask" in info else 0
 
 
@@ -78,21 +76,18 @@ def final_observations(
     """
     last: Any = info.get("final_obs")
     one_by_one = isinstance(last, np.ndarray) and last.dtype == object
-    chosen = list(last[rows]) if one_by_one else []
-    if last is None or any(one is None for one in chosen):
+    if last is None or (one_by_one and any(one is None for one in last[rows])):
         raise EnvironmentFault(
             f'info["final_obs"]: expected the last observations of environments {rows.tolist()}, '
             "got none; a SAME_STEP environment must give them in the step that resets"
         )
-    num_masks = observations.info_mask  # nothing is chosen any more: any mask will do
-    if one_by_one and not isinstance(chosen[0], np.ndarray):
-        mask = np.ones(num_masks) if num_masks else None
-        return np.stack([observations.pack(one, mask=mask) for one in chosen])
-    batch = np.array(chosen) if one_by_one else last
-    num_envs = len(rows) if one_by_one else len(info["_final_obs"])
-    masks = np.ones((num_envs, num_masks)) if num_masks else None
-    packed: np.ndarray = observations.pack(batch, num_envs, mask=masks)
-    return packed if one_by_one else packed[rows]
+    num_masks = observations.info_mask
+    mask = np.ones(num_masks) if num_masks else None  # nothing is chosen any more: any will do
+    if one_by_one:
+        return np.array([observations.pack(one, None, mask) for one in last[rows]])
+    num_envs = len(info["_final_obs"])
+    masks = None if mask is None else np.tile(mask, (num_envs, 1))
+    return np.array(observations.pack(last, num_envs, masks)[rows])
 
 
 def remembers_ends(envs: VectorEnv[Any, Any, Any]) -> bool:

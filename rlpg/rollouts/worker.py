@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import gymnasium
 import numpy as np
 
-from rlpg.errors import RlpgError
+from rlpg.errors import RlpgError, words
 from rlpg.rollouts.ids import hush
 from rlpg.rollouts.reward_parts import RewardParts, Sums
 from rlpg.rollouts.seeds import EpisodeSeeds
@@ -81,8 +81,7 @@ class Worker:
         try:
             setup: Any = ForkingPickler.loads(pickled).fn
         except BaseException as error:  # a maker that cannot be imported here
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise Failure(-1, words, traceback.format_exc()) from error
+            raise Failure(-1, words(error), traceback.format_exc()) from error
         worker, rows, spaces, sizes, makers = setup
         self._arrays = SharedArrays(*(*spaces, *sizes, self._memory))
         os.close(self._memory)
@@ -173,12 +172,12 @@ class Worker:
 
 
 def _failure(index: int, what: str, error: BaseException) -> Failure:
-    words = " ".join(str(error).split())
+    said = words(error)
     if not isinstance(error, RlpgError):
-        words = f"{what} raised {type(error).__name__}: {words}"
-    if not words.startswith("environment "):  # its number among all ranks' environments
-        words = f"environment {index}: {words}"
-    return Failure(index, words, traceback.format_exc())
+        said = f"{what} raised {said}"
+    if not said.startswith("environment "):  # its number among all ranks' environments
+        said = f"environment {index}: {said}"
+    return Failure(index, said, traceback.format_exc())
 
 
 def main(connection: int, memory: int, parent: int) -> NoReturn:

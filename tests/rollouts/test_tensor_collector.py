@@ -26,7 +26,7 @@ from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import ValueNetwork, make_baseline
 from rlpg.policies import Policy, StandardPolicy
 from rlpg.rollouts import Collector, Rollout, make_envs
-from rlpg.rollouts.seeds import mark_seeded
+from rlpg.rollouts.seeds import _MARK
 from rlpg.rollouts.tensor_collector import Replayed, TensorCollector
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -99,7 +99,7 @@ def pair(
         drawn.uniform_(generator=numbers)
         tape += list(drawn.double().numpy())
     envs = Played(env, num_envs, dtype, tape)
-    mark_seeded(envs)
+    envs.metadata = {**envs.metadata, _MARK: True}
     theirs = Collector(envs, acting_in_torch(policy), seed=7, **options)
     return [ours.steps(t) for t in rollouts], [theirs.steps(t) for t in rollouts]
 
