@@ -82,9 +82,7 @@ def joined() -> Iterator[None]:
     import torch.distributed as group
 
     if not (group.is_available() and group.is_gloo_available()):
-        raise UsageError(
-            "torchrun: expected a torch with gloo, got one without; install another build of torch"
-        )
+        raise UsageError("torchrun: expected a torch with gloo; install another build of torch")
     backend = "gloo"
     if torch.cuda.is_available() and group.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
@@ -143,8 +141,7 @@ def share(name: str, number: int) -> int:
     part, rest = divmod(number, num_ranks())
     if rest or not part:
         raise UsageError(
-            f"{name}: expected a multiple of the {num_ranks()} processes, got {number}; it is the "
-            "sum over all of them"
+            f"{name}: expected a multiple of the {num_ranks()} processes, got {number}"
         )
     return part
 

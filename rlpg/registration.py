@@ -62,6 +62,5 @@ def register_environments() -> None:
         spec: Any = gymnasium.spec(theirs)
         if not str(spec.entry_point).startswith("gymnasium.envs.classic_control."):
             continue  # someone has put another environment in its place
-        threshold = spec.reward_threshold
         register(f"rlpg/{theirs}", spec.entry_point, ours, spec.max_episode_steps,
-                 reward_threshold=threshold)  # fmt: skip
+                 reward_threshold=spec.reward_threshold)  # fmt: skip

@@ -194,11 +194,10 @@ def _words(info: inspect.Type, value: object) -> str:
         case inspect.FloatType():
             return "a number" + _interval(info)
         case inspect.VarTupleType() | inspect.ListType():
-            if info.max_length and isinstance(value, list | tuple) and len(value) > info.max_length:
+            entries = value if isinstance(value, list | tuple) else []
+            if info.max_length and len(entries) > info.max_length:
                 return f"at most {info.max_length} entries"
-            largest = None
-            if isinstance(value, list | tuple):
-                largest = max((entry for entry in value if type(entry) is int), default=None)
+            largest = max((entry for entry in entries if type(entry) is int), default=None)
             return f"a list, each entry {_words(info.item_type, largest)}"
         case inspect.DictType(value_type=inspect.DictType()):
             return "a table of tables"

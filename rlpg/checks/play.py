@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -19,10 +19,9 @@ from rlpg.errors import EnvironmentFault, counted, words
 from rlpg.policies import Head
 from rlpg.policies.actions import first
 from rlpg.policies.observations import MASK_KEY
-from rlpg.policies.spaces import Path, path_name
 from rlpg.rollouts import validation
 from rlpg.rollouts.seeds import digest
-from rlpg.rollouts.validation import as_array, element
+from rlpg.rollouts.validation import arrays_in, element
 
 AnyEnv = gymnasium.Env[Any, Any]
 
@@ -258,7 +257,7 @@ def _result(call: Callable[[], Any], names: str) -> Any:
 
 def _kept(seen: Seen) -> Seen:
     """What differences are looked for in, and shown from."""
-    size = sum(int(array.nbytes) for _, array in _leaves(seen.obs, ()))
+    size = sum(int(array.nbytes) for _, array in arrays_in(seen.obs, ""))
     try:
         obs = copy.deepcopy(seen.obs) if size <= _LARGEST_SHOWN else None
     except (TypeError, ValueError, RuntimeError):  # it cannot be copied: it is not shown
@@ -266,18 +265,9 @@ def _kept(seen: Seen) -> Seen:
     return seen._replace(obs=obs, info=None, action=None)
 
 
-def _leaves(obs: Any, path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays in an observation, by name."""
-    if isinstance(obs, Mapping | tuple):
-        for key, part in obs.items() if isinstance(obs, Mapping) else enumerate(obs):
-            yield from _leaves(part, (*path, key))
-    else:
-        yield path_name("observation", path), as_array(obs)
-
-
 def _parted(first: Any, second: Any) -> str:
     """`observation[2] was 0.1, then 0.2`."""
-    ours, theirs = dict(_leaves(first, ())), dict(_leaves(second, ()))
+    ours, theirs = (dict(arrays_in(obs, "observation")) for obs in (first, second))
     if first is not None and second is not None and ours.keys() == theirs.keys():
         for name, one in ours.items():
             other = theirs[name]

@@ -269,8 +269,7 @@ def untouched(what: str, state: Tensor) -> Iterator[None]:
     yield
     if before is not None and state._version != before:
         raise EnvironmentFault(
-            f"{what}: expected the state that it is given to stay as it is, got it overwritten; "
-            "return a new tensor"
+            f"{what}: expected the state to stay as it is, got it overwritten; return a new tensor"
         )
 
 

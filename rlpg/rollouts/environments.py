@@ -136,8 +136,7 @@ def _is_count(value: object) -> bool:
 def _given_vector(envs: VectorEnv[Any, Any, Any], wanted: _Wanted) -> MadeEnvs:
     if wanted.kwargs or wanted.backend != "auto" or wanted.max_episode_steps is not None:
         raise EnvironmentSetupError(
-            f"env: expected an id to apply kwargs, backend or max_episode_steps to, got {envs}; "
-            "set them where the vector environment is made"
+            f"env: expected an id to apply kwargs, backend or max_episode_steps to, got {envs}"
         )
     watched = envs
     if isinstance(envs, WatchedEnvs):
@@ -152,11 +151,10 @@ def _given_vector(envs: VectorEnv[Any, Any, Any], wanted: _Wanted) -> MadeEnvs:
 def _given_env(env: AnyEnv, wanted: _Wanted) -> MadeEnvs:
     if wanted.kwargs or wanted.backend not in ("auto", "sync"):
         raise EnvironmentSetupError(
-            f"env: expected an id to apply kwargs or backend={wanted.backend!r} to, got {env}; "
-            "an environment object runs in this process as it was made"
+            f"env: expected an id to apply kwargs or backend={wanted.backend!r} to, got {env}"
         )
     limit, note = _limit_of(env, wanted)
-    another = _repeated(env)
+    another: Any = another_like(env)
     makers: list[Factory] = [partial(LeftOpen, env)]
     makers += [another] * (wanted.num_envs - 1) if another else []
     alone = ""
@@ -248,11 +246,10 @@ def _made(
     calls = None if backend == "async" else Calls()
     seeded = [partial(_seeded, make, limit, wanted, n, calls) for n, make in enumerate(makers)]
     envs: VectorEnv[Any, Any, Any]
-    if backend == "async":
+    if calls is None:
         envs = WorkerEnvs(seeded, timeout=wanted.timeout, num_workers=wanted.num_workers)
     else:
         envs = SyncVectorEnv(seeded, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-    if calls is not None:
         envs = WatchedEnvs(envs, wanted.timeout, calls)
     return MadeEnvs(envs, _describe(name, len(makers), backend, *notes))
 
@@ -301,13 +298,10 @@ def another_like(env: EnvSource) -> str | EnvSpec | Factory | None:
     """What makes independent environments like this one; None where an object cannot be copied."""
     if isinstance(env, VectorEnv):
         return None
-    return _repeated(env) if isinstance(env, gymnasium.Env) else env
-
-
-def _repeated(env: AnyEnv) -> Factory | None:
-    """Makes the object again; None where it has no id, or a wrapper without a record."""
+    if not isinstance(env, gymnasium.Env):
+        return env
     if env.spec is None or any(wrapper.kwargs is None for wrapper in env.spec.additional_wrappers):
-        return None
+        return None  # it has no id, or a wrapper without a record
     return partial(quietly, gymnasium.make, env.spec)
 
 

@@ -130,13 +130,10 @@ def info_misfit(info: Any) -> Misfit | None:
 
 def not_finite(value: Any, name: str) -> str:
     """The first number that float32 cannot hold, NaN included, in words; "" if there is none."""
-    if (parts := _parts(value)) is not None:
-        found = (not_finite(part, f"{name}[{key!r}]") for key, part in parts.items())
-        return next(filter(None, found), "")
-    array = as_array(value)
-    if (at := where_not_finite(array)) is None:
-        return ""
-    return f"{element(name, at)}: expected a finite float32, got {array[at]:.9g}"
+    for part, array in arrays_in(value, name):
+        if (at := where_not_finite(array)) is not None:
+            return f"{element(part, at)}: expected a finite float32, got {array[at]:.9g}"
+    return ""
 
 
 def where_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
@@ -150,23 +147,19 @@ def where_not_finite(array: np.ndarray) -> tuple[int, ...] | None:
 
 def lost_change(before: Any, now: Any, name: str) -> str:
     """The first number of an observation whose change float32 does not show, in words, or ""."""
-    had, has = _parts(before), _parts(now)
-    if had is not None and has is not None:  # of a Sequence, not always as many
-        parts = (lost_change(had[k], has[k], f"{name}[{k!r}]") for k in has if k in had)
-        return next(filter(None, parts), "")
-    old, new = as_array(before), as_array(now)
-    if new.dtype.kind not in "fiu" or new.dtype.itemsize < 4 or old.shape != new.shape:
-        return ""
-    with np.errstate(all="ignore"):
-        is_same = old.astype(np.float32) == new.astype(np.float32)
-        is_lost = is_same & (np.abs(new.astype(np.float64) - old.astype(np.float64)) > _LOST)
-    if not is_lost.any():
-        return ""
-    at = tuple(np.argwhere(is_lost)[0].tolist())
-    return (
-        f"{element(name, at)}: {old[at]:.15g} and, at the next call, {new[at]:.15g} are the same "
-        "number as float32"
-    )
+    had = dict(arrays_in(before, name))
+    for part, new in arrays_in(now, name):
+        old = had.get(part, new)  # of a Sequence, there are not always as many
+        if new.dtype.kind not in "fiu" or new.dtype.itemsize < 4 or old.shape != new.shape:
+            continue
+        with np.errstate(all="ignore"):
+            is_same = old.astype(np.float32) == new.astype(np.float32)
+            is_lost = is_same & (np.abs(new.astype(np.float64) - old.astype(np.float64)) > _LOST)
+        if is_lost.any():
+            at = tuple(np.argwhere(is_lost)[0].tolist())
+            numbers = f"{old[at]:.15g} and, at the next call, {new[at]:.15g}"
+            return f"{element(part, at)}: {numbers} are the same number as float32"
+    return ""
 
 
 class Validator:
@@ -209,11 +202,13 @@ class Validator:
 # --------------------------------------------------------------------------------------- details
 
 
-def _parts(value: Any) -> Mapping[Any, Any] | None:
-    """The parts of a dict or tuple by key or place; None for what has none."""
-    if isinstance(value, tuple):
-        return dict(enumerate(value))
-    return value if isinstance(value, Mapping) else None
+def arrays_in(value: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays in a dict or tuple, in whatever depth, as `name['camera'][0]`."""
+    if isinstance(value, Mapping | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from arrays_in(part, f"{name}[{key!r}]")
+    else:
+        yield name, as_array(value)
 
 
 def element(name: str, index: tuple[int, ...]) -> str:
