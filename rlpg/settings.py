@@ -228,7 +228,14 @@ def from_text(text: str, kind: Any) -> Any:
     `1_000_000` and `1e6` are integers, `64,64` and `[64, 64]` tuples, `true` a bool, `none` None.
     The answer is not yet checked: `validated` is the judge.
     """
-    origin, args = get_origin(kind), get_args(kind)
+    try:
+        return _meaning(text, kind)
+    except (ValueError, InvalidOperation, RecursionError):
+        return text
+
+
+def _meaning(text: str, kind: Any) -> Any:
+    origin, args, word = get_origin(kind), get_args(kind), text.strip()
     if origin is Annotated:
         return from_text(text, args[0])
     if origin in (Union, UnionType):
@@ -238,40 +245,22 @@ def from_text(text: str, kind: Any) -> Any:
                 return validated("", value, option)
             except RecipeError:
                 continue
-    elif origin in (list, dict) or (origin is tuple and text.strip().startswith("[")):
-        return _toml_value(text)
+    elif origin in (list, dict) or (origin is tuple and word.startswith("[")):
+        return tomllib.loads(f"value = {text}")["value"]
     elif origin is tuple:
         parts = text.split(BETWEEN_PATHS if BETWEEN_PATHS in text else ",")
         return [from_text(part.strip(), args[0]) for part in parts if part.strip()]
     elif kind is Path:
         return Path(text)
-    elif kind is NoneType:
-        return None if text.strip().lower() == "none" else text
-    elif kind is bool:
-        return {"true": True, "false": False}.get(text.strip().lower(), text)
-    elif kind is int:
-        return _integer(text)
+    elif kind is NoneType and word.lower() == "none":
+        return None
+    elif kind is bool and word.lower() in ("true", "false"):
+        return word.lower() == "true"
     elif kind is float:
-        try:
-            return float(text)
-        except ValueError:
-            return text
+        return float(text)
+    elif kind is int:
+        number = Decimal(word.replace("_", ""))
+        # The size is judged before int(): "1e999999999" would fill the memory.
+        if number.is_finite() and number.adjusted() < 20 and number == number.to_integral_value():
+            return int(number)
     return text
-
-
-def _integer(text: str) -> int | str:
-    try:
-        number = Decimal(text.strip().replace("_", ""))
-    except InvalidOperation:
-        return text
-    # The size is judged before int(): "1e999999999" would fill the memory.
-    if number.is_finite() and number.adjusted() < 20 and number == number.to_integral_value():
-        return int(number)
-    return text
-
-
-def _toml_value(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return text

@@ -57,10 +57,9 @@ def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
     if not module and name not in registry:
         module = next((m for start, m in _REGISTER.items() if name.startswith(start)), "")
     if module.endswith(".py"):
-        name_of_module = PurePath(module).stem
         raise EnvironmentSetupError(
             f"env: expected the name of a module before the colon, got the file {module}; write "
-            f"{name_of_module}:{name}, in the folder of that file"
+            f"{PurePath(module).stem}:{name}, in the folder of that file"
         )
     if module:
         imported = importlib.import_module(module)
@@ -74,9 +73,8 @@ def find_spec(env_id: str | EnvSpec) -> tuple[EnvSpec, str]:
     try:
         namespace, base, version = parse_env_id(name)
     except gymnasium.error.Error:
-        raise EnvironmentSetupError(
-            unknown_id(name, list(registry), "an id like Name-v0")
-        ) from None
+        wrong = unknown_id(name, list(registry), "an id like Name-v0")
+        raise EnvironmentSetupError(wrong) from None
     versions = sorted(
         (spec for spec in registry.values() if (spec.namespace, spec.name) == (namespace, base)),
         key=lambda spec: spec.version or 0,

@@ -93,16 +93,6 @@ class SharedArrays:
         mapped = mmap.mmap(memory, offset)
         lay_out(self.num_steps)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether observations and actions are single arrays."""
-        return isinstance(self.obs, np.ndarray) and isinstance(self.actions, np.ndarray)
-
-    def clear(self, steps: slice, rows: slice) -> None:
-        """Nothing has been answered in these steps; where spaces are single arrays."""
-        for batch in (self.obs, self.reward, self.terminated, self.truncated):
-            batch[steps, rows] = 0
-
     def close(self) -> None:
         """Forgets the arrays; the memory is freed with the last of them."""
         self.__dict__.clear()

@@ -100,8 +100,7 @@ class TensorCollector(BaseCollector):
         _check_policy(policy, self.env, gradient)
         if deterministic and gradient is not None:
             raise UsageError(
-                f"deterministic: expected False with the gradient {gradient}, which asks for drawn "
-                "actions, got True; leave gradient out"
+                f"deterministic: expected False with the gradient {gradient}, which wants draws"
             )
         self.gradient = gradient
         self._dtype = dtype
@@ -140,9 +139,8 @@ class TensorCollector(BaseCollector):
         if per_step * num_steps > memory:
             raise UsageError(
                 f"rollout.num_steps: expected at most {memory // per_step}, got {num_steps}: a "
-                f"step of {self.num_envs} environments keeps {per_step / 1e6:.3g} MB for the "
-                f"backward pass, and there are {memory / 1e9:.3g} GB; shorten the window, or lower "
-                "rollout.num_envs"
+                f"step of {self.num_envs} environments keeps {per_step / 1e6:.3g} MB of the "
+                f"{memory / 1e9:.3g} GB for the backward pass; or lower rollout.num_envs"
             )
 
     def restart(self) -> None:
@@ -167,10 +165,8 @@ class TensorCollector(BaseCollector):
             arrays = {k: torch.from_numpy(np.array(v)) for k, v in state["standing"].items()}
             fresh = self._begin(torch.zeros((self.num_envs, self.env.num_uniforms)))
             for name, value in vars(fresh).items():  # numpy would repeat one that stands for all
-                if arrays[name].shape != value.shape:
-                    raise ValueError(
-                        f"{name}: expected {list(value.shape)}, got {list(arrays[name].shape)}"
-                    )
+                if (got := arrays[name].shape) != value.shape:
+                    raise ValueError(f"{name}: expected {[*value.shape]}, got {[*got]}")
             self._standing = _Standing(**{k: v.to(self._device) for k, v in arrays.items()})
         return ""
 
@@ -193,8 +189,7 @@ class TensorCollector(BaseCollector):
     def _episodes(self, per_env: int, max_steps: int) -> Rollout:
         if self.gradient is not None:
             raise UsageError(
-                "episodes: expected steps where the rollout is to be differentiated, got whole "
-                "episodes; call steps(num_steps)"
+                "episodes: expected steps(num_steps) where the rollout is to be differentiated"
             )
         self.restart()  # what was recorded goes on where the last rollout stood
         self._standing = standing = self._begin(self._uniform(1)[0])
@@ -350,15 +345,14 @@ def _check_policy(policy: Policy, env: TensorEnv, gradient: How | None) -> None:
         raise UsageError(f"policy: expected observations {got} without a mask, got {expected}")
     if policy.has_memory:
         raise UsageError(
-            "policy: expected one without memory (policy.memory none), got one with; use "
-            "Collector, or another learner (ppo)"
+            "policy: expected one without memory (policy.memory none); use Collector, or ppo"
         )
     if policy.head.space != env.action_space:
         raise UsageError(f"policy: expected {env.action_space}, got {policy.head.space}")
     if gradient in ("pathwise", "combine") and np.dtype(env.action_space.dtype).kind != "f":
         raise UsageError(
-            f"action: expected a float Box for the gradient {gradient}, got {env.action_space}: no "
-            "gradient comes along the path of a choice; use the gradient score"
+            f"action: expected a float Box for the gradient {gradient}, got {env.action_space}; "
+            "use the gradient score"
         )
 
 

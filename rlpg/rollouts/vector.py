@@ -59,10 +59,9 @@ def batched_mask(
     if isinstance(masks, tuple):
         masks = np.concatenate([np.reshape(part, (num_envs, -1)) for part in masks], axis=1)
     elif masks.dtype == object:
-        rows = {n: flat_mask(masks[n]) for n in np.flatnonzero(given)}
-        masks = np.ones((num_envs, len(next(iter(rows.values())))), dtype=bool)
-        for n, row in rows.items():
-            masks[n] = row
+        rows = [flat_mask(mask) for mask in masks[given]]
+        masks = np.ones((num_envs, len(rows[0])), dtype=bool)
+        masks[given] = rows
     allowed: np.ndarray = np.reshape(masks, (num_envs, -1)) != 0
     return allowed
 

@@ -76,7 +76,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         finally:
             os.close(memory)
         # How many steps `run_ahead` may take at most; 0: none.
-        self.steps_ahead = arrays.num_steps if arrays.is_plain else 0
+        is_plain = isinstance(arrays.obs, np.ndarray) and isinstance(arrays.actions, np.ndarray)
+        self.steps_ahead = arrays.num_steps if is_plain else 0
         try:
             sizes = self.num_envs, count, arrays.num_steps
             setups: Any = [  # with lambdas
@@ -108,10 +109,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         if seed is None or isinstance(seed, int):
             seed = [None if seed is None else seed + n for n in range(self.num_envs)]
         if len(seed) != self.num_envs or mask.shape != (self.num_envs,):
-            raise UsageError(
-                f"reset: expected {self.num_envs} seeds and a mask of shape [{self.num_envs}], got "
-                f"{len(seed)} and {list(mask.shape)}"
-            )
+            got = f"got {len(seed)} and {list(mask.shape)}"
+            raise UsageError(f"reset: expected seeds and a mask [N] = [{self.num_envs}], {got}")
         if self._last_step:  # a reset shows the others as they are
             self._arrays.obs[0], self._last_step = self._arrays.obs[self._last_step], 0
         chosen = [(n, seed[n]) if mask[n] else None for n in range(self.num_envs)]
@@ -181,7 +180,8 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                         ready.append(worker)
         except BaseException as error:
             for worker, taken in enumerate(at):
-                arrays.clear(slice(taken, num_steps), rows[worker])
+                for array in (arrays.obs, arrays.reward, arrays.terminated, arrays.truncated):
+                    array[taken:num_steps, rows[worker]] = 0
             keep(arrays)  # who keeps the error keeps this frame, but not the memory
             if not workers.all:  # something has ended them
                 self._end()
@@ -229,8 +229,7 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
         self._check_open()
         if self._is_interrupted:
             raise UsageError(
-                "step: expected a reset after a step that was interrupted, got another step; call "
-                "reset(), or restart() of the collector"
+                "step: expected reset(), or restart() of the collector, after an interrupted step"
             )
 
     def _ask(self, requests: Sequence[Any]) -> list[Any]:
@@ -243,9 +242,7 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
 
     def _check_open(self) -> None:
         if self.closed:
-            raise ClosedEnvironmentError(
-                "the environments are closed, and their workers have ended"
-            )
+            raise ClosedEnvironmentError("the environments and their workers are closed")
 
     def _end(self, grace: float = 0.0) -> None:
         self._workers.end(grace)

@@ -608,7 +608,9 @@ def test_episodes_that_never_end_are_told() -> None:
     with pytest.raises(EnvironmentFault, match="expected 1 episodes to end within 100 steps, got"):
         collector.episodes(max_steps=100)
     differentiable = TensorCollector(env, policy_for(env), num_envs=2, gradient="pathwise")
-    with pytest.raises(UsageError, match="expected steps where the rollout is to be diff"):
+    with pytest.raises(
+        UsageError, match=r"expected steps\(num_steps\) where the rollout is to be diff"
+    ):
         differentiable.episodes()
 
 
