@@ -15,20 +15,11 @@ from rlpg.rollouts.ids import Factory, own_words
 
 
 class Subject:
-    """The environment, and how more of it are made.
-
-    Attributes:
-        given, kwargs: what was given, to make environments of.
-        env: the one that is checked.
-        is_ours: whether it was made here, and is closed here.
-        spec: what Gymnasium knows of it.
-        is_limited: whether it has a time limit.
-        whereabouts: its name, for messages about a call that hangs.
-    """
+    """The environment `env`, and what it was made of; `whereabouts` is its name in messages."""
 
     def __init__(self, env: str | AnyEnv | Factory, kwargs: dict[str, Any]) -> None:
         self.given, self.kwargs = env, kwargs
-        self.is_ours = not isinstance(env, gymnasium.Env)
+        self.is_ours = not isinstance(env, gymnasium.Env)  # made here, to be closed here
         self.whereabouts = environment_name(env)
         self._make: Any = another_like(env)
         self.spec: EnvSpec | None = None
@@ -39,7 +30,7 @@ class Subject:
                 self._make = partial(gymnasium.make, self.spec, disable_env_checker=True)
             self.env = env if isinstance(env, gymnasium.Env) else made_by(self._make, **kwargs)
         self.spec = self.spec or self.env.spec
-        # Atari counts frames itself.
+        # A time limit; Atari counts frames itself.
         self.is_limited = self.spec is not None and (
             self.spec.max_episode_steps is not None
             or "max_num_frames_per_episode" in self.spec.kwargs

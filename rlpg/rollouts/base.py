@@ -64,7 +64,7 @@ class BaseCollector(ABC):
         """
         if num_steps < 1:
             raise UsageError(f"steps: expected at least 1, got {num_steps}")
-        return self._steps(num_steps)
+        return self._finished(self._steps(num_steps))
 
     def episodes(self, per_env: int = 1, *, max_steps: int = 100_000) -> Rollout:
         """Exactly `per_env` whole episodes of every environment, from a fresh reset.
@@ -82,7 +82,7 @@ class BaseCollector(ABC):
         """
         if per_env < 1:
             raise UsageError(f"episodes: expected at least 1 per environment, got {per_env}")
-        rollout = self._episodes(per_env, max_steps)
+        rollout = self._finished(self._episodes(per_env, max_steps))
         self.restart()  # episodes beyond the quota are discarded
         return rollout
 
@@ -119,8 +119,9 @@ class BaseCollector(ABC):
         set_stream(self._generator, state["generator"])
         return ""
 
-    def _with_log_prob(self, rollout: Rollout) -> Rollout:
-        """With the log-probs of its actions, where they were asked for."""
+    def _finished(self, rollout: Rollout) -> Rollout:
+        """Counted, and with the log-probs of its actions, where they were asked for."""
+        self.env_steps += rollout.num_steps
         if not self._log_prob:
             return rollout
         shown = rollout.to(self._device)

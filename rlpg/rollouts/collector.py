@@ -275,11 +275,10 @@ class Collector(BaseCollector):
         if buffer.carry is not None:
             checked_carry(self._carry, self.num_envs, f"{type(self.policy).__name__}.forward")
         self._carry = map_carry(torch.clone, self._carry)
-        self.env_steps += rollout.num_steps
         if self._checks_bounds and (remark := self._bounds.remark(rollout, first)):
             self._checks_bounds = False
             self._warn(remark)
-        return self._with_log_prob(rollout)
+        return rollout
 
 
 def _carry_to_arrays(carry: Carry) -> Any:

@@ -35,7 +35,13 @@ from rlpg.rollouts.seeds import (
 from rlpg.rollouts.watchdog import Calls, WatchedEnvs
 from rlpg.rollouts.workers import WorkerEnvs
 
-BACKENDS = ("auto", "native", "sync", "async", "envpool")
+_HOW = {
+    "native": "its own vector version",
+    "sync": "one after the other",
+    "async": "in worker processes",
+    "envpool": "EnvPool",
+}
+BACKENDS = ("auto", *_HOW)
 
 
 class MadeEnvs(NamedTuple):
@@ -346,11 +352,5 @@ def _existing_limit(env: AnyEnv) -> int | None:
 
 
 def _describe(name: str, num_envs: int, backend: str, *notes: str) -> str:
-    how = {
-        "native": "its own vector version",
-        "sync": "one after the other",
-        "async": "in worker processes",
-        "envpool": "EnvPool",
-    }[backend]
-    what = f"{name}: {counted(num_envs, 'environment')}, {backend} ({how})"
+    what = f"{name}: {counted(num_envs, 'environment')}, {backend} ({_HOW[backend]})"
     return ", ".join(filter(None, (what, *notes)))

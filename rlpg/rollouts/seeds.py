@@ -272,8 +272,7 @@ def seed_streams(
     """
     seed: Any = derived_seed(run, first_env, 0)
     spec, base = envs.spec, envs.unwrapped
-    one_each = SyncVectorEnv | AsyncVectorEnv | WorkerEnvs
-    if isinstance(base, one_each) or (spec and spec.id.startswith(OURS)):
+    if isinstance(base, SyncVectorEnv | AsyncVectorEnv) or (spec and spec.id.startswith(OURS)):
         seed = [derived_seed(run, first_env + n, 0) for n in range(envs.num_envs)]
     result = envs.reset(seed=seed)
     envs.metadata = {**envs.metadata, _MARK: True}

@@ -9,7 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -27,12 +27,12 @@ DONE, OTHER = b"\0", b"\xff"
 Batch = Any  # arrays [N, ...] in the structure of a space
 
 
-class Failure(Exception):
-    """What a worker reports instead of a result: of which environment (-1: the worker itself)."""
+class Failure(NamedTuple):
+    """What a worker reports instead of a result."""
 
-    def __init__(self, env: int, words: str, trace: str) -> None:
-        super().__init__(env, words, trace)  # so it can be pickled
-        self.env, self.words, self.trace = env, words, trace
+    env: int  # its index; -1: the worker itself
+    words: str
+    trace: str
 
 
 class SharedArrays:
@@ -92,6 +92,11 @@ class SharedArrays:
         os.ftruncate(memory, lay_out(self.num_steps))
         mapped = mmap.mmap(memory, offset)
         lay_out(self.num_steps)
+
+    def clear(self, steps: slice, rows: slice) -> None:
+        """Nothing has been answered in these steps; where spaces are single arrays."""
+        for batch in (self.obs, self.reward, self.terminated, self.truncated):
+            batch[steps, rows] = 0
 
     def close(self) -> None:
         """Forgets the arrays; the memory is freed with the last of them."""

@@ -183,8 +183,7 @@ class TensorCollector(BaseCollector):
                 steps = self._play(num_steps, self._standing, tape)
         rollout = self._rollout(steps, torch.ones_like(steps.terminated), tape)
         self.vector_steps += num_steps
-        self.env_steps += num_steps * self.num_envs
-        return self._with_log_prob(rollout)
+        return rollout
 
     def _episodes(self, per_env: int, max_steps: int) -> Rollout:
         if self.gradient is not None:
@@ -208,8 +207,7 @@ class TensorCollector(BaseCollector):
         steps = _Steps(*(part[:num_steps] for part in steps))._replace(obs=obs[: num_steps + 1])
         rollout = self._rollout(steps, valid[:num_steps], None)
         self.vector_steps += len(valid)
-        self.env_steps += rollout.num_steps
-        return self._with_log_prob(rollout)
+        return rollout
 
     def _uniform(self, num_steps: int) -> Tensor:
         shape = (num_steps, self.num_envs, self.env.num_uniforms)

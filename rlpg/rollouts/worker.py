@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
@@ -44,7 +44,6 @@ class Board(Calls):
         return self
 
     def show(self, index: int, episode: int = -1, seed: int = 0) -> None:
-        """Something is done with an environment, for which it has the time of one call."""
         row = self.row
         row[0], row[1], row[2] = index, episode, seed % 2**63
         row[3] += 1
@@ -56,17 +55,18 @@ class Worker:
     def __init__(self, memory: int) -> None:
         self._memory = memory  # its file descriptor, which `_make` closes
         self._envs: dict[int, gymnasium.Env[Any, Any]] = {}  # by index
+        self._now = -1, ""  # which of them something is done with, and what
 
     def answer(self, name: str, *arguments: Any) -> bytes | memoryview:
         """The message for the parent; a `Failure` where something raised."""
         try:
             found: Any = getattr(self, f"_{name}")(*arguments)
-            return b"" if found is None else ForkingPickler.dumps(found)
-        except Failure as failure:
-            return ForkingPickler.dumps(failure)
-        except Exception as error:  # not to be pickled
-            index = int(self._board.row[0])
-            return ForkingPickler.dumps(_failure(index, "passing on what it gave", error))
+            if found is None:
+                return b""
+            self._now = self._now[0], "passing on what it gave"
+            return ForkingPickler.dumps(found)
+        except BaseException as error:
+            return ForkingPickler.dumps(self._failure(error))
 
     def close(self) -> None:
         """Closes every environment. What goes wrong there harms no one any more."""
@@ -78,26 +78,22 @@ class Worker:
 
     def _make(self, pickled: bytes) -> None:
         """Makes the environments of `WorkerEnvs`."""
-        try:
-            setup: Any = ForkingPickler.loads(pickled).fn
-        except BaseException as error:  # a maker that cannot be imported here
-            raise Failure(-1, words(error), traceback.format_exc()) from error
-        worker, rows, spaces, sizes, makers = setup
+        worker, rows, spaces, sizes, makers = ForkingPickler.loads(pickled).fn
         self._arrays = SharedArrays(*(*spaces, *sizes, self._memory))
         os.close(self._memory)
         self._board = Board(self._arrays.board[worker])
         self._rows = rows
         self._sums = RewardParts(sizes[0])
         for index, maker in enumerate(makers, rows.start):
-            with self._calling(index, "making it"):
-                env = self._envs[index] = maker()
-                if isinstance(env, EpisodeSeeds):
-                    env.calls = self._board
-                if (env.observation_space, env.action_space) != spaces:
-                    raise RlpgError(
-                        f"environment {index}: expected the spaces of environment 0, {spaces[0]} "
-                        f"and {spaces[1]}, got {env.observation_space} and {env.action_space}"
-                    )
+            self._begin(index, "making it")
+            env = self._envs[index] = maker()
+            if isinstance(env, EpisodeSeeds):
+                env.calls = self._board
+            if (env.observation_space, env.action_space) != spaces:
+                raise RlpgError(
+                    f"environment {index}: expected the spaces of environment 0, {spaces[0]} "
+                    f"and {spaces[1]}, got {env.observation_space} and {env.action_space}"
+                )
 
     def _step(self, step: int, actions: Any = None) -> list[dict[str, Any]] | None:
         """Steps the environments; what they answer goes into the shared memory.
@@ -114,20 +110,18 @@ class Worker:
         if is_ahead:
             actions = arrays.actions[self._rows].copy()
         for (index, env), action in zip(self._envs.items(), actions, strict=True):
-            try:
-                obs, reward, terminated, truncated, info = env.step(action)
-                if terminated or truncated:
-                    first, reset_info = env.reset()
-                    put(arrays.final, (step, index), obs)
-                    info, obs = {"final_info": info, "final_obs": obs, **reset_info}, first
-                arrays.reward[step, index] = reward
-                arrays.terminated[step, index] = terminated
-                arrays.truncated[step, index] = truncated
-                put(arrays.obs, (step, index), obs)
-                if is_ahead:
-                    self._sums.add_single(info, index)
-            except BaseException as error:
-                raise _failure(index, "step()", error) from error
+            self._now = index, "step()"  # `EpisodeSeeds` shows the parent
+            obs, reward, terminated, truncated, info = env.step(action)
+            if terminated or truncated:
+                first, reset_info = env.reset()
+                put(arrays.final, (step, index), obs)
+                info, obs = {"final_info": info, "final_obs": obs, **reset_info}, first
+            arrays.reward[step, index] = reward
+            arrays.terminated[step, index] = terminated
+            arrays.truncated[step, index] = truncated
+            put(arrays.obs, (step, index), obs)
+            if is_ahead:
+                self._sums.add_single(info, index)
             infos.append(info)
         return None if is_ahead or not any(infos) else infos
 
@@ -142,42 +136,39 @@ class Worker:
         self._sums.taken(self._rows)
         infos = {}
         for index, seed in seeds.items():
-            with self._calling(index, "reset()"):
-                obs, infos[index] = self._envs[index].reset(seed=seed, options=options)
-                put(self._arrays.obs, (0, index), obs)
+            self._begin(index, "reset()")
+            obs, infos[index] = self._envs[index].reset(seed=seed, options=options)
+            put(self._arrays.obs, (0, index), obs)
         return infos
 
     def _call(self, name: str, args: Any, kwargs: Any) -> list[Any]:
         """A method or an attribute of each environment."""
         results = []
         for index, env in self._envs.items():
-            with self._calling(index, f"{name}()"):
-                found = env.get_wrapper_attr(name)
-                results.append(found(*args, **kwargs) if callable(found) else found)
+            self._begin(index, f"{name}()")
+            found = env.get_wrapper_attr(name)
+            results.append(found(*args, **kwargs) if callable(found) else found)
         return results
 
     def _set(self, name: str, values: Sequence[Any]) -> None:
         for (index, env), value in zip(self._envs.items(), values, strict=True):
-            with self._calling(index, f"setting {name}"):
-                env.set_wrapper_attr(name, value)
+            self._begin(index, f"setting {name}")
+            env.set_wrapper_attr(name, value)
 
-    @contextlib.contextmanager
-    def _calling(self, index: int, what: str) -> Iterator[None]:
-        """What is done to one environment: the parent can see it, and is told if it raises."""
+    # ------------------------------------------------------------------------------ internals
+
+    def _begin(self, index: int, what: str) -> None:
+        """Something is done with an environment, for which it has the time of one call."""
         self._board.show(index)
-        try:
-            yield
-        except BaseException as error:
-            raise _failure(index, what, error) from error
+        self._now = index, what
 
-
-def _failure(index: int, what: str, error: BaseException) -> Failure:
-    said = words(error)
-    if not isinstance(error, RlpgError):
-        said = f"{what} raised {said}"
-    if not said.startswith("environment "):  # its number among all ranks' environments
-        said = f"environment {index}: {said}"
-    return Failure(index, said, traceback.format_exc())
+    def _failure(self, error: BaseException) -> Failure:
+        (index, what), said = self._now, words(error)
+        if index >= 0 and not isinstance(error, RlpgError):
+            said = f"{what} raised {said}"
+        if index >= 0 and not said.startswith("environment "):  # its number among all ranks'
+            said = f"environment {index}: {said}"
+        return Failure(index, said, traceback.format_exc())
 
 
 def main(connection: int, memory: int, parent: int) -> NoReturn:

@@ -180,8 +180,7 @@ class WorkerEnvs(VectorEnv[Any, Any, Any]):
                         ready.append(worker)
         except BaseException as error:
             for worker, taken in enumerate(at):
-                for array in (arrays.obs, arrays.reward, arrays.terminated, arrays.truncated):
-                    array[taken:num_steps, rows[worker]] = 0
+                arrays.clear(slice(taken, num_steps), rows[worker])
             keep(arrays)  # who keeps the error keeps this frame, but not the memory
             if not workers.all:  # something has ended them
                 self._end()
