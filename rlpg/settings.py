@@ -163,7 +163,8 @@ def _plain(value: object) -> object:
         case list() | tuple():
             return [_plain(entry) for entry in value]
         case dict():
-            return {_plain(key): _plain(entry) for key, entry in value.items()}
+            _plain(list(value))  # keys stay as they are, but for what no file can hold
+            return {key: _plain(entry) for key, entry in value.items()}
     return value
 
 

@@ -91,6 +91,8 @@ def test_what_fits(value: object, kind: Any, taken: object) -> None:
         ({"a": math.nan}, Arguments, "a table, each value"),
         ({"a": {}}, Arguments, "a table, each value"),
         ({1: 1}, Arguments, "a table, each value"),
+        ({("a",): 1}, Arguments, "a table, each value"),
+        ({"\ud800": 1}, Arguments, "a table, each value"),
     ],
 )
 def test_what_does_not_fit(value: object, kind: Any, words: str) -> None:

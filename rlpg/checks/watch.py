@@ -43,9 +43,11 @@ class Watcher:
                              " observation space"),
             "numbers": (self._numbers, "every number in observations and rewards is finite as"
                         " float32"),
-            "rewards": (self._reward, "each is one real number"),
+            "rewards": (lambda seen: _wrong(reward_misfit(seen.reward), "return float(reward)"),
+                        "each is one real number"),
             "ends": (self._ends, "terminated and truncated are booleans"),
-            "info": (self._info, "each is a dict"),
+            "info": (lambda seen: _wrong(info_misfit(seen.info), "return {} if there is nothing"),
+                     "each is a dict"),
             "action mask": (self._mask, "none; all actions are allowed"),
             "actions": (self._action, "step() leaves them as they are"),
             "buffers": (self._buffers, "an observation stays as it was when the environment goes"
@@ -116,9 +118,6 @@ class Watcher:
         advice = "policies see float32; subtract what such numbers have in common"
         return ("warning", lost, advice) if lost else None
 
-    def _reward(self, seen: Seen) -> Wrong | None:
-        return _wrong(reward_misfit(seen.reward), "return float(reward)")
-
     def _ends(self, seen: Seen) -> Wrong | None:
         wrong: Wrong | None = None
         for name in ("truncated", "terminated"):
@@ -131,9 +130,6 @@ class Watcher:
         self._both += bool(seen.terminated and seen.truncated)
         self._last_end = seen if seen.is_end else self._last_end
         return wrong
-
-    def _info(self, seen: Seen) -> Wrong | None:
-        return _wrong(info_misfit(seen.info), "return {} where there is nothing to say")
 
     def _mask(self, seen: Seen) -> Wrong | None:
         """Always there or never, of the right length, with something allowed."""
