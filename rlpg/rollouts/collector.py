@@ -95,19 +95,13 @@ class Collector(BaseCollector):
         buffer = self._buffer(_FIRST_CHUNK)
         remaining = np.full(self.num_envs, per_env)
         limit = per_env * (max_steps + 1)  # NEXT_STEP spends one step per reset
-        t = 0
-        while True:
-            ended = self._step(buffer, t)
-            t += 1
-            if np.count_nonzero(ended):
-                remaining -= ended
-                if remaining.max() <= 0:
-                    break
-            if t >= limit:
-                raise never_ends(per_env - remaining, per_env, limit)
+        for t in range(limit):
             if t == buffer.capacity:
                 buffer.grow()
-        return self._rollout(buffer, t, quota=per_env)
+            remaining -= self._step(buffer, t)
+            if remaining.max() <= 0:
+                return self._rollout(buffer, t + 1, quota=per_env)
+        raise never_ends(per_env - remaining, per_env, limit)
 
     def restart(self) -> None:
         self._obs = None
