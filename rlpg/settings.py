@@ -265,3 +265,10 @@ def _meaning(text: str, kind: Any) -> Any:
         if number.is_finite() and number.adjusted() < 20 and number == number.to_integral_value():
             return int(number)
     return text
+
+
+def as_text(value: object) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from rlpg.cli.help import shown as as_typed
 from rlpg.engine.components import (
     make_learner,
     make_policy,
@@ -22,6 +21,7 @@ from rlpg.learners.settings import AGENTS
 from rlpg.policies.references import UserParts
 from rlpg.policies.spaces import num_continuous
 from rlpg.runs.recipe import Recipe, diff, flatten
+from rlpg.settings import as_text
 from rlpg.verbs.training import intervals
 
 WIDEST_VALUE = 24
@@ -33,11 +33,8 @@ def explained(
     """One line for each setting, after what the environment is.
 
     Args:
-        recipe: what would be trained with.
-        base: the recipe before the options.
+        base: the recipe before the options, which `given` has by key.
         file: where it is from; None: it is the one shipped for the environment, or the defaults.
-        given: keys of the options.
-        parts: the user's own.
     """
     before, of_base = flatten(recipe), flatten(base)
     env, recipe = with_record(recipe.environment.id, resolved(recipe, parts))
@@ -82,4 +79,4 @@ def followed(recipe: Recipe, made: Learner) -> dict[str, Any]:
 
 def shown(value: object) -> str:
     """As it is typed, and easy to read."""
-    return f"{value:_}" if type(value) is int else as_typed(value) or "()"
+    return f"{value:_}" if type(value) is int else as_text(value) or "()"

@@ -31,7 +31,7 @@ from tyro.constructors import (
 from rlpg.cli.verb import Verb
 from rlpg.learners.settings import AGENTS
 from rlpg.runs.recipe import Recipe
-from rlpg.settings import Arguments, Settings, kinds
+from rlpg.settings import Arguments, Settings, as_text, kinds
 
 FEWEST_COLUMNS = 20
 
@@ -119,7 +119,7 @@ def _spec(kind: Any) -> PrimitiveConstructorSpec[Any]:
         metavar=metavar(kind),
         instance_from_str=lambda words: words[0],
         is_instance=lambda value: True,
-        str_from_instance=lambda value: [shown(value)],
+        str_from_instance=lambda value: [as_text(value)],
         choices=choices(kind),
     )
 
@@ -185,10 +185,3 @@ def choices(kind: Any) -> tuple[str, ...] | None:
     options = [choices(option) for option in args] if origin in (Union, UnionType) else [None]
     known = [option for option in options if option is not None]
     return tuple(itertools.chain(*known)) if len(known) == len(options) else None
-
-
-def shown(value: object) -> str:
-    """A value as it would be typed."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from rlpg.settings import as_text
+
 BINS: Final = 30  # of a histogram
 
 _TABLES: Final = tomllib.loads(
@@ -58,7 +60,7 @@ def hyperparameters(settings: Mapping[str, Any], trial: str) -> Any:
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
     plain = {
-        key: value if isinstance(value, bool | int | float | str) else _text(value)
+        key: value if isinstance(value, bool | int | float | str) else as_text(value)
         for key, value in settings.items()
     }
     return hparams_pb(plain, trial_id=trial)
@@ -99,9 +101,3 @@ def described(tag: str) -> Any:
 def description(tag: str) -> str:
     """What a tag means, in Markdown; "" for one that is not ours."""
     return DESCRIPTIONS.get(tag, REWARD_PART if tag.startswith("rollout/reward_") else "")
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from rlpg import cli
-from rlpg.cli.help import choices, completion, docstrings, metavar, print_help, shown
+from rlpg.cli.help import choices, completion, docstrings, metavar, print_help
 from rlpg.cli.train import Train
 from rlpg.learners.settings import AGENTS, NaturalSettings
-from rlpg.settings import Count, Fraction, Layers, Schedule, one_of
+from rlpg.settings import Count, Fraction, Layers, Schedule, as_text, one_of
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_stands_for_a_value(kind: Any, words: str, values: tuple[str, ...] 
     [(None, "none"), (True, "true"), ((64, 64), "64,64"), (0.1, "0.1"), ("a", "a")],
 )
 def test_values_are_shown_as_they_are_typed(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert as_text(value) == text
 
 
 def test_docstrings_are_those_of_the_class_and_the_ones_above_it() -> None:
