@@ -218,7 +218,7 @@ def test_arguments_of_another_kind_are_told_before_anything_is_written(tmp_path:
     for train, words in (
         ({"schedules": schedule}, "schedules: expected a function of progress for learning_rate"),
         ({"loggers": logger}, "loggers: expected objects of rlpg.Logger, got 3"),
-        ({"run_dir": tmp_path / "file" / "run"}, "expected a place where a folder can be made"),
+        ({"run_dir": tmp_path / "file" / "run"}, "expected a folder that can be made"),
     ):
         options = {"run_dir": tmp_path / "run"} | train
         with pytest.raises((UsageError, FileError), match=words):

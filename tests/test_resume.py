@@ -20,7 +20,7 @@ from rlpg.engine.run_writer import told
 from rlpg.engine.stopping import StopSignals
 from rlpg.errors import FileError, RlpgWarning, UsageError
 from rlpg.learners import Reinforce
-from rlpg.runs.recipe import Recipe, dumps, loads, override
+from rlpg.runs.recipe import Recipe, dumps, load_recipe, loads, override
 from rlpg.runs.run import open_run
 from rlpg.runs.store import load_policy, newest_checkpoint
 
@@ -315,7 +315,7 @@ def test_a_run_with_another_number_of_environments_ended_for_its_running_rewards
         own["rollout.episodes_per_env"] = episodes
     run = train(tmp_path / "run", **own)
     folder = open_run(run.path)
-    recipe = override(folder.load_recipe(), {"rollout.num_envs": others})
+    recipe = override(load_recipe(folder.recipe), {"rollout.num_envs": others})
     folder.recipe.write_text(dumps(recipe))
     with pytest.warns(RlpgWarning) as told:
         resumed = rlpg.resume(run, total_steps=TOTAL + 400, quiet=True)

@@ -137,7 +137,7 @@ def override(
     if agent != recipe.agent:
         base = Recipe.of(agent, settings)  # type: ignore[arg-type]  # it judges the value
         said = diff(recipe, Recipe.of(recipe.agent, type(recipe.learner)))
-        recipe = _with(base, {key: mine for key, (mine, _) in said.items() if key != "agent"})
+        recipe = _with(base, {key: mine for key, mine in said.items() if key != "agent"})
     typed = {
         key: from_text(value, kind_of(recipe, key)) if isinstance(value, str) else value
         for key, value in changes.items()
@@ -235,7 +235,6 @@ def loads(
     """The recipe in TOML text; settings it does not name keep the agent's defaults.
 
     Args:
-        source: named in errors.
         agent: replaces the agent that the text names.
         resolve: the settings of a learner of one's own, `module:Class`. None: there is none.
 
@@ -261,8 +260,8 @@ def _defaults(agent: Any, resolve: Resolve | None) -> Recipe:
         return defaults
     if resolve is None:
         raise RecipeError(
-            f"agent: {agent} is code of its user's, which a file may not choose to import; name "
-            f"it yourself (agent={agent}), or allow it: --import"
+            f"agent: a file may not choose to import {agent}; name it yourself, or allow it: "
+            "--import"
         )
     return Recipe.of(agent, resolve(agent))
 
@@ -290,8 +289,7 @@ def load_recipe(
         raise FileError(str(error)) from None
 
 
-def diff(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The settings in which the two differ: `{"learner.learning_rate": (0.003, 0.001)}`."""
+def diff(recipe: Recipe, other: Recipe) -> dict[str, Any]:
+    """What the first says otherwise than the other: `{"learner.learning_rate": 0.003}`."""
     theirs = flatten(other)
-    both = {key: (mine, theirs.get(key)) for key, mine in flatten(recipe).items()}
-    return {key: (mine, their) for key, (mine, their) in both.items() if mine != their}
+    return {key: mine for key, mine in flatten(recipe).items() if mine != theirs.get(key)}

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from rlpg.errors import FileError, RlpgError, SaveError, TrainingError, UsageError
 from rlpg.runs import files
-from rlpg.runs.recipe import LARGEST_FILE, Recipe, Resolve, dumps, load_recipe
+from rlpg.runs.recipe import LARGEST_FILE, Recipe, dumps
 from rlpg.runs.store import POLICY_FILE
 from rlpg.runs.toml import tables
 from rlpg.runs.trees import to_json
@@ -50,10 +50,6 @@ class RunFolder:
         self.recipe, self.checkpoints = self.place / "recipe.toml", self.place / "checkpoints"
         self.policy, self.best_policy = self.place / "policy", self.place / "best_policy"
         self._is_there: Callable[[], bool] | None = None  # whether the folder held is still there
-
-    def load_recipe(self, resolve: Resolve | None = None) -> Recipe:
-        """The run's recipe; see `rlpg.runs.recipe.loads` for `resolve`."""
-        return load_recipe(self.recipe, resolve=resolve)
 
     def save_recipe(self, recipe: Recipe, *, before: Recipe, step: int) -> None:
         """Replace the recipe of a run that is resumed at a step, if its budget is another.
@@ -154,7 +150,6 @@ def create_run(
     What a process left that was killed while it made a run here counts as nothing.
 
     Args:
-        recipe: names environment, agent and seed.
         path: this very folder, which may exist if it is empty; None: `runs/<env>/<agent>/<seed>`,
             or where there is one `<seed>-1`, `<seed>-2` ...
         here: see `RunFolder`.
@@ -185,8 +180,7 @@ def _is_made(folder: Path, contents: Mapping[str, bytes]) -> bool:
         files.make_folder(folder)
     except OSError as error:
         raise FileError(
-            f"{folder}: expected a place where a folder can be made, got {error.strerror}; choose "
-            "another (run_dir)"
+            f"{folder}: expected a folder that can be made, got {error.strerror}; choose another"
         ) from None
     try:
         with files.lock(folder / LOCK):

@@ -15,7 +15,7 @@ from faulty import FaultyOs
 
 from rlpg.errors import FileError, TrainingError, UsageError
 from rlpg.runs import files
-from rlpg.runs.recipe import EnvironmentSettings, Recipe, override
+from rlpg.runs.recipe import EnvironmentSettings, Recipe, load_recipe, override
 from rlpg.runs.run import create_run, find_policy, open_run, safe_name, versions
 from rlpg.runs.store import save_policy
 
@@ -53,7 +53,7 @@ def test_what_a_new_run_holds(tmp_path):
     run = create_run(RECIPE, versions({"cpu": "AVX2"}), path=tmp_path / "a" / "run")
     assert everything(tmp_path / "a" / "run") == ["recipe.toml", "run.lock", "versions.json"]
     run = open_run(tmp_path / "a" / "run")
-    assert run.load_recipe() == RECIPE
+    assert load_recipe(run.recipe) == RECIPE
     found = json.loads((run.path / "versions.json").read_text())
     assert found["cpu"] == "AVX2"
     assert found["numpy"] == np.__version__
@@ -104,7 +104,7 @@ def test_a_recipe_whose_budget_was_raised_says_so_as_often_as_it_was(tmp_path):
     for step, total in ((100, 200), (150, 200), (200, 300)):
         recipe = override(first, {"total_steps": total})
         run.save_recipe(recipe, before=first, step=step)
-        assert run.load_recipe() == recipe
+        assert load_recipe(run.recipe) == recipe
         first = recipe
     comments = [line for line in run.recipe.read_text().splitlines() if line.startswith("#")]
     assert comments == [
@@ -145,7 +145,7 @@ def test_a_run_that_could_not_be_created_is_made_by_the_next_start(tmp_path, mon
         assert again.path.name == ("3-1" if before else "3")
         with again.held():
             assert everything(again.place) == ["recipe.toml", "run.lock", "versions.json"]
-        assert again.load_recipe() == RECIPE
+        assert load_recipe(again.recipe) == RECIPE
     assert k > 20
 
 
