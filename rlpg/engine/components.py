@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from inspect import isabstract
@@ -29,6 +29,7 @@ from rlpg.learners.settings import AGENTS, PREDICTING
 from rlpg.learners.values import StateValue
 from rlpg.policies import Policy, StandardPolicy, make_own_policy
 from rlpg.policies.references import (
+    NO_PARTS,
     Reference,
     UserParts,
     imported,
@@ -52,7 +53,7 @@ from rlpg.rollouts import (
 from rlpg.rollouts.ids import own_words, package_of
 from rlpg.rollouts.tensor_collector import dynamics_of
 from rlpg.rollouts.trial import faster_backend
-from rlpg.runs.recipe import Recipe, override
+from rlpg.runs.recipe import Recipe, load_recipe, override
 from rlpg.runs.recorded import usable_kwargs, usable_wrappers
 from rlpg.runs.run import RunFolder
 from rlpg.settings import SCHEDULE
@@ -118,28 +119,25 @@ def settings_of(parts: UserParts, asked: Mapping[str, object]) -> dict[str, Any]
         said["learner.baseline"] = name_of(parts.baseline)
     elif parts.baseline is not None:
         said["learner.baseline"] = reference_to(parts.baseline, "baseline").name
-    if isinstance(parts.schedules, Mapping):  # what else there may be, the learner refuses
-        functions = {name: part for name, part in parts.schedules.items() if callable(part)}
-        said |= {f"learner.{name}{SCHEDULE}": name_of(part) for name, part in functions.items()}
+    functions = {name: part for name, part in parts.schedules.items() if callable(part)}
+    said |= {f"learner.{name}{SCHEDULE}": name_of(part) for name, part in functions.items()}
     # No table of arguments is no change: a recipe may hold some.
     said = {key: value for key, value in said.items() if value != {}}
     for key in sorted(said.keys() & asked.keys()):
         if asked[key] != said[key]:
             raise UsageError(
-                f"overrides: {key}: expected none beside {said[key]}, which was given, got "
-                f"{asked[key]!r:.60}"
+                f"overrides: {key}: expected none beside {said[key]}, got {asked[key]!r:.60}"
             )
     return said | dict(asked)
 
 
-def resolved(recipe: Recipe, parts: UserParts | None = None) -> Recipe:
+def resolved(recipe: Recipe, parts: UserParts = NO_PARTS) -> Recipe:
     """The recipe with what follows from its other settings.
 
     Without a baseline that predicts values, nobody knows what the cut end of an episode is worth:
     whole episodes are collected, unless `learner.truncated_return` says what a cut one means.
     """
     is_said = recipe.learner.truncated_return != "auto" or recipe.rollout.episodes_per_env
-    parts = parts or UserParts()
     name, own = recipe.learner.baseline, parts.baseline
     if ":" in name and not isinstance(own, Baseline):
         own = parts.find("baseline", Reference(name))
@@ -193,12 +191,11 @@ def recipe_of_run(
         FileError: one of them, or of the wrappers' arguments, may not come from a file.
         UsageError: the caller brings a part where the run has none of its own.
     """
-    recipe = folder.load_recipe(resolve=lambda own: learner_class(own, parts).Settings)
+    recipe = load_recipe(folder.recipe, resolve=lambda own: learner_class(own, parts).Settings)
     policy, learner = recipe.policy, recipe.learner.values()
     given = {kind: getattr(parts, kind) for kind in ("network", "policy", "agent", "baseline")}
-    if isinstance(parts.schedules, Mapping):  # what else there may be, the learner refuses
-        schedules = {f"{name}{SCHEDULE}": part for name, part in parts.schedules.items()}
-        given |= {name: part for name, part in schedules.items() if name in learner}
+    schedules = {f"{name}{SCHEDULE}": part for name, part in parts.schedules.items()}
+    given |= {name: part for name, part in schedules.items() if name in learner}
     own = {"network": policy.network, "policy": policy.factory, "agent": recipe.agent}
     require_used(given, learner | own, folder.path)
     kwargs = usable_kwargs(recipe.environment.kwargs, folder.path, env_kwargs)
@@ -255,7 +252,7 @@ def generator_from(seed: np.random.SeedSequence) -> torch.Generator:
 
 @contextmanager
 def training_envs(
-    env: EnvSource, recipe: Recipe, parts: UserParts | None = None
+    env: EnvSource, recipe: Recipe, parts: UserParts = NO_PARTS
 ) -> Iterator[tuple[VectorEnv[Any, Any, Any], str]]:
     """The vector environment to train on, and one line about it; closed at the end if made here."""
     name, told = environment_name(env), recipe.environment.id
@@ -265,8 +262,7 @@ def training_envs(
     num_envs = share("rollout.num_envs", recipe.rollout.num_envs)
     if num_ranks() > 1 and isinstance(env, VectorEnv | gymnasium.Env):
         raise UsageError(
-            f"env: expected an id, a class or a function, of which {num_ranks()} processes can "
-            f"make environments of their own, got {env}"
+            f"env: expected an id, a class or a function for {num_ranks()} processes, got {env}"
         )
     options, why = environment_options(env, recipe), ""
     # Once per run; evaluations take what needs no trial, and ranks would disturb each other's.
@@ -303,30 +299,26 @@ def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:
 
 
 @contextmanager
-def made_by_own_part(kind: str, name: str) -> Iterator[None]:
-    """Says in one line what goes wrong where code of the user's is called to make something."""
+def made_by_own_part(kind: str, name: str | None) -> Iterator[None]:
+    """Says in one line what goes wrong where code of the user's, if any, makes something."""
     try:
         yield
-    except RlpgError:
-        raise
     except Exception as error:
+        if name is None or isinstance(error, RlpgError):
+            raise
         raise UsageError(
             f"{kind}: expected {name} to make one, got {type(error).__name__}: {error}"
         ) from error
 
 
 def make_policy(
-    envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts | None = None
+    envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts = NO_PARTS
 ) -> Policy:
     """A fresh policy for these environments, on the device that the recipe says.
 
     Raises:
         UsageError: there is no such device, or the user's part does not make a policy.
     """
-    return _fresh_policy(envs, recipe, parts or UserParts()).to(device_of(recipe.device))
-
-
-def _fresh_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts) -> Policy:
     settings = recipe.policy
     both = envs.single_observation_space, envs.single_action_space
     options: dict[str, Any] = {
@@ -337,15 +329,16 @@ def _fresh_policy(envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserPar
         reference = Reference(settings.factory, settings.kwargs)
         factory = parts.find("policy", reference)
         with made_by_own_part("policy", settings.factory):
-            return make_own_policy(factory, reference, *both, **options)
-    own = ("network", "network_kwargs", "factory", "kwargs", "action_mask", "log_std_init")
-    options |= {name: value for name, value in settings.values().items() if name not in own}
-    options["log_std_init"] = log_std_init(recipe, both[1])
-    if settings.network is None:
-        return StandardPolicy(*both, **options)
-    network = parts.find("network", Reference(settings.network, settings.network_kwargs))
-    with made_by_own_part("network", settings.network):
-        return StandardPolicy(*both, network=network, **options)
+            policy: Policy = make_own_policy(factory, reference, *both, **options)
+    else:
+        own = ("network_kwargs", "factory", "kwargs", "action_mask")
+        options |= {name: value for name, value in settings.values().items() if name not in own}
+        options["log_std_init"] = log_std_init(recipe, both[1])
+        if name := settings.network:
+            options["network"] = parts.find("network", Reference(name, settings.network_kwargs))
+        with made_by_own_part("network", name):
+            policy = StandardPolicy(*both, **options)
+    return policy.to(device_of(recipe.device))
 
 
 def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
@@ -357,38 +350,32 @@ def log_std_init(recipe: Recipe, action_space: Space[Any]) -> float:
     return rules.log_std_init(num_continuous(action_space), plain=plain)
 
 
-def make_learner(policy: Policy, recipe: Recipe, parts: UserParts | None = None) -> Learner:
-    parts = parts or UserParts()
+def make_learner(policy: Policy, recipe: Recipe, parts: UserParts = NO_PARTS) -> Learner:
     settings = recipe.learner
     if settings.value_hidden == "auto" and not recipe.policy.shared_torso:
         settings = replace(settings, value_hidden=recipe.policy.hidden)
     values = settings.values()
     baseline: Any = values.pop("baseline")
     if ":" in baseline:
-        baseline = parts.baseline
+        baseline = copy.deepcopy(parts.baseline)  # it learns, and another run may be given it, too
         if not isinstance(baseline, Baseline):
             make = parts.find("baseline", Reference(settings.baseline))
             with made_by_own_part("baseline", settings.baseline):
                 baseline = make()
-        else:
-            baseline = copy.deepcopy(baseline)  # it learns, and another run may be given it, too
         if not isinstance(baseline, Baseline):
             raise UsageError(
                 f"baseline: expected {settings.baseline} to make an rlpg.Baseline, got {baseline!r}"
             )
-    schedules: Any = parts.schedules
-    if isinstance(schedules, Mapping):  # what else there may be, the learner refuses
-        schedules = {**schedules}
-        for name, value in values.items():
-            if name.endswith(SCHEDULE) and ":" in value:
-                setting = name.removesuffix(SCHEDULE)
-                with made_by_own_part(name, value):
-                    schedules[setting] = parts.find_schedule(setting, value)
+    schedules: Any = {**parts.schedules}
+    for name, value in values.items():
+        if name.endswith(SCHEDULE) and ":" in value:
+            setting = name.removesuffix(SCHEDULE)
+            with made_by_own_part(name, value):
+                schedules[setting] = parts.find_schedule(setting, value)
     make_one: Any = learner_class(recipe.agent, parts)
-    own = ("critic", recipe.policy.factory)  # `make_critic`
-    if recipe.agent not in AGENTS:
-        own = ("agent", recipe.agent)
-    with nullcontext() if own[1] is None else made_by_own_part(own[0], own[1]):
+    # A policy of one's own may `make_critic`.
+    own = ("critic", recipe.policy.factory) if recipe.agent in AGENTS else ("agent", recipe.agent)
+    with made_by_own_part(*own):
         made: Learner = make_one(
             policy,
             baseline,
@@ -413,8 +400,8 @@ def make_collector(
     dynamics_of(envs, recipe.environment.id)
     if recipe.rollout.episodes_per_env is not None:
         raise UsageError(
-            f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, which learns "
-            f"from windows of rollout.num_steps, got {recipe.rollout.episodes_per_env}"
+            f"rollout.episodes_per_env: expected none for the agent {recipe.agent}, got "
+            f"{recipe.rollout.episodes_per_env}; it learns from windows of rollout.num_steps"
         )
     if learner.gradient == "combine" and envs.num_envs < FEWEST_LANES:
         raise UsageError(

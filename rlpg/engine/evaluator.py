@@ -169,30 +169,25 @@ class Evaluator:
 
     def __init__(self, env: EnvSource, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
-        self._envs: VectorEnv[Any, Any, Any] | None = None
+        self.envs: VectorEnv[Any, Any, Any] | None = None  # what it plays on
         another = another_like(env)
         if another is None or rank() != 0:  # the others are told what follows from it
             return
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = seed_sequence(recipe.seed, "evaluation")
         options = environment_options(another, recipe)
-        self._envs = make_envs(another, copies, seed=seed, **options).envs
-
-    @property
-    def environments(self) -> list[VectorEnv[Any, Any, Any]]:
-        """What it plays on: one vector environment, or none."""
-        return [] if self._envs is None else [self._envs]
+        self.envs = make_envs(another, copies, seed=seed, **options).envs
 
     @property
     def note(self) -> str:
         """One line for the user where there is something to say."""
-        if self._envs is not None:
+        if self.envs is not None:
             return ""
         return "no evaluation: Gymnasium cannot make another one of this environment object"
 
     def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
         """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""
-        if self._envs is None:
+        if self.envs is None:
             return {}
         kinds = {"eval": True} | ({"eval_stochastic": False} if self._settings.stochastic else {})
         seed = seed_sequence(self._seed, "evaluation", step)
@@ -205,9 +200,9 @@ class Evaluator:
     def _play(
         self, policy: Policy, episodes: int, seed: np.random.SeedSequence, deterministic: bool
     ) -> Evaluation:
-        assert self._envs is not None
-        reseed(self._envs, seed)
-        return play(policy, self._envs, episodes, seed, deterministic=deterministic)
+        assert self.envs is not None
+        reseed(self.envs, seed)
+        return play(policy, self.envs, episodes, seed, deterministic=deterministic)
 
     def is_worth(self, step: int, lengths: Sequence[Lengths]) -> bool:
         """Whether to evaluate at a step, after evaluations with episodes of these lengths.
@@ -221,7 +216,7 @@ class Evaluator:
     def final(self, policy: Policy, step: int, lengths: Sequence[Lengths]) -> Evaluation | None:
         """The evaluation after training of so many steps, on seeds that no evaluation before it has
         seen; for `lengths` see `is_worth`."""
-        if self._envs is None:
+        if self.envs is None:
             return None
         fitting = step / 2 / lengths[-1].mean() if lengths else MOST_FINAL_EPISODES
         by_rule = min(max(int(fitting), FEWEST_FINAL_EPISODES), MOST_FINAL_EPISODES)
@@ -234,5 +229,5 @@ class Evaluator:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._envs is not None:
-            self._envs.close()
+        if self.envs is not None:
+            self.envs.close()

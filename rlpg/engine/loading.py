@@ -15,7 +15,7 @@ from rlpg.engine.device import usual_modes
 from rlpg.engine.shipped import shipped_agents, shipped_folder
 from rlpg.errors import FileError, MissingPartError, RlpgError, UsageError
 from rlpg.policies import Policy, policy_from
-from rlpg.policies.references import Part, UserParts, require_used
+from rlpg.policies.references import NO_PARTS, Part, UserParts, require_used
 from rlpg.runs.recorded import checked_record
 from rlpg.runs.run import Which, find_policy
 from rlpg.runs.store import POLICY_FILE, load_policy
@@ -58,10 +58,10 @@ def load(
 
 
 def load_saved(
-    source: str | PathLike[str], which: Which = "last", parts: UserParts | None = None
+    source: str | PathLike[str], which: Which = "last", parts: UserParts = NO_PARTS
 ) -> Saved:
     """`load`, with the environment and the training that the policy comes from."""
-    path, parts = locate(source, which), parts or UserParts()
+    path = locate(source, which)
     record, arrays = load_policy(path)
     try:
         with usual_modes():
@@ -115,8 +115,8 @@ def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
     """
     if not (given or recorded):
         raise FileError(
-            f"{path}: expected files that name the environment, got none that does; a file is not "
-            "whole: restore it, or name the environment yourself: --env ID (env= in Python)"
+            f"{path}: expected files that name the environment, got none that does; restore the "
+            "file, or name the environment yourself: --env ID (env= in Python)"
         )
     if given is None and is_object(recorded):
         raise FileError(

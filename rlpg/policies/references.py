@@ -51,6 +51,12 @@ class UserParts:
     schedules: Mapping[str, str | Callable[[float], float]] = field(default_factory=dict)
     import_modules: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedules, Mapping):
+            raise UsageError(
+                f"schedules: expected functions by setting, got {self.schedules!r:.60}"
+            )
+
     def find(self, kind: str, reference: Reference) -> Callable[..., Any]:
         """The part of that kind: the caller's own object, else what the name imports.
 
@@ -87,6 +93,9 @@ class UserParts:
         if isinstance(part, functools.partial):
             return part
         return functools.partial(part, **reference.kwargs) if reference.kwargs else part
+
+
+NO_PARTS = UserParts()
 
 
 def require_used(given: Mapping[str, Any], recorded: Mapping[str, Any], source: object) -> None:

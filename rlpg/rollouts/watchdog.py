@@ -229,7 +229,7 @@ def is_from_a_signal(error: BaseException) -> bool:
 
 @contextmanager
 def hangs_end_the_process(
-    environments: Iterable[VectorEnv[Any, Any, Any]], last_words: LastWords
+    environments: Iterable[VectorEnv[Any, Any, Any] | None], last_words: LastWords
 ) -> Iterator[None]:
     """In the block, a call that hangs and cannot be interrupted ends the process, exit code 1.
 

@@ -36,7 +36,7 @@ from rlpg.learners.advantages import AdvantageRule
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.values import NetworkValue, make_baseline
 from rlpg.policies import map_carry
-from rlpg.policies.references import UserParts
+from rlpg.policies.references import NO_PARTS, UserParts
 from rlpg.rollouts import Collector, Rollout, make_envs
 from rlpg.runs import files
 from rlpg.runs.recipe import Device, Recipe, override
@@ -136,7 +136,7 @@ def diagnose(
     episodes: int = 256,
     seed: int = 0,
     device: Device = "cpu",
-    parts: UserParts | None = None,
+    parts: UserParts = NO_PARTS,
 ) -> Diagnosis:
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
@@ -150,7 +150,6 @@ def diagnose(
     if episodes < 4:
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")
     folder = open_run(Path(path))
-    parts = parts or UserParts()
     recipe = recipe_of_run(folder, parts, env_kwargs)
     schedules = [name for name in recipe.learner.names() if name.endswith(SCHEDULE)]
     constant = {f"learner.{name}": "constant" for name in schedules}  # nothing learns by them here

@@ -38,7 +38,7 @@ from rlpg.errors import EnvironmentFault, SaveError, UsageError, call, too_late_
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
 from rlpg.policies import Policy
-from rlpg.policies.references import Part, UserParts, reference_to
+from rlpg.policies.references import NO_PARTS, Part, UserParts, reference_to
 from rlpg.rollouts import BaseCollector, EnvSource, Episodes, Rollout, hangs_end_the_process
 from rlpg.runs import files
 from rlpg.runs.logger import Logger
@@ -164,13 +164,13 @@ def run_recipe(
     recipe: Recipe,
     run_dir: str | Path | None = None,
     *,
-    parts: UserParts | None = None,
+    parts: UserParts = NO_PARTS,
     hooks: Hooks | None = None,
     goes_on: bool = False,
     quiet: bool = True,
 ) -> Run:
     """Train as a complete recipe says; see `train`. `goes_on`: continue what began in `run_dir`."""
-    parts, hooks = parts or UserParts(), hooks or Hooks()
+    hooks = hooks or Hooks()
     env, recipe = with_record(env, resolved(recipe, parts))
     path = None if run_dir is None else Path(run_dir)
     attempt, most = restarts()
@@ -300,8 +300,7 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
     step = saved.step if saved else 0
     if recipe.total_steps < step and recipe.total_steps != before.total_steps:
         raise UsageError(
-            f"total_steps: expected at least the {step} steps that the run has done, got "
-            f"{recipe.total_steps}"
+            f"total_steps: expected at least {step}, which are done, got {recipe.total_steps}"
         )
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
@@ -331,7 +330,7 @@ def finish(components: Components, writer: RunWriter) -> Run:
     """Train to the end, evaluate, save; or save and stop where a signal asks for it."""
     policy, evaluator = components.learner.policy, components.evaluator
     path = writer.folder.path
-    environments = [components.collector.envs, *evaluator.environments]
+    environments = components.collector.envs, evaluator.envs
     fatal_hangs = hangs_end_the_process(environments, writer.folder.last_words)
     run = None
     with too_late_to_refuse(), writer, components.display, fatal_hangs, StopSignals() as stop:
