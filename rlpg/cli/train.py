@@ -112,9 +112,7 @@ class Train(Importing):
         return {"settings": override(self.settings, settings)}
 
     def check(self) -> None:
-        if self.seeds == ():
-            raise UsageError("--seeds: expected at least one seed, got none")
-        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+        if self.seeds is not None and not 0 < len(self.seeds) == len(set(self.seeds)):
             raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
         check_tracker(self.track)
 
@@ -155,11 +153,10 @@ class Train(Importing):
         means = [run.evaluation.mean for run in runs.values() if run.evaluation]
         if len(means) > 1:
             low, mid, high = map(decimals, (min(means), median(means), max(means)))
-            span = f"{mid} ({low} to {high})"
-            report(f"{len(means)} seeds: median return {span}")
+            report(f"{len(means)} seeds: median return {mid} ({low} to {high})")
         if errors:
-            whole = f"{len(errors)} of {len(seeds)} seeds failed"
-            complain(RlpgError(f"{whole}: {', '.join(map(str, sorted(errors)))}"), EXIT_FAILED)
+            which = ", ".join(map(str, sorted(errors)))
+            complain(RlpgError(f"{len(errors)} of {len(seeds)} seeds failed: {which}"), EXIT_FAILED)
         paths = [quoted(run.path) for run in runs.values()]
         if paths:
             report(f"saved in {', '.join(paths)}")

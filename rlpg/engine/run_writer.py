@@ -33,10 +33,7 @@ class RunWriter:
 
     Args:
         folder: the run's, whose lock is held.
-        recipe: resolved.
-        warn: is told what cannot be written.
         saved: the checkpoint the run continues from; the curves are cut there.
-        loggers: take the metrics too, besides those of the recipe.
 
     Raises:
         FileError, ValueError, LookupError: the checkpoint's state is not that of a run's writer.

@@ -96,10 +96,8 @@ class Display:
 
     Args:
         titles: what is being trained; of several runs, a title for each.
-        total_steps: environment steps of a whole run.
         notes: lines to print when it starts; empty ones are left out.
         quiet: print nothing at all; a warning is a Python warning then.
-        verbose: show where the time goes, and every metric of learning.
     """
 
     def __init__(

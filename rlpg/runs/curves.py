@@ -22,18 +22,15 @@ from rlpg.runs import files
 from rlpg.runs.logger import GrowingFile, JSONLLogger, Logger, TensorBoardLogger
 from rlpg.runs.saver import Saver
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
 
 
 class Curves:
     """All curves of one run.
 
     Args:
-        tensorboard: write events too.
-        loggers: take the metrics too; what they raise is a failure for `saver`.
-        texts, settings: see `TensorBoardLogger`.
+        loggers: what they raise is a failure for `saver`.
         state: the `state_dict` of the checkpoint the run continues from; None begins the curves.
-        saver: is told what cannot be written.
 
     Raises:
         ValueError, TypeError, LookupError, AttributeError: the state is none of curves.
@@ -57,14 +54,11 @@ class Curves:
             }  # fmt: skip
         places = state["step"] + 1, state["progress"], state["monitor"]
         if min(places) < 0 or not math.isfinite(state["t_start"]):
-            raise ValueError(
-                "curves: expected places in the curves >= 0 and a time, got "
-                f"{places} and {state['t_start']}"
-            )
+            raise ValueError(f"curves: expected places >= 0, got {places} at {state['t_start']}")
         self._folder, self._saver = folder, saver or Saver()
         self._step: int = state["step"]
         self._t_start: float = state["t_start"]
-        self._evaluations: dict[str, Arrays] = {}
+        self._evaluations: dict[str, dict[str, Array]] = {}
         for name, rows in state["evaluations"].items():
             if not name.replace("_", "").isalnum():  # it may come from a stranger: no path parts
                 raise ValueError(f"evaluations: expected a name of letters, got {name!r:.80}")
@@ -104,7 +98,7 @@ class Curves:
             tag: value if type(value) is int else float(value) for tag, value in metrics.items()
         }
 
-    def histograms(self, step: int, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def histograms(self, step: int, values: Mapping[str, Array]) -> None:
         """Values of a rollout, by tag, for the loggers that show histograms."""
         self._tell(lambda logger: logger.histograms(step, values))
 
@@ -116,15 +110,10 @@ class Curves:
         self._monitor.add(text.encode())
 
     def evaluation(
-        self,
-        step: int,
-        returns: Iterable[SupportsFloat],
-        lengths: Iterable[int],
-        *,
-        name: str = "evaluations",
+        self, step: int, returns: Array, lengths: Array, *, name: str = "evaluations"
     ) -> None:
         """Add an evaluation to `<name>.npz`; each has the same number of episodes."""
-        row = _evaluations([step], [list(map(float, returns))], [list(map(int, lengths))])
+        row = _evaluations([step], [returns], [lengths])
         before = self._evaluations.get(name)
         self._evaluations[name] = row if before is None else {
             key: np.concatenate([before[key], row[key]]) for key in row
@@ -136,7 +125,7 @@ class Curves:
         np.savez(buffer, **self._evaluations[name])  # type: ignore[arg-type]
         self._saver(path, partial(files.write, path, buffer.getvalue()))
 
-    def evaluation_lengths(self) -> list[np.ndarray[Any, Any]]:
+    def evaluation_lengths(self) -> list[Array]:
         """Lengths of the episodes of each evaluation so far, `[episodes]` each."""
         return [row for rows in self._evaluations.values() for row in rows["ep_lengths"]]
 
@@ -185,7 +174,7 @@ class Curves:
         self._saver.failed(name, reason, f"{name}: {reason}")
 
 
-def _evaluations(timesteps: Any, results: Any, lengths: Any) -> Arrays:
+def _evaluations(timesteps: Any, results: Any, lengths: Any) -> dict[str, Array]:
     """Shapes [k], [k, episodes], [k, episodes] for k evaluations."""
     return {
         "timesteps": np.array(timesteps, np.int64),

@@ -155,12 +155,7 @@ class TensorBoardLogger(Logger):
 
 
 class GrowingFile:
-    """A file that grows at its end; what the disk refuses waits.
-
-    Args:
-        size: bytes of it that are known to be good; what is beyond is cut.
-        saver: is told what the disk refuses.
-    """
+    """A file that grows at its end; what the disk refuses waits. What is beyond `size` is cut."""
 
     def __init__(self, path: Path, size: int, saver: Saver) -> None:
         self.size = size

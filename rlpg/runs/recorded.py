@@ -44,11 +44,6 @@ def usable_kwargs(
 ) -> dict[str, Any]:
     """The arguments for the constructor: those of the file, and the user's instead of and besides.
 
-    Args:
-        recorded: from the file.
-        source: the file, for messages.
-        given: by the user, who may give any.
-
     Raises:
         FileError: an argument of the file that may not be used, and how the user gives it.
     """

@@ -52,8 +52,6 @@ def save_checkpoint(
 
     Args:
         folder: the run's `checkpoints`; made if it does not exist.
-        state: dicts, lists, tuples, plain values and numpy arrays.
-        versions: of everything the state depends on.
         keep_last: how many checkpoints remain, this one included.
         keep: steps whose checkpoints remain besides, such as the best one.
 
@@ -109,11 +107,6 @@ def save_policy(
     folder: Path, description: Mapping[str, Any], weights: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
     """Put a policy in the folder, in place of the one there if there is one; never neither.
-
-    Args:
-        folder: made if it does not exist.
-        description: what is known about the policy: a state tree.
-        weights: the weights and buffers by name.
 
     Raises:
         NumericalFault: an array is not finite; nothing was written.

@@ -102,9 +102,8 @@ class PolicySettings(Settings):
                 f"{self.key('network')}: expected none with {self.key('factory')}, which makes the "
                 f"whole policy, got {self.network}"
             )
-        for setting, given in (("network", self.network_kwargs), ("factory", self.kwargs)):
-            if given and getattr(self, setting) is None:
-                name = "kwargs" if setting == "factory" else "network_kwargs"
+        for setting, name in (("network", "network_kwargs"), ("factory", "kwargs")):
+            if (given := getattr(self, name)) and getattr(self, setting) is None:
                 raise RecipeError(
                     f"{self.key(name)}: expected none without {self.key(setting)}, "
                     f"got {given!r:.80}"

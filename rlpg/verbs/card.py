@@ -20,11 +20,6 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 def write_card(saved: Saved, folder: Path, *, has_video: bool) -> None:
     """Publish a folder with `README.md`, the policy, and the run's recipe where there is one.
 
-    Args:
-        saved: a policy from disk, which must have been evaluated at the end of its training.
-        folder: new or empty.
-        has_video: film an episode, too (`replay.mp4`).
-
     Raises:
         UsageError: the folder is taken, or nothing says how good the policy is.
     """

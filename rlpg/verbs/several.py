@@ -180,41 +180,36 @@ def run_seeds(
     return finished, several.errors
 
 
+@dataclass
 class _Several:
     """The runs of `run_seeds`."""
 
-    def __init__(
-        self,
-        common: Training,
-        seeds: Sequence[int],
-        name: str,
-        done: Callable[[int, Finished], None],
-        failed: Callable[[int, RlpgError], None],
-    ) -> None:
-        self._common, self._seeds = common, seeds
-        self._titles = {seed: f"{name} {seed}" for seed in seeds}
-        self._tell_done, self._tell_failed = done, failed
-        self.finished: dict[int, Finished] = {}
-        self.errors: dict[int, RlpgError] = {}
+    common: Training
+    seeds: Sequence[int]
+    name: str
+    tell_done: Callable[[int, Finished], None]
+    tell_failed: Callable[[int, RlpgError], None]
+    finished: dict[int, Finished] = field(default_factory=dict)
+    errors: dict[int, RlpgError] = field(default_factory=dict)
 
     def _done(self, seed: int, finished: Finished) -> None:
         self.finished[seed] = finished
-        self._tell_done(seed, finished)
+        self.tell_done(seed, finished)
 
     def _failed(self, seed: int, error: RlpgError) -> None:
         """Go on with the others, unless it is what the first run says, and all others would."""
         if isinstance(error, UsageError | FileError) and not (self.finished or self.errors):
             raise error
         self.errors[seed] = error
-        self._tell_failed(seed, error)
+        self.tell_failed(seed, error)
         if isinstance(error, SaveError) and error.run is not None:
             self._done(seed, Finished(error.run.path, error.run.evaluation))
 
     def one_by_one(self, *, quiet: bool) -> None:
         hooks = Hooks(say=None if quiet else partial(print, file=sys.stderr))
-        for seed in self._seeds:
+        for seed in self.seeds:
             try:
-                self._done(seed, self._common.run(seed, hooks, quiet=quiet))
+                self._done(seed, self.common.run(seed, hooks, quiet=quiet))
             except RlpgError as error:
                 if isinstance(error, SaveError) and error.run is None:  # stopped by a signal
                     raise
@@ -230,11 +225,11 @@ class _Several:
                 "save the program, or set jobs to 1"
             )
         with _importable():
-            whole = pickle.dumps(self._common)
-        waiting = list(self._seeds)
+            whole = pickle.dumps(self.common)
+        waiting = list(self.seeds)
         running: dict[int, tuple[Any, Connection]] = {}
-        total, verbose = self._common.recipe.total_steps, self._common.verbose
-        titles = self._titles.values()
+        total, verbose = self.common.recipe.total_steps, self.common.verbose
+        titles = [f"{self.name} {seed}" for seed in self.seeds]
         display = Display(*titles, total_steps=total, quiet=quiet, verbose=verbose)
         told = False
         with display, StopSignals() as stop:
@@ -257,7 +252,7 @@ class _Several:
 
     def _heard(self, seed: int, process: Any, pipe: Connection, display: Display) -> bool:
         """Take one message of a process; whether it was the last."""
-        title = self._titles[seed]
+        title = f"{self.name} {seed}"
         try:
             message = pipe.recv()
         except (EOFError, OSError):

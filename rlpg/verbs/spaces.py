@@ -119,12 +119,12 @@ def checked_space(space: Space, recipe: Recipe) -> Space:
     Raises:
         RecipeError: a setting does not exist or cannot have a value of its range.
     """
+    checked = {}
     for key, kind in space.items():
         for value in kind.ends:
             override(recipe, {key: value})
-    return {key: kind if kind.choices else _typed(key, kind, recipe) for key, kind in space.items()}
-
-
-def _typed(key: str, kind: Range, recipe: Recipe) -> Range:
-    low, high = (validated(key, end, kind_of(recipe, key)) for end in kind.ends)
-    return replace(kind, low=low, high=high)
+        if not kind.choices:
+            low, high = (validated(key, end, kind_of(recipe, key)) for end in kind.ends)
+            kind = replace(kind, low=low, high=high)
+        checked[key] = kind
+    return checked
