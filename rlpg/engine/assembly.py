@@ -42,7 +42,7 @@ class Hooks:
     loggers: Sequence[Logger] = ()
     stop_at_return: float | None = None  # mean return of an evaluation
     verbose: bool = False  # print where the time goes, and the metrics of learning
-    say: Callable[[str], None] | None = None  # is told what a person should see, in a line
+    say: Callable[[str], object] = lambda text: None  # is told what a person should see, in a line
     began: Callable[[int], None] = lambda step: None  # is told the step that a run begins at
 
     def __post_init__(self) -> None:

@@ -155,10 +155,7 @@ def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any]) -> None:
     )
     for kind, own, given in pairs:
         if own != given:
-            raise SpaceError(
-                f"{kind} space: the policy expects {own}, the environment has {given}; evaluate "
-                "on the environment it was trained for"
-            )
+            raise SpaceError(f"{kind} space: the policy expects {own}, the environment has {given}")
 
 
 class Evaluator:

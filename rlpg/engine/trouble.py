@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -44,12 +44,10 @@ class Trouble:
         self._first: float | None = None  # entropy
         self._told: set[str] = set()
 
-    def episodes(self, returns: Iterable[float]) -> None:
+    def episodes(self, returns: Sequence[float]) -> None:
         """Episodes that ended before the next entry."""
-        for value in returns:
-            self._returns.append(value)
-            if len(self._first_returns) < EPISODES:
-                self._first_returns.append(value)
+        self._returns.extend(returns)
+        self._first_returns.extend(returns[: EPISODES - len(self._first_returns)])
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Look at an entry of the log, by tag."""

@@ -94,19 +94,16 @@ class PolicySettings(Settings):
         num_weights = sum(a * b for a, b in zip(self.hidden, self.hidden[1:], strict=False))
         if num_weights > LARGEST_NETWORK:
             raise RecipeError(
-                f"{self.key('hidden')}: expected at most {LARGEST_NETWORK:,} weights between the "
-                f"hidden layers, got {num_weights:,}"
+                f"policy.hidden: expected at most {LARGEST_NETWORK:,} weights, got {num_weights:,}"
             )
         if self.network is not None and self.factory is not None:
             raise RecipeError(
-                f"{self.key('network')}: expected none with {self.key('factory')}, which makes the "
-                f"whole policy, got {self.network}"
+                f"policy.network: expected none with policy.factory, got {self.network}"
             )
         for setting, name in (("network", "network_kwargs"), ("factory", "kwargs")):
             if (given := getattr(self, name)) and getattr(self, setting) is None:
                 raise RecipeError(
-                    f"{self.key(name)}: expected none without {self.key(setting)}, "
-                    f"got {given!r:.80}"
+                    f"policy.{name}: expected none without policy.{setting}, got {given!r:.80}"
                 )
 
 
@@ -130,8 +127,7 @@ class RolloutSettings(Settings):
         if size > LARGEST_ROLLOUT:
             name = "num_steps" if self.episodes_per_env is None else "episodes_per_env"
             raise RecipeError(
-                f"{self.key(name)}: expected at most {LARGEST_ROLLOUT:,} in all environments "
-                f"together, got {size:,}"
+                f"rollout.{name}: expected at most {LARGEST_ROLLOUT:,} in all, got {size:,}"
             )
 
 

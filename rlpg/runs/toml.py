@@ -39,8 +39,7 @@ def text(tables: Mapping[str, Any]) -> str:
         return tomli_w.dumps(_without_none(tables))
     except TypeError as error:  # a set, an enum, in the settings of a learner of one's own
         raise RecipeError(
-            f"recipe: expected numbers, strings, lists and tables, got a setting of another kind: "
-            f"{error}"
+            f"recipe: expected numbers, strings, lists and tables, got another setting: {error}"
         ) from None
 
 

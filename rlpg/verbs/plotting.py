@@ -56,8 +56,7 @@ class Group:
     @property
     def final(self) -> Array:
         """The last point of each run, [R]."""
-        last: Array = self.runs[:, -1]
-        return last
+        return np.asarray(self.runs[:, -1])
 
 
 @dataclass(frozen=True)
@@ -154,8 +153,7 @@ def _group(env: str, label: str, same: list[History], metric: str, axis: Axis) -
 def _curve(history: History, metric: str, axis: Axis) -> Curve:
     if metric not in history.curves:
         raise UsageError(
-            f"{history.path}: expected the metric {metric}, got {', '.join(history.curves)}; "
-            "choose one with --metric"
+            f"{history.path}: expected the metric {metric}, got {', '.join(history.curves)}"
         )
     steps, values = history.curves[metric]
     if axis == "steps":

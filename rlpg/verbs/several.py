@@ -206,7 +206,7 @@ class _Several:
             self._done(seed, Finished(error.run.path, error.run.evaluation))
 
     def one_by_one(self, *, quiet: bool) -> None:
-        hooks = Hooks(say=None if quiet else partial(print, file=sys.stderr))
+        hooks = Hooks() if quiet else Hooks(say=partial(print, file=sys.stderr))
         for seed in self.seeds:
             try:
                 self._done(seed, self.common.run(seed, hooks, quiet=quiet))

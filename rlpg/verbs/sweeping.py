@@ -100,8 +100,7 @@ class Sweep(Training):
                 if trial is None:
                     return Finished(self.folder, None)
                 outcome = self._try(study, trial, hooks)
-            if hooks.say is not None:
-                hooks.say(f"trial {trial.number}: {outcome}")
+            hooks.say(f"trial {trial.number}: {outcome}")
 
     def _take(self, study: Any, held: ExitStack) -> Any:
         """A trial whose process has died, or a new one; what says that it is taken is held."""
@@ -162,20 +161,18 @@ class Sweep(Training):
     def _train(self, number: int, recipe: Recipe, seed: int, watch: Watch) -> float:
         """The mean return of one seed of a trial; where it has begun, it goes on."""
         folder = self._trial_folder(number) / str(seed)
-        try:
+        mean = None
+        with suppress(FileError, ValueError, TypeError, KeyError):  # missing or damaged: it goes on
             done = json.loads(files.read(folder / "evaluation.json", limit=LARGEST_FILE))
             mean = float(done["mean"])
-        except (FileError, ValueError, TypeError, KeyError):
-            pass  # missing or damaged: it goes on
-        else:  # it was done when its process died
+        if mean is not None:  # it was done when its process died
             watch.catch_up()
             return mean
-        recipe = override(recipe, {"seed": seed})
-        began = watch.hooks.began
-        hooks = Hooks(watch.on_log, [watch], self.stop_at_return, began=began)
+        hooks = Hooks(watch.on_log, [watch], self.stop_at_return, began=watch.hooks.began)
         run = training.run_recipe(
-            self.env, recipe, folder, parts=self.parts, hooks=hooks, goes_on=True
-        )
+            self.env, override(recipe, {"seed": seed}), folder, parts=self.parts, hooks=hooks,
+            goes_on=True,
+        )  # fmt: skip
         if run.evaluation is None:
             raise UsageError("env: expected one of which Gymnasium can make others, got one")
         return run.evaluation.mean

@@ -218,6 +218,6 @@ def made_for_pictures(
         if render_mode and render_mode not in made.metadata.get("render_modes", ()):
             what = "pictures" if render_mode == "rgb_array" else "a window"
             raise UsageError(f"video: expected an environment with {what}, {spec.id} has none")
-        yield made, options.get("episode_cap", 1000)
+        yield made, options["episode_cap"]
     finally:
         made.close()
