@@ -166,8 +166,8 @@ def _curve(history: History, metric: str, axis: Axis) -> Curve:
 def _notes(same: list[History], group: Group, axis: Axis) -> list[str]:
     """What the reader of a curve should know: it ends early, or its runs were told differently."""
     notes = []
-    longest = max(same, key=lambda history: history.clock[0][-1]) if axis == "steps" else same[0]
-    last = max(steps[-1] for steps, _ in [longest.clock, *longest.curves.values()] if len(steps))
+    curves = [curve for run in same for curve in (run.clock, *run.curves.values())]
+    last = max(steps[-1] for steps, _ in curves if len(steps))
     if axis == "steps" and len(same) > 1 and group.x[-1] < 0.9 * last:
         notes.append(f"drawn to step {group.x[-1]:,.0f}, where its shortest curve ends")
     keys = {key for history in same for key in history.settings}

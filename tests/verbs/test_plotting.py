@@ -84,6 +84,19 @@ def test_runs_measured_at_other_places_are_compared_where_all_have_values(tmp_pa
     assert compared.notes == ("ppo on A-v0: drawn to step 300, where its shortest curve ends",)
 
 
+@pytest.mark.parametrize("ends", [(300, 900), (900, 300)])
+def test_bug_no_note_on_an_early_end_where_the_first_of_runs_without_times_was_the_shortest(
+    tmp_path: Path, ends: tuple[int, int]
+) -> None:
+    for k, end in enumerate(ends, start=1):
+        (tmp_path / "ppo" / f"A-v0_{k}").mkdir(parents=True)
+        steps = np.arange(100, end + 1, 100)
+        file = tmp_path / "ppo" / f"A-v0_{k}" / "evaluations.npz"
+        np.savez(file, timesteps=steps, results=np.ones((len(steps), 2)))
+    (note,) = plotting.compare([tmp_path]).notes
+    assert note == "ppo on A-v0: drawn to step 300, where its shortest curve ends"
+
+
 def test_runs_that_share_no_place_are_refused(tmp_path: Path) -> None:
     run(tmp_path, "A-v0", "ppo", 0, [0.0], [100])
     run(tmp_path, "A-v0", "ppo", 1, [0.0], [200])
