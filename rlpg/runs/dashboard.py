@@ -26,10 +26,9 @@ REWARD_PART: Final = "Mean per step of this entry of the environment's `info`."
 
 def layout() -> Any:
     """The summary that arranges the cards of the tab Custom Scalars."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
 
     categories = [
         layout_pb2.Category(
@@ -47,10 +46,8 @@ def layout() -> Any:
     content = layout_pb2.Layout(category=categories).SerializeToString()
     value = Summary.Value(
         tag=metadata.CONFIG_SUMMARY_TAG,
-        metadata=SummaryMetadata(
-            plugin_data=SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
-        ),
-        tensor=TensorProto(dtype=DT_STRING, string_val=[content]),
+        metadata=metadata.create_summary_metadata(),
+        tensor=make_tensor_proto(content, dtype=np.object_),
     )
     return Summary(value=[value])
 

@@ -188,9 +188,8 @@ def kind_of(recipe: Recipe, key: str) -> Any:
     kind: Any = kinds(Recipe).get(table)
     if "." in key:
         settings = _tables(recipe).get(table)
-        kind = None
-        if settings is not None and name in settings.names():
-            kind = kinds(type(settings))[name]
+        is_known = settings is not None and name in settings.names()
+        kind = kinds(type(settings))[name] if is_known else None
     if entry:
         kind = get_args(kind)[1] if get_origin(kind) is dict else None
     if kind is None:
