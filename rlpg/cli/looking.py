@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -46,7 +45,7 @@ class Plot(Verb):
     """
 
     positional: ClassVar[str] = "runs"
-    bare: ClassVar[Mapping[str, str]] = MappingProxyType({"output": "curves.png"})
+    bare: ClassVar[Mapping[str, str]] = {"output": "curves.png"}
 
     runs: Annotated[tuple[Path, ...], Meta(title="RUN|FOLDER...")] = ()
     """runs, and folders with runs in them"""

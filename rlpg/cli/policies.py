@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
@@ -94,7 +93,7 @@ class Evaluate(PlayingPolicy):
       rlpg evaluate CartPole-v1-reinforce --stochastic --json result.json
     """
 
-    bare: ClassVar[Mapping[str, str]] = MappingProxyType({**Playing.bare, "video": "episode.mp4"})
+    bare: ClassVar[Mapping[str, str]] = {**Playing.bare, "video": "episode.mp4"}
     work: ClassVar[str] = "rlpg.verbs.evaluation"
 
     stochastic: bool = False

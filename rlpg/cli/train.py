@@ -52,9 +52,7 @@ class Train(Importing):
     """
 
     positional: ClassVar[str] = "env"
-    aliases: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"backend": "environment.backend", **Importing.aliases}
-    )
+    aliases: ClassVar[Mapping[str, str]] = {"backend": "environment.backend", **Importing.aliases}
     free: ClassVar[tuple[str, ...]] = (
         "environment.kwargs",
         "policy.kwargs",

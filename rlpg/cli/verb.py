@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from msgspec import Meta
@@ -25,7 +24,6 @@ File = Annotated[Path, Meta(title="FILE")]
 Folder = Annotated[Path, Meta(title="DIR")]
 RunFolder = Annotated[Path, Meta(title="RUN")]
 Number = Annotated[int, Meta(ge=1, le=1_000_000)]  # of steps or episodes that are kept in memory
-NOTHING: Mapping[str, str] = MappingProxyType({})
 STDOUT = Path("-")
 
 
@@ -40,8 +38,8 @@ class Verb(Settings):
     """
 
     positional: ClassVar[str] = ""
-    bare: ClassVar[Mapping[str, str]] = NOTHING
-    aliases: ClassVar[Mapping[str, str]] = NOTHING
+    bare: ClassVar[Mapping[str, str]] = {}
+    aliases: ClassVar[Mapping[str, str]] = {}
     free: ClassVar[tuple[str, ...]] = ()
     hidden: ClassVar[tuple[str, ...]] = ()
     work: ClassVar[str] = ""
@@ -70,7 +68,7 @@ class Verb(Settings):
 class Importing(Verb):
     """A verb that reads files which may name code of the user's."""
 
-    aliases: ClassVar[Mapping[str, str]] = MappingProxyType({"import": "import_modules"})
+    aliases: ClassVar[Mapping[str, str]] = {"import": "import_modules"}
 
     import_modules: bool = False
     """import the modules of your own that the files name"""
@@ -93,7 +91,7 @@ class WithEnvironment(Verb):
 class Telling(Verb):
     """A verb that finds something, and tells it in words or as JSON."""
 
-    bare: ClassVar[Mapping[str, str]] = MappingProxyType({"json": str(STDOUT)})
+    bare: ClassVar[Mapping[str, str]] = {"json": str(STDOUT)}
 
     json: File | None = None
     """write what was found to this file, too; without FILE print it as JSON"""

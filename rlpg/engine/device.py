@@ -38,8 +38,7 @@ def require_one_kind(device: torch.device) -> None:
     """UsageError where processes compute on different kinds of devices; call it on all of them."""
     if len(kinds := sorted(set(gather(device.type)))) > 1:
         raise UsageError(
-            f"device: expected one kind for the processes on all machines, got "
-            f"{' and '.join(kinds)}; set device to cpu"
+            f"device: expected one kind on all machines, got {' and '.join(kinds)}; set it to cpu"
         )
 
 

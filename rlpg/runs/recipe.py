@@ -73,11 +73,10 @@ class Recipe(Settings):
     log: LogSettings = field(default_factory=LogSettings)
 
     def check(self) -> None:
-        kind = AGENTS[self.agent].settings if self.agent in AGENTS else LearnerSettings
-        has = type(self.learner)
-        if not (has is kind or (kind is LearnerSettings and issubclass(has, kind))):
+        own, has = AGENTS.get(self.agent), type(self.learner)
+        if own is not None and has is not own.settings:
             raise RecipeError(
-                f"learner: expected {kind.__name__} for the agent {self.agent}, got "
+                f"learner: expected {own.settings.__name__} for the agent {self.agent}, got "
                 f"{has.__name__}; Recipe.of({self.agent!r}) has the defaults of that agent"
             )
 

@@ -26,8 +26,7 @@ def write_card(saved: Saved, folder: Path, *, has_video: bool) -> None:
     found = saved.training.get("evaluation")
     if not isinstance(found, dict):
         raise UsageError(
-            f"{saved.path}: expected a policy with an evaluation, got none; a run writes it at its "
-            "end, or give its best policy: --best"
+            f"{saved.path}: expected a policy with an evaluation, got none; try the --best one"
         )
     contents = {POLICY_FILE: bytes(files.read(saved.path, limit=2 * LARGEST[POLICY]))}
     recipe = saved.path.parent.parent / "recipe.toml"

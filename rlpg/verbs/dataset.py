@@ -78,8 +78,7 @@ def write_dataset(
             original.spec.to_json()  # type: ignore[union-attr]  # `gymnasium.make` sets it
         except ValueError as error:
             raise UsageError(
-                f"env: expected one that Minari can write down, registered with text as "
-                f"entry_point (module:Class), got: {error}"
+                f"env: expected text as its entry_point (module:Class), for Minari, got: {error}"
             ) from None
         recording = Recording(original)
         played = evaluate(

@@ -48,7 +48,7 @@ from rlpg.rollouts.processes import usable_cores
 from rlpg.runs import files
 from rlpg.runs.recipe import Recipe, flatten, override
 from rlpg.runs.trackers import TrackerLogger
-from rlpg.settings import Natural, validated
+from rlpg.settings import Count, Natural, validated
 from rlpg.verbs import training
 from rlpg.verbs.training import Run, Schedules, is_quiet, own_parts
 
@@ -164,8 +164,7 @@ def run_seeds(
     `name` is what a seed is called; `done` and `failed` are told at once. What the first run says
     that all others would say, too, is raised, and so are signals, after all runs were saved.
     """
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise UsageError(f"jobs: expected an integer of at least 1, got {jobs!r:.40}")
+    jobs = validated("jobs", jobs, Count | None)
     if is_started_by_torchrun():
         raise UsageError("seeds: expected one seed for the processes of torchrun, got several")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -221,8 +220,7 @@ class _Several:
         program = None if main.__spec__ else getattr(main, "__file__", None)
         if program and not files.exists(Path(program)):  # each process would look for it
             raise UsageError(
-                f"jobs: expected 1 for a program that is in no file, got {jobs} for {program}; "
-                "save the program, or set jobs to 1"
+                f"jobs: expected 1 for a program in no file, got {jobs} for {program}; save it"
             )
         with _importable():
             whole = pickle.dumps(self.common)

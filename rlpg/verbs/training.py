@@ -433,13 +433,11 @@ def decided(is_stopping: bool, is_due: bool, stop: StopSignals) -> tuple[bool, b
 
     Any rank may have been sent a signal, which counts as sent to all; the rest the first decides.
     """
-    if not is_alone():
-        own = [is_stopping, is_due and rank() == 0, stop.received or 0]
-        is_stopping_any, is_due_first, number = max_over_ranks(torch.tensor(own)).tolist()
-        if number:  # else one that has come since counts at the next call, in all ranks
-            stop.received = signal.Signals(number)
-        return bool(is_stopping_any or number), bool(is_due_first)
-    return is_stopping or stop.received is not None, is_due
+    own = [is_stopping, is_due and rank() == 0, stop.received or 0]
+    is_stopping_any, is_due_first, number = max_over_ranks(torch.tensor(own)).tolist()
+    if number:  # else one that has come since counts at the next call, in all ranks
+        stop.received = signal.Signals(number)
+    return bool(is_stopping_any or number), bool(is_due_first)
 
 
 def collect(collector: BaseCollector, recipe: Recipe) -> Rollout:

@@ -139,8 +139,7 @@ def ffmpeg_writes(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError):
         raise UsageError(
-            f"video: expected {path} to be written, got an error of ffmpeg; make room for it, or "
-            "choose another place"
+            f"video: expected {path} to be written, got an error of ffmpeg; make room for it"
         ) from None
 
 

@@ -167,7 +167,7 @@ def test_what_is_wrong_with_all_seeds_is_said_once(jobs: int, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"seeds": [0, 1], "jobs": 0}, "jobs: expected an integer of at least 1, got 0"),
+        ({"seeds": [0, 1], "jobs": 0}, "jobs: expected an integer >= 1 or none, got 0"),
         ({"seeds": []}, r"seeds: expected different seeds, got \[\]"),
         ({"seeds": [1, 1]}, r"seeds: expected different seeds, got \[1, 1\]"),
         ({"seeds": (seed for seed in [2, 2])}, r"seeds: expected different seeds, got \[2, 2\]"),
