@@ -15,7 +15,6 @@ from rlpg.runs.recipe import Recipe, kind_of
 from rlpg.settings import BETWEEN_PATHS, Arguments, Settings, expected, from_text, kinds
 
 HELP = ("-h", "--help")
-BOOLEANS = ("true", "false")
 _NUMBERS = re.compile(r"-?[\d._,]+(e-?\d+)?")  # words that belong to a list begun before them
 
 
@@ -29,11 +28,8 @@ class Given:
 
 
 def parse(name: str, kind: type[Verb], words: Sequence[str]) -> Verb | None:
-    """The verb that the words ask for; None where they ask for its help, which is then printed.
-
-    Raises:
-        UsageError: words that are not understood.
-    """
+    """The verb that the words ask for; None where they ask for its help, which is then printed;
+    UsageError where they are not understood."""
     given = read(name, kind, words)
     verb = kind.prepared(given)
     if given.is_help:
@@ -82,11 +78,7 @@ def _kind(name: str, verb: Verb, key: str) -> Any:
 
 
 def read(name: str, verb: type[Verb], words: Sequence[str]) -> Given:
-    """Sort the words after a verb.
-
-    Raises:
-        UsageError: a word that is no option and belongs to none.
-    """
+    """Sort the words after a verb; UsageError for one that is no option and belongs to none."""
     shapes = known_kinds(verb)
     options: dict[str, str | None] = {}
     entries: dict[str, str] = {}
@@ -137,7 +129,7 @@ def _value(rest: list[str], key: str, verb: type[Verb], kind: Any) -> str | None
     """The words that are the value of an option; they are taken from `rest`."""
     if kind is bool:
         is_flag = key in kinds(verb)  # takes no value; a setting may take one
-        is_said = not is_flag and bool(rest) and rest[0].lower() in BOOLEANS
+        is_said = not is_flag and bool(rest) and rest[0].lower() in ("true", "false")
         return rest.pop(0) if is_said else None
     values = [value] if (value := _next(rest)) is not None else []
     while values and is_list(kind) and rest and all(map(_NUMBERS.fullmatch, (values[-1], rest[0]))):

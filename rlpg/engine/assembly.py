@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,14 +78,8 @@ class Components:
 
 
 def bring_back(components: Components, saved: Checkpoint) -> str:
-    """Bring fresh components to where they were saved.
-
-    Returns:
-        "", or in one line why the bits may differ from now on.
-
-    Raises:
-        FileError: the state is not that of such components, which cannot be used any more.
-    """
+    """Bring fresh components to where they were saved; "", or why the bits may differ from now on.
+    FileError where the state is not that of such components, which cannot be used any more."""
     with fitting(saved.path):
         state = saved.state
         restore_tensors(components.learner, state["learner"], "learner")
@@ -118,12 +112,15 @@ def assembled(
         if recipe.compile:
             learner.compile()
         with usual_modes():
-            evaluator = stack.enter_context(Evaluator(env, recipe))
+            evaluator = stack.enter_context(closing(Evaluator(env, recipe)))
         where = "" if policy.device.type == "cpu" else f"networks on {policy.device}"
+        evaluation = ""
+        if evaluator.envs is None:
+            evaluation = "no evaluation: Gymnasium cannot make another environment like this object"
         display = Display(
             f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}",
             total_steps=recipe.total_steps,
-            notes=(description, policy.observations.describe_in_words(), where, evaluator.note),
+            notes=(description, policy.observations.describe_in_words(), where, evaluation),
             quiet=quiet or rank() > 0,
             verbose=hooks.verbose,
         )

@@ -81,11 +81,7 @@ def find_recipe(
 
 
 def learner_class(agent: str, parts: UserParts) -> type[Learner]:
-    """The class of an agent.
-
-    Raises:
-        UsageError: it is no subclass of `Learner`, or was only named by a file.
-    """
+    """The class of an agent; UsageError if it is no `Learner`, or was only named by a file."""
     if agent in AGENTS:
         found: Any = imported(AGENTS[agent].learner, "agent")
     else:
@@ -98,11 +94,8 @@ def learner_class(agent: str, parts: UserParts) -> type[Learner]:
 
 
 def settings_of(parts: UserParts, asked: Mapping[str, object]) -> dict[str, Any]:
-    """What a recipe says about the parts that a user brings, and the settings `asked` for beside.
-
-    Raises:
-        UsageError: a setting was asked to be something else than the part that was given.
-    """
+    """What a recipe says about the parts that a user brings, and the settings `asked` for beside;
+    UsageError where one was asked to be something else than the part that was given."""
     said: dict[str, Any] = {}
     for kind, part, name, kwargs in (
         ("network", parts.network, "policy.network", "policy.network_kwargs"),
@@ -182,11 +175,7 @@ def recipe_of_run(
     folder: RunFolder, parts: UserParts, env_kwargs: Mapping[str, Any] | None
 ) -> Recipe:
     """The recipe of a run with the environment's arguments that may be used; see `usable_kwargs`.
-
-    Raises:
-        FileError: one of them, or of the wrappers' arguments, may not come from a file.
-        UsageError: the caller brings a part where the run has none of its own.
-    """
+    UsageError where the caller brings a part and the run has none of its own."""
     recipe = load_recipe(folder.recipe, resolve=lambda own: learner_class(own, parts).Settings)
     policy, learner = recipe.policy, recipe.learner.values()
     given = {kind: getattr(parts, kind) for kind in ("network", "policy", "agent", "baseline")}
@@ -200,11 +189,8 @@ def recipe_of_run(
 
 
 def with_record(env: EnvSource, recipe: Recipe) -> tuple[EnvSource, Recipe]:
-    """The environment with the wrappers of the recipe, and the recipe with what an object is.
-
-    Raises:
-        UsageError: the recipe says otherwise of an object's arguments or wrappers.
-    """
+    """The environment with the wrappers of the recipe, and the recipe with what an object is;
+    UsageError where the recipe says otherwise of an object's arguments or wrappers."""
     told = recipe.environment
     if isinstance(env, str):
         if told.wrappers:
@@ -310,11 +296,8 @@ def made_by_own_part(kind: str, name: str | None) -> Iterator[None]:
 def make_policy(
     envs: VectorEnv[Any, Any, Any], recipe: Recipe, parts: UserParts = NO_PARTS
 ) -> Policy:
-    """A fresh policy for these environments, on the device that the recipe says.
-
-    Raises:
-        UsageError: there is no such device, or the user's part does not make a policy.
-    """
+    """A fresh policy for these environments, on the device that the recipe says; UsageError where
+    there is no such device, or the user's part does not make a policy."""
     settings = recipe.policy
     both = envs.single_observation_space, envs.single_action_space
     options: dict[str, Any] = {
@@ -385,11 +368,8 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts = NO_PARTS) ->
 def make_collector(
     envs: VectorEnv[Any, Any, Any], learner: Learner, recipe: Recipe, warn: Callable[[str], None]
 ) -> BaseCollector:
-    """What collects for the learner: with gradients, where the learner asks for them.
-
-    Raises:
-        UsageError: the environment cannot give them, or not in this machine's memory.
-    """
+    """What collects for the learner: with gradients, where the learner asks for them;
+    UsageError where the environment cannot give them, or not in this machine's memory."""
     seed = seed_sequence(recipe.seed, "actions", *rank_key())
     if learner.gradient is None:
         return Collector(envs, learner.policy, seed, log_prob=False, warn=warn)

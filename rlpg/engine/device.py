@@ -14,10 +14,8 @@ from rlpg.errors import UsageError
 def device_of(said: str) -> torch.device:
     """The device of the setting: `cpu`, `cuda`, or `auto`, which is cuda where there is one.
 
-    Of the processes that torchrun has started on a machine, each takes a GPU of its own.
-
-    Raises:
-        UsageError: there is no GPU, or there are fewer than processes.
+    Of the processes that torchrun has started on a machine, each takes a GPU of its own; UsageError
+    where there is none, or there are fewer than processes.
     """
     own, processes = local_ranks()
     count = torch.cuda.device_count() if said != "cpu" and torch.cuda.is_available() else 0

@@ -144,11 +144,7 @@ def play(
 
 
 def check_spaces(policy: Policy, envs: VectorEnv[Any, Any, Any]) -> None:
-    """Refuse an environment whose spaces are not the policy's.
-
-    Raises:
-        SpaceError: names what differs.
-    """
+    """SpaceError, which names what differs, where the environment's spaces are not the policy's."""
     pairs = (
         ("observation", policy.observations.space, without_text(envs.single_observation_space)),
         ("action", policy.head.space, envs.single_action_space),
@@ -174,13 +170,6 @@ class Evaluator:
         seed = seed_sequence(recipe.seed, "evaluation")
         options = environment_options(another, recipe)
         self.envs = make_envs(another, copies, seed=seed, **options).envs
-
-    @property
-    def note(self) -> str:
-        """One line for the user where there is something to say."""
-        if self.envs is not None:
-            return ""
-        return "no evaluation: Gymnasium cannot make another one of this environment object"
 
     def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
         """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""
@@ -222,9 +211,6 @@ class Evaluator:
         seed = seed_sequence(self._seed, "final evaluation")
         return self._play(policy, episodes, seed, deterministic=True)
 
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         if self.envs is not None:
             self.envs.close()

@@ -107,12 +107,8 @@ def is_object(recorded: str) -> bool:
 
 
 def environment_to_make(recorded: str, given: str | None, path: Path) -> str:
-    """The environment id a file recorded, or the one the caller gives instead.
-
-    Raises:
-        FileError: a file may name an environment, but not a module to import; or it was an object
-            that no id makes again.
-    """
+    """The environment id a file recorded, or the one the caller gives instead; FileError where the
+    file's is none, names a module to import, or is an object that no id makes again."""
     if not (given or recorded):
         raise FileError(
             f"{path}: expected files that name the environment, got none that does; restore the "

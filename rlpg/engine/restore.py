@@ -25,8 +25,6 @@ MISFITS = (RlpgError, ArithmeticError, AttributeError, LookupError, RuntimeError
 # entries per time step of a baseline, the running returns.
 MOST_PER_BYTE, SPARE = 4, 16 << 20
 
-_ARRAYS = (np.ndarray, Tensor)
-
 
 class Part(Protocol):
     """Something with a state."""
@@ -65,15 +63,9 @@ def restore_tensors(part: Part, state: Any, name: str) -> None:
 
 
 def restore(part: Part, state: Any, name: str, given: Any = None) -> str:
-    """Bring a fresh part to a state tree of arrays, or to `given`, which stands for it.
-
-    Returns:
-        "", or in one line why the part could not be brought there, in its own words.
-
-    Raises:
-        ValueError, or what the part raises: this cannot be the state of such a part, which cannot
-            be used any more.
-    """
+    """Bring a fresh part to a state tree of arrays, or to `given`, which stands for it; "", or in one
+    line why it could not be brought there. ValueError, or what the part raises, where this cannot
+    be the state of such a part, which cannot be used any more."""
     problem = part.load_state_dict(state if given is None else given)
     if isinstance(problem, str) and problem:
         return problem
@@ -107,7 +99,9 @@ def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _num_bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for _, leaf in _leaves(tree, "") if isinstance(leaf, _ARRAYS))
+    return sum(
+        leaf.nbytes for _, leaf in _leaves(tree, "") if isinstance(leaf, np.ndarray | Tensor)
+    )
 
 
 def require_same(saved: Any, own: Any, name: str) -> None:

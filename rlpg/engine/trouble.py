@@ -57,13 +57,10 @@ class Trouble:
         if self._first is None:
             self._first = self._recent.get("train/entropy", [None])[0]
         share = min(step / self._recipe.total_steps, 1.0)  # the last rollout may go beyond
-        for name, verdict in (
-            ("value", self._value(share)),
-            ("step", self._step()),
-            ("clip", self._clip()),
-            ("entropy", self._entropy(share)),
-        ):
-            self._tell(name, step, verdict)
+        self._tell("value", step, self._value(share))
+        self._tell("step", step, self._step())
+        self._tell("clip", step, self._clip())
+        self._tell("entropy", step, self._entropy(share))
 
     def evaluated(self, step: int, evaluations: Mapping[str, Evaluation]) -> None:
         """Compare the most likely actions with sampled ones, where both were evaluated."""

@@ -21,7 +21,6 @@ _TABLES: Final = tomllib.loads(
 )
 CARDS: Final[Mapping[str, Mapping[str, list[str]]]] = _TABLES["cards"]  # by category and title
 DESCRIPTIONS: Final[Mapping[str, str]] = _TABLES["descriptions"]  # by tag
-REWARD_PART: Final = "Mean per step of this entry of the environment's `info`."
 
 
 def layout() -> Any:
@@ -97,4 +96,5 @@ def described(tag: str) -> Any:
 
 def description(tag: str) -> str:
     """What a tag means, in Markdown; "" for one that is not ours."""
-    return DESCRIPTIONS.get(tag, REWARD_PART if tag.startswith("rollout/reward_") else "")
+    of_reward = "Mean per step of this entry of the environment's `info`."
+    return DESCRIPTIONS.get(tag, of_reward if tag.startswith("rollout/reward_") else "")

@@ -45,12 +45,8 @@ class History:
 
 
 def find_histories(path: Path) -> list[History]:
-    """The runs in a folder and below, in the order of their names.
-
-    Raises:
-        UsageError: there are none.
-        FileError: a file of a run is damaged.
-    """
+    """The runs in a folder and below, in the order of their names; UsageError where there are
+    none, FileError where a file of one is damaged."""
     found = [read_history(folder) for folder in _runs(path)]
     if not found:
         raise UsageError(

@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Final
 
 import numpy as np
@@ -118,7 +119,8 @@ class TensorBoardLogger(Logger):
         self._put(now, step=start, session_log=SessionLog(status=SessionLog.START))
         if start == 0:  # a run that goes on has them where they were
             for name, text in (texts or {}).items():
-                self._put(now, summary=text_pb(f"{name}/text_summary", _verbatim(text)))
+                verbatim = indent(text, "    ")  # in Markdown
+                self._put(now, summary=text_pb(f"{name}/text_summary", verbatim))
             self._put(now, summary=dashboard.layout())
             if settings:
                 trial = readable("/".join(folder.absolute().parts[-3:]))
@@ -181,11 +183,6 @@ class GrowingFile:
         if self.size < end:
             reason = f"lost {end - self.size} bytes that had been written"
             self._saver.failed(self._path.name, reason, f"{self._path}: {reason}")
-
-
-def _verbatim(text: str) -> str:
-    """Markdown that shows the text as it is: every line indented by four spaces."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _next_name(folder: Path, seconds: int) -> Path:

@@ -273,11 +273,7 @@ def dumps(recipe: Recipe) -> str:
 def load_recipe(
     path: str | Path, *, agent: str | None = None, resolve: Resolve | None = None
 ) -> Recipe:
-    """The recipe in a TOML file; see `loads`.
-
-    Raises:
-        FileError: the file cannot be read, or what it says does not fit.
-    """
+    """`loads` a TOML file; FileError where it cannot be read, or what it says does not fit."""
     data = files.read(Path(path), limit=LARGEST_FILE)
     try:
         return loads(data.decode("utf-8-sig"), source=str(path), agent=agent, resolve=resolve)

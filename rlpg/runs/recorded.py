@@ -27,10 +27,7 @@ _PLAIN = re.compile(r"[\w ,;+*()=-]*")  # not: the parts of paths, addresses and
 
 def checked_record(record: object) -> dict[str, Any]:
     """The entries `RECORDED` of the description in a policy file; what it does not say, by default.
-
-    Raises:
-        UsageError: names an entry that is not of the right type.
-    """
+    UsageError names an entry that is not of the right type."""
     if not isinstance(record, Mapping):
         raise UsageError(f"environment: expected a table, got {record!r:.60}")
     told = EnvironmentSettings(**{name: record[name] for name in RECORDED if name in record})
@@ -43,10 +40,7 @@ def usable_kwargs(
     recorded: Mapping[str, Any], source: object, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The arguments for the constructor: those of the file, and the user's instead of and besides.
-
-    Raises:
-        FileError: an argument of the file that may not be used, and how the user gives it.
-    """
+    FileError names an argument of the file that may not be used, and how the user gives it."""
     own = dict(given or {})
     rest = {name: value for name, value in recorded.items() if name not in own}
     if refused := _refused(rest):
@@ -60,11 +54,8 @@ def usable_kwargs(
 
 
 def usable_wrappers(recorded: Mapping[str, Any], source: object) -> dict[str, dict[str, Any]]:
-    """The wrappers of a file with their arguments, which are judged like the environment's.
-
-    Raises:
-        FileError: an argument that may not come from a file.
-    """
+    """The wrappers of a file with their arguments, which are judged like the environment's;
+    FileError for one that may not come from a file."""
     flat = {f"{name}.{key}": v for name, kwargs in recorded.items() for key, v in kwargs.items()}
     if refused := _refused(flat):
         name, expected = refused

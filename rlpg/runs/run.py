@@ -208,14 +208,8 @@ def open_run(path: Path) -> RunFolder:
 
 
 def find_policy(path: Path, which: Which = "best") -> Path:
-    """The file of a policy: `path` itself, the one in that folder, or one of the run in it.
-
-    Args:
-        which: of a run's policies; the other one where it is missing.
-
-    Raises:
-        FileError: there is no policy.
-    """
+    """The file of a policy: `path` itself, the one in that folder, or `which` of the run in it (the
+    other one where it is missing); FileError where there is none."""
     order = [path / "policy", path / "best_policy"]
     own = filter(files.is_folder, order if which == "last" else order[::-1])
     for folder in (path, *own):

@@ -121,11 +121,8 @@ def save_policy(
 
 
 def load_policy(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """The description and the weights of a policy: of a file, or of the one in a folder.
-
-    Raises:
-        FileError: missing, damaged, of another format version, not finite, or too large.
-    """
+    """The description and the weights of a policy: of a file, or of the one in a folder;
+    FileError where it is missing, damaged, of another format version, not finite, or too large."""
     if files.is_folder(path):
         path = path / POLICY_FILE
     match unpack(path, POLICY, LARGEST[POLICY]):

@@ -18,11 +18,8 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 
 
 def write_card(saved: Saved, folder: Path, *, has_video: bool) -> None:
-    """Publish a folder with `README.md`, the policy, and the run's recipe where there is one.
-
-    Raises:
-        UsageError: the folder is taken, or nothing says how good the policy is.
-    """
+    """Publish a folder with `README.md`, the policy, and the run's recipe where there is one;
+    UsageError where the folder is taken, or nothing says how good the policy is."""
     found = saved.training.get("evaluation")
     if not isinstance(found, dict):
         raise UsageError(

@@ -128,11 +128,8 @@ class Acting(nn.Module):
 
 
 def exported(acting: Acting) -> torch.export.ExportedProgram:
-    """The module as a program of `torch.export`, for any number N of environments.
-
-    Raises:
-        UsageError: a policy of one's own that cannot be traced.
-    """
+    """The module as a program of `torch.export`, for any number N of environments;
+    UsageError for a policy of one's own that cannot be traced."""
     batch = torch.export.Dim("batch", min=1, max=65_536)
     inputs = acting.examples(3)
     rest = tuple({0: batch} for _ in inputs[1:])

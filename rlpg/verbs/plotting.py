@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -186,11 +187,8 @@ def _notes(same: list[History], group: Group, axis: Axis) -> list[str]:
 
 
 def improvements(compared: Comparison) -> list[tuple[str, str, float, tuple[float, float]]]:
-    """For each pair of agents P(a run of the first is better than one of the second), interval.
-
-    Raises:
-        UsageError: there is no pair of agents with an environment in common.
-    """
+    """For each pair of agents P(a run of the first is better than one of the second), interval;
+    UsageError where no pair has an environment in common."""
     runs = {(group.env, group.label): group.final for group in compared.groups}
     found = []
     for k, first in enumerate(compared.labels):
@@ -217,7 +215,7 @@ def table(compared: Comparison) -> str:
     lines = []
     for env in compared.envs:
         lines.append(f"{env}: {compared.metric} at the last point, interquartile mean [95 %]")
-        for mark, group in zip(_marks(compared.on(env)), compared.on(env), strict=True):
+        for mark, group in zip(cycle(MARKERS), compared.on(env), strict=False):
             low, high, middle = map(decimals, (*group.interval[:, -1], group.center[-1]))
             between = f"[{low}, {high}]" if len(group.runs) > 1 else "no interval"
             runs = counted(len(group.runs), "run")
@@ -244,7 +242,7 @@ def _chart(env: str, groups: list[Group], axis: Axis) -> str:
     high = max(group.center.max() for group in groups)
     start, end = min(group.x[0] for group in groups), max(group.x[-1] for group in groups)
     cells = [[" "] * WIDTH for _ in range(HEIGHT)]
-    for mark, group in zip(_marks(groups), groups, strict=True):
+    for mark, group in zip(cycle(MARKERS), groups, strict=False):
         columns = np.rint((group.x - start) / max(end - start, 1e-9) * (WIDTH - 1)).astype(int)
         across = np.arange(columns[0], columns[-1] + 1)
         values = np.interp(across, columns, group.center)
@@ -258,10 +256,6 @@ def _chart(env: str, groups: list[Group], axis: Axis) -> str:
     lines = [f"{name:>10} |{''.join(row)}" for name, row in zip(names, cells, strict=True)]
     foot = f"{_place(start, axis)}{_place(end, axis):>{WIDTH - len(_place(start, axis))}}"
     return "\n".join([f"{'':12}{env}", *lines, f"{'':11}+{'-' * WIDTH}", f"{'':12}{foot}"])
-
-
-def _marks(groups: Sequence[Group]) -> list[str]:
-    return [MARKERS[k % len(MARKERS)] for k in range(len(groups))]
 
 
 def _place(x: float, axis: Axis) -> str:

@@ -50,16 +50,8 @@ _SHIPPED = Path(__file__).with_suffix(".toml")
 
 
 def space_of(recipe: Recipe, path: Path | None) -> Space:
-    """The space in a file, or the one shipped for the agent, less what does nothing there.
-
-    Args:
-        recipe: resolved.
-        path: of the file; None: the shipped space.
-
-    Raises:
-        UsageError: there is none for a learner of one's own.
-        FileError: the file is not a space.
-    """
+    """The space in a file, or the one shipped for the agent, less what does nothing there;
+    UsageError where none is shipped, FileError where the file is not a space."""
     if path is None:
         shipped = toml.tables(_SHIPPED.read_text(encoding="utf-8"))
         if (agent := recipe.agent) not in shipped:
@@ -114,11 +106,8 @@ def _range(path: Path, key: str, said: Any) -> Range:
 
 
 def checked_space(space: Space, recipe: Recipe) -> Space:
-    """The space with ends of the settings' kind: from 0 to 1 are fractions where those are floats.
-
-    Raises:
-        RecipeError: a setting does not exist or cannot have a value of its range.
-    """
+    """The space with ends of the settings' kind: from 0 to 1 are fractions where those are floats;
+    RecipeError where a setting does not exist or cannot have a value of its range."""
     checked = {}
     for key, kind in space.items():
         for value in kind.ends:

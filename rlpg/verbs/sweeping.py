@@ -47,12 +47,8 @@ class Sweep(Training):
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def study(self) -> Any:
-        """The study in the folder, made if there is none.
-
-        Raises:
-            UsageError: it is another sweep's, or cannot be locked.
-            FileError: the file is not a study.
-        """
+        """The study in the folder, made if there is none; UsageError where it is another sweep's,
+        or cannot be locked, FileError where the file is not a study."""
         files.make_folder(self.folder)
         path = files.here() / self.folder / "study.journal"
         about = {
@@ -179,11 +175,7 @@ class Sweep(Training):
 
     def draw(self, study: Any) -> Path | None:
         """The picture of how much each setting matters; None without two finished trials of
-        different returns.
-
-        Raises:
-            UsageError: matplotlib is missing.
-        """
+        different returns."""
         with _quiet() as optuna:
             done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
             if len({trial.value for trial in done}) < 2:

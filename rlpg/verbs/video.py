@@ -153,14 +153,8 @@ def film(
     seed: int = 0,
     deterministic: bool = True,
 ) -> Evaluation:
-    """Film one episode of a policy from disk; see `evaluate_saved` for the environment.
-
-    Args:
-        path: of the mp4 file; replaced if it exists.
-
-    Raises:
-        UsageError: the environment gives no pictures.
-    """
+    """Film one episode of a policy from disk as an mp4 file, which is replaced if it exists; see
+    `evaluate_saved` for the environment. UsageError where it gives no pictures."""
     path = files.here() / path  # the environment may go elsewhere
     if not has_display():  # pygame would look for one, and print errors
         for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
@@ -184,10 +178,7 @@ def watch(
     deterministic: bool = True,
 ) -> Evaluation:
     """Play episodes of a policy from disk in a window; see `evaluate_saved` for the environment.
-
-    Raises:
-        UsageError: there is no display, or the environment has no window.
-    """
+    UsageError where there is no display, or the environment has no window."""
     if sys.platform.startswith("linux") and not has_display():
         raise UsageError(
             "watch: expected a display, got none; `rlpg evaluate RUN --video` films an episode"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,7 +362,7 @@ def test_arguments_from_a_file_cost_memory_or_opened_a_path_or_window(
 @pytest.fixture
 def evaluator() -> Iterator[Evaluator]:
     recipe = override(Recipe(), {"evaluation.episodes": 20, "evaluation.final_episodes": 30})
-    with Evaluator(ShortOrLong, recipe) as made:
+    with closing(Evaluator(ShortOrLong, recipe)) as made:
         yield made
 
 
@@ -430,13 +431,13 @@ def test_evaluations_that_nobody_asked_for_cost_no_more_steps_than_training(
     drawing_policy: StandardPolicy,
 ) -> None:  # fmt: skip
     before = [np.array(row) for row in lengths]
-    with Evaluator(ShortOrLong, Recipe()) as by_rule:
+    with closing(Evaluator(ShortOrLong, Recipe())) as by_rule:
         assert by_rule.is_worth(step, before) == is_worth
         final = by_rule.final(drawing_policy, step, before)
         assert final is not None
         assert len(final.returns) == episodes
     said = override(Recipe(), {"evaluation.every": 100, "evaluation.final_episodes": 7})
-    with Evaluator(ShortOrLong, said) as as_said:
+    with closing(Evaluator(ShortOrLong, said)) as as_said:
         assert as_said.is_worth(step, before)
         final = as_said.final(drawing_policy, step, before)
         assert final is not None
