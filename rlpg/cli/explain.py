@@ -30,12 +30,8 @@ WIDEST_VALUE = 24
 def explained(
     recipe: Recipe, base: Recipe, file: object, given: Collection[str], parts: UserParts
 ) -> Iterator[str]:
-    """One line for each setting, after what the environment is.
-
-    Args:
-        base: the recipe before the options, which `given` has by key.
-        file: where it is from; None: it is the one shipped for the environment, or the defaults.
-    """
+    """One line for each setting, after what the environment is. `base` is the recipe before the
+    options, which `given` has by key, and from `file`, or else shipped or the defaults."""
     before, of_base = flatten(recipe), flatten(base)
     env, recipe = with_record(recipe.environment.id, resolved(recipe, parts))
     with training_envs(env, recipe, parts) as (envs, description):

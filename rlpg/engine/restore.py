@@ -63,9 +63,9 @@ def restore_tensors(part: Part, state: Any, name: str) -> None:
 
 
 def restore(part: Part, state: Any, name: str, given: Any = None) -> str:
-    """Bring a fresh part to a state tree of arrays, or to `given`, which stands for it; "", or in one
-    line why it could not be brought there. ValueError, or what the part raises, where this cannot
-    be the state of such a part, which cannot be used any more."""
+    """Bring a fresh part to a state tree of arrays, or to `given`, which stands for it; "", or in
+    one line why it could not be brought there. ValueError, or what the part raises, where this
+    cannot be the state of such a part, which cannot be used any more."""
     problem = part.load_state_dict(state if given is None else given)
     if isinstance(problem, str) and problem:
         return problem

@@ -28,16 +28,9 @@ from rlpg.runs.trees import to_json
 
 
 class RunWriter:
-    """The writing side of one run. What the disk refuses is said once, and training goes on; what
-    is missing at the end, `missing` says.
-
-    Args:
-        folder: the run's, whose lock is held.
-        saved: the checkpoint the run continues from; the curves are cut there.
-
-    Raises:
-        FileError, ValueError, LookupError: the checkpoint's state is not that of a run's writer.
-    """
+    """The writing side of one run, whose lock is held. What the disk refuses is said once, and
+    training goes on; what is missing at the end, `missing` says. The curves are cut at `saved`, the
+    checkpoint that the run continues from; ValueError, LookupError where its state does not fit."""
 
     def __init__(
         self,

@@ -26,15 +26,9 @@ Array = np.ndarray[Any, Any]
 
 
 class Curves:
-    """All curves of one run.
-
-    Args:
-        loggers: what they raise is a failure for `saver`.
-        state: the `state_dict` of the checkpoint the run continues from; None begins the curves.
-
-    Raises:
-        ValueError, TypeError, LookupError, AttributeError: the state is none of curves.
-    """
+    """All curves of one run. What `loggers` raise is a failure for `saver`. `state` is the
+    `state_dict` of the checkpoint that the run continues from; None begins the curves, and what is
+    none of curves raises ValueError, TypeError, LookupError or AttributeError."""
 
     def __init__(
         self,

@@ -13,10 +13,7 @@ log_warning: Final[Warn] = logging.getLogger("rlpg").warning
 
 class Saver:
     """Calls what writes; a failure is said once for each file, and counts until a call succeeds.
-
-    Args:
-        check: is called before; raises OSError where nothing may be written.
-    """
+    `check` is called before; it raises OSError where nothing may be written."""
 
     def __init__(self, warn: Warn = log_warning, check: Callable[[], None] = lambda: None) -> None:
         self.missing: dict[str, str] = {}  # by name: why it is not on disk, or not all of it
