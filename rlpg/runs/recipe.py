@@ -258,8 +258,7 @@ def _defaults(agent: Any, resolve: Resolve | None) -> Recipe:
         return defaults
     if resolve is None:
         raise RecipeError(
-            f"agent: a file may not choose to import {agent}; name it yourself, or allow it: "
-            "--import"
+            f"agent: a file may not choose to import {agent}; give it yourself, or allow --import"
         )
     return Recipe.of(agent, resolve(agent))
 

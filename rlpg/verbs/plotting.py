@@ -130,8 +130,7 @@ def _default(histories: Sequence[History]) -> str:
             return tag
     lacking = next(h for h in histories if EVALUATED not in h.curves)
     raise UsageError(
-        f"{lacking.path}: expected evaluations or episodes that ended in every run, got neither "
-        f"here or not in all; --metric TAG draws something else"
+        f"{lacking.path}: expected evaluations in every run, or ended episodes; try --metric TAG"
     )
 
 

@@ -109,7 +109,7 @@ def test_an_environment_that_takes_no_render_mode_could_not_be_kept() -> None:
             assert env.spec is not None
             assert env.spec.kwargs == {}
         pytest.importorskip("minari")
-        with pytest.raises(UsageError, match="registered with text as entry_point"):
+        with pytest.raises(UsageError, match="expected text as its entry_point"):
             write_dataset(saved, "cartpole/plain-v0", env="rlpg-test/Plain-v0", episodes=1)
     finally:
         del gymnasium.registry["rlpg-test/Plain-v0"]
