@@ -166,9 +166,13 @@ def with_what_auto_came_to(recipe: Recipe, learner: Learner) -> Recipe:
         "entropy_coef": learner.entropy_coef,
         "value_hidden": learner.settings.value_hidden,
     }
-    changes = {f"learner.{k}": value for k, value in came_to.items() if getattr(told, k) == "auto"}
+    was_auto = {name: value for name, value in came_to.items() if getattr(told, name) == "auto"}
     first_std = log_std_init(recipe, learner.policy.head.space)
-    return override(recipe, changes | {"policy.log_std_init": first_std})
+    return replace(
+        recipe,
+        policy=replace(recipe.policy, log_std_init=first_std),
+        learner=replace(told, **was_auto),
+    )
 
 
 def recipe_of_run(

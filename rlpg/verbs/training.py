@@ -310,8 +310,7 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
             notes += differences(saved.state.get("recipe", now), now)
         if components.learner.policy.device.type != "cpu":
             notes.append("bits may differ: a GPU need not repeat them")
-        problem = bring_back(components, saved)
-        if problem:
+        if problem := bring_back(components, saved):
             notes.append(f"bits may differ: {problem}")
     if exact and notes:
         raise UsageError(f"{path}: {'; '.join(notes)}; without --exact it goes on")

@@ -82,7 +82,7 @@ WEIGHT = ("learner", "policy", "network.mlp.layers.0.weight")
         (set_to("collector", "generator", value=np.zeros(3, np.uint8)), "RNG"),
         (set_to("collector", "env_steps", value=7), "env_steps: expected"),
         (set_to("curves", "step", value=10**20), "curves.step: expected at most"),
-        (set_to("curves", "progress", value=-1), "places in the curves >= 0"),
+        (set_to("curves", "progress", value=-1), "curves: expected places >= 0"),
         (set_to("best", value=("a", "b")), "could not convert string to float"),
     ],
 )
