@@ -26,10 +26,8 @@ def read(path: Path, *, limit: int) -> bytearray:
     """All bytes of a regular file of at most `limit` bytes.
 
     A link in the last place is not followed, and nothing hangs: a pipe, a socket or a device is
-    refused without waiting for its other end.
-
-    Raises:
-        FileError: the file is missing, unreadable, too large, or not a regular file.
+    refused without waiting for its other end. FileError where the file is missing, unreadable, too
+    large, or not a regular one.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | _NO_SURPRISES)
@@ -168,10 +166,8 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file for the length of a `with`; the kernel frees it however the process dies.
-
-    Args:
-        wait: until the process that holds it lets go of it.
+    """Hold the lock file for the length of a `with`, or `wait` until another process lets go of it;
+    the kernel frees it however the process dies.
 
     Yields:
         what tells whether the file at the path is still the one that is held: not if it was moved

@@ -37,12 +37,8 @@ PACKAGES = ("rlpg", "torch", "gymnasium", "numpy", "safetensors", "tensorboard")
 
 
 class RunFolder:
-    """The folder of one run; `create_run` makes one, `open_run` finds one.
-
-    Args:
-        path: as it was named, for messages.
-        here: the directory that it was named in, because an environment may take the process to
-            another; None: the present one.
+    """The folder of one run; `create_run` makes one, `open_run` finds one. It was named `path` in
+    the directory `here` (None: the present one); an environment may take the process to another.
     """
 
     def __init__(self, path: Path, here: Path | None = None) -> None:

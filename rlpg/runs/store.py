@@ -55,9 +55,8 @@ def save_checkpoint(
         keep_last: how many checkpoints remain, this one included.
         keep: steps whose checkpoints remain besides, such as the best one.
 
-    Raises:
-        TypeError, ValueError: the state has no place in a file; nothing was written.
-        OSError: the disk refused; the older checkpoints are intact.
+    The older checkpoints are intact after TypeError, ValueError (the state has no place in a file)
+    and OSError (the disk refused).
     """
     tree = {"step": step, "versions": dict(versions), "state": state}
     data = pack(CHECKPOINT, LARGEST[CHECKPOINT], tree)
@@ -106,12 +105,8 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 def save_policy(
     folder: Path, description: Mapping[str, Any], weights: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Put a policy in the folder, in place of the one there if there is one; never neither.
-
-    Raises:
-        NumericalFault: an array is not finite; nothing was written.
-        OSError: the disk refused; the old policy is intact.
-    """
+    """Put a policy in the folder, in place of the one there if there is one; never neither. That
+    stays intact where NumericalFault names an array that is not finite, or the disk refuses."""
     if name := _infinite(weights):
         raise NumericalFault(f"{name}: expected finite weights to save, got NaN or infinity")
     tree = {"description": dict(description), "weights": dict(weights)}

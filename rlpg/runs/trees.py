@@ -40,11 +40,8 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def pack(kind: str, limit: int, tree: object) -> bytearray:
-    """The file of a state tree with at most `limit` bytes of arrays.
-
-    Raises:
-        TypeError, ValueError: something in it has no place in a file, or it is too large.
-    """
+    """The file of a state tree with at most `limit` bytes of arrays; TypeError or ValueError where
+    something in it has no place in a file, or it is too large."""
     try:
         plain, arrays = split(tree)
         content = {"format": kind, "version": VERSION, "sha256": _NO_DIGEST, "tree": plain}
@@ -70,12 +67,9 @@ def sealed(data: bytearray) -> bytearray:
 
 
 def unpack(path: Path, kind: str, limit: int) -> Any:
-    """The state tree in a file with at most `limit` bytes of arrays, which may be changed in place.
-
-    Raises:
-        FileError: missing, damaged, not of this kind and version, or with a claim that does not fit
-            the file.
-    """
+    """The state tree in a file with at most `limit` bytes of arrays, which may be changed in place;
+    FileError where it is missing, damaged, not of this kind and version, or claims what does not
+    fit."""
     data = files.read(path, limit=limit + LARGEST_HEADER + 8)
     begin = 8 + int.from_bytes(data[:8], "little")
     if not 8 < begin <= min(len(data), LARGEST_HEADER + 8):

@@ -253,9 +253,7 @@ def group_gradients(
     """`[G, V, P]`: mean gradient of each group of `size` episodes, by each of V rules.
 
     The rules differ in what multiplies grad log pi, so one batched backward pass serves them all.
-
-    Args:
-        rollout: one whole episode per environment.
+    The rollout has one whole episode per environment.
     """
     reward = learner.scaled_reward(rollout)
     advantages = [rule(rollout, reward) for rule in rules]

@@ -32,19 +32,12 @@ ABOUT = "rlpg"  # attribute of the study that says what is swept
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Training):
-    """What all processes of a sweep have in common; `recipe` is what the trials do not change.
+    """What all processes of a sweep have in common; `recipe` is what the trials do not change."""
 
-    Attributes:
-        folder: holds `study.journal`, `trials/<number>/<seed>/`, `best.toml`, `importances.png`.
-        space: the settings that are tried.
-        trials: how many, of all processes.
-        seeds: of every trial.
-    """
-
-    folder: Path
+    folder: Path  # holds `study.journal`, `trials/<number>/<seed>/`, `best.toml`, `importances.png`
     space: Space
-    trials: int
-    seeds: tuple[int, ...] = (0, 1, 2)
+    trials: int  # of all processes
+    seeds: tuple[int, ...] = (0, 1, 2)  # of every trial
 
     def study(self) -> Any:
         """The study in the folder, made if there is none; UsageError where it is another sweep's,
