@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -100,8 +101,7 @@ def run(words: list[str], *, is_program: bool = False) -> int:
 
 
 def verb_class(name: str) -> type[Verb]:
-    module, _, kind = VERBS[name].partition(":")
-    found: type[Verb] = getattr(importlib.import_module(module), kind)
+    found: type[Verb] = pkgutil.resolve_name(VERBS[name])
     return found
 
 

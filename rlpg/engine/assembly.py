@@ -114,13 +114,10 @@ def assembled(
         with usual_modes():
             evaluator = stack.enter_context(closing(Evaluator(env, recipe)))
         where = "" if policy.device.type == "cpu" else f"networks on {policy.device}"
-        evaluation = ""
-        if evaluator.envs is None:
-            evaluation = "no evaluation: Gymnasium cannot make another environment like this object"
         display = Display(
             f"{recipe.environment.id} {recipe.agent} seed {recipe.seed}",
             total_steps=recipe.total_steps,
-            notes=(description, policy.observations.describe_in_words(), where, evaluation),
+            notes=(description, policy.observations.describe_in_words(), where, evaluator.note),
             quiet=quiet or rank() > 0,
             verbose=hooks.verbose,
         )

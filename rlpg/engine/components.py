@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from inspect import isabstract
@@ -268,11 +268,8 @@ def training_envs(
         first_env=rank() * num_envs,
         **options,
     )
-    try:
+    with nullcontext() if isinstance(env, VectorEnv) else closing(made.envs):
         yield made.envs, ", ".join(filter(None, (made.description, why)))
-    finally:
-        if not isinstance(env, VectorEnv):
-            made.envs.close()
 
 
 def environment_options(env: EnvSource, recipe: Recipe) -> dict[str, Any]:

@@ -163,13 +163,14 @@ class Evaluator:
     def __init__(self, env: EnvSource, recipe: Recipe) -> None:
         self._settings, self._seed = recipe.evaluation, recipe.seed
         self.envs: VectorEnv[Any, Any, Any] | None = None  # what it plays on
+        self.note = "no evaluation: Gymnasium cannot make another one of this environment object"
         another = another_like(env)
         if another is None or rank() != 0:  # the others are told what follows from it
             return
         copies = min(self._settings.num_envs, self._settings.episodes)
         seed = seed_sequence(recipe.seed, "evaluation")
         options = environment_options(another, recipe)
-        self.envs = make_envs(another, copies, seed=seed, **options).envs
+        self.envs, self.note = make_envs(another, copies, seed=seed, **options).envs, ""
 
     def __call__(self, step: int, policy: Policy) -> dict[str, Evaluation]:
         """`eval` and, if the recipe says so, `eval_stochastic`; nothing where it cannot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -75,14 +76,11 @@ def evaluate(
         max_episode_steps=max_episode_steps,
         episode_cap=episode_cap,
     )
-    try:
+    with nullcontext() if isinstance(env, VectorEnv) else closing(made.envs):
         check_spaces(policy, made.envs)
         with fresh_torch(threads):
             evaluation = play(policy, made.envs, episodes, seed, deterministic=deterministic)
         return replace(evaluation, environments=made.description)
-    finally:
-        if not isinstance(env, VectorEnv):
-            made.envs.close()
 
 
 def evaluate_saved(

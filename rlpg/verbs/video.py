@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +204,8 @@ def made_for_pictures(
             disable_env_checker=True,
             **options["kwargs"] | ({"render_mode": render_mode} if render_mode else {}),
         )
-    try:
+    with closing(made):
         if render_mode and render_mode not in made.metadata.get("render_modes", ()):
             what = "pictures" if render_mode == "rgb_array" else "a window"
             raise UsageError(f"video: expected an environment with {what}, {spec.id} has none")
         yield made, options["episode_cap"]
-    finally:
-        made.close()
