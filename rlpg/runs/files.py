@@ -76,12 +76,11 @@ def write(path: Path, data: bytes | bytearray) -> None:
 
 
 def append(path: Path, data: bytes, *, position: int) -> int:
-    """Put `data` at `position`, the known end of the file, and cut what lies beyond.
+    """Put `data` at `position`, the known end of the file, and cut what lies beyond; the new end.
 
-    Returns:
-        the new end; a smaller one where the file had become shorter: then `data` comes after its
-        last whole line. An append that failed half-way is undone, or else by the next one at the
-        same position.
+    Where the file had become shorter, `data` comes after its last whole line, and the end is a
+    smaller one. An append that failed half-way is undone, or else by the next one at the same
+    position.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_SURPRISES, 0o666)
     try:

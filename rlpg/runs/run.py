@@ -150,9 +150,7 @@ def create_run(
             or where there is one `<seed>-1`, `<seed>-2` ...
         here: see `RunFolder`.
 
-    Raises:
-        UsageError: `path` is taken.
-        OSError: the disk refused; no run has appeared.
+    UsageError where `path` is taken; after an OSError no run has appeared.
     """
     here = here or files.here()
     contents = {VERSIONS: to_json(dict(versions)), "recipe.toml": dumps(recipe).encode()}

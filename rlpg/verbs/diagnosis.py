@@ -141,11 +141,8 @@ def diagnose(
     """Measure the gradient of a run at its newest checkpoint, for every baseline.
 
     It plays as many episodes for calibration as for the gradients. For `env`, `env_kwargs`,
-    `device` and `parts` see `resume`.
-
-    Raises:
-        FileError: there is no run.
-        UsageError: it has no checkpoint, or its environment is not known.
+    `device` and `parts` see `resume`. FileError where there is no run, UsageError where it has no
+    checkpoint, or its environment is not known.
     """
     if episodes < 4:
         raise UsageError(f"episodes: expected at least 4 to compare, got {episodes}")

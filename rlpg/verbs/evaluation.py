@@ -96,12 +96,9 @@ def evaluate_saved(
     """Evaluate a policy from disk on the environment it was trained on, or on another.
 
     Arguments and time limit of the training are kept where it is the same environment; where it is
-    another, `environments` says what was left out.
-
-    Raises:
-        FileError: the file names a module to import, or an argument that it may not choose;
-            `env` and `env_kwargs` may be anything.
-        SpaceError: the environment's spaces are not the policy's.
+    another, `environments` says what was left out. FileError where the file names a module to
+    import, or an argument that it may not choose (`env` and `env_kwargs` may be anything),
+    SpaceError where the spaces are not the policy's.
     """
     env_id, options, note = environment_of(saved, env, env_kwargs)
     options["env_kwargs"] = options.pop("kwargs")

@@ -148,14 +148,9 @@ def exported(acting: Acting) -> torch.export.ExportedProgram:
 def to_onnx(policy: Policy, path: Path, *, deterministic: bool = True) -> float:
     """Write a policy as an ONNX file that acts like it, and check that with onnxruntime.
 
-    Args:
-        deterministic: the mode of the distribution; else the file samples from `uniform` numbers.
-
-    Returns:
-        The largest difference between the outputs of the file and of the policy; see `_difference`.
-
-    Raises:
-        UsageError: the policy cannot be exported, or acts differently as a file.
+    The largest difference between the outputs of the file and of the policy, see `_difference`. The
+    file takes the mode of the distribution, or else samples from `uniform` numbers. UsageError
+    where the policy cannot be exported, or acts differently as a file.
     """
     acting = Acting(policy, deterministic=deterministic)
     program = exported(acting)
