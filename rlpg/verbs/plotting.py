@@ -130,7 +130,7 @@ def _default(histories: Sequence[History]) -> str:
             return tag
     lacking = next(h for h in histories if EVALUATED not in h.curves)
     raise UsageError(
-        f"{lacking.path}: expected evaluations in every run, or ended episodes; try --metric TAG"
+        f"{lacking.path}: expected evaluations or episodes that ended in every run; try --metric"
     )
 
 
