@@ -300,7 +300,7 @@ def _continued(folder: RunFolder, components: Components, before: Recipe, *, exa
     step = saved.step if saved else 0
     if recipe.total_steps < step and recipe.total_steps != before.total_steps:
         raise UsageError(
-            f"total_steps: expected at least the {step} steps that are done, got {recipe.total_steps}"
+            f"total_steps: expected at least the {step} steps it has done, got {recipe.total_steps}"
         )
     notes = [f"skipped {reason}" for reason in skipped]
     if saved is not None:
