@@ -45,7 +45,7 @@ def _refuse_other_causes(
     output: Callable[[Tensor], Tensor], size: int, name: str, device: torch.device
 ) -> None:
     """Raise UsageError where the output for a sample depends on torch's global generators (by
-    `F.dropout`, or a layer that `refuse_noisy_layers` does not know), on the samples beside it, or
+    `F.dropout`, or a layer that `refuse_unusable` does not know), on the samples beside it, or
     on what was seen before.
 
     Args:

@@ -31,7 +31,7 @@ from rlpg.learners.reward_scale import RewardScale
 from rlpg.learners.settings import SEPARATE_CRITIC, LearnerSettings
 from rlpg.learners.values import StateValue, ValueNetwork, make_baseline, module_state, squares
 from rlpg.policies import Policy
-from rlpg.policies.networks import refuse_expanded, refuse_noisy_layers
+from rlpg.policies.networks import refuse_unusable
 from rlpg.rollouts.rollout import Rollout, rows
 from rlpg.settings import SCHEDULE, scheduled
 
@@ -88,8 +88,7 @@ class Learner(ABC):
         self.generator = generator or torch.Generator().manual_seed(0)
         self.schedules = self._checked(schedules or {})
         s = self.settings
-        refuse_noisy_layers(policy, "policy")
-        refuse_expanded(policy, "policy")
+        refuse_unusable(policy, "policy")
         chosen = baseline if isinstance(baseline, Baseline) else s.baseline
         if policy.shared_network is not None:
             self._check_shared_torso(chosen)

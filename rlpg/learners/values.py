@@ -26,13 +26,7 @@ from rlpg.learners.optimizer import Optimizer, refuse_unregistered
 from rlpg.learners.settings import LearnerSettings
 from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.policies import Network, Policy, map_carry
-from rlpg.policies.networks import (
-    Carry,
-    carry_parts,
-    global_generator_from,
-    refuse_expanded,
-    refuse_noisy_layers,
-)  # fmt: skip
+from rlpg.policies.networks import Carry, carry_parts, global_generator_from, refuse_unusable
 from rlpg.rollouts.rollout import Rollout, rows
 
 CHUNK = 2048  # samples that go through a network at once, on a CPU
@@ -378,8 +372,7 @@ def make_baseline(
             network = made
         else:
             network = Network(policy.observations, 1, factory=lambda *_: made, generator=generator)
-        refuse_noisy_layers(network, "value network")
-        refuse_expanded(network, "value network")
+        refuse_unusable(network, "value network")
         return ValueNetwork(
             network.to(policy.device),
             policy.features,

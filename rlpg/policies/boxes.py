@@ -84,14 +84,15 @@ class BoxHead(Head):
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         parts = (self._half_width, self._center, self._low, self._high)
         half_width, center, low, high = (torch.as_tensor(part, device=device) for part in parts)
-        if not self._is_integer:
-            return lambda action: torch.clamp(
-                self._unit(action, torch.tanh) * half_width + center, low, high
-            )
         dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        return lambda action: torch.clamp(
-            torch.round(self._unit(action, torch.tanh) * half_width + center), low, high
-        ).to(dtype)
+
+        def to_env(action: Tensor) -> Tensor:
+            scaled = self._unit(action, torch.tanh) * half_width + center
+            if not self._is_integer:
+                return torch.clamp(scaled, low, high)
+            return torch.clamp(torch.round(scaled), low, high).to(dtype)
+
+        return to_env
 
 
 def _inward(exact: Array, rounded: Array, toward: float) -> Array:

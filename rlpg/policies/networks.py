@@ -189,8 +189,9 @@ class Memory(nn.Module):
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), stretches[-1][2]
 
 
-def refuse_noisy_layers(module: nn.Module, name: str) -> None:
-    """Raise UsageError where the output for a sample depends on chance or on the rest of its batch.
+def refuse_unusable(module: nn.Module, name: str) -> None:
+    """Raise UsageError where a layer's output for a sample depends on chance or on the rest of its
+    batch, or where one number in memory stands for several: no file could be read into them.
 
     A policy with such a layer has other log-probs when it learns than when it acted. In evaluation
     mode (a frozen encoder) these layers do neither.
@@ -207,10 +208,6 @@ def refuse_noisy_layers(module: nn.Module, name: str) -> None:
                 "or call eval() on that layer"
             )
 
-
-def refuse_expanded(module: nn.Module, name: str) -> None:
-    """Raise UsageError where one number in memory stands for several: no file could be read into
-    them."""
     for path, tensor in module.state_dict().items():
         sizes = () if is_lazy(tensor) else zip(tensor.shape, tensor.stride(), strict=True)
         if any(size > 1 and step == 0 for size, step in sizes):

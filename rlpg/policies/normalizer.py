@@ -67,28 +67,19 @@ class Normalizer(nn.Module):
         centered = features - self._center
         return torch.addcmul(self._shift, centered, self._scale).clamp(-self.clip, self.clip)
 
-    def moments(self, features: Tensor) -> tuple[Tensor, ...]:
-        """`(count [], mean [K], m2 [K])` float64 of features `[..., F]` of all ranks, before
-        normalization: what `merge` takes."""
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Count features `[..., F]`, of all ranks.
+
+        Raises:
+            NumericalFault: their moments are not finite; nothing is changed.
+        """
         rows = features if self._index is None else features[..., self._index.to(features.device)]
         rows = rows.reshape(-1, len(self.mean)).to(torch.float64)  # [B, K]
         size = torch.tensor(float(len(rows)), dtype=torch.float64, device=rows.device)
-        count, total = sums_over_ranks(size, rows.sum(0))
-        mean = total / count.clamp(min=1.0)
-        return count, mean, sum_over_ranks((rows - mean).square().sum(0))
-
-    @torch.no_grad()
-    def update(self, features: Tensor) -> None:
-        """Count features `[..., F]`."""
-        self.merge(*self.moments(features))
-
-    @torch.no_grad()
-    def merge(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
-        """Count a batch by its moments.
-
-        Raises:
-            NumericalFault: the moments are not finite; nothing is changed.
-        """
+        count, summed = sums_over_ranks(size, rows.sum(0))
+        mean = summed / count.clamp(min=1.0)
+        m2 = sum_over_ranks((rows - mean).square().sum(0))
         total = self.count + count
         is_finite = mean.isfinite().all() & m2.isfinite().all()
         is_sound, has_seen = torch.stack([is_finite, total > 0]).tolist()  # waits once

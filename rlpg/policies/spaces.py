@@ -80,12 +80,10 @@ def num_continuous(space: Space) -> int:
 
 def without_text(space: Space) -> Space:
     """The space without the text in its `Dict`s; the same object if it has none."""
-    parts = children(space)
-    if parts is None:
+    if not text_names(space):
         return space
+    parts = children(space) or ()
     kept: list[Any] = [(k, without_text(part)) for k, part in parts if not is_text(space, part)]
-    if len(kept) == len(parts) and all(a[1] is b[1] for a, b in zip(kept, parts, strict=True)):
-        return space
     return spaces.Dict(kept) if isinstance(space, spaces.Dict) else spaces.Tuple(p for _, p in kept)
 
 

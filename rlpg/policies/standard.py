@@ -213,19 +213,10 @@ class StandardPolicy(Policy):
         return self.head.mode(outputs, mask), carry
 
     def actor(self, generator: torch.Generator | None, num_envs: int, num_steps: int = 1) -> Actor:
-        quick = self.quick_actor(generator, num_envs, num_steps)
-        return super().actor(generator, num_envs, num_steps) if quick is None else quick
-
-    def quick_actor(
-        self, generator: torch.Generator | None, num_envs: int, num_steps: int
-    ) -> ArrayActor | None:
-        """`actor` in NumPy; None where the policy is more than an MLP on a vector."""
-        seen, network = self.observations, self.network
+        seen, mlp = self.observations, self.network.mlp
         is_whole = seen.is_plain and seen.num_mask == 0 and self._seen is None
-        if not is_whole or self.has_memory:
-            return None
-        has_noise = generator is None or self.head.noise((0, 1), torch.Generator()) is not None
-        if not isinstance(network.mlp, MLP) or not has_noise:
-            return None
-        parts = network.mlp, self.normalizer, self.head
-        return ArrayActor(*parts, generator, num_envs, num_steps)
+        if not isinstance(mlp, MLP) or not is_whole or self.has_memory:
+            return super().actor(generator, num_envs, num_steps)
+        if generator is not None and self.head.noise((0, 1), torch.Generator()) is None:
+            return super().actor(generator, num_envs, num_steps)
+        return ArrayActor(mlp, self.normalizer, self.head, generator, num_envs, num_steps)

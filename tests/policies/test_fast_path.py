@@ -47,8 +47,8 @@ def test_deterministic_actions_are_those_of_mode(
     action: str, activation: str, num_envs: int
 ) -> None:
     policy = make(action=action, activation=activation)
-    act = policy.quick_actor(None, num_envs, 1)
-    assert act is not None
+    act = policy.actor(None, num_envs, 1)
+    assert isinstance(act, ArrayActor)
     obs = observations(num_envs)
     with torch.inference_mode():
         expected, _ = Policy.actor(policy, None, num_envs)(obs, None, None)
@@ -70,8 +70,8 @@ def test_a_huge_offset_is_normalized_as_by_torch() -> None:
     policy.normalizer.update(seen)
     *_, shift = policy.normalizer.affine
     assert float(shift.abs().max()) > 0.01
-    act, obs = policy.quick_actor(None, 7, 1), seen[:7].numpy()
-    assert act is not None
+    act, obs = policy.actor(None, 7, 1), seen[:7].numpy()
+    assert isinstance(act, ArrayActor)
     with torch.inference_mode():
         expected, _ = Policy.actor(policy, None, 7)(obs, None, None)
         assert_allclose(act(obs, None, None)[0], expected, rtol=1e-4, atol=1e-5)
@@ -80,8 +80,8 @@ def test_a_huge_offset_is_normalized_as_by_torch() -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_draw_is_the_mode_of_the_outputs_plus_the_noise(action: str) -> None:
     policy, num_envs = make(action=action), 6
-    act = policy.quick_actor(torch.Generator().manual_seed(3), num_envs, 9)
-    assert act is not None
+    act = policy.actor(torch.Generator().manual_seed(3), num_envs, 9)
+    assert isinstance(act, ArrayActor)
     noise = policy.head.noise((9, num_envs), torch.Generator().manual_seed(3))
     assert noise is not None
     with torch.inference_mode():
@@ -95,8 +95,8 @@ def test_a_draw_is_the_mode_of_the_outputs_plus_the_noise(action: str) -> None:
 @pytest.mark.parametrize(("num_steps", "calls"), [(1, 5), (130, 130), (3, 300)])
 def test_every_step_has_noise_of_its_own(num_steps: int, calls: int) -> None:
     policy = make(action="gaussian")
-    act = policy.quick_actor(torch.Generator().manual_seed(3), 2, num_steps)
-    assert act is not None
+    act = policy.actor(torch.Generator().manual_seed(3), 2, num_steps)
+    assert isinstance(act, ArrayActor)
     obs = observations(2)
     with torch.inference_mode():
         drawn = np.stack([act(obs, None, None)[0] for _ in range(calls)])
@@ -107,8 +107,8 @@ def test_every_step_has_noise_of_its_own(num_steps: int, calls: int) -> None:
 def test_noise_has_the_law_of_the_distribution(action: str) -> None:
     """z-test of every probability of every choice, 40 000 draws."""
     policy, draws = make(action=action), 40_000
-    act = policy.quick_actor(torch.Generator().manual_seed(5), draws, 1)
-    assert act is not None
+    act = policy.actor(torch.Generator().manual_seed(5), draws, 1)
+    assert isinstance(act, ArrayActor)
     obs = np.repeat(observations(1) / 9, draws, axis=0)
     with torch.inference_mode():
         drawn = act(obs, None, None)[0].reshape(draws, -1)  # [draws, K]
@@ -140,7 +140,7 @@ def test_a_policy_that_is_more_than_an_mlp_acts_by_torch(
 ) -> None:
     options = {"normalize_observations": False, **options}
     policy = make(space, **options)
-    assert policy.quick_actor(torch.Generator(), 3, 1) is None
+    assert not isinstance(policy.actor(torch.Generator(), 3, 1), ArrayActor)
     packed = np.stack([policy.observations.pack(space.sample(), mask=m) for m in masks(options)])
     with torch.inference_mode():
         action, _ = policy.actor(torch.Generator().manual_seed(1), 3)(packed, None, None)
@@ -183,7 +183,7 @@ def test_environments_may_be_at_different_steps(action: str, noisy: bool) -> Non
     def actor() -> ArrayActor:
         if generator is not None:
             generator.manual_seed(3)
-        made = policy.quick_actor(generator, num_envs, num_steps)
+        made = policy.actor(generator, num_envs, num_steps)
         assert isinstance(made, ArrayActor)
         return made
 

@@ -45,22 +45,6 @@ def test_moments_are_those_of_all_batches_together(seed, sizes, offset, scale):
         np.testing.assert_allclose(normalizer.var, expected, rtol=1e3 * rtol, atol=1e-30)
 
 
-@given(seed=st.integers(0, 2**32 - 1), sizes=st.tuples(*[st.integers(1, 9)] * 3))
-def test_merging_is_associative(seed, sizes):
-    a, b, c = (Normalizer(ALL).moments(torch.from_numpy(x)) for x in batches(seed, list(sizes)))
-    left, right, inner = Normalizer(ALL), Normalizer(ALL), Normalizer(ALL)
-    for moments in (a, b, c):
-        left.merge(*moments)
-    inner.merge(*b)
-    inner.merge(*c)
-    right.merge(*a)
-    right.merge(inner.count, inner.mean, inner.m2)
-    for name in ("count", "mean", "m2"):
-        np.testing.assert_allclose(
-            getattr(left, name), getattr(right, name), rtol=1e-10, atol=1e-12
-        )
-
-
 def test_no_rows_change_nothing():
     (part,) = batches(0, [24])
     features = torch.from_numpy(part).reshape(4, 6, 3)
