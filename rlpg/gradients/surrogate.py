@@ -92,50 +92,36 @@ def build(events: Sequence[Event], lanes: int, gae_lambda: float) -> Tensor:
 
 class _Once(torch.autograd.Function):
     """The identity, whose second derivative is refused: it would be that of the estimator as it
-    was sampled, not of the objective."""
+    was sampled, not of the objective.
+
+    It is applied to the surrogate, and to what is differentiated of it, beside the surrogate.
+    """
 
     generate_vmap_rule = True  # for torch.func.jacrev
 
     @staticmethod
-    def forward(surrogate: Tensor) -> Tensor:
-        return surrogate.clone()
+    def forward(value: Tensor, *surrogate: Tensor) -> Tensor:
+        return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # for torch.func
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():  # no graph is asked for
-            return grad
-        return _Once.jvp(ctx, grad)
+        is_last = len(ctx.saved_tensors) == 1 and not torch.is_grad_enabled()  # no graph is wanted
+        return grad if is_last else _Once.jvp(ctx, grad)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        refused: Tensor = _Refused.apply(tangent, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        return refused
-
-
-class _Refused(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(grad: Tensor, surrogate: Tensor) -> Tensor:
-        return grad.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        raise EstimatorError(
-            "surrogate: expected one derivative, got a second, which order=1 does not have; use "
-            "tape.surrogate(order=2)"
-        )
-
-    jvp = backward
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        if len(ctx.saved_tensors) > 1:
+            raise EstimatorError(
+                "surrogate: expected one derivative, got a second, which order=1 does not have; "
+                "use tape.surrogate(order=2)"
+            )
+        again: Tensor = _Once.apply(tangents[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return again
 
 
 def dice(events: Sequence[Event], lanes: int) -> Tensor:
