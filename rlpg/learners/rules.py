@@ -26,15 +26,10 @@ def log_std_init(num_action_dims: int, *, plain: bool = False) -> float:
 
     Args:
         plain: the learner follows the plain gradient (`reinforce`, `a2c`; any but `ppo`, `npg` and
-            `trpo`): 0 up to 5 dimensions, with which InvertedPendulum, Hopper and BipedalWalker
-            learn sooner.
+            `trpo`): 0 up to 5 dimensions.
 
-    Fitted to PPO on few seeds, which docs/learners.md lists: with one dimension
-    (MountainCarContinuous) 0.5 reached the flag and 0 did not, with three (Hopper) 0 was better
-    than -0.7, with six (HalfCheetah) -0.7 was better than -0.4. In docs/ablations.md, with later
-    defaults and five fresh seeds, 0 reaches the flag on four and 0.5 on five; on InvertedPendulum
-    0 learns sooner. Never below -1: with a hundred dimensions -2.5 made PPO worse than it began,
-    because one step moved the policy too far.
+    Fitted to the runs that docs/learners.md and docs/ablations.md list. Never below -1: with a
+    hundred dimensions -2.5 made PPO worse than it began, one step moved the policy too far.
     """
     if plain and num_action_dims <= FEW:
         return 0.0
@@ -45,10 +40,8 @@ def num_steps(total_steps: int, num_envs: int, *, has_memory: bool = False) -> i
     """Steps per environment and update: about `2 sqrt(total_steps)` samples, at least 64 steps.
 
     The longer the run, the larger the rollout: few steps soon make many updates, and many steps
-    make updates with little noise, which is what a policy that is already good needs. Of 10,000
-    steps, rollouts of 1,024 samples learn more than those of 2,048 (docs/ablations.md, six tasks);
-    of 1,000,000 steps of Walker2d a third, of Hopper about as much (docs/learners.md). A power of
-    two, so that a little more of a budget is no other run.
+    make updates with little noise, which is what a policy that is already good needs
+    (docs/ablations.md). A power of two, so that a little more of a budget is no other run.
 
     With memory always 64: a minibatch is of whole sequences, so longer ones would make as many
     gradient steps of more samples, not more of them.
@@ -78,10 +71,7 @@ def minibatch_size(num_action_dims: int, num_samples: int) -> int:
     """Samples in a minibatch of a policy with D continuous action dimensions.
 
     The log of a likelihood ratio is a sum over dimensions: with many, the noise of a small
-    minibatch moves the policy out of the clip range, and the ant of Ant-v5 (8) learns to stand
-    instead of walking. With six, a million steps of Walker2d learn two to three times as much with
-    256 samples, and the smaller rollouts of 300,000 steps no more, HalfCheetah less. With three
-    (Hopper) and two (LunarLanderContinuous) they made nothing better.
+    minibatch moves the policy out of the clip range (docs/learners.md).
 
     Args:
         num_samples: of the rollout.

@@ -23,7 +23,7 @@ from rlpg.gradients.baselines import STATISTICAL, Baseline, Value
 from rlpg.gradients.parameters import leaves_of
 from rlpg.learners import rules
 from rlpg.learners.optimizer import Optimizer, refuse_unregistered
-from rlpg.learners.settings import LearnerSettings
+from rlpg.learners.settings import PREDICTING, LearnerSettings
 from rlpg.learners.shuffling import Places, places, shuffled
 from rlpg.policies import Network, Policy, map_carry
 from rlpg.policies.networks import Carry, carry_parts, global_generator_from, refuse_unusable
@@ -356,38 +356,38 @@ def make_baseline(
     Raises:
         UsageError: there is none of that name.
     """
-    if policy.shared_network is not None and baseline == "value":
-        return SharedValue(policy.shared_network, policy.features)
-    if isinstance(baseline, Baseline) and not isinstance(baseline, Value):
+    if isinstance(baseline, Value):
+        made = baseline.net
+    elif isinstance(baseline, Baseline):
         return baseline
-    if isinstance(baseline, Value) or baseline == "value":
-        if isinstance(baseline, Value):
-            made = baseline.net
-        else:
-            hidden = None if settings.value_hidden == "auto" else settings.value_hidden
-            seed = generator.initial_seed()  # of layers of the user's, which take no generator
-            with global_generator_from(torch.Generator().manual_seed(seed)):
-                made = policy.make_critic(hidden=hidden, generator=generator)
-        if isinstance(made, Network) and not isinstance(baseline, Value):
-            network = made
-        else:
-            network = Network(policy.observations, 1, factory=lambda *_: made, generator=generator)
-        refuse_unusable(network, "value network")
-        return ValueNetwork(
-            network.to(policy.device),
-            policy.features,
-            learning_rate=settings.value_learning_rate,
-            num_epochs=settings.num_value_passes,
-            num_minibatches=settings.num_value_minibatches,
-            clip_range=getattr(settings, "value_clip_range", None),
-            generator=generator,
-        )
-    if baseline == "linear":
+    elif baseline == "linear":
         return LinearValue(policy.features)
-    if baseline in STATISTICAL:
+    elif baseline in STATISTICAL:
         return STATISTICAL[baseline]()
-    known = ", ".join([*STATISTICAL, "linear", "value"])
-    raise UsageError(f"baseline: expected one of {known}, or an rlpg.Baseline, got {baseline!r}")
+    elif baseline != "value":
+        known = ", ".join([*STATISTICAL, *PREDICTING])
+        raise UsageError(f"baseline: expected {known} or an rlpg.Baseline, got {baseline!r}")
+    elif policy.shared_network is not None:
+        return SharedValue(policy.shared_network, policy.features)
+    else:
+        hidden = None if settings.value_hidden == "auto" else settings.value_hidden
+        seed = generator.initial_seed()  # of layers of the user's, which take no generator
+        with global_generator_from(torch.Generator().manual_seed(seed)):
+            made = policy.make_critic(hidden=hidden, generator=generator)
+    if isinstance(made, Network) and not isinstance(baseline, Value):
+        network = made
+    else:
+        network = Network(policy.observations, 1, factory=lambda *_: made, generator=generator)
+    refuse_unusable(network, "value network")
+    return ValueNetwork(
+        network.to(policy.device),
+        policy.features,
+        learning_rate=settings.value_learning_rate,
+        num_epochs=settings.num_value_passes,
+        num_minibatches=settings.num_value_minibatches,
+        clip_range=getattr(settings, "value_clip_range", None),
+        generator=generator,
+    )
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
