@@ -104,32 +104,38 @@ class Head(nn.Module, ABC):
 class CategoricalHead(Head):
     """Discrete: one logit per action."""
 
-    def __init__(self, space: spaces.Discrete[Any]) -> None:
+    def __init__(self, space: spaces.Discrete[Any] | spaces.MultiDiscrete[Any]) -> None:
         super().__init__()
         self.space = space
-        self.num_outputs = self.num_mask = int(space.n)
-        self.action_shape, self.action_dtype = (), torch.int64
-        self._start, self._dtype = int(space.start), np.dtype(space.dtype)
+        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec.astype(np.int64)
+        self.num_outputs = self.num_mask = int(np.sum(sizes))
+        self.action_shape, self.action_dtype = tuple(space.shape or ()), torch.int64
+        self._start, self._dtype = np.asarray(space.start, np.int64), np.dtype(space.dtype)
+
+    def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        """`[..., *A, K]`."""
+        return masked_logits(outputs, mask)
 
     def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        return Choice(masked_logits(outputs, mask))
+        return independent(Choice(self._logits(outputs, mask)), len(self.action_shape))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return _gumbel((*shape, self.num_outputs), generator)
 
     def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return masked_logits(outputs, mask).argmax(-1)
+        return self._logits(outputs, mask).argmax(-1)
 
     def mode_array(self, outputs: Array) -> Array:
         best: Array = outputs.argmax(-1)
         return best
 
     def to_env(self, action: Array) -> Array:
-        shifted = action + self._start if self._start else action
+        shifted = action + self._start if self._start.any() else action
         return shifted.astype(self._dtype, copy=False)
 
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        return lambda action: action + self._start if self._start else action
+        start = torch.from_numpy(self._start).to(device)
+        return lambda action: action + start if self._start.any() else action
 
 
 class BernoulliHead(CategoricalHead):
@@ -159,7 +165,7 @@ class BernoulliHead(CategoricalHead):
         return (outputs[..., 0] > 0).astype(np.int64)
 
 
-class MultiCategoricalHead(Head):
+class MultiCategoricalHead(CategoricalHead):
     """MultiDiscrete of any rank: the logits of all its choices, one after the other.
 
     Choices of different sizes are padded to the largest, so that all are one Categorical.
@@ -169,12 +175,8 @@ class MultiCategoricalHead(Head):
     _is_real: Tensor  # [*shape, width] bool
 
     def __init__(self, space: spaces.MultiDiscrete[Any]) -> None:
-        super().__init__()
-        self.space = space
-        self.action_shape, self.action_dtype = tuple(space.shape), torch.int64
-        self._dtype, self._start = space.dtype, space.start.astype(np.int64)
+        super().__init__(space)
         nvec = space.nvec.astype(np.int64).ravel()
-        self.num_outputs = self.num_mask = int(nvec.sum())
         self._width = int(nvec.max())
         self._is_padded = bool((nvec < self._width).any())
         if self._is_padded:
@@ -198,21 +200,7 @@ class MultiCategoricalHead(Head):
             logits = masked_logits(logits, mask & self._is_real if self._is_padded else mask)
         return logits
 
-    def forward(self, outputs: Tensor, mask: Tensor | None = None) -> Distribution:
-        return independent(Choice(self._logits(outputs, mask)), len(self.action_shape))
-
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return _gumbel((*shape, self.num_outputs), generator)
-
-    def mode(self, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self._logits(outputs, mask).argmax(-1)
-
-    def to_env(self, action: Array) -> Array:
-        return (action + self._start).astype(self._dtype, copy=False)
-
-    def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        start = torch.from_numpy(self._start).to(device)
-        return lambda action: action + start
+    mode_array = Head.mode_array  # whose choices may be padded
 
 
 class MultiBinaryHead(Head):
