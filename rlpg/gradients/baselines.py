@@ -199,10 +199,7 @@ class LeaveOneOut(Baseline):
         lanes = returns.shape[1]
         size = self.groups or lanes
         if lanes % size:
-            raise EstimatorError(
-                f"LeaveOneOut: expected a multiple of {size} lanes, got {lanes}; every item needs "
-                "as many samples as the others"
-            )
+            raise EstimatorError(f"LeaveOneOut: expected a multiple of {size} lanes, got {lanes}")
         if isinstance(samples, Lanes):  # one step, at the same time in all lanes
             grouped = returns.reshape(-1, size)  # [items, K]
             others = (grouped.sum(1, keepdim=True) - grouped) / max(size - 1, 1)
@@ -357,9 +354,8 @@ def _by_time(returns: Tensor, time: Tensor, valid: Tensor) -> tuple[Tensor, Tens
     """Sums and counts `[K, N]` float64 of returns by environment and time within the episode."""
     if not (returns.dim() == 2 and returns.shape == time.shape == valid.shape):
         raise EstimatorError(
-            "baseline: expected returns, time and valid as [T, N], got "
-            f"{list(returns.shape)}, {list(time.shape)}, {list(valid.shape)}; "
-            "give one entry per step and environment"
+            f"baseline: expected returns, time and valid as [T, N], got {list(returns.shape)}, "
+            f"{list(time.shape)}, {list(valid.shape)}"
         )
     time = torch.where(valid, time, 0)
     shape = (int(max_over_ranks(time.max())) + 1, time.shape[1])

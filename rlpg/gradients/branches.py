@@ -121,8 +121,7 @@ def sets_without_replacement(
     log_p = logits.gather(-1, chosen)
     if bool(log_p.isinf().any()):
         raise EstimatorError(
-            f"num_draws: expected at most as many as outcomes that can occur, got {num_draws}; "
-            "draw fewer, or use how='expect'"
+            f"num_draws: expected at most as many as outcomes that can occur, got {num_draws}"
         )
     every_p = logits.detach().double().softmax(-1)
     p = every_p.gather(-1, chosen).movedim(-1, 0)  # [K, *batch]
@@ -173,9 +172,8 @@ def weak_branches(distribution: Distribution, lane: int = 0) -> tuple[Tensor, Te
     extra = len(distribution.batch_shape) - lane - 1
     if extra not in (0, 1) or distribution.event_shape:
         raise EstimatorError(
-            "expected batch shape [lanes] or [lanes, D] and no event, got "
-            f"{list(distribution.batch_shape)} and {list(distribution.event_shape)}; put the lanes "
-            "first, and leave Independent out"
+            "expected batch shape [lanes] or [lanes, D] without Independent, got "
+            f"{list(distribution.batch_shape)} and event {list(distribution.event_shape)}"
         )
     sample = distribution.sample()
     points, weights = [sample], [torch.ones_like(sample[..., 0] if extra else sample)]
@@ -218,8 +216,7 @@ def _pairs(distribution: Distribution) -> list[tuple[Tensor, Tensor, Tensor]]:
             shape = distribution.concentration
         if shape.requires_grad:
             raise EstimatorError(
-                "expected a Gamma whose rate is the parameter, got a concentration with a "
-                "gradient; use how='pathwise'"
+                "expected no concentration with a gradient in a Gamma, got one; use how='pathwise'"
             )
         first = distribution.sample()
         later = first + Exponential(rate).sample()

@@ -132,8 +132,7 @@ class Mixture:
         if any(id(leaf) not in known for leaf in leaves_of(one_lane)):
             raise EstimatorError(
                 "expected all parameters in tensors of the distribution, got one elsewhere (a "
-                "network inside a transform?); use how='pathwise' or 'score', or compute what the "
-                "network gives for every lane first"
+                "network inside a transform?); use how='pathwise' or 'score'"
             )
         found = torch.autograd.grad(one_lane, self.leaves, retain_graph=True, allow_unused=True)
         if any(bool(grad[1:].any()) for grad in found if grad is not None and grad.dim()):

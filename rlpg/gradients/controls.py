@@ -67,8 +67,8 @@ class KnownMean(Control):
         twin, leaves = detached_twin(dist)
         if {*map(id, leaves_of(self.mean(twin)))} - {*map(id, leaves)}:
             raise EstimatorError(
-                "expected a control whose mean has a gradient for the distribution only, got one "
-                "for another tensor, which would be added to that one's; detach it"
+                "expected a control whose mean depends on the distribution only, got a gradient "
+                "for another tensor; detach it"
             )
         return Controlled(value, repaid)
 
@@ -98,8 +98,7 @@ class DeltaMethod(Control):
             if f.shape != at.shape[:1] or not f.requires_grad:
                 raise EstimatorError(
                     f"expected a differentiable model of the return, [{len(at)}], got "
-                    f"{list(f.shape)}{'' if f.requires_grad else ' without a gradient'}; return "
-                    "one number per lane"
+                    f"{list(f.shape)}{'' if f.requires_grad else ' without a gradient'}"
                 )
             (slope,) = torch.autograd.grad(f.sum(), at, create_graph=True)
             coordinates = slope.reshape(len(slope), -1).unbind(1)
@@ -143,8 +142,7 @@ class Relax(Control):
     def __call__(self, dist: Distribution, x: Tensor) -> Controlled:
         if not isinstance(dist, Bernoulli | Categorical):
             raise EstimatorError(
-                f"Relax: expected Bernoulli or Categorical, got {type(dist).__name__}; another "
-                "distribution may have a KnownMean"
+                f"Relax: expected Bernoulli or Categorical, got {type(dist).__name__}"
             )
         with torch.enable_grad():
             logits = dist.logits.detach().requires_grad_()

@@ -59,8 +59,7 @@ class Uniforms:
         if numbers.dim() != 2 or not bool(((numbers > 0) & (numbers < 1)).all()):
             raise EstimatorError(
                 f"uniforms: expected [lanes, D] strictly between 0 and 1, got "
-                f"{list(numbers.shape)} from {float(numbers.min()):g} to {float(numbers.max()):g}; "
-                "see rlpg.gradients.draws"
+                f"{list(numbers.shape)} from {float(numbers.min()):g} to {float(numbers.max()):g}"
             )
         self._numbers, self._used = numbers.clone(), 0
 

@@ -206,13 +206,9 @@ def biased_straight_through(distribution: Distribution) -> Tensor:
 
     Source: Bengio et al. 2013.
     """
-    known: tuple[type[Distribution], ...] = (Bernoulli, OneHotCategorical)
-    if not isinstance(distribution, known):
-        raise EstimatorError(
-            "biased_straight_through: expected Bernoulli or OneHotCategorical, got "
-            f"{type(distribution).__name__}; use how='score' or 'pathwise'"
-        )
-    sample = distribution.sample()
+    if not isinstance(distribution, Bernoulli | OneHotCategorical):
+        raise _unknown("biased_straight_through", distribution)
+    sample: Tensor = distribution.sample()  # type: ignore[no-untyped-call]
     return sample + (distribution.mean - distribution.mean.detach())
 
 
@@ -236,7 +232,9 @@ def biased_gumbel_softmax(distribution: Distribution, temperature: float) -> Ten
         return RelaxedBernoulli(heat, logits=distribution.logits).rsample()
     if isinstance(distribution, OneHotCategorical):
         return RelaxedOneHotCategorical(heat, logits=distribution.logits).rsample()
-    raise EstimatorError(
-        "biased_gumbel_softmax: expected Bernoulli or OneHotCategorical, got "
-        f"{type(distribution).__name__}; other distributions have no relaxation here"
-    )
+    raise _unknown("biased_gumbel_softmax", distribution)
+
+
+def _unknown(function: str, distribution: Distribution) -> EstimatorError:
+    got = type(distribution).__name__
+    return EstimatorError(f"{function}: expected Bernoulli or OneHotCategorical, got {got}")

@@ -147,8 +147,7 @@ def ancestors_of(
     for x in depends_on:
         if id(x) not in drawn:
             raise EstimatorError(
-                f"{name}: expected samples of this tape in depends_on, got another tensor; "
-                "give a list of what tape.sample returned"
+                f"{name}: expected samples of this tape in depends_on, got another tensor"
             )
         _, draw, before = drawn[id(x)]
         found |= {draw, *(range(draw) if before is None else before)}

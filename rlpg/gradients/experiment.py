@@ -34,8 +34,8 @@ def named(params: Params) -> dict[str, Tensor]:
         if not (is_tensor and value.requires_grad and value.is_leaf and value.is_floating_point()):
             raise EstimatorError(
                 f"{name}: expected a leaf tensor with requires_grad, got "
-                f"{'one without' if is_tensor else type(value).__name__}; pass the tensors that "
-                "the program differentiates, e.g. dict(net.named_parameters())"
+                f"{'one without' if is_tensor else type(value).__name__}; a network has "
+                "dict(net.named_parameters())"
             )
         if any(value is other for key, other in params.items() if key != name):
             raise EstimatorError(f"{name}: expected each tensor once, got it twice; leave one out")
@@ -113,13 +113,12 @@ def refuse_coupled_lanes(
         if not torch.equal(value, start[name]):
             raise EstimatorError(
                 f"{name}: expected a program that leaves its parameters as they are, got one that "
-                "writes into it; every repeat would be taken at another place: work on a copy"
+                "writes into it; work on a copy"
             )
     if own is not None and (not isinstance(own, Tensor) or own.numel() != 1):
         got = list(own.shape) if isinstance(own, Tensor) else type(own).__name__
         raise EstimatorError(
-            f"problem: expected None or a scalar surrogate to be returned, got {got}; return "
-            "nothing, and the tape's own surrogate is taken"
+            f"problem: expected None or a scalar surrogate to be returned, got {got}"
         )
     credited = first.credited
     if num_lanes < 2 or own is not None or first.lanes_meet or not credited:
@@ -138,8 +137,7 @@ def refuse_coupled_lanes(
         if not _alike(seen, now) and _alike(seen, [*played(first.drawn)[0].outcomes()]):
             raise EstimatorError(
                 f"{name}: expected independent lanes, got lanes coupled by a batch statistic; "
-                "a sample is credited with its own lane's terms only: use tape.resample, or "
-                "how='pathwise'"
+                "use tape.resample, or how='pathwise'"
             )
 
 

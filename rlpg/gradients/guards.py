@@ -44,8 +44,7 @@ def naming(name: str) -> Iterator[None]:
 def check_distribution(name: str, dist: Distribution, how: str) -> None:
     if not isinstance(dist, Distribution):
         raise EstimatorError(
-            f"{name}: expected a torch.distributions object, got {type(dist).__name__}; pass the "
-            "distribution, not its parameters or a sample of it"
+            f"{name}: expected a torch.distributions object, got {type(dist).__name__}"
         )
     if how not in ("pathwise", "combine"):
         return
@@ -97,8 +96,7 @@ def density(name: str, dist: Distribution, x: Tensor) -> Tensor:
         ) from None
     if not log_prob.requires_grad and unpack_dual(log_prob).tangent is not None:
         raise EstimatorError(
-            f"{name}: expected derivatives in backward mode, got forward mode (jvp), to which the "
-            "score adds nothing; use backward() or torch.func.grad"
+            f"{name}: expected derivatives in backward mode, got forward mode; use backward()"
         )
     return log_prob
 
@@ -109,8 +107,7 @@ def check_support(name: str, dist: Distribution) -> None:
     if any(_appears(part) for part in _parts(dist)):
         raise EstimatorError(
             f"{name}: expected probabilities that no parameter moves away from 0 or 1, got "
-            f"{type(dist).__name__} with one exactly there, whose derivative no sample shows; keep "
-            "them off the edge, or use how='expect' or 'weak'"
+            f"{type(dist).__name__} with one exactly there; use how='expect' or 'weak'"
         )
     if any(_moves(part) for part in _parts(dist)):
         raise EstimatorError(
@@ -246,8 +243,7 @@ def _check_edges(name: str, dist: Distribution, x: Tensor) -> None:
         if share > 0.01:
             raise EstimatorError(
                 f"{name}: expected samples inside the support, got {share:.0%} of those of "
-                f"{type(dist).__name__} rounded to its edge, where the score is not theirs; use "
-                "how='pathwise', or float64"
+                f"{type(dist).__name__} rounded to its edge; use how='pathwise', or float64"
             )
 
 
@@ -273,8 +269,7 @@ def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: in
     """Which dimension of a batch shape is the lane: how many branch dimensions precede it."""
     if len(shape) == 0:
         raise EstimatorError(
-            f"{name}: expected batch shape [lanes, ...], got []; expand the distribution to the "
-            "lanes (if its parameters are statistics of a batch: tape.resample)"
+            f"{name}: expected batch shape [lanes, ...], got []; expand it to the lanes"
         )
     if not branches:
         return 0
@@ -303,8 +298,7 @@ def check_term_shape(name: str, term: Tensor, branches: Sequence[int], *, scored
     if not isinstance(term, Tensor) or not 1 <= term.dim() <= 1 + len(branches):
         got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
         raise EstimatorError(
-            f"{name}: expected one number per lane, got {got}; sum over all other dimensions, "
-            "and let lanes meet in tape.resample only"
+            f"{name}: expected one number per lane, got {got}; sum over all other dimensions"
         )
     if not _fits(term.shape[:-1], branches):
         raise EstimatorError(
@@ -313,25 +307,18 @@ def check_term_shape(name: str, term: Tensor, branches: Sequence[int], *, scored
         )
     if scored and term.shape[-1] > 1 and term.stride(-1) == 0:
         raise EstimatorError(
-            f"{name}: expected one number per lane, got one number expanded to all of them; a "
-            "batch statistic couples the lanes, and 'score' would credit each with its own "
-            "term only: use tape.resample (if it depends on no sample: term.clone())"
+            f"{name}: expected one number per lane, got one expanded to all of them, which "
+            "couples the lanes: use tape.resample (if it depends on no sample: term.clone())"
         )
 
 
 def mean_and_deviation(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Of the lanes, refused where no Gaussian can be made of them."""
     if x.shape[0] < 3:
-        raise EstimatorError(
-            f"{name}: expected at least 3 lanes, got {x.shape[0]}; a variance without one of "
-            "them needs two more"
-        )
+        raise EstimatorError(f"{name}: expected at least 3 lanes, got {x.shape[0]}")
     mean, deviation = x.mean(0), x.std(0)
     if not bool((deviation > 0).all()):
-        raise EstimatorError(
-            f"{name}: expected lanes that differ, got a standard deviation of 0; a Gaussian "
-            "without width has no density"
-        )
+        raise EstimatorError(f"{name}: expected lanes that differ, got a standard deviation of 0")
     return mean, deviation
 
 
@@ -341,8 +328,7 @@ def refuse_half(name: str, x: Tensor) -> None:
     if x.dtype in HALF:
         raise EstimatorError(
             f"{name}: expected samples in float32 or float64, and their probabilities, got "
-            f"{x.dtype}; gradients below 6e-8 vanish there: give the distribution .float() "
-            "parameters"
+            f"{x.dtype}; give the distribution .float() parameters"
         )
 
 
@@ -350,8 +336,7 @@ def checked_term(name: str, term: Tensor) -> Tensor:
     """A copy of the term, which the program may overwrite, in a type that holds its numbers."""
     if term.is_complex() or (term.dtype in HALF and term.requires_grad):
         raise EstimatorError(
-            f"{name}: expected terms in float32 or float64, got {term.dtype}; gradients below 6e-8 "
-            "vanish there: compute with .float()"
+            f"{name}: expected terms in float32 or float64, got {term.dtype}; use .float()"
         )
     if term.dtype in HALF:
         return term.float()
@@ -362,8 +347,7 @@ def checked_term(name: str, term: Tensor) -> Tensor:
     dtype = dtype if largest <= EXACT.get(dtype, 0) else torch.float64
     if largest > EXACT[dtype]:
         raise EstimatorError(
-            f"{name}: expected integers up to 2^53, got {largest}; larger ones have no float64 of "
-            "their own: subtract what all lanes have in common"
+            f"{name}: expected integers up to 2^53, got {largest}; subtract what all have in common"
         )
     return term.to(dtype)
 
@@ -381,8 +365,7 @@ def refuse_standardized(names: Sequence[str], values: Tensor) -> None:
     if bool(suspect.any()):
         raise EstimatorError(
             f"{names[int(suspect.nonzero()[0])]}: expected terms of one lane each, got terms "
-            "standardized across lanes, which couples them; add the terms themselves, and use a "
-            "baseline"
+            "standardized across lanes; add the terms themselves, and use a baseline"
         )
 
 
@@ -407,8 +390,7 @@ def checked_discount(
         return float(discount)
     if discount.requires_grad:
         raise EstimatorError(
-            f"{name}: expected a discount without a gradient, got one with, which would be lost; "
-            "multiply the later terms by it, or detach it"
+            f"{name}: expected a discount without a gradient, got one with; detach it"
         )
     if not _fits(discount.shape, (*branches, lanes)):
         raise EstimatorError(
@@ -429,6 +411,5 @@ def refuse_cut(name: str, discount: Tensor | float, path: str | None) -> None:
     if bool((discount != discount.reshape(-1)[0]).any()):
         raise EstimatorError(
             f"{name}: expected a discount that is the same in all lanes after {path!r}, got one "
-            "that differs; if that sample decides it, no gradient comes along its path: use "
-            "how='score' for it; if not, say independent=True"
+            "that differs; use how='score' there, or say independent=True if it decides nothing"
         )

@@ -52,13 +52,11 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
         return value
     if isinstance(given, LeaveOneOut | OptimalConstant) and len(returns) < 2 * (1 + halves):
         raise EstimatorError(
-            f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got {len(returns)}; "
-            "add lanes"
+            f"{node.name}: {type(given).__name__}: expected at least 2 lanes, got {len(returns)}"
         )
     if halves and isinstance(given, LeaveOneOut) and given.groups is not None:
         raise EstimatorError(
-            f"{node.name}: expected LeaveOneOut() beside how='combine', got one with groups; the "
-            "two halves of the lanes must know nothing of each other"
+            f"{node.name}: expected LeaveOneOut() beside how='combine', got one with groups"
         )
     if halves and not isinstance(given, ValueAt):
         return _by_halves(node, given, returns)
@@ -73,8 +71,7 @@ def baseline_of(node: Node, returns: Tensor, *, halves: bool = False) -> Tensor 
 def _looks_at_lanes(node: Node) -> EstimatorError:
     return EstimatorError(
         f"{node.name}: expected a baseline of past returns or of the state where uniforms are "
-        "given, got one of these lanes' returns, which may depend on each other; use "
-        "MovingAverage() or a Value"
+        "given, got one of these lanes' returns; use MovingAverage() or a Value"
     )
 
 
@@ -102,8 +99,7 @@ def leaves_own_out(
                 if float((again - value).expand(returns.shape)[lane].abs()) > rounding:
                     raise EstimatorError(
                         f"{node.name}: expected a baseline that leaves each lane's own return out, "
-                        "got one that depends on it; the gradient would be biased: use "
-                        "LeaveOneOut()"
+                        "got one that depends on it; use LeaveOneOut()"
                     )
     finally:
         torch.random.set_rng_state(after)
@@ -123,8 +119,7 @@ def _per_lane(node: Node, value: Tensor, returns: Tensor) -> Tensor:
         raise EstimatorError(f"{node.name}: expected a baseline without a gradient; detach it")
     if value.dim() > 0 and value.shape != returns.shape[-value.dim() :]:
         raise EstimatorError(
-            f"{node.name}: expected a baseline {list(returns.shape)}, got {list(value.shape)}; "
-            "return one number per lane"
+            f"{node.name}: expected a baseline {list(returns.shape)}, got {list(value.shape)}"
         )
     return value
 

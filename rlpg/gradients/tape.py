@@ -266,10 +266,7 @@ class Tape:
         name = self._next_name(name, "resample")
         how = known_how(name, how or self.how)
         if how not in ("score", "pathwise"):
-            raise EstimatorError(
-                f"{name}: expected how='score' or 'pathwise', got {how!r}; lanes that meet in a "
-                "batch statistic allow no other estimator"
-            )
+            raise EstimatorError(f"{name}: expected how='score' or 'pathwise', got {how!r}")
         odd = self._branch is not None or self.uniforms is not None or self.control is not None
         if odd or any(isinstance(e, Node) and e.mixture for e in self.events):
             raise EstimatorError(
@@ -304,9 +301,8 @@ class Tape:
             )
         if self._blind is not None:
             raise EstimatorError(
-                f"{self._blind}: expected gradients to be enabled, got a sample drawn under "
-                "no_grad or inference_mode, whose gradient is lost; draw what needs none with "
-                "torch.randn"
+                f"{self._blind}: expected gradients to be enabled, got a sample drawn without; "
+                "draw what needs none with torch.randn"
             )
         for name, dist, _ in self._scored:
             guards.check_support(name, dist)
@@ -338,8 +334,7 @@ class Tape:
         if backward_pass() != self._made_in:
             raise EstimatorError(
                 f"{name}: expected one draw where uniforms are given, got a second one in the "
-                "backward pass (torch.utils.checkpoint), which would take other columns; draw "
-                "outside the checkpoint, or leave uniforms out"
+                "backward pass; draw outside torch.utils.checkpoint, or leave uniforms out"
             )
         return self.uniforms.next_of(name, dist)
 
