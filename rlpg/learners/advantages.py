@@ -48,18 +48,15 @@ class AdvantageRule:
             truncated_return = rules.truncated_return(predicts)
         if gae_lambda is not None and not predicts:
             raise UsageError(
-                f"gae_lambda: needs a baseline that predicts values (linear, value), got {name}; "
-                "set gae_lambda to none"
+                f"gae_lambda: needs a baseline that predicts values (linear, value), got {name}"
             )
         if truncated_return == "bootstrap" and not predicts:
             raise UsageError(
-                "truncated_return: bootstrap needs a baseline that predicts values (linear, "
-                f"value), got {name}; choose drop or terminal"
+                f"truncated_return: bootstrap needs a baseline that predicts values, got {name}"
             )
         if gae_lambda is not None and truncated_return != "bootstrap":
             raise UsageError(
-                f"truncated_return: expected bootstrap with gae_lambda, got {truncated_return}; "
-                "set gae_lambda to none"
+                f"truncated_return: expected bootstrap with gae_lambda, got {truncated_return}"
             )
         self.baseline, self.settings = baseline, settings
         self.gae_lambda, self.truncated_return = gae_lambda, truncated_return
@@ -91,8 +88,7 @@ class AdvantageRule:
                     is_tensor = isinstance(value, Tensor)
                     got = list(value.shape) if is_tensor else type(value).__name__
                     raise UsageError(
-                        f"baseline: expected shape [T, N] = {list(to_go.shape)}, got "
-                        f"{got}; return one value per step and environment"
+                        f"baseline: expected shape [T, N] = {list(to_go.shape)}, got {got}"
                     )
                 is_ours = type(self.baseline) in STATISTICAL.values()  # no look, no wait for a GPU
                 if not is_ours and not bool(value[valid].isfinite().all()):

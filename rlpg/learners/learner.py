@@ -434,7 +434,6 @@ def _by_tag(metrics: object, what: str) -> Mapping[str, Number]:
     """What a part returned; UsageError if it is no mapping."""
     if not isinstance(metrics, Mapping):
         raise UsageError(
-            f"{what}: expected metrics by tag, got {type(metrics).__name__}; return {{}} where "
-            "there are none"
+            f"{what}: expected metrics by tag, got {type(metrics).__name__}; return {{}} for none"
         )
     return metrics

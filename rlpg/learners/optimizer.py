@@ -84,8 +84,7 @@ class Optimizer:
         if others := sorted(names.symmetric_difference(self._names)):
             raise UsageError(
                 f"{self._owner}: expected the parameters to require a gradient that did when the "
-                f"learner was made, got a change of {others[0]}; make another learner after such a "
-                "change"
+                f"learner was made, got a change of {others[0]}; make another learner"
             )
 
     def gradient(self, objective: Tensor) -> Tensor:
@@ -129,8 +128,7 @@ class Optimizer:
         if gradient.shape != self._flat.shape or gradient.dtype != self._flat.dtype:
             raise UsageError(
                 f"{self._owner}: expected a gradient [P] = {list(self._flat.shape)} in "
-                f"{self._flat.dtype}, got {list(gradient.shape)} in {gradient.dtype}; make it by "
-                "optimizer.gradient(objective)"
+                f"{self._flat.dtype}, got {list(gradient.shape)} in {gradient.dtype}"
             )
         if gradient.device.type != "cpu":
             return self._step_unread(gradient, self.learning_rate * lr_scale)
@@ -248,7 +246,6 @@ def refuse_unregistered(output: Tensor, parameters: Iterable[Tensor], name: str)
         if id(leaf) not in known:
             raise UsageError(
                 f"{name}: expected every tensor that learns among its parameters(), got one of "
-                f"shape {list(leaf.shape)} that is not, so it would neither learn nor be saved; "
-                "keep layers in nn.ModuleList and tensors in nn.Parameter, or call "
-                "requires_grad_(False)"
+                f"shape {list(leaf.shape)} that is not; keep layers in nn.ModuleList and tensors "
+                "in nn.Parameter, or call requires_grad_(False)"
             )

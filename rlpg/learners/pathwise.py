@@ -83,10 +83,7 @@ class Pathwise(Learner):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if not isinstance(self.baseline, ValueNetwork):
-            raise UsageError(
-                f"baseline: expected value, got {type(self.baseline).__name__}; a window needs the "
-                "value of the state that it ends in, and its derivative"
-            )
+            raise UsageError(f"baseline: expected value, got {type(self.baseline).__name__}")
         self.baseline = TargetValue(self.baseline, self.settings.target_decay)
         self.advantage_rule.baseline = self.baseline
         self.gradient = self.settings.gradient

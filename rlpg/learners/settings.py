@@ -198,8 +198,7 @@ class PathwiseSettings(LearnerSettings):
         super().check()
         if self.baseline != "value":
             raise RecipeError(
-                f"{self.key('baseline')}: expected value, got {self.baseline}; a window needs the "
-                "value of the state that it ends in, and its derivative"
+                f"{self.key('baseline')}: expected value, in which windows end, got {self.baseline}"
             )
 
 

@@ -65,8 +65,7 @@ class MLP(nn.Module):
         sizes = [num_inputs, *hidden, num_outputs]
         if min(sizes) < 1 or sum(a * b for a, b in itertools.pairwise(sizes)) > _MAX_PARAMETERS:
             raise UsageError(
-                f"hidden: expected positive layer sizes with at most {_MAX_PARAMETERS} weights in "
-                f"all, got {sizes}"
+                f"hidden: expected sizes from 1, {_MAX_PARAMETERS} weights at most, got {sizes}"
             )
         self.activation = activation
         gains = [HIDDEN_GAIN] * len(hidden) + [output_gain]
@@ -131,8 +130,7 @@ class Memory(nn.Module):
             raise UsageError(f"memory: expected one of {', '.join(MEMORIES)} or none, got {kind}")
         if not (size >= 1 and 4 * size * (size + num_inputs) <= _MAX_PARAMETERS):
             raise UsageError(
-                f"memory_size: expected at least 1, with at most {_MAX_PARAMETERS} weights in all, "
-                f"got {size}"
+                f"memory_size: expected at least 1, {_MAX_PARAMETERS} weights at most, got {size}"
             )
         self.size, self.is_pair = size, kind == "lstm"
         # A learner keeps all weights in one vector; for cuDNN it copies them at every call.
@@ -231,10 +229,7 @@ class _Custom(nn.Module):
         expected = rows.shape[0], self.num_outputs  # len(rows) would be a constant when exported
         if not isinstance(outputs, Tensor) or outputs.shape != expected:
             got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise UsageError(
-                f"network: expected [B, num_outputs] = {list(expected)}, got "
-                f"{got}; return one row per row of the input"
-            )
+            raise UsageError(f"network: expected [B, num_outputs] = {list(expected)}, got {got}")
         return outputs.reshape((*batch, self.num_outputs))
 
 

@@ -85,8 +85,7 @@ class Normalizer(nn.Module):
         is_sound, has_seen = torch.stack([is_finite, total > 0]).tolist()  # waits once
         if not is_sound:
             raise NumericalFault(
-                "observations: expected finite numbers to normalize, got NaN or inf; "
-                "check what the environment returned"
+                "observations: expected finite numbers to normalize, got NaN or inf"
             )
         if not has_seen:
             return

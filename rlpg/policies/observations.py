@@ -108,8 +108,7 @@ class Observations:
             size, self.num_features = leaf.place.stop, leaf.features_place.stop
         if not 0 < self.num_features <= _MAX_FEATURES:
             raise SpaceError(
-                f"observation: expected 1 to {_MAX_FEATURES} features, got {self.num_features}; "
-                "give the environment a wrapper that changes its observation"
+                f"observation: expected 1 to {_MAX_FEATURES} features, got {self.num_features}"
             )
         self._is_vector = children(space) is not None or info_mask > 0
         first = self._leaves[0]
@@ -123,15 +122,13 @@ class Observations:
         if images is True and not self.images:
             raise SpaceError(
                 "images: expected a uint8 Box of rank 2 to 4, or one of rank 3 with bools or with "
-                f"floats from 0 to one bound, in the space, got {space}; "
-                "leave policy.images at auto"
+                f"floats from 0 to one bound, got {space}; leave policy.images at auto"
             )
         masks = [leaf.place for leaf in self._leaves if leaf.is_mask]
         masks += [slice(size, size + info_mask)] if info_mask else []
         if len(masks) > 1:
             raise SpaceError(
-                "action mask: expected one, got one in the observation and one in info; remove one "
-                "of them"
+                "action mask: expected one, got one in the observation and one in info"
             )
         self.mask_slice = masks[0] if masks else None  # of the vector
 
