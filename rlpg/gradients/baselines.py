@@ -326,16 +326,11 @@ def leave_one_out(
     slots with time k of the other environments (all of their episodes). Where no other environment
     has got as far as k: the mean over all their valid slots; without other environments: 0.
 
-    Environments are independent given the policy, so this is unbiased however long the episodes
-    are and wherever the rollout cuts them. To leave out only the sample's own episode would not be
-    enough: the action decides how much room the environment's next episode has.
-
-    Variance: as with the true mean at each time, plus 1/(number of others).
+    To leave out only the sample's own episode would not be enough: the action decides how much room
+    the environment's next episode has.
 
     Args:
-        returns: `[T, N]`, reward-to-go; a gradient is ignored.
-        time: `[T, N]` int64 index of the step within its episode.
-        valid: `[T, N]` bool.
+        returns, time, valid: `[T, N]`; see `Samples`.
         is_whole: whether these are all the environments, also where there are other ranks.
     """
     total, count = _by_time(returns, time, valid)  # [K, N]

@@ -58,8 +58,7 @@ def mixing_weight(path: Tensor, score: Tensor, *, exact_ivw: bool = False) -> fl
 
     With `a` the pathwise and `s` the score gradient and variances summed over D,
     `k = (Var a - Cov(a, s)) / Var(a - s)`; with `exact_ivw` the covariance is left out: the
-    published inverse-variance weighting (Parmas et al. 2018, eq. 12) of these D parameters: the
-    node's own, or as published those of the policy (`Tape.per_lane`).
+    published inverse-variance weighting (Parmas et al. 2018, eq. 12).
 
     Args:
         path, score: `[lanes, D]` gradients of the same parameters, lane by lane.

@@ -63,12 +63,7 @@ class AdvantageRule:
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, reward: Tensor) -> Advantages:
-        """The advantages of a rollout. Reads the baseline, changes nothing.
-
-        Args:
-            rollout: where the rewards come from.
-            reward: `[T, N]`, the rewards in the learner's units.
-        """
+        """The advantages of a rollout, whose rewards in the learner's units are `[T, N]`."""
         s, valid = self.settings, rollout.valid
         ends = {"terminated": rollout.terminated, "truncated": rollout.truncated, "valid": valid}
         if isinstance(self.baseline, StateValue):
@@ -118,10 +113,6 @@ def normalize(x: Tensor, keep: Tensor) -> Tensor:
     The mean and the deviation contain each entry, so this is biased: by (N - 1) / N for the mean.
     With fewer than two entries, or all of them equal up to rounding, there is no deviation to
     divide by: the entries are only centered, and a single one is left as it is.
-
-    Args:
-        x: `[T, N]` or `[S]`.
-        keep: bool, of the same shape.
     """
     wide = torch.where(keep, x, 0.0).double()  # the mean of equal float32 numbers is exact there
     total = wide.sum()

@@ -43,18 +43,13 @@ class Batch:
     episode_start: Tensor | None  # [T, n] bool; None without memory
     group_sizes: tuple[int, ...]  # environments in each of the groups that the samples are laid in
     group_ends: tuple[int, ...]  # where each group ends: samples, or environments with memory
-    kept: Tensor  # [T, N] bool, the steps of positive weight
     rollout: Rollout  # where the samples are from
     advantages: Advantages  # of the rollout, [T, N]
 
     @staticmethod
     def of(rollout: Rollout, advantages: Advantages, *, in_order: bool) -> Batch:
         """The samples of positive weight, laid group of environments by group; no log-probs yet.
-
-        Args:
-            rollout, advantages: of the same T x N steps.
-            in_order: for a policy with memory, keep all steps in their order.
-        """
+        In order, for a policy with memory: all steps as they were."""
         groups = environment_groups(*rollout.reward.shape)
         kept = advantages.weight > 0
         parts: tuple[Tensor, ...] = (
@@ -74,7 +69,7 @@ class Batch:
         return Batch(
             **dict(zip(_PER_SAMPLE, parts, strict=True)), carry=carry, episode_start=starts,
             group_sizes=tuple(envs.stop - envs.start for envs in groups), group_ends=tuple(ends),
-            kept=kept, rollout=rollout, advantages=advantages,
+            rollout=rollout, advantages=advantages,
         )  # fmt: skip
 
     @property
@@ -102,9 +97,9 @@ class Batch:
     @cached_property
     def places(self) -> Places:
         """Where the samples, or the sequences, of the whole batch are among those of all ranks."""
-        groups = partial(environment_groups, len(self.kept))
-        number = self.weight.numel()
-        return places(self.kept, number, groups, in_order=self.in_order)
+        kept = self.advantages.weight > 0  # [T, N]
+        groups = partial(environment_groups, len(kept))
+        return places(kept, self.weight.numel(), groups, in_order=self.in_order)
 
     @property
     def groups(self) -> list[Batch]:

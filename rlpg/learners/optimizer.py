@@ -94,12 +94,7 @@ class Optimizer:
     def own_gradient(
         self, objective: Tensor, *, create_graph: bool = False, retain_graph: bool = False
     ) -> Tensor:
-        """`[P]`: `gradient` of this rank alone.
-
-        Args:
-            create_graph: the gradient can be differentiated in turn.
-            retain_graph: the scalar can be differentiated again.
-        """
+        """`[P]`: `gradient` of this rank alone; options as of `torch.autograd.grad`."""
         parts = torch.autograd.grad(
             objective,
             self.parameters,
@@ -116,10 +111,6 @@ class Optimizer:
 
         Elsewhere than on a CPU the norm is a scalar that has not been waited for, and `read` raises
         for a gradient that is not finite.
-
-        Args:
-            gradient: as `gradient` returns it.
-            lr_scale: multiplies the learning rate.
 
         Raises:
             UsageError: it is not `[P]`, or has another dtype than the parameters.

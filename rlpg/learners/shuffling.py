@@ -23,14 +23,8 @@ class Places:
 def places(
     keep: Tensor, number: int, groups: Callable[[int], Sequence[slice]], *, in_order: bool
 ) -> Places:
-    """The places of the steps that are kept or, in order, of the sequences of all environments.
-
-    Args:
-        keep: `[T, n]` bool, this rank's steps.
-        number: how many of them are kept.
-        groups: of so many environments; samples are laid one group after the other.
-        in_order: whether a sample is the sequence of an environment.
-    """
+    """The places of this rank's steps `keep` `[T, n]`, which are a number of them, laid one group
+    of environments after the other; or, in order, of the sequences of all environments."""
     num_steps, num_envs = keep.shape
     if in_order:
         number = num_envs * num_ranks()
@@ -52,13 +46,8 @@ def places(
 def shuffled(
     places: Places, bounds: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, list[int]]:
-    """`[S]` this rank's samples in a random order of all, and where the bounds of that order cut.
-
-    Args:
-        places: of this rank's samples.
-        bounds: in the order of all samples, from 0 to their number.
-        generator: in the same state on all ranks.
-    """
+    """`[S]` this rank's samples in a random order of all, and where the bounds, which are in that
+    order, cut them. The generator is in the same state on all ranks."""
     order = torch.randperm(places.number, generator=generator)
     if places.own is None:
         return order, list(bounds)

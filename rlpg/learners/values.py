@@ -197,11 +197,9 @@ class ValueNetwork(NetworkValue):
     Args:
         network, features: see `NetworkValue`.
         learning_rate: Adam's.
-        num_epochs: passes over the batch per update.
-        num_minibatches: gradient steps per pass; 1 is full batch, auto: of about 64 samples.
+        num_epochs, num_minibatches: passes over the batch per update, and gradient steps in each.
         clip_range: a value may leave the one before the first update by a rollout by no more than
-            this without losing its gradient (Schulman et al. 2017, as in their code); None: by
-            anything.
+            this without losing its gradient (Schulman et al. 2017, as in their code).
         generator: shuffles the minibatches.
     """
 

@@ -18,15 +18,10 @@ from rlpg.policies.standard import StandardPolicy
 
 
 def policy_from(description: object, parts: UserParts | None = None) -> Policy:
-    """The policy of this description, whose weights are for `load_state_dict` to set.
-
-    Args:
-        description: as `describe` returned it.
-        parts: the user's own policy or network, where the description names one.
+    """The policy that `describe` described, with the user's parts that the description names.
 
     Raises:
-        UsageError (SpaceError): the description is not one that `describe` could have made,
-            or names a part that was not given.
+        UsageError (SpaceError): `describe` cannot have made it, or it names a part not given.
     """
     parts = parts or UserParts()
     if not isinstance(description, dict) or description.get("format") != FORMAT:

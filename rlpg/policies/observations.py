@@ -169,9 +169,7 @@ class Observations:
         """Packed observations `[B, *O]`, or `[*O]` for one observation; a copy in any case.
 
         Args:
-            obs: a batch as gymnasium.vector returns it (an array, or a dict or tuple of arrays
-                with the batch in front), or with `batch_size=None` one observation.
-            batch_size: B.
+            obs: a batch of B as gymnasium.vector returns it, or with `batch_size=None` one.
             mask: `info["action_mask"]`, `[B, M]` or `[M]`; given if and only if `info_mask` is.
             out: where to put them, in the packed shape and dtype; a new array without it.
 

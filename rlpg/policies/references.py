@@ -99,16 +99,8 @@ NO_PARTS = UserParts()
 
 
 def require_used(given: Mapping[str, Any], recorded: Mapping[str, Any], source: object) -> None:
-    """Refuses a part of the caller's where a file has none of its own kind to put it for.
-
-    Args:
-        given: what the caller brings, by kind.
-        recorded: what the file says of each kind: `module:Name`, a name of rlpg's, or None.
-        source: the file, for the message.
-
-    Raises:
-        UsageError: a part would not be used.
-    """
+    """Raises UsageError for a part of the caller's, by kind, where `source`, a file, records none
+    of the user's own that it could stand for: a name of rlpg's, or None."""
     for kind, part in given.items():
         has = recorded.get(kind)
         if part is not None and part != has and ":" not in (has or ""):
@@ -170,11 +162,7 @@ def _data(value: Any, name: str) -> Any:
 
 
 def imported(name: str, kind: str) -> Callable[..., Any]:
-    """The object that `module:Name` names.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The object that `module:Name` names; UsageError if there is none."""
     module, _, path = reference_to(name, kind).name.partition(":")
     try:
         found: Any = importlib.import_module(module)

@@ -39,37 +39,23 @@ def children(space: Space) -> list[tuple[str | int, Space]] | None:
     return None
 
 
-def leaves(space: Space, role: str) -> list[tuple[Path, Space]]:
+def leaves(space: Space, role: str, path: Path = ()) -> list[tuple[Path, Space]]:
     """All leaf spaces with their paths, in gymnasium's order.
 
-    Args:
-        role: "observation" or "action", for the error message.
-
     Raises:
-        SpaceError: a part of the space is not supported; the message lists what is.
+        SpaceError: a part of the space, by role ("observation" or "action"), is not supported.
     """
-    found: list[tuple[Path, Space]] = []
-
-    def visit(part: Space, path: Path) -> None:
-        parts = children(part)
-        if parts is not None:
-            for key, child in parts:
-                visit(child, (*path, key))
-        elif isinstance(part, LEAVES):
-            if isinstance(part, spaces.Box) and part.dtype.name not in _DTYPES:
-                raise SpaceError(
-                    f"{path_name(role, path)}: expected a Box of one of {', '.join(_DTYPES)}, "
-                    f"got {part.dtype.name}; give the environment a wrapper that converts it"
-                )
-            found.append((path, part))
-        else:
-            raise SpaceError(
-                f"{path_name(role, path)}: expected {SUPPORTED}, got {type(part).__name__}; "
-                "give the environment a wrapper that converts it"
-            )
-
-    visit(space, ())
-    return found
+    parts, expected, got = children(space), SUPPORTED, type(space).__name__
+    if parts is not None:
+        return [leaf for key, part in parts for leaf in leaves(part, role, (*path, key))]
+    if isinstance(space, spaces.Box) and space.dtype.name not in _DTYPES:
+        expected, got = f"a Box of one of {', '.join(_DTYPES)}", space.dtype.name
+    elif isinstance(space, LEAVES):
+        return [(path, space)]
+    raise SpaceError(
+        f"{path_name(role, path)}: expected {expected}, got {got}; give the environment a wrapper "
+        "that converts it"
+    )
 
 
 def num_continuous(space: Space) -> int:
