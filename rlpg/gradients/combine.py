@@ -101,10 +101,7 @@ class Mixture:
         self, distribution: Distribution, *, name: str, exact_ivw: bool, lane_copies: LaneCopies
     ) -> None:
         if (lanes := distribution.batch_shape[0]) < FEWEST_LANES:
-            raise EstimatorError(
-                f"{name}: expected at least {FEWEST_LANES} lanes to mix, got {lanes}; two halves "
-                "have to show a variance"
-            )
+            raise EstimatorError(f"{name}: expected at least {FEWEST_LANES} lanes, got {lanes}")
         self.name, self.lane_copies, self.own = name, lane_copies, parameters_of(distribution)
         twin, self.leaves = detached_twin(distribution)
         self.path = twin.rsample()  # [lanes, ...]

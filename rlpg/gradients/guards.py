@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.distributions import (
-    Bernoulli,
     Categorical,
     ContinuousBernoulli,
     Distribution,
@@ -56,8 +55,7 @@ def check_distribution(name: str, dist: Distribution, how: str) -> None:
     if any(_is_discrete(part) for part in _parts(dist)):
         raise EstimatorError(
             f"{name}: expected a distribution whose rsample is a path for how={how!r}, got "
-            f"{type(dist).__name__}, whose gradient is biased; use how='score', or say "
-            "how='biased_straight_through'"
+            f"{type(dist).__name__}, whose gradient is biased; use how='score'"
         )
     for part in _parts(dist):
         if isinstance(part, ContinuousBernoulli) and not bool(
@@ -116,11 +114,8 @@ def check_support(name: str, dist: Distribution) -> None:
         )
 
 
-# What torch makes probabilities of logits by: its slope is 0 where one of them is 0 or 1.
-_FROM_LOGITS: dict[type[Distribution], str] = {
-    Bernoulli: "SigmoidBackward0",
-    Categorical: "SoftmaxBackward0",
-}
+# What makes probabilities of logits: its slope is 0 where one of them is 0 or 1.
+_FROM_LOGITS = ("SigmoidBackward0", "SoftmaxBackward0")
 
 
 def _appears(dist: Distribution) -> bool:
@@ -129,7 +124,7 @@ def _appears(dist: Distribution) -> bool:
     given = vars(dist).get("probs", vars(dist).get("rate"))
     if not isinstance(given, Tensor) or not given.requires_grad or not _is_discrete(dist):
         return False
-    if given.grad_fn is not None and given.grad_fn.name() == _FROM_LOGITS.get(type(dist)):
+    if given.grad_fn is not None and given.grad_fn.name() in _FROM_LOGITS:
         return False
     at_edge = given == 0
     if "probs" in vars(dist) and not isinstance(dist, Categorical):
@@ -373,8 +368,7 @@ def check_baseline(name: str, baseline: object) -> None:
     is_known = baseline is None or isinstance(baseline, Baseline | Tensor | int | float)
     if not is_known and (isinstance(baseline, type) or not callable(baseline)):
         raise EstimatorError(
-            f"{name}: expected a number, tensor, Baseline or function as baseline, got "
-            f"{baseline!r}; write rlpg.LeaveOneOut(), for example"
+            f"{name}: expected a number, tensor, Baseline or function, got {baseline!r}"
         )
 
 

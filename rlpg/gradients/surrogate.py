@@ -267,8 +267,7 @@ def _check_finite(surrogate: Tensor, events: Sequence[Event]) -> None:
             )
     raise EstimatorError(
         f"surrogate: expected a finite number, got {float(surrogate.detach())} from finite terms "
-        "and log-probabilities; look at baselines and controls, or for sums too large for "
-        f"{surrogate.dtype}"
+        "and log-probabilities; look at baselines, controls and the size of sums"
     )
 
 

@@ -182,8 +182,7 @@ class Tape:
             self._count_lanes(name, dist.batch_shape[0])
         if self.uniforms is not None and how not in ("score", "pathwise", "expect"):
             raise EstimatorError(
-                f"{name}: expected how='score', 'pathwise' or 'expect' with uniforms, got {how!r}; "
-                "leave uniforms out"
+                f"{name}: expected how='score', 'pathwise' or 'expect' with uniforms, got {how!r}"
             )
         if how == "score":
             return self._score(name, dist, subtract, lane)
@@ -296,8 +295,7 @@ class Tape:
         terms = self._terms("surrogate")
         if self._num_samples == 0:
             raise EstimatorError(
-                "surrogate: expected at least one node, got none; draw with tape.sample (what "
-                "torch.normal or dist.sample() draw carries no gradient)"
+                "surrogate: expected at least one node, got none; draw with tape.sample"
             )
         if self._blind is not None:
             raise EstimatorError(
