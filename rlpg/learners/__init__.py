@@ -15,18 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PPO", "Batch", "Learner", "NaturalGradient", "Pathwise", "Reinforce"]
 
-_HOME = {
-    "Batch": "rlpg.learners.batch",
-    "Learner": "rlpg.learners.learner",
-    "NaturalGradient": "rlpg.learners.natural",
-    "PPO": "rlpg.learners.ppo",
-    "Pathwise": "rlpg.learners.pathwise",
-    "Reinforce": "rlpg.learners.reinforce",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Classes are looked up when used: their settings (`rlpg.learners.settings`) need no torch."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in __all__:  # each is in the module of its name
+        home = name.removesuffix("Gradient").lower()
+        return getattr(importlib.import_module(f"rlpg.learners.{home}"), name)
     raise AttributeError(f"module 'rlpg.learners' has no attribute {name!r}")

@@ -109,8 +109,7 @@ class Learner(ABC):
         known = [n.removesuffix(SCHEDULE) for n in self.settings.names() if n.endswith(SCHEDULE)]
         if not isinstance(schedules, Mapping):
             raise UsageError(
-                f"schedules: expected functions by setting, {{{known[0]!r}: function}}, got "
-                f"{schedules!r:.60}"
+                f"schedules: expected functions by name of setting, got {schedules!r:.60}"
             )
         for name in schedules:
             if name not in known:
@@ -138,17 +137,12 @@ class Learner(ABC):
             )
         defaults = {field.name: field.default for field in fields(self.settings)}
         for name in SEPARATE_CRITIC:
-            if getattr(self.settings, name) != defaults[name]:
-                raise UsageError(
-                    f"{name}: expected nothing with shared_torso, where the value network has no "
-                    f"layers, optimizer and passes of its own, got {getattr(self.settings, name)}"
-                )
+            value = getattr(self.settings, name)
+            if value != defaults[name]:
+                raise UsageError(f"{name}: expected nothing with shared_torso, got {value}")
         if baseline != "value":
             got = baseline if isinstance(baseline, str) else type(baseline).__name__
-            raise UsageError(
-                f"baseline: expected value, which shares the policy's torso, got {got}; set "
-                "policy.shared_torso to false"
-            )
+            raise UsageError(f"baseline: expected value, with policy.shared_torso, got {got}")
 
     def check_rollouts(self, num_steps: int | None, num_envs: int) -> None:
         """Raise UsageError where rollouts of this size are too small for the minibatches asked for.
@@ -235,8 +229,7 @@ class Learner(ABC):
             is_tensor = isinstance(objective, Tensor)
             got = f"shape {list(objective.shape)}" if is_tensor else type(objective).__name__
             raise UsageError(
-                f"{type(self).__name__}.surrogate: expected a scalar, got {got}; batch.mean(...) "
-                "makes one"
+                f"{type(self).__name__}.surrogate: expected a scalar, got {got}; use batch.mean"
             )
         if torch.is_grad_enabled() and not objective.requires_grad:
             raise UsageError(

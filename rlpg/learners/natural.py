@@ -63,8 +63,7 @@ class NaturalGradient(Learner):
         curvature = float(direction @ product(direction))
         if math.isnan(curvature):
             raise NumericalFault(
-                "policy: expected a KL divergence with a finite curvature, got NaN; raise damping, "
-                "or choose ppo"
+                "policy: expected a KL divergence with a finite curvature, got NaN; raise damping"
             )
         if not curvature > 0.0:
             return metrics
@@ -94,8 +93,7 @@ class NaturalGradient(Learner):
             lacking = now.base_dist if isinstance(now, Independent) else now
             raise UsageError(
                 f"policy: expected distributions with an analytic KL divergence, got "
-                f"{type(lacking).__name__}; register one (torch.distributions.kl.register_kl), or "
-                "choose ppo"
+                f"{type(lacking).__name__}; register one (torch.distributions.kl.register_kl)"
             ) from None
         return batch.mean(divergence) / sum_over_ranks(batch.weight.sum())
 

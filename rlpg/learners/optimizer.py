@@ -59,8 +59,7 @@ class Optimizer:
         lazy = [name for name, parameter in named if isinstance(parameter, UninitializedParameter)]
         if lazy:
             raise UsageError(
-                f"{owner}: expected parameters that have a shape, got {lazy[0]} of a lazy layer; "
-                "make it with its number of inputs"
+                f"{owner}: expected parameters that have a shape, got {lazy[0]} of a lazy layer"
             )
         self._names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]

@@ -83,22 +83,18 @@ class LearnerSettings(Settings):
     """the learner sees rewards divided by the running standard deviation of the return"""
 
     def check(self) -> None:
-        if self.gae_lambda not in ("auto", None, 1.0) and self.cannot_predict:
+        is_own = ":" in self.baseline  # which may predict values
+        asks = self.gae_lambda not in ("auto", None, 1.0)
+        if asks and not is_own and self.baseline not in PREDICTING:
             raise RecipeError(
                 f"{self.key('gae_lambda')}: expected auto, none or 1 with baseline "
-                f"{self.baseline}, which does not predict values, got {self.gae_lambda}; the "
-                f"baselines {' and '.join(PREDICTING)} predict values"
+                f"{self.baseline}, which does not predict values, got {self.gae_lambda}"
             )
 
     @property
     def num_value_passes(self) -> int:
         """Passes of the value network each time that it learns from a rollout."""
         return self.num_value_epochs
-
-    @property
-    def cannot_predict(self) -> bool:
-        """Whether the baseline is known not to predict the value of a state."""
-        return self.baseline not in PREDICTING and ":" not in self.baseline
 
 
 @dataclass(frozen=True)

@@ -181,12 +181,6 @@ class SharedValue(NetworkValue):
     def _carry_before(self, rollout: Rollout) -> Carry:
         return rollout.carry
 
-    def update(
-        self, samples: object, returns: Tensor, weight: Tensor, lr_scale: float = 1.0
-    ) -> dict[str, float]:
-        """Nothing: the policy's optimizer does it."""
-        return {}
-
 
 class ValueNetwork(NetworkValue):
     """V(s) by a network, regressed on the returns by Adam.

@@ -44,24 +44,20 @@ def policy_from(description: object, parts: UserParts | None = None) -> Policy:
             info_mask=observations.info_mask,
             generator=torch.Generator().manual_seed(0),
         )
-    network, factory = data.network, None
-    if network.factory is not None:
-        factory = parts.find("network", Reference(network.factory, network.kwargs))
+    network = msgspec.structs.asdict(data.network)
+    name, kwargs = network.pop("factory"), network.pop("kwargs")
     policy = StandardPolicy(
         observations.space,
         action_space,
         generator=None,
-        hidden=network.hidden,
-        activation=network.activation,
-        network=factory,
-        memory=network.memory,
-        memory_size=network.memory_size,
+        network=None if name is None else parts.find("network", Reference(name, kwargs)),
         critic_only=data.critic_only,
         shared_torso=data.shared_torso,
         normalize_observations=data.normalize_observations,
         observation_clip=data.observation_clip,
         images=observations.images_setting,
         info_mask=observations.info_mask,
+        **network,
         **msgspec.structs.asdict(data.head),
     )
     policy._description = copy.deepcopy(description)

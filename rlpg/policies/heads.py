@@ -111,6 +111,7 @@ class CategoricalHead(Head):
         self.num_outputs = self.num_mask = int(np.sum(sizes))
         self.action_shape, self.action_dtype = tuple(space.shape or ()), torch.int64
         self._start, self._dtype = np.asarray(space.start, np.int64), np.dtype(space.dtype)
+        self._is_shifted = bool(self._start.any())
 
     def _logits(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
         """`[..., *A, K]`."""
@@ -130,12 +131,12 @@ class CategoricalHead(Head):
         return best
 
     def to_env(self, action: Array) -> Array:
-        shifted = action + self._start if self._start.any() else action
+        shifted = action + self._start if self._is_shifted else action
         return shifted.astype(self._dtype, copy=False)
 
     def to_env_on(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         start = torch.from_numpy(self._start).to(device)
-        return lambda action: action + start if self._start.any() else action
+        return lambda action: action + start if self._is_shifted else action
 
 
 class BernoulliHead(CategoricalHead):

@@ -153,10 +153,10 @@ class Memory(nn.Module):
     def stretches(
         self, inputs: Tensor, carry: Carry, episode_start: Tensor | None, *, cut: int = 0
     ) -> Iterator[tuple[int, Tensor, Carry]]:
-        """The sequence in stretches in which no episode starts but at the first step.
+        """The sequence `[T, n, num_inputs]` in stretches in which no episode starts but at the
+        first step.
 
         Args:
-            inputs: `[T, n, num_inputs]`.
             carry: `[n, size]` before the first step; None: zeros.
             episode_start: `[T, n]` bool; None: no episode starts.
             cut: a time index at which a stretch ends in any case.

@@ -164,9 +164,8 @@ class Policy(nn.Module, ABC):
             episode_start: `[N]` bool, for a policy with memory.
         """
         distribution, carry = self._step(obs, carry, episode_start)
-        with global_generator_from(
-            generator, self.device
-        ):  # torch's distributions take no generator
+        # torch's distributions take no generator.
+        with global_generator_from(generator, self.device):
             action = distribution.sample()
         return self._action(action, obs.shape[0]), carry
 
@@ -227,14 +226,12 @@ class Policy(nn.Module, ABC):
         if action.shape != expected:
             raise UsageError(
                 f"{type(self).__name__}.forward: expected a distribution of actions [N, *A] = "
-                f"{list(expected)}, got {list(action.shape)}; wrap it in Independent, or change "
-                "its parameters"
+                f"{list(expected)}, got {list(action.shape)}; is it wrapped in Independent?"
             )
         if action.is_floating_point() and not self.head.action_dtype.is_floating_point:
             raise UsageError(
                 f"{type(self).__name__}.forward: expected a distribution of integers for "
-                f"{self.head.space}, got one of {action.dtype}, which would be cut off; use "
-                "Categorical, or draw integers"
+                f"{self.head.space}, got one of {action.dtype}; use Categorical, or draw integers"
             )
         return action.detach()
 

@@ -87,7 +87,7 @@ class UserParts:
                 f"{kind}: expected {reference.name} to be given, because reading a file imports "
                 f"nothing; pass {how}, or import_modules=True; on the command line, --import"
             )
-        part = imported(reference.name, kind) if given is None else given
+        part = reference.name if given is None else given
         if isinstance(part, str):
             part = imported(part, kind)
         if isinstance(part, functools.partial):

@@ -53,8 +53,7 @@ def leaves(space: Space, role: str, path: Path = ()) -> list[tuple[Path, Space]]
     elif isinstance(space, LEAVES):
         return [(path, space)]
     raise SpaceError(
-        f"{path_name(role, path)}: expected {expected}, got {got}; give the environment a wrapper "
-        "that converts it"
+        f"{path_name(role, path)}: expected {expected}, got {got}; wrap the environment"
     )
 
 

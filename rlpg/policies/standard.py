@@ -121,8 +121,7 @@ class StandardPolicy(Policy):
             self.normalizer = Normalizer(normalized, clip=observation_clip)
         if shared_torso and critic_only:
             raise UsageError(
-                f"critic_only: expected no entry with shared_torso, got {', '.join(critic_only)}; "
-                "a critic that shares the policy's layers sees what the policy sees"
+                f"critic_only: expected no entry with shared_torso, got {', '.join(critic_only)}"
             )
         self._seen = self.observations.features_without(critic_only)
         self._shares = shared_torso
