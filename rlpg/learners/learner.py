@@ -109,7 +109,7 @@ class Learner(ABC):
         known = [n.removesuffix(SCHEDULE) for n in self.settings.names() if n.endswith(SCHEDULE)]
         if not isinstance(schedules, Mapping):
             raise UsageError(
-                f"schedules: expected functions by name of setting, got {schedules!r:.60}"
+                f"schedules: expected functions by setting, got {schedules!r:.60}"
             )
         for name in schedules:
             if name not in known:
