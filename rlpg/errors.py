@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,11 +148,14 @@ def too_late_to_refuse() -> Iterator[None]:
 
 
 def words(error: BaseException) -> str:
-    """`ValueError: what it says`, in one line; of rlpg's own errors only what they say."""
-    text = " ".join(str(error).split())
+    """`ValueError: what it says`, in one line; of rlpg's own errors only what they say, and where
+    one that says nothing was raised."""
+    text, name = " ".join(str(error).split()), type(error).__name__
     if isinstance(error, RlpgError):
         return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if text or not (frames := traceback.extract_tb(error.__traceback__)):
+        return f"{name}: {text}"
+    return f"{name} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def counted(number: int, noun: str) -> str:

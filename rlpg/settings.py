@@ -240,12 +240,14 @@ def _meaning(text: str, kind: Any) -> Any:
     if origin is Annotated:
         return from_text(text, args[0])
     if origin in (Union, UnionType):
+        meant: Any = text
         for option in args:
             value = from_text(text, option)
             try:
                 return validated("", value, option)
-            except RecipeError:
-                continue
+            except RecipeError:  # what is no text is the likelier meaning
+                meant = meant if isinstance(value, str) else value
+        return meant
     elif origin in (list, dict) or (origin is tuple and word.startswith("[")):
         return tomllib.loads(f"value = {text}")["value"]
     elif origin is tuple:

@@ -147,6 +147,15 @@ class Table(Settings):
             raise RecipeError(f"{self.key('size')}: expected luck")
 
 
+def test_bug_a_number_above_a_bound_was_a_text_where_auto_is_possible_too() -> None:
+    """So the message asked for an integer >= 1, and got '100000'."""
+    kind: Any = Literal["auto"] | Size
+    assert from_text("100_000", kind) == 100_000
+    assert from_text("many", kind) == "many"
+    with pytest.raises(RecipeError, match="expected auto or an integer <= 65536, got 100000"):
+        validated("key", from_text("100_000", kind), kind)
+
+
 def test_a_table_is_checked_when_it_is_made() -> None:
     assert Table(3).values() == {"size": 3, "kwargs": {}}
     with pytest.raises(RecipeError, match=r"^table\.size: expected an integer >= 1, got 0$"):

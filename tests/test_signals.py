@@ -97,6 +97,34 @@ def test_a_second_signal_ends_it_at_once(
     assert newest_checkpoint(tmp_path / "run/checkpoints") == (None, [])  # it ended before saving
 
 
+@pytest.mark.parametrize(
+    ("backend", "number", "code"),
+    [("native", signal.SIGINT, 130), *(("sync", *case) for case in SIGNALS)],
+)
+def test_bug_a_signal_waited_for_the_end_of_the_last_evaluation(
+    backend: str, number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """Which may take longer than the training; and after SIGTERM nothing was said at all."""
+    options = [
+        f"--environment.backend={backend}",
+        "--rollout.num-envs=2",
+        "--evaluation.num-envs=1",
+    ]
+    last = ["--total-steps=256", "--evaluation.final-episodes=50_000"]
+    with training(tmp_path / "run", *options, *last) as process:
+        wait_for(tmp_path / "run", "checkpoints/step-*")
+        time.sleep(1)  # into the last evaluation
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=250)
+    assert process.returncode == code, errors
+    said = "interrupted" if code == 130 else f"ended by {number.name}"
+    goes_on = f"`rlpg resume {tmp_path / 'run'}` goes on"
+    assert errors.decode() == f"rlpg: {said}; {goes_on}\n"
+    saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
+    assert saved is not None
+    assert skipped == []
+
+
 def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:
     """What the user has had ignored stays ignored."""
     program = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "

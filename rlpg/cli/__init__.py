@@ -76,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         stop.args = ("interrupted",)
         return streams.complain(stop, streams.EXIT_INTERRUPTED)
+    except SystemExit as stop:  # of a training that was sent a signal
+        if stop.code not in streams.EXIT_ENDED:
+            raise
+        stop.args = (f"ended by {streams.EXIT_ENDED[stop.code]}",)
+        return streams.complain(stop, stop.code)
 
 
 def run(words: list[str], *, is_program: bool = False) -> int:

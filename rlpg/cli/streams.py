@@ -11,6 +11,7 @@ from contextlib import suppress
 from rlpg.distributed import is_first
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ENDED = {143: "SIGTERM", 129: "SIGHUP"}
 
 
 def complain(error: BaseException, code: int) -> int:

@@ -1,5 +1,7 @@
 """SIGINT, SIGTERM, SIGHUP: the first lets the iteration end and saves, the second stops at once.
 
+The last evaluation does not wait for its end: the training is saved by then.
+
 Under torchrun the second does nothing; torchrun kills after 30 seconds what has not ended.
 """
 
@@ -7,10 +9,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from rlpg.distributed import is_started_by_torchrun
+from rlpg.distributed import is_alone, is_started_by_torchrun
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,6 +29,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._raises = False
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -35,9 +40,11 @@ class StopSignals:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        if self._raises:  # the handler stays: by it, this is told from what an environment raises
+            self.raise_if_received()
         if not is_started_by_torchrun():  # which sends again what the terminal has sent already
             self._restore()
-        self.received = signal.Signals(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -46,6 +53,15 @@ class StopSignals:
 
     def __exit__(self, *error: object) -> None:
         self._restore()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal raises where it arrives; where several ranks have to agree, as ever."""
+        self._raises = is_alone()
+        try:
+            yield
+        finally:
+            self._raises = False
 
     def raise_if_received(self) -> None:
         """KeyboardInterrupt after SIGINT, SystemExit(143) after SIGTERM, (129) after SIGHUP."""

@@ -329,7 +329,7 @@ def _limit(registered: int | None, wanted: _Wanted) -> tuple[int | None, str]:
         return asked, f"at most {asked} steps per episode"
     if registered is not None or cap is None:
         return registered, ""
-    return cap, f"capped at {cap} steps per episode: it has no time limit"
+    return cap, f"capped at {cap} steps per episode: no time limit is registered"
 
 
 def _limit_of(env: AnyEnv, wanted: _Wanted) -> tuple[int | None, str]:

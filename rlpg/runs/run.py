@@ -96,7 +96,7 @@ class RunFolder:
                 yield
             except (UsageError, FileError, SaveError):
                 raise
-            except KeyboardInterrupt as stop:
+            except (KeyboardInterrupt, SystemExit) as stop:
                 stop.add_note(f"`{self.to_resume()}` goes on")
                 raise
             except Exception as error:

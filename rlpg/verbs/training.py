@@ -335,7 +335,8 @@ def finish(components: Components, writer: RunWriter) -> Run:
     with too_late_to_refuse(), writer, components.display, fatal_hangs, StopSignals() as stop:
         step = loop(components, writer, stop)
         if stop.received is None:
-            evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
+            with stop.at_once():
+                evaluation = evaluator.final(policy, step, writer.evaluation_lengths())
             writer.finish(step, policy, evaluation)
             run = Run(path, policy.requires_grad_(False).eval(), evaluation)
     if missing := writer.missing():

@@ -326,10 +326,10 @@ def test_a_module_of_the_working_folder_is_found(capsys: pytest.CaptureFixture[s
 def test_a_cap_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--environment.episode-cap", "20", "--run-dir", "run"]
     assert cli.main(["train", "CliffWalking-v1", *FAST, *words]) == 0
-    assert "capped at 20 steps per episode: it has no time limit" in capsys.readouterr().err
+    assert "capped at 20 steps per episode: no time limit is registered" in capsys.readouterr().err
     assert cli.main(["evaluate", "run", "--episodes", "2"]) == 0
     out, err = capsys.readouterr()
-    assert "capped at 20 steps per episode: it has no time limit" in err
+    assert "capped at 20 steps per episode: no time limit is registered" in err
     assert "median length 20" in out
 
 

@@ -75,7 +75,11 @@ def seeds_of(envs: Any, num_episodes: int) -> np.ndarray:
         ("CartPole-v1", "sync", "CartPole-v1: 2 environments, sync"),
         ("LunarLander-v3", "auto", "LunarLander-v3: 2 environments, sync"),
         ("FrozenLake-v1", "auto", "FrozenLake-v1: 2 environments, sync"),
-        ("test/Endless-v2", "auto", "capped at 1000 steps per episode: it has no time limit"),
+        (
+            "test/Endless-v2",
+            "auto",
+            "capped at 1000 steps per episode: no time limit is registered",
+        ),
         ("test/Endless-v0", "auto", "there is a newer version, test/Endless-v2"),
         ("test/Endless", "auto", "the latest version of test/Endless"),
     ],
@@ -325,6 +329,17 @@ def test_an_environment_that_exited_when_it_was_made_ended_the_program_in_silenc
         make_envs(leaving, 2, seed=0, backend=backend)
 
 
+def asserting() -> gymnasium.Env[Any, Any]:
+    raise AssertionError
+
+
+def test_bug_an_environment_whose_assertion_fails_was_refused_with_no_word_on_where() -> None:
+    with pytest.raises(
+        EnvironmentSetupError, match=r"AssertionError \(.*test_environments.py, line"
+    ):
+        make_envs(asserting, 2, seed=0)
+
+
 @pytest.mark.parametrize("backend", ["native", "envpool"])
 def test_a_class_has_no_other_backend(backend: str) -> None:
     with pytest.raises(EnvironmentSetupError, match="expected auto, sync or async"):
@@ -384,7 +399,7 @@ def test_an_id_that_is_not_there(env_id: str, message: str) -> None:
             (np.zeros(4), 1.0, False, {}),
             r"; let step\(\) return \(obs, reward, terminated, ",
         ),
-        ("step", NotImplementedError(), r"step\(\) raised NotImplementedError$"),
+        ("step", NotImplementedError(), r"NotImplementedError \(.*, line \d+\)$"),
     ],
 )
 def test_environments_of_old_gym_were_told_of_values_to_unpack(

@@ -649,7 +649,7 @@ def test_environments_without_a_time_limit_end(
     env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(env, tmp_path / "run", steps=256, quiet=False, environment__episode_cap=50)
-    assert "capped at 50 steps per episode: it has no time limit" in capsys.readouterr().err
+    assert "capped at 50 steps per episode: no time limit is registered" in capsys.readouterr().err
     assert np.load(tmp_path / "run" / "evaluations.npz")["ep_lengths"].max() <= 50
 
 
