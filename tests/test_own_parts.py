@@ -6,6 +6,7 @@ import functools
 import importlib
 import math
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -412,6 +413,19 @@ def test_a_baseline_with_arguments_was_imported_without_them(tmp_path: Path, mad
         ):
             rlpg.resume(tmp_path, baseline=Given, exact=True, quiet=True)
     rlpg.resume(tmp_path, total_steps=192, quiet=True, **made)
+
+
+class Locking(Given):
+    def __init__(self, lock: Any) -> None:
+        super().__init__(1.0)
+        self.lock = lock
+
+
+def test_bug_a_baseline_made_of_what_cannot_be_copied_crashed(tmp_path: Path) -> None:
+    """What makes a baseline was copied with its arguments, though it is the baseline that learns."""
+    made = functools.partial(Locking, threading.Lock())
+    rlpg.train("CartPole-v1", "reinforce", total_steps=96, run_dir=tmp_path, recipe="default",
+               overrides=SMALL, quiet=True, baseline=made)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

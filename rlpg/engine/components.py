@@ -337,8 +337,10 @@ def make_learner(policy: Policy, recipe: Recipe, parts: UserParts = NO_PARTS) ->
     values = settings.values()
     baseline: Any = values.pop("baseline")
     if ":" in baseline:
-        baseline = copy.deepcopy(parts.baseline)  # it learns, and another run may be given it, too
-        if not isinstance(baseline, Baseline):
+        baseline = parts.baseline
+        if isinstance(baseline, Baseline):
+            baseline = copy.deepcopy(baseline)  # it learns, and another run may be given it, too
+        else:
             make = parts.find("baseline", Reference(settings.baseline))
             with made_by_own_part("baseline", settings.baseline):
                 baseline = make()
