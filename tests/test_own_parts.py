@@ -422,7 +422,7 @@ class Locking(Given):
 
 
 def test_bug_a_baseline_made_of_what_cannot_be_copied_crashed(tmp_path: Path) -> None:
-    """What makes a baseline was copied with its arguments, though it is the baseline that learns."""
+    """What makes a baseline was copied with its arguments, though only the baseline learns."""
     made = functools.partial(Locking, threading.Lock())
     rlpg.train("CartPole-v1", "reinforce", total_steps=96, run_dir=tmp_path, recipe="default",
                overrides=SMALL, quiet=True, baseline=made)  # fmt: skip

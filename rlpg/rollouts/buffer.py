@@ -25,7 +25,8 @@ Running = tuple[np.ndarray, np.ndarray]
 
 
 class RolloutBuffer:
-    """Preallocated `[T, N]` arrays, written once per step.
+    """Preallocated `[T, N]` arrays, written once per step. Where torch puts them: to be the same in
+    every run, the bits of a product need arrays that begin at a multiple of 64 bytes.
 
     Args:
         policy: which observations and actions.
@@ -41,7 +42,7 @@ class RolloutBuffer:
         self.parts = RewardParts(num_envs)
         observations, head = policy.observations, policy.head
         shape = (num_steps + 1, num_envs, *observations.shape)  # [T + 1, N, *O]
-        self.obs = np.empty(shape, observations.numpy_dtype)
+        self.obs = torch.empty(shape, dtype=observations.torch_dtype).numpy()
         shape = (num_steps, num_envs, *head.action_shape)  # [T, N, *A]
         self.action = torch.empty(shape, dtype=head.action_dtype).numpy()
         self.reward = np.empty((num_steps, num_envs))  # float64: returns are summed from it
@@ -58,8 +59,8 @@ class RolloutBuffer:
         """Doubles the capacity."""
         more = self.capacity
         for name in ("obs", "action", "reward", "terminated", "truncated"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.empty_like(array[:more])]))
+            array = torch.from_numpy(getattr(self, name))
+            setattr(self, name, torch.cat([array, torch.empty_like(array[:more])]).numpy())
 
     def put_outcome(self, t: int, reward: Any, terminated: Any, truncated: Any) -> np.ndarray:
         """Writes one number and two flags per environment; returns the ends, `[N]` bool."""
