@@ -682,7 +682,7 @@ def improve(answer: Any) -> type[rlpg.Learner]:
         ({"baseline": Divides(), **EPISODES}, "baseline: expected finite numbers, got NaN or inf"),
         ({"policy": Logits}, r"Logits.forward: expected a distribution, got a tensor of shape \["),
         ({"schedules": {"gama": lambda p: p}}, "gama"),
-        ({"schedules": lambda p: p}, "schedules: expected functions by setting"),
+        ({"schedules": lambda p: p}, "{'learning_rate': function}, got"),
         ({"schedules": {"learning_rate": lambda p: -1}}, "schedules: .* >= 0 for learning_rate at"),
         ({"schedules": {"entropy_coef": lambda p: math.nan}}, "for entropy_coef at .* got nan"),
         ({"on_log": 5}, "on_log: expected a function of step and metrics, got 5"),

@@ -87,7 +87,7 @@ def check_vectors(subject: Subject, *, seed: int, episode_cap: int) -> Finding:
             is_sync = isinstance(made.envs.unwrapped, SyncVectorEnv)
             texts.append(_collected(made.envs, seed, "one by one" if is_sync else "vector version"))
         except (Exception, SystemExit) as error:
-            return Finding(name, "fault", f"{made.description}: {words(error):.300}")
+            return Finding(name, "fault", f"{made.description}: {words(error)}")
         finally:
             made.envs.close()
         if is_sync:

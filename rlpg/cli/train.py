@@ -111,7 +111,7 @@ class Train(Importing):
 
     def check(self) -> None:
         if self.seeds is not None and not 0 < len(self.seeds) == len(set(self.seeds)):
-            raise UsageError(f"--seeds: expected different seeds, got {list(self.seeds)}")
+            raise UsageError(f"--seeds: expected seeds, each once, got {list(self.seeds)}")
         check_tracker(self.track)
 
     def run(self) -> int:

@@ -108,7 +108,10 @@ class Learner(ABC):
         """Raises UsageError where a schedule belongs to no setting, or a function is only named."""
         known = [n.removesuffix(SCHEDULE) for n in self.settings.names() if n.endswith(SCHEDULE)]
         if not isinstance(schedules, Mapping):
-            raise UsageError(f"schedules: expected functions by setting, got {schedules!r:.60}")
+            raise UsageError(
+                f"schedules: expected functions by setting, {{{known[0]!r}: function}}, got "
+                f"{schedules!r:.60}"
+            )
         for name in schedules:
             if name not in known:
                 raise UsageError(f"schedules: expected {' or '.join(known)}, got {name!r}")

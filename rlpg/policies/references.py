@@ -54,7 +54,8 @@ class UserParts:
     def __post_init__(self) -> None:
         if not isinstance(self.schedules, Mapping):
             raise UsageError(
-                f"schedules: expected functions by setting, got {self.schedules!r:.60}"
+                "schedules: expected functions by setting, {'learning_rate': function}, got "
+                f"{self.schedules!r:.60}"
             )
 
     def find(self, kind: str, reference: Reference) -> Callable[..., Any]:

@@ -168,7 +168,7 @@ def run_seeds(
     if is_started_by_torchrun():
         raise UsageError("seeds: expected one seed for the processes of torchrun, got several")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds: expected different seeds, got {list(seeds)}")
+        raise UsageError(f"seeds: expected seeds, each once, got {list(seeds)}")
     jobs = min(jobs or max(1, usable_cores() // common.recipe.threads), len(seeds))
     several = _Several(common, seeds, name, done, failed)
     if jobs == 1:

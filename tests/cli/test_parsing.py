@@ -173,7 +173,7 @@ def test_the_name_of_a_free_entry_keeps_its_spelling() -> None:
 
 
 def test_a_verb_is_checked_where_python_makes_it_too() -> None:
-    with pytest.raises(UsageError, match=r"^--seeds: expected different seeds, got \[1, 1\]$"):
+    with pytest.raises(UsageError, match=r"^--seeds: expected seeds, each once, got \[1, 1\]$"):
         Train(env="CartPole-v1", seeds=(1, 1))
     with pytest.raises(UsageError, match=r"^--episodes: expected an integer >= 1, got 0$"):
         verb_class("evaluate")(episodes=0)  # type: ignore[call-arg]
