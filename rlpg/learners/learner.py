@@ -361,7 +361,8 @@ class Learner(ABC):
         metrics = self.optimizer.read(unread)
         learned = self.fit_baseline(rollout, advantages, lr_scale)
         fitted = _by_tag(learned, f"{type(self.baseline).__name__}.update")
-        metrics |= self.optimizer.read(fitted)
+        known = {tag: value for tag, value in fitted.items() if isinstance(value, float)}
+        metrics |= known if len(known) == len(fitted) else self.optimizer.read(fitted)
         if isinstance(self.baseline, StateValue):
             self.baseline.advance(rollout)
         if self.reward_scale and was_scaled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +207,6 @@ def test_what_stops_a_seed_by_a_signal_stops_all(
     error: Any, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = failing(monkeypatch, {1: error})
-    with suppress(SystemExit):
-        assert main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"]) in (1, 130)
+    code = main(["train", "CartPole-v1", "--seeds", "0", "1", "2", "--jobs", "1"])
+    assert code == {SaveError: 1, KeyboardInterrupt: 130, SystemExit: 143}[type(error)]
     assert tried == [0, 1]
