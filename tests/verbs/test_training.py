@@ -852,7 +852,7 @@ def test_a_shipped_recipe_is_for_the_environments_of_the_packages_it_was_made_wi
     assert find_recipe(spec, None, None, UserParts()).agent == expected
 
 
-def test_of_several_shipped_agents_the_best_is_taken_of_equals_the_surer_then_the_faster(
+def test_of_several_shipped_agents_the_best_is_taken_of_equals_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ship(agent: str, means: list[float], seconds: float) -> None:
@@ -863,9 +863,8 @@ def test_of_several_shipped_agents_the_best_is_taken_of_equals_the_surer_then_th
         (folder / "results.json").write_text(json.dumps({"seeds": rows}))
 
     monkeypatch.setattr(rlpg.engine.shipped, "shipped_folder", lambda name: tmp_path / name)
-    ship("reinforce", [1.0, 100.0, 2.0], 1.0)
+    ship("reinforce", [4.0, 4.0, 0.0], 1.0)  # the highest median, and a seed that fails
     ship("a2c", [3.0, 3.0, 3.0], 9.0)
-    ship("npg", [3.0, 3.0, 0.0], 8.0)
     assert rlpg.engine.shipped.agent_for("Some-v0") == "a2c"
     ship("trpo", [3.0, 3.0, 3.0], 8.0)
     assert rlpg.engine.shipped.agent_for("Some-v0") == "trpo"
