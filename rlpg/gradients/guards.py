@@ -55,7 +55,8 @@ def check_distribution(name: str, dist: Distribution, how: str) -> None:
     if any(_is_discrete(part) for part in _parts(dist)):
         raise EstimatorError(
             f"{name}: expected a distribution whose rsample is a path for how={how!r}, got "
-            f"{type(dist).__name__}, whose gradient is biased; use how='score'"
+            f"{type(dist).__name__}, whose gradient is biased; use how='score', or say "
+            "how='biased_straight_through'"
         )
     for part in _parts(dist):
         if isinstance(part, ContinuousBernoulli) and not bool(
@@ -264,7 +265,8 @@ def lane_dim(name: str, shape: Sequence[int], branches: Sequence[int], lanes: in
     """Which dimension of a batch shape is the lane: how many branch dimensions precede it."""
     if len(shape) == 0:
         raise EstimatorError(
-            f"{name}: expected batch shape [lanes, ...], got []; expand it to the lanes"
+            f"{name}: expected batch shape [lanes, ...], got []; expand it to the lanes (if its "
+            "parameters are statistics of a batch: tape.resample)"
         )
     if not branches:
         return 0
@@ -293,7 +295,8 @@ def check_term_shape(name: str, term: Tensor, branches: Sequence[int], *, scored
     if not isinstance(term, Tensor) or not 1 <= term.dim() <= 1 + len(branches):
         got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
         raise EstimatorError(
-            f"{name}: expected one number per lane, got {got}; sum over all other dimensions"
+            f"{name}: expected one number per lane, got {got}; sum over all other dimensions, and "
+            "let lanes meet in tape.resample only"
         )
     if not _fits(term.shape[:-1], branches):
         raise EstimatorError(
