@@ -135,7 +135,7 @@ def call(what: str, function: Callable[..., R], *arguments: Any) -> R:
     except RlpgError:
         raise
     except Exception as error:
-        raise TrainingError(f"{what} raised {type(error).__name__}: {error}") from error
+        raise TrainingError(f"{what} raised {words(error)}") from error
 
 
 @contextmanager

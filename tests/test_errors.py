@@ -6,11 +6,14 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from rlpg import cli, errors
+from rlpg.engine.components import made_by_own_part
 
 DOCS = Path(__file__).parent.parent / "docs" / "errors.md"
 ERRORS = [
@@ -64,3 +67,20 @@ def test_every_exception_is_in_the_tree_with_its_exit_code(
 def test_a_number_that_has_no_two_decimals_is_told_in_digits(value: float, text: str) -> None:
     """Rewards of 1e-4 were learned and shown as `return 0.00 +- 0.00`."""
     assert errors.decimals(value) == text
+
+
+def wordless() -> None:
+    raise AssertionError
+
+
+def made() -> None:
+    with made_by_own_part("network", "own:Net"):
+        wordless()
+
+
+@pytest.mark.parametrize("called", [partial(errors.call, "on_log", wordless), made])
+def test_bug_a_part_of_ones_own_whose_assertion_fails_was_told_with_no_word_on_where(
+    called: Callable[[], object],
+) -> None:
+    with pytest.raises(errors.RlpgError, match=r"AssertionError \(.*test_errors.py, line \d+\)"):
+        called()

@@ -120,6 +120,7 @@ def test_bug_a_signal_waited_for_the_end_of_the_last_evaluation(
     said = "interrupted" if code == 130 else f"ended by {number.name}"
     goes_on = f"`rlpg resume {tmp_path / 'run'}` goes on"
     assert errors.decode() == f"rlpg: {said}; {goes_on}\n"
+    assert not (tmp_path / "run/evaluation.json").exists()  # it was broken off
     saved, skipped = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None
     assert skipped == []

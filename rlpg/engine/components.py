@@ -21,7 +21,7 @@ from gymnasium.vector import VectorEnv
 from rlpg.distributed import num_ranks, rank, share
 from rlpg.engine.device import device_of
 from rlpg.engine.shipped import recipe_for
-from rlpg.errors import RlpgError, UsageError
+from rlpg.errors import RlpgError, UsageError, words
 from rlpg.gradients.baselines import Baseline, Value
 from rlpg.gradients.combine import FEWEST_LANES
 from rlpg.learners import Learner, rules
@@ -289,9 +289,7 @@ def made_by_own_part(kind: str, name: str | None) -> Iterator[None]:
     except Exception as error:
         if name is None or isinstance(error, RlpgError):
             raise
-        raise UsageError(
-            f"{kind}: expected {name} to make one, got {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"{kind}: expected {name} to make one, got {words(error)}") from error
 
 
 def make_policy(

@@ -212,8 +212,8 @@ def is_from_a_signal(error: BaseException) -> bool:
     """Whether a Ctrl-C or a signal handler of the caller's raised it, and not the environment.
 
     A KeyboardInterrupt under Python's own handler of Ctrl-C counts as one: nobody can tell it from
-    one that an environment raises. A training has a handler that raises nothing (`StopSignals`).
-    Otherwise it is from a signal if the traceback goes through a signal handler.
+    one that an environment raises. A training has a handler of its own (`StopSignals`). Under any
+    other handler it is from a signal if the traceback goes through one.
     """
     if isinstance(error, Exception):
         return False

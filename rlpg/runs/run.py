@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from rlpg.errors import FileError, RlpgError, SaveError, TrainingError, UsageError
+from rlpg.errors import FileError, RlpgError, SaveError, TrainingError, UsageError, words
 from rlpg.runs import files
 from rlpg.runs.recipe import LARGEST_FILE, Recipe, dumps
 from rlpg.runs.store import POLICY_FILE
@@ -102,7 +102,7 @@ class RunFolder:
             except Exception as error:
                 fault = error
                 if not isinstance(error, RlpgError):
-                    fault = TrainingError(f"{type(error).__name__}: {error}")
+                    fault = TrainingError(words(error))
                 fault.add_note(self.keep_error(traceback.format_exc()))
                 if fault is error:
                     raise

@@ -39,6 +39,7 @@ from rlpg.errors import (
     TrainingError,
     UsageError,
     tell_warnings,
+    words,
 )
 from rlpg.gradients.baselines import Baseline
 from rlpg.learners import Learner
@@ -359,7 +360,7 @@ def _process(whole: bytes, seed: int, pipe: Connection) -> None:
         say("failed", error)
     except Exception as error:
         traceback.print_exc()
-        say("failed", TrainingError(f"{type(error).__name__}: {error}"))
+        say("failed", TrainingError(words(error)))
 
 
 def _obey(pipe: Connection) -> None:
